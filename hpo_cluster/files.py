@@ -1,0 +1,59 @@
+"""Files that appear whole or not at all, also on a shared file system, and readers that tolerate what is not there yet."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def _whole(path: Path, text: str) -> Iterator[Path]:
+    """A temporary file beside `path` that holds `text` on disk; removed at the end if it is still there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, in the place of what was there; a reader sees the old file or the new one, whole."""
+    with _whole(path, text) as temporary:
+        temporary.replace(path)
+
+
+def publish_once(path: Path, text: str) -> bool:
+    """Create `path` whole with `text` unless it exists. Returns False, changing nothing, where it exists already.
+
+    A hard link is atomic on every POSIX file system, NFS included, where exclusive creation followed by a write
+    could be seen half done.
+    """
+    with _whole(path, text) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+    return True
+
+
+def dumps(data: Any) -> str:
+    """Strict JSON with a final newline: NaN and infinity are an error, since no reader agrees on them."""
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in `path`, or None where there is none yet (absent, empty, cut, not an object)."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None

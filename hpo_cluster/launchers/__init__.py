@@ -1,0 +1,1 @@
+"""Where jobs run: the only part of the package that knows submitit and schedulers."""

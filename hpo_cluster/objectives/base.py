@@ -1,0 +1,81 @@
+"""The protocol of every objective: what to run in the job, and what its result means."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from hpo_cluster.space import Space
+
+#: Turns a path of a configuration (``bundle:…``, ``storage:…`` or a plain one) into an absolute path.
+PathResolver = Callable[[str], Path]
+
+
+class Settings(BaseModel):
+    """Base of typed settings: unknown keys are faults, values are fixed once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a result file means: `value` in the user's direction, its standard error, and every metric by name."""
+
+    value: float
+    value_sem: float = math.nan
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Objective(Settings, ABC):
+    """An objective is its settings and what they mean. It knows nothing of optimizers or schedulers."""
+
+    kind: str
+    direction: Literal["maximize", "minimize"] = "maximize"
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Short name, used in the default name of a campaign."""
+
+    @property
+    @abstractmethod
+    def program(self) -> str:
+        """File name of the program in ``jobs/``."""
+
+    @property
+    @abstractmethod
+    def metric(self) -> str | None:
+        """Name of the metric that is optimised; None where the result itself names it."""
+
+    @abstractmethod
+    def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
+        """The ``settings`` of ``params.json``: plain JSON, every path absolute."""
+
+    def own_space(self) -> Space | None:
+        """The search space the objective brings, where the configuration names none."""
+        return None
+
+    def space_faults(self, space: Space) -> list[str]:
+        """Why this objective cannot be optimised over `space`; empty when it can."""
+        return []
+
+    def file_faults(self, resolve: PathResolver) -> list[str]:
+        """Which files the jobs would miss, each with what to do about it; empty when all are there."""
+        return []
+
+    def outcome(self, result: Mapping[str, Any]) -> Outcome:
+        """Read a valid ``result.json``.
+
+        Raises:
+            KeyError: when the optimised metric is not in it.
+        """
+        metrics = {str(name): float(value) for name, value in result["metrics"].items()}
+        name = self.metric or "value"
+        sem = (result.get("sems") or {}).get(name)
+        return Outcome(metrics[name], math.nan if sem is None else float(sem), metrics)

@@ -1,0 +1,168 @@
+"""Fine-tune a causal language model with LitGPT's LoRA and score it with lm-eval.
+
+The program is ``jobs/lora.py``; the settings here are all it reads. A parameter of the search space tunes the training
+setting of the same name, so anything in `TrainSettings` can be tuned or fixed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from hpo_cluster.objectives.base import Objective, PathResolver, Settings
+from hpo_cluster.space import Space
+
+CHECKPOINT_FILES = ("lit_model.pth", "model_config.yaml", "tokenizer.json", "tokenizer_config.json")
+
+
+class ModelSettings(Settings):
+    """The base model, as a LitGPT checkpoint directory."""
+
+    name: str = Field(description="short name, used in messages and reports")
+    checkpoint_dir: str = Field(description="LitGPT checkpoint directory; `storage:` and `bundle:` prefixes are resolved")
+    repo_id: str | None = Field(None, description="where `prepare` gets the weights on the Hugging Face hub")
+    gated: bool = Field(False, description="whether the hub asks for a token of an account that accepted the licence")
+
+
+class DataSettings(Settings):
+    """Training data in Alpaca format: rows with instruction, input and output."""
+
+    name: str = Field(description="short name, used in messages and reports")
+    path: str = Field(description="a JSON file, or a directory with train.json and val.json")
+    url: str | None = Field(None, description="where `prepare` gets the file")
+    val_split_fraction: float | None = Field(None, description="share of a single file kept for the validation loss")
+    split_seed: int = Field(42, description="seed of that split and of the order of examples")
+    prompt_style: str = Field("alpaca", description="LitGPT prompt style")
+    mask_prompt: bool = Field(False, description="whether the loss ignores the prompt's tokens")
+
+
+class TasksSettings(Settings):
+    """The lm-eval tasks: the validation task is optimised, the test tasks are only recorded."""
+
+    name: str = Field(description="short name, used in messages and reports")
+    validation: str = Field(description="lm-eval task that is optimised")
+    test: tuple[str, ...] = Field((), description="lm-eval tasks that are only recorded")
+    metric: str = Field("acc", description="metric of the validation task that is optimised")
+    include_path: str | None = Field(None, description="directory of task YAML files of your own")
+    num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt; null leaves it to the task (zero)")
+    limit: int | None = Field(None, ge=1, description="score only so many documents of each task")
+    batch_size: int = Field(64, ge=1, description="sequences scored at once")
+    datasets: tuple[str, ...] = Field((), description="hub data sets the tasks read; `prepare` fetches them")
+
+
+class TrainSettings(Settings):
+    """How one fine-tuning is done. Every field can be tuned by a parameter of the same name."""
+
+    learning_rate: float = Field(3e-4, ge=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean of the gradient")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the mean of its square")
+    lora_rank: int = Field(8, ge=1, description="rank of the LoRA matrices")
+    lora_alpha: float = Field(16, gt=0, description="LoRA scale: the update is multiplied by alpha / rank")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout before the LoRA matrices")
+    lora_query: bool = Field(True, description="LoRA on the query projection")
+    lora_key: bool = Field(True, description="LoRA on the key projection")
+    lora_value: bool = Field(True, description="LoRA on the value projection")
+    lora_projection: bool = Field(False, description="LoRA on the attention's output projection")
+    lora_mlp: bool = Field(False, description="LoRA on the MLP")
+    lora_head: bool = Field(True, description="LoRA on the language-model head")
+    epochs: int = Field(1, ge=1, description="passes over the training data")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps at most; shortens the schedule too")
+    global_batch_size: int = Field(16, ge=1, description="sequences in one optimizer step")
+    micro_batch_size: int = Field(1, ge=1, description="sequences whose tokens are averaged together (weights the loss)")
+    physical_batch_size: int | None = Field(
+        None, ge=1, description="sequences through the device at once, at most; changes no result; null: micro_batch_size"
+    )
+    lr_warmup_steps: int = Field(100, ge=0, description="optimizer steps of linear warm-up before the cosine")
+    max_seq_length: int | None = Field(None, ge=1, description="longer examples are cut; null: the model's block size")
+    precision: Literal["bf16-true", "bf16-mixed", "32-true"] = Field("bf16-true", description="LitGPT precision")
+    validation_batches: int = Field(100, ge=0, description="micro-batches of the final validation loss, at most")
+    seed: int | None = Field(None, ge=0, description="fixes the training seed; null: from campaign seed and trial")
+
+
+class LoraObjective(Objective):
+    """LoRA fine-tune, then score."""
+
+    kind: Literal["lora"] = "lora"
+    model: ModelSettings
+    data: DataSettings
+    tasks: TasksSettings
+    train: TrainSettings
+    evaluation: Literal["in_memory", "litgpt_cli"] = Field(
+        "in_memory", description="in_memory: score the merged model in place; litgpt_cli: convert and `litgpt evaluate`"
+    )
+    keep_adapter: bool = Field(True, description="whether each attempt keeps its LoRA weights")
+
+    @property
+    def label(self) -> str:
+        """Short name, used in the default name of a campaign."""
+        return "lora"
+
+    @property
+    def program(self) -> str:
+        """File name of the program in ``jobs/``."""
+        return "lora.py"
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that is optimised."""
+        return f"{self.tasks.validation}/{self.tasks.metric}"
+
+    def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
+        """The ``settings`` of ``params.json``: plain JSON, every path absolute."""
+        settings = self.model_dump(mode="json")
+        settings["model"]["checkpoint_dir"] = str(resolve(self.model.checkpoint_dir))
+        settings["data"]["path"] = str(resolve(self.data.path))
+        settings["storage_dir"] = str(resolve("storage:"))
+        if self.tasks.include_path is not None:
+            settings["tasks"]["include_path"] = str(resolve(self.tasks.include_path))
+        return settings
+
+    def space_faults(self, space: Space) -> list[str]:
+        """Parameters that tune no training setting, or whose ends the setting does not accept."""
+        faults = []
+        fields = [name for name in TrainSettings.model_fields if name not in ("seed", "physical_batch_size")]
+        for name, parameter in space:
+            if name not in fields:
+                close = difflib.get_close_matches(name, fields, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"accepted: {', '.join(fields)}"
+                faults.append(f"space.{name}: objective=lora has no training setting of that name; {hint}")
+                continue
+            for u in (0.0, 1.0):
+                try:
+                    effective_train(self.train, {name: parameter.decode(u)})
+                except ValueError:
+                    faults.append(f"space.{name}: the training setting does not accept {parameter.decode(u)!r}")
+        return faults
+
+    def file_faults(self, resolve: PathResolver) -> list[str]:
+        """Which files the jobs would miss, each with what to do about it."""
+        faults = []
+        prepare = f"hpo-cluster prepare model={self.model.name} data={self.data.name} tasks={self.tasks.name}"
+        checkpoint_dir = resolve(self.model.checkpoint_dir)
+        missing = [name for name in CHECKPOINT_FILES if not (checkpoint_dir / name).is_file()]
+        if missing:
+            how = f"run: {prepare}" if self.model.repo_id else "give a LitGPT checkpoint directory"
+            faults.append(f"model.checkpoint_dir: {checkpoint_dir} lacks {', '.join(missing)}; {how}")
+        data_path = resolve(self.data.path)
+        if not _is_data(data_path):
+            how = f"run: {prepare}" if self.data.url else "give a JSON file, or a directory with train.json and val.json"
+            faults.append(f"data.path: {data_path} is no Alpaca-format data; {how}")
+        if self.tasks.include_path is not None and not resolve(self.tasks.include_path).is_dir():
+            faults.append(f"tasks.include_path: {resolve(self.tasks.include_path)} is no directory")
+        return faults
+
+
+def _is_data(path: Path) -> bool:
+    if path.is_dir():
+        return (path / "train.json").is_file() and (path / "val.json").is_file()
+    return path.suffix == ".json" and path.is_file()
+
+
+def effective_train(train: TrainSettings, parameters: Mapping[str, Any]) -> TrainSettings:
+    """The training settings of one configuration: its parameters in the place of the settings of the same names."""
+    return TrainSettings.model_validate({**train.model_dump(), **parameters})

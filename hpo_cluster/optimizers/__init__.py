@@ -1,0 +1,1 @@
+"""What to evaluate next: one algorithm a file, one protocol for all."""

@@ -1,0 +1,44 @@
+"""The protocol of every optimizer, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from hpo_cluster.space import Space
+from hpo_cluster.trial import Ask
+
+
+class OptimizerSettings(BaseModel):
+    """Base of the typed settings of an optimizer: unknown keys are faults, values are fixed once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """Decides what to evaluate next.
+
+    Made with (space, settings, seed). `ask` is a pure function of the history and of these three: no clock, file,
+    environment or global takes part, and nothing is kept between calls but caches whose loss changes nothing.
+    """
+
+    space: Space
+
+    def ask(self, history: pd.DataFrame, n: int) -> Ask:
+        """At most `n` proposals.
+
+        No proposal means "wait" while trials are in flight and "exhausted" when none are. Asking for n at once and
+        asking n times for one, each with the earlier ones pending, give the same proposals.
+
+        Args:
+            history: rows in trial order with at least the columns of `hpo_cluster.history.HISTORY_COLUMNS` and one
+                for each parameter; `target` is maximised.
+            n: number of proposals wanted, at least 1.
+        """
+        ...

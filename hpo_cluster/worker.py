@@ -1,0 +1,240 @@
+"""The contract between the driver and a job: a directory.
+
+The driver writes ``params.json``. The job claims the directory, works, rewrites ``progress.json`` as it goes and
+publishes ``result.json`` or ``error.json``, whole or not at all. A program in ``jobs/`` is one call::
+
+    if __name__ == "__main__":
+        sys.exit(worker.main(evaluate))
+
+where ``evaluate(attempt)`` returns the result as a dictionary with at least ``metrics`` (name to number) and
+raises `AttemptError` to end with a typed error. Anybody can run the same attempt again by hand::
+
+    python jobs/lora.py campaigns/first/trials/t0007/a0 --copy-to /tmp/again
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import logging
+import math
+import os
+import shutil
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hpo_cluster.errors import AttemptError
+from hpo_cluster.files import dumps, publish_once, read_json, replace_text
+from hpo_cluster.layout import AttemptLayout
+from hpo_cluster.trial import ErrorKind
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+PROGRESS_PERIOD_S = 1.0
+CLAIMED_EXIT_STATUS = 3
+
+#: Packages whose versions a result records, where they are installed.
+RECORDED_PACKAGES = ("torch", "litgpt", "lm_eval", "transformers", "tokenizers", "datasets", "numpy", "hpo_cluster")
+
+
+def utc_now() -> str:
+    """Now, in UTC, ISO 8601 with microseconds."""
+    return datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
+
+
+class Attempt:
+    """One attempt as the job sees it.
+
+    Attributes:
+        files: paths of the attempt directory.
+        parameters: the configuration to evaluate, name to value.
+        settings: the objective's fixed settings (JSON).
+        seed: of this trial; a retry has the same.
+        baseline: whether to score the model as it is, without training.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.files = AttemptLayout(directory.resolve())
+        params = read_json(self.files.params)
+        if params is None:
+            raise SystemExit(f"{self.files.params}: no such file, or no JSON object. Give an attempt directory.")
+        if params.get("schema") != SCHEMA:
+            raise SystemExit(f"{self.files.params}: schema {params.get('schema')!r}, this code reads {SCHEMA}")
+        self.params: dict[str, Any] = params
+        self.parameters: dict[str, Any] = params["parameters"]
+        self.settings: dict[str, Any] = params["settings"]
+        self.seed = int(params["seed"])
+        self.baseline = bool(params.get("baseline", False))
+        self._progress_at = -math.inf
+        self._seconds: dict[str, float] = {}
+        self._phase = ("", time.monotonic())
+
+    def phase(self, name: str) -> None:
+        """Begin a phase of the work (``import``, ``train``, ``score``…); its seconds go into the result."""
+        self._close_phase()
+        self._phase = (name, time.monotonic())
+        self.progress(force=True)
+
+    def progress(self, *, force: bool = False, **fields: Any) -> None:
+        """Tell where the work is (``step=``, ``total=``, ``loss=``…). Written at most once a second, except by force."""
+        now = time.monotonic()
+        if not force and now - self._progress_at < PROGRESS_PERIOD_S:
+            return
+        self._progress_at = now
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+        try:
+            replace_text(self.files.progress, dumps({"phase": self._phase[0], "at": utc_now(), **finite}))
+        except OSError as error:  # progress is a courtesy: the result is not given up for it
+            log.warning("progress not written: %s", error)
+
+    def seconds(self) -> dict[str, float]:
+        """Wall seconds of each phase until now."""
+        self._close_phase()
+        return dict(self._seconds)
+
+    def _close_phase(self) -> None:
+        name, began = self._phase
+        now = time.monotonic()
+        if name:
+            self._seconds[name] = round(self._seconds.get(name, 0.0) + now - began, 3)
+        self._phase = (name, now)
+
+
+def job_identity() -> dict[str, Any]:
+    """Which job this process is: the scheduler's id (or the pid), host, node, pid and its start time."""
+    job_id = os.environ.get("SLURM_JOB_ID") or os.environ.get("OAR_JOB_ID") or str(os.getpid())
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    return {
+        "job": job_id,
+        "host": socket.gethostname(),
+        "node": node,
+        "pid": os.getpid(),
+        "pid_started": process_start(os.getpid()),
+    }
+
+
+def process_start(pid: int) -> str | None:
+    """When a process of this host began, in clock ticks since boot with the boot's id; None when there is none.
+
+    A pid alone is recycled; the pair (pid, start) is not.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        fields = stat.rpartition(")")[2].split()
+        if fields[0] in ("Z", "X"):
+            return None
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{fields[19]}"
+    except (OSError, IndexError):
+        return None
+
+
+def claim(files: AttemptLayout, started_at: str) -> bool:
+    """Take the attempt for this job; False where another job has it."""
+    return publish_once(files.claim, dumps({**job_identity(), "started_at": started_at}))
+
+
+def result_faults(result: Any) -> list[str]:
+    """Why `result` (parsed ``result.json``) is not one; empty when it is. Driver and job use the same rule."""
+    if not isinstance(result, Mapping):
+        return ["is no JSON object"]
+    metrics = result.get("metrics")
+    if not isinstance(metrics, Mapping) or not metrics:
+        return ["metrics is missing or empty"]
+    faults = []
+    for section in ("metrics", "sems"):
+        for name, value in (result.get(section) or {}).items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                faults.append(f"{section}.{name}={value!r} is no finite number")
+    return faults
+
+
+def classify(error: BaseException) -> str:
+    """The error kind of an exception that a program let through."""
+    if isinstance(error, AttemptError):
+        return error.kind
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return ErrorKind.OUT_OF_MEMORY
+    if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
+        return ErrorKind.OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.errno in (28, 30, 122):  # ENOSPC, EROFS, EDQUOT
+        return ErrorKind.DISK
+    return ErrorKind.CODE
+
+
+def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> int:
+    """Claim, evaluate, publish. Returns the exit status: 0 result, 1 error, 3 claimed by another job."""
+    started_at = utc_now()
+    if not claim(attempt.files, started_at):
+        owner = read_json(attempt.files.claim) or {}
+        log.warning("attempt claimed already by job %s on %s; nothing done", owner.get("job"), owner.get("host"))
+        return CLAIMED_EXIT_STATUS
+    common = {
+        "schema": SCHEMA,
+        **{key: attempt.params.get(key) for key in ("campaign", "trial", "attempt", "token", "code")},
+        **job_identity(),
+        "started_at": started_at,
+    }
+    try:
+        result = dict(evaluate(attempt))
+        if faults := result_faults(result):
+            raise AttemptError(ErrorKind.BAD_RESULT, "; ".join(faults))
+        document = {
+            **common,
+            "ended_at": utc_now(),
+            "seed": attempt.seed,
+            "seconds": attempt.seconds(),
+            "versions": package_versions(),
+            **result,
+        }
+        publish_once(attempt.files.result, dumps(document))
+    except (Exception, KeyboardInterrupt) as error:
+        traceback.print_exc()
+        kind = classify(error)
+        message = str(error) or type(error).__name__
+        document = {
+            **common,
+            "ended_at": utc_now(),
+            "kind": str(kind),
+            "message": message[:4000],
+            "traceback": traceback.format_exc()[-8000:],
+            "seconds": attempt.seconds(),
+        }
+        publish_once(attempt.files.error, dumps(document))
+        return 1
+    return 0
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result."""
+    versions = {"python": sys.version.split()[0]}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def main(evaluate: Callable[[Attempt], Mapping[str, Any]], argv: list[str] | None = None) -> int:
+    """Entry point of a program in ``jobs/``: parse the attempt directory, run it."""
+    parser = argparse.ArgumentParser(description="Evaluate one attempt of a campaign.")
+    parser.add_argument("attempt_dir", type=Path, help="folder that holds params.json")
+    parser.add_argument("--copy-to", type=Path, metavar="DIR", help="run a copy of the attempt in DIR, a new folder")
+    arguments = parser.parse_args(argv)
+    directory: Path = arguments.attempt_dir
+    if arguments.copy_to is not None:
+        arguments.copy_to.mkdir(parents=True)
+        shutil.copy(directory / "params.json", arguments.copy_to)
+        directory = arguments.copy_to
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    status = run(Attempt(directory), evaluate)
+    if arguments.copy_to is not None and status != CLAIMED_EXIT_STATUS:
+        log.info("written: %s", directory / ("result.json" if status == 0 else "error.json"))
+    return status
