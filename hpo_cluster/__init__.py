@@ -1,3 +1,42 @@
-"""Hyperparameter optimization of LLM fine-tuning on Slurm and OAR clusters."""
+"""Hyperparameter optimization of LLM fine-tuning on Slurm and OAR clusters.
+
+The names here are what a program of your own needs; they are loaded when first used, so that importing the package
+costs next to nothing::
+
+    history = hpo_cluster.load_history("campaigns/first")
+    proposals = hpo_cluster.make_optimizer("bo", space, seed=0).ask(history, n=4).proposals
+    result = hpo_cluster.optimize(fn, space, optimizer="bo", budget=30, workers=4)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpo_cluster.history import load_history
+    from hpo_cluster.optimize import optimize
+    from hpo_cluster.optimizers import make_optimizer
+    from hpo_cluster.space import Categorical, Float, Integer, Space
 
 __version__ = "0.1.0"
+
+__all__ = ["Categorical", "Float", "Integer", "Space", "load_history", "make_optimizer", "optimize"]
+
+_HOMES = {
+    "Categorical": "space",
+    "Float": "space",
+    "Integer": "space",
+    "Space": "space",
+    "load_history": "history",
+    "make_optimizer": "optimizers",
+    "optimize": "optimize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

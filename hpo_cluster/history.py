@@ -1,0 +1,107 @@
+"""The journal as one pandas table: what optimizers read, what ``history.csv`` holds, what users analyse."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpo_cluster.errors import JournalError
+from hpo_cluster.files import replace_text
+from hpo_cluster.identity import read_identity
+from hpo_cluster.layout import CampaignLayout
+from hpo_cluster.record import Record, TrialRecord
+from hpo_cluster.trial import BASELINE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Columns that every history has, before the parameters and the metrics, in the order of the file.
+HISTORY_COLUMNS = (
+    "trial",  # number, from 0; the baseline is -1
+    "state",  # proposed, submitted, running, completed, diverged, infeasible, failed, cancelled
+    "origin",  # evaluated, inherited, approximated, imputed, imported, baseline
+    "value",  # what is optimised, as measured; empty where nothing was measured
+    "value_sem",  # its standard error as the objective reports it
+)
+#: Columns after the parameters and the metrics.
+TAIL_COLUMNS = (
+    "attempts",  # jobs that began to work on it
+    "job",  # the scheduler's id of the last one
+    "node",
+    "submitted_at",  # of the first attempt; UTC, ISO 8601
+    "started_at",
+    "ended_at",
+    "seed",  # of the trial; retries keep it
+    "asked_seq",  # journal sequence numbers: the order of events
+    "ended_seq",
+    "error",  # kind: message
+)
+METRIC_PREFIX = "metric."
+
+
+def _row(trial: TrialRecord, names: Sequence[str], metrics: Sequence[str]) -> list[Any]:
+    last = trial.attempts[-1] if trial.attempts else None
+    error = f"{trial.error['kind']}: {trial.error['message']}" if trial.error else None
+    return [
+        trial.number,
+        str(trial.state),
+        str(trial.origin),
+        math.nan if trial.value is None else trial.value,
+        math.nan if trial.value_sem is None else trial.value_sem,
+        *(trial.parameters.get(name) for name in names),
+        *(trial.metrics.get(name, math.nan) for name in metrics),
+        trial.began,
+        last.job_id if last else None,
+        last.node if last else None,
+        trial.submitted_at,
+        trial.started_at,
+        trial.ended_at,
+        trial.seed,
+        trial.asked_seq,
+        math.nan if trial.ended_seq is None else trial.ended_seq,
+        error,
+    ]
+
+
+def to_frame(record: Record, parameters: Sequence[str], *, baseline: bool = True) -> pd.DataFrame:
+    """The history of a record: one row a trial, in trial order, the baseline (-1) first where there is one."""
+    import pandas as pd
+
+    trials = [trial for trial in record.rows if baseline or trial.number != BASELINE]
+    metrics = sorted({name for trial in trials for name in trial.metrics})
+    columns = [*HISTORY_COLUMNS, *parameters, *(METRIC_PREFIX + name for name in metrics), *TAIL_COLUMNS]
+    return pd.DataFrame([_row(trial, parameters, metrics) for trial in trials], columns=columns)
+
+
+def for_optimizer(record: Record, parameters: Sequence[str], *, maximize: bool) -> pd.DataFrame:
+    """What `Optimizer.ask` reads: the history without the baseline, and `target`, which is always maximised."""
+    frame = to_frame(record, parameters, baseline=False)
+    frame["target"] = frame["value"] if maximize else -frame["value"]
+    return frame
+
+
+def load_history(campaign_dir: str | os.PathLike[str]) -> pd.DataFrame:
+    """The history of a campaign, read from its journal while it runs or afterwards.
+
+    Args:
+        campaign_dir: the campaign's directory, for instance ``campaigns/first``.
+
+    Returns:
+        One row a trial; the columns are described in ``docs/reference/history.md``.
+
+    Raises:
+        JournalError: where there is no campaign, or its journal cannot be read.
+    """
+    layout = CampaignLayout(Path(campaign_dir))
+    identity = read_identity(layout.identity)
+    if identity is None:
+        raise JournalError(f"{layout.dir} is no campaign: it has no campaign.yaml")
+    return to_frame(Record.read(layout.events), list(identity["space"]))
+
+
+def write_history(frame: pd.DataFrame, path: Path) -> None:
+    """Write ``history.csv`` whole."""
+    replace_text(path, frame.to_csv(index=False))

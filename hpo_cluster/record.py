@@ -1,0 +1,177 @@
+"""The journal folded into trials: what is known, without pandas, at the cost of reading a file.
+
+Events and what they say:
+
+| event | fields | means |
+|---|---|---|
+| ``created`` | campaign, code | first line |
+| ``started`` | host, pid, operation, overrides, code, versions | a driver took the campaign |
+| ``asked`` | trials, decision | one `Optimizer.ask`, all or nothing |
+| ``intent`` | trial, attempt, token, code | a job is about to be submitted |
+| ``submitted`` | trial, attempt, job, adopted | the scheduler has it (or: a job of that token was found) |
+| ``running`` | trial, attempt, job, node, started_at | the job has claimed its attempt |
+| ``attempt_failed`` | trial, attempt, kind, message | the attempt is lost, the trial goes on |
+| ``ended`` | trial, attempt, state, value, value_sem, metrics, … | the trial is over |
+| ``stopped`` | reason | the driver let go of the campaign |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpo_cluster.journal import Event, read_events
+from hpo_cluster.space import Configuration
+from hpo_cluster.trial import BASELINE, JobRef, Origin, State
+
+
+@dataclass
+class AttemptRecord:
+    """One job, from the intent to submit it to its end."""
+
+    number: int
+    token: str
+    code: str
+    job: JobRef | None = None
+    started_at: str | None = None
+    job_id: str | None = None
+    node: str | None = None
+    error: dict[str, Any] | None = None
+    over: bool = False
+
+
+@dataclass
+class TrialRecord:
+    """One decision of the optimizer and what became of it."""
+
+    number: int
+    parameters: Configuration
+    seed: int
+    origin: Origin
+    asked_seq: int
+    info: dict[str, Any] = field(default_factory=dict)
+    state: State = State.PROPOSED
+    value: float | None = None
+    value_sem: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    attempts: list[AttemptRecord] = field(default_factory=list)
+    submitted_at: str | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
+    ended_seq: int | None = None
+    error: dict[str, Any] | None = None
+
+    @property
+    def attempt(self) -> AttemptRecord | None:
+        """The attempt that is under way, None between two."""
+        return self.attempts[-1] if self.attempts and not self.attempts[-1].over else None
+
+    @property
+    def began(self) -> int:
+        """Number of attempts whose job began to work."""
+        return sum(attempt.started_at is not None for attempt in self.attempts)
+
+    @property
+    def in_budget(self) -> bool:
+        """Whether the trial is one that the budget counts, now or when it ends."""
+        return self.number != BASELINE and self.origin is Origin.EVALUATED
+
+
+class Record:
+    """All trials of a campaign, in the order of their numbers, and the drivers' starts."""
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.trials: dict[int, TrialRecord] = {}
+        self.created: Event | None = None
+        self.starts: list[Event] = []
+        self.stopped: Event | None = None
+        self.last: Event | None = None
+        for event in events:
+            self.apply(event)
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """The record of a journal file."""
+        return cls(read_events(path))
+
+    def apply(self, event: Event) -> None:
+        """Take one more event into account."""
+        self.last = event
+        kind = event["event"]
+        if kind == "created":
+            self.created = event
+        elif kind == "started":
+            self.starts.append(event)
+            self.stopped = None
+        elif kind == "stopped":
+            self.stopped = event
+        elif kind == "asked":
+            for row in event["trials"]:
+                self._ask(row, event)
+        else:
+            self._advance(self.trials[event["trial"]], kind, event)
+
+    def _ask(self, row: dict[str, Any], event: Event) -> None:
+        origin = Origin(row["origin"])
+        trial = TrialRecord(row["trial"], row["parameters"], row["seed"], origin, event["seq"], row.get("info", {}))
+        if origin not in (Origin.EVALUATED, Origin.BASELINE):
+            trial.state, trial.value = State.COMPLETED, row.get("value")
+            trial.ended_seq, trial.ended_at = event["seq"], event["at"]
+        self.trials[trial.number] = trial
+
+    @staticmethod
+    def _advance(trial: TrialRecord, kind: str, event: Event) -> None:
+        if kind == "intent":
+            trial.attempts.append(AttemptRecord(event["attempt"], event["token"], event["code"]))
+            return
+        attempt = trial.attempts[event["attempt"]] if event.get("attempt") is not None else None
+        if attempt is not None:
+            attempt.job_id = event.get("job_id", attempt.job_id)
+            attempt.node = event.get("node", attempt.node)
+            attempt.started_at = event.get("started_at", attempt.started_at)
+            trial.started_at = trial.started_at or attempt.started_at
+        if kind == "submitted" and attempt is not None:
+            attempt.job = JobRef(**event["job"])
+            attempt.job_id = attempt.job_id or attempt.job.job_id
+            trial.submitted_at = trial.submitted_at or attempt.job.submitted_at
+            trial.state = State.SUBMITTED
+        elif kind == "running":
+            trial.state = State.RUNNING
+        elif kind == "attempt_failed" and attempt is not None:
+            attempt.error, attempt.over = event["error"], True
+            trial.state = State.PROPOSED
+        elif kind == "ended":
+            if attempt is not None:
+                attempt.over, attempt.error = True, event.get("error")
+            trial.state = State(event["state"])
+            trial.value, trial.value_sem = event.get("value"), event.get("value_sem")
+            trial.metrics = event.get("metrics") or {}
+            trial.error = event.get("error")
+            trial.ended_at, trial.ended_seq = event.get("ended_at") or event["at"], event["seq"]
+
+    @property
+    def rows(self) -> list[TrialRecord]:
+        """Trials in the order of their numbers; the baseline first, where there is one."""
+        return [self.trials[number] for number in sorted(self.trials)]
+
+    @property
+    def in_flight(self) -> list[TrialRecord]:
+        """Trials that have not ended, the baseline included."""
+        return [trial for trial in self.rows if not trial.state.ended]
+
+    @property
+    def next_trial(self) -> int:
+        """Number of the next trial."""
+        return max(self.trials, default=-1) + 1
+
+    @property
+    def spent(self) -> int:
+        """Units of the budget that ended trials have used."""
+        return sum(trial.in_budget and trial.state.counts for trial in self.trials.values())
+
+    @property
+    def code(self) -> str | None:
+        """Hash of the code that new attempts run."""
+        return self.starts[-1]["code"] if self.starts else None
