@@ -3,7 +3,7 @@
 Every optimizer works in the unit cube ``[0, 1]^d`` (float64) and hands out *configurations*: plain dictionaries
 from parameter name to a Python `float`, `int`, `str` or `bool`. `Space.decode` maps a point to a configuration and
 `Space.encode` maps a configuration back to the canonical point that stands for it, so
-``decode(encode(c)) == c`` always holds, and the surrogate trains on the point that was really evaluated.
+``decode(encode(c)) == c`` always holds (reals: up to rounding error), and the surrogate trains on the point that was really evaluated.
 
 An integer parameter with n values divides its axis into n bins of equal width (on its scale) and is *rounded* to the
 value of its bin, never truncated; the canonical point is the middle of the bin. A categorical parameter does the same
@@ -51,7 +51,8 @@ class Float:
 
     def decode(self, u: float) -> float:
         """Value at position `u` of the unit interval."""
-        u = min(max(u, 0.0), 1.0)
+        if u <= 0.0 or u >= 1.0:
+            return float(self.low if u <= 0.0 else self.high)
         if not self.log:
             return float(min(max(self.low + u * (self.high - self.low), self.low), self.high))
         value = math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low)))

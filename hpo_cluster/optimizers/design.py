@@ -1,0 +1,100 @@
+"""Handing out a fixed sequence of points: what the Latin hypercube, Sobol and `bo`'s initial design have in common.
+
+A *design* is an endless sequence of points of the unit cube, cut into blocks. What is proposed next is the first point
+of the sequence whose configuration the history does not hold. In an ordinary campaign that is point number t for
+trial t; imported trials take nothing from the design, a cancelled trial's point is handed out again, and points that
+round to a configuration already seen are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpo_cluster.optimizers.rows import Key, free_point, key_of
+from hpo_cluster.space import Space
+from hpo_cluster.trial import derive_seed
+
+#: Block number -> points (``m x d``, unit cube) of that block.
+Block = Callable[[int], NDArray[np.float64]]
+
+#: Blocks in a row without a free configuration before the rest of a finite space is drawn from directly.
+PATIENCE = 8
+
+
+class Design:
+    """The sequence of an optimizer.
+
+    Args:
+        space: the space that its points are decoded in.
+        block: gives each block of the sequence; a pure function of the block's number.
+        seed: of the campaign; only for drawing from what is left of a nearly exhausted finite space.
+    """
+
+    def __init__(self, space: Space, block: Block, seed: int) -> None:
+        self.space, self.block, self.seed = space, block, seed
+        self._blocks: dict[int, NDArray[np.float64]] = {}  # a cache: `block` gives the same again
+
+    def next(self, taken: set[Key], trial: int) -> tuple[NDArray[np.float64], int | None] | None:
+        """First canonical point (``d``) that is not taken, with its index in the sequence.
+
+        The index is None for a point drawn from the rest of a finite space; the whole is None when nothing is left.
+        """
+        for index, point in self._points():
+            if key_of(self.space, point) not in taken:
+                return point, index
+            if len(taken) >= self.space.size:
+                break
+        rng = np.random.default_rng(derive_seed(self.seed, "ask", trial))
+        rest = free_point(self.space, taken, rng)
+        return None if rest is None else (rest, None)
+
+    def _points(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """Canonical points in order; ends where `PATIENCE` blocks in a row repeat configurations seen before."""
+        index, number, stale = 0, 0, 0
+        seen: set[Key] = set()
+        while stale < PATIENCE:
+            if number not in self._blocks:
+                self._blocks[number] = self.space.snap(self.block(number))
+            before = len(seen)
+            for point in self._blocks[number]:
+                yield index, point
+                seen.add(key_of(self.space, point))
+                index += 1
+            stale = stale + 1 if len(seen) == before else 0
+            number += 1
+
+
+def latin_hypercube(points: int, dim: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """A Latin hypercube (``points x dim``): each axis has exactly one point in each of `points` equal intervals."""
+    strata = np.stack([rng.permutation(points) for _ in range(dim)], axis=1)
+    return np.asarray((strata + rng.random((points, dim))) / points, dtype=np.float64)
+
+
+def lhs_block(points: int, dim: int, seed: int, optimization: str = "none") -> Block:
+    """Blocks that are Latin hypercubes of `points` points each, with seeds of their own."""
+
+    def block(number: int) -> NDArray[np.float64]:
+        rng = np.random.default_rng(derive_seed(seed, "design", number))
+        if optimization == "none":
+            return latin_hypercube(points, dim, rng)
+        from scipy.stats import qmc
+
+        return np.asarray(qmc.LatinHypercube(dim, optimization=optimization, rng=rng).random(points), dtype=np.float64)
+
+    return block
+
+
+def sobol_block(dim: int, seed: int) -> Block:
+    """Blocks of one scrambled Sobol sequence: 0..63, 64..127, 128..255 and so on; each ends at a power of two."""
+
+    def block(number: int) -> NDArray[np.float64]:
+        from scipy.stats import qmc
+
+        engine = qmc.Sobol(dim, scramble=True, rng=np.random.default_rng(derive_seed(seed, "design")))
+        points = np.asarray(engine.random_base2(6 + number), dtype=np.float64)
+        return points if number == 0 else points[len(points) // 2 :]
+
+    return block

@@ -1,0 +1,83 @@
+"""The table of optimizers: the name that a user types, its settings and its class.
+
+A new optimizer is one file beside the others and one row here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.optimizers.base import Optimizer, OptimizerSettings
+from hpo_cluster.optimizers.grid import Grid, GridSettings
+from hpo_cluster.optimizers.lhs import LatinHypercube, LHSSettings
+from hpo_cluster.optimizers.random_search import RandomSearch, RandomSettings
+from hpo_cluster.optimizers.sobol import Sobol, SobolSettings
+from hpo_cluster.space import Space
+
+
+class Entry(NamedTuple):
+    """One row of the table: the settings' class and the optimizer's, made with (space, settings, seed)."""
+
+    settings: type[OptimizerSettings]
+    optimizer: Any
+
+
+OPTIMIZERS: Mapping[str, Entry] = {
+    "random": Entry(RandomSettings, RandomSearch),
+    "lhs": Entry(LHSSettings, LatinHypercube),
+    "sobol": Entry(SobolSettings, Sobol),
+    "grid": Entry(GridSettings, Grid),
+}
+
+
+def make_optimizer(name: str, space: Space, seed: int = 0, **settings: Any) -> Optimizer:
+    """The optimizer of that name.
+
+    Args:
+        name: a key of `OPTIMIZERS`.
+        space: what to search.
+        seed: every random number that the optimizer uses comes from it.
+        settings: fields of the optimizer's settings class.
+
+    Raises:
+        ConfigError: an unknown name; or every fault of the settings.
+    """
+    entry = _entry(name)
+    optimizer: Optimizer = entry.optimizer(space, make_settings(name, settings), seed)
+    return optimizer
+
+
+def make_settings(name: str, settings: Mapping[str, Any]) -> OptimizerSettings:
+    """The typed settings of the optimizer of that name. Raises ConfigError with every fault."""
+    entry = _entry(name)
+    try:
+        return entry.settings(**settings)
+    except ValidationError as error:
+        accepted = list(entry.settings.model_fields)
+        faults: dict[str, None] = {}
+        for fault in error.errors():
+            field = str(fault["loc"][0]) if fault["loc"] else ""
+            where = ".".join(["optimizer", *map(str, fault["loc"])])
+            if fault["type"] == "extra_forbidden":
+                some = f"accepted: {', '.join(accepted)}" if accepted else "it has none"
+                faults[f"optimizer.{field}: is no setting of {name}{_meant(field, accepted)} ({some})"] = None
+            else:
+                faults[f"{where}: {fault['msg']}, not {fault['input']!r}"] = None
+        raise ConfigError(list(faults)) from None
+
+
+def _entry(name: str) -> Entry:
+    if name not in OPTIMIZERS:
+        meant = _meant(name, list(OPTIMIZERS))
+        raise ConfigError([f"optimizer: {name!r} is unknown{meant}; accepted: {', '.join(OPTIMIZERS)}"])
+    return OPTIMIZERS[name]
+
+
+def _meant(name: str, accepted: list[str]) -> str:
+    close = difflib.get_close_matches(name, accepted, 1)
+    return f"; did you mean {close[0]}?" if close else ""

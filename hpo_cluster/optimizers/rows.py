@@ -1,0 +1,210 @@
+"""A campaign's history as an optimizer sees it: points of the unit cube, targets, and what is in flight.
+
+Every optimizer starts its `ask` here, so that all of them agree on which rows tell something, which configurations are
+taken and what number the next trial has, whatever the frame went through (shuffled, read back from CSV, empty).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.space import Categorical, Configuration, Space, Value
+from hpo_cluster.trial import Origin, State
+
+#: Identity of a configuration: equal keys mean "the same evaluation".
+Key: TypeAlias = tuple[float, ...]
+
+#: Finite spaces up to this size are enumerated when drawing no longer finds a free configuration.
+ENUMERABLE = 100_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial that lies in the space.
+
+    Args:
+        trial: its number.
+        state: where it stands.
+        origin: where its value comes from.
+        configuration: plain Python values.
+        point: canonical point (``d``, unit cube).
+        target: maximised; NaN where there is none.
+    """
+
+    trial: int
+    state: State
+    origin: Origin
+    configuration: Configuration
+    point: NDArray[np.float64]
+    target: float
+
+    @property
+    def observed(self) -> bool:
+        """Whether a value was measured: a completed trial, evaluated here or imported."""
+        return (
+            self.state is State.COMPLETED
+            and math.isfinite(self.target)
+            and self.origin in (Origin.EVALUATED, Origin.IMPORTED)
+        )
+
+    @property
+    def low(self) -> bool:
+        """Whether the trial ended without a value because of its configuration: diverged or infeasible."""
+        return self.state in (State.DIVERGED, State.INFEASIBLE)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a result is still to come."""
+        return not self.state.ended
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The history in trial order.
+
+    Args:
+        space: the space that the rows are read in.
+        rows: those whose configuration lies in the space.
+        next_trial: number of the trial that the next proposal becomes.
+        outside: number of rows left out because their configuration is not one of the space (imported ones can be).
+    """
+
+    space: Space
+    rows: tuple[Row, ...]
+    next_trial: int
+    outside: int
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    @classmethod
+    def read(cls, space: Space, history: pd.DataFrame) -> Rows:
+        """Read a history; the baseline (trial -1) is left out, columns that are missing count as empty."""
+        if "trial" not in history.columns or history.empty:
+            return cls(space, (), 0, 0)
+        columns = {name: history[name].tolist() for name in history.columns}
+        order = sorted(range(len(history)), key=lambda i: int(columns["trial"][i]))
+        rows: list[Row] = []
+        outside, last = 0, -1
+        for i in order:
+            trial = int(columns["trial"][i])
+            if trial < 0:
+                continue
+            last = max(last, trial)
+            try:
+                configuration = {name: _plain(space, name, columns[name][i]) for name in space.names}
+                point = space.encode(configuration)
+            except (KeyError, ConfigError):
+                outside += 1
+                continue
+            state = _enum(columns, "state", i, State.COMPLETED)
+            origin = _enum(columns, "origin", i, Origin.EVALUATED)
+            rows.append(Row(trial, State(state), Origin(origin), configuration, point, _target(columns, i)))
+        return cls(space, tuple(rows), last + 1, outside)
+
+    @property
+    def pending(self) -> list[Row]:
+        """Rows in flight."""
+        return [row for row in self.rows if row.pending]
+
+    @property
+    def best(self) -> Row | None:
+        """The observed row of the highest target (the first of them), or None."""
+        observed = [row for row in self.rows if row.observed]
+        return max(observed, key=lambda row: row.target) if observed else None
+
+    def taken(self) -> set[Key]:
+        """Keys of the configurations that need not be evaluated again: all but those of cancelled trials."""
+        return {key_of(self.space, row.point) for row in self.rows if row.state is not State.CANCELLED}
+
+
+def key_of(space: Space, point: NDArray[np.float64]) -> Key:
+    """Identity of the configuration at a *canonical* point (``d``). Reals closer than 1e-6 of their range are one."""
+    return tuple(
+        round(float(u), 6 if parameter.cardinality is None else 12)
+        for (_, parameter), u in zip(space, point, strict=True)
+    )
+
+
+def free_point(space: Space, taken: set[Key], rng: np.random.Generator, draws: int = 200) -> NDArray[np.float64] | None:
+    """A uniform canonical point whose configuration is not taken; None when there is none left.
+
+    Draws up to `draws` points, then lists what remains of the space where it is finite and small enough.
+    """
+    if len(taken) >= space.size and not any(True for _ in _remaining(space, taken)):
+        return None
+    for _ in range(draws):
+        point = space.encode(space.decode(rng.random(space.dim)))
+        if key_of(space, point) not in taken:
+            return point
+    if space.size > ENUMERABLE:
+        return None
+    remaining = list(_remaining(space, taken))
+    return remaining[int(rng.integers(len(remaining)))] if remaining else None
+
+
+def remaining_points(space: Space, taken: set[Key]) -> NDArray[np.float64]:
+    """Canonical points (``m x d``) of every configuration of a finite space that is not taken, in a fixed order."""
+    return np.array(list(_remaining(space, taken)), dtype=np.float64).reshape(-1, space.dim)
+
+
+def _remaining(space: Space, taken: set[Key]) -> Iterator[NDArray[np.float64]]:
+    for point in _every(space):
+        if key_of(space, point) not in taken:
+            yield point
+
+
+def _every(space: Space) -> Iterator[NDArray[np.float64]]:
+    axes = [axis_values(space, name) for name in space.names]
+    for index in np.ndindex(*(len(axis) for axis in axes)):
+        yield np.array([axis[i] for axis, i in zip(axes, index, strict=True)], dtype=np.float64)
+
+
+def axis_values(space: Space, name: str) -> NDArray[np.float64]:
+    """Canonical coordinates (``k``, increasing) of a parameter that has finitely many values."""
+    parameter = space.parameters[name]
+    if isinstance(parameter, Categorical):
+        return np.array([parameter.encode(choice) for choice in parameter.choices])
+    if parameter.cardinality is None:
+        raise ValueError(f"{name} is real: it has no list of values")
+    return np.array([parameter.encode(value) for value in range(int(parameter.low), int(parameter.high) + 1)])
+
+
+def _plain(space: Space, name: str, value: Any) -> Value:
+    """A cell of a frame as the Python value it stands for (numpy scalars, and text where a CSV mixed types)."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    parameter = space.parameters[name]
+    if isinstance(parameter, Categorical):
+        same = [choice for choice in parameter.choices if choice == value and type(choice) is type(value)]
+        alike = [choice for choice in parameter.choices if choice == value or str(choice) == str(value)]
+        return (same or alike or [value])[0]
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise KeyError(name) from None
+    integer = isinstance(value, float) and parameter.cardinality is not None and value.is_integer()
+    plain: Value = int(value) if integer else value
+    return plain
+
+
+def _enum(columns: dict[str, list[Any]], name: str, i: int, default: str) -> str:
+    value = columns[name][i] if name in columns else default
+    return str(value) if isinstance(value, str) else default
+
+
+def _target(columns: dict[str, list[Any]], i: int) -> float:
+    value = columns["target"][i] if "target" in columns else None
+    try:
+        return math.nan if value is None else float(value)
+    except (TypeError, ValueError):
+        return math.nan
