@@ -3,7 +3,8 @@
 Every optimizer works in the unit cube ``[0, 1]^d`` (float64) and hands out *configurations*: plain dictionaries
 from parameter name to a Python `float`, `int`, `str` or `bool`. `Space.decode` maps a point to a configuration and
 `Space.encode` maps a configuration back to the canonical point that stands for it, so
-``decode(encode(c)) == c`` always holds (reals: up to rounding error), and the surrogate trains on the point that was really evaluated.
+``decode(encode(c)) == c`` always holds (for a real number up to rounding error), and the surrogate trains on the point
+that was really evaluated.
 
 An integer parameter with n values divides its axis into n bins of equal width (on its scale) and is *rounded* to the
 value of its bin, never truncated; the canonical point is the middle of the bin. A categorical parameter does the same
@@ -27,8 +28,8 @@ Configuration: TypeAlias = dict[str, Value]
 
 #: Columns of the history; a parameter cannot have one of these names.
 RESERVED_NAMES = frozenset(
-    "trial state origin value value_sem attempts job node submitted_at started_at ended_at seed asked_seq ended_seq "
-    "error".split()
+    {"trial", "state", "origin", "value", "value_sem", "target", "attempts", "job", "node", "submitted_at"}
+    | {"started_at", "ended_at", "seed", "asked_seq", "ended_seq", "error"}
 )
 
 
