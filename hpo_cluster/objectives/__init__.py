@@ -1,1 +1,51 @@
 """What is optimised: each objective is its typed settings, the program in ``jobs/`` and the meaning of its result."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.objectives.base import Objective
+from hpo_cluster.objectives.command import CommandObjective
+from hpo_cluster.objectives.function import FunctionObjective
+from hpo_cluster.objectives.lora import LoraObjective
+from hpo_cluster.objectives.synthetic import SyntheticObjective
+
+#: Every objective by the name that `objective.kind` gives it.
+OBJECTIVES: dict[str, type[Objective]] = {
+    "lora": LoraObjective,
+    "command": CommandObjective,
+    "function": FunctionObjective,
+    "synthetic": SyntheticObjective,
+}
+
+
+def parse_objective(data: Mapping[str, Any]) -> Objective:
+    """The objective of plain data, as it stands in ``campaign.yaml``: its kind and its settings.
+
+    Raises:
+        ConfigError: with every fault of every setting.
+    """
+    kind = data.get("kind")
+    if kind not in OBJECTIVES:
+        close = difflib.get_close_matches(str(kind), OBJECTIVES, n=1)
+        guess = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError([f"objective.kind={kind!r} is unknown; {guess}accepted: {', '.join(OBJECTIVES)}"])
+    try:
+        return OBJECTIVES[kind].model_validate(dict(data))
+    except ValidationError as error:
+        raise ConfigError([_fault(entry) for entry in error.errors()]) from error
+
+
+def _fault(entry: Any) -> str:
+    where = ".".join(map(str, ("objective", *entry["loc"])))
+    if entry["type"] == "missing":
+        return f"{where} has no value"
+    if entry["type"] == "extra_forbidden":
+        return f"{where} is no setting"
+    message = entry["msg"].removeprefix("Value error, ")
+    return f"{where}={entry['input']!r}: {message[:1].lower()}{message[1:]}"

@@ -1,0 +1,114 @@
+"""A Python function that a job can import by its name. The program is ``jobs/function.py``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import operator
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator
+
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.objectives.base import Objective, PathResolver
+
+
+class FunctionObjective(Objective):
+    """Call ``fn(**parameters)``; it returns the value, or a dictionary as the output of a command is."""
+
+    # The field `metric` has another name in Python because `Objective.metric` is a property.
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    kind: Literal["function"] = "function"
+    function: str = Field(
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", description="package.module:name"
+    )
+    metric_name: str = Field("value", alias="metric", min_length=1, description="field of the result that is optimised")
+    search_path: str | None = Field(
+        None, validate_default=True, description="directory of the top-level module; null: where the campaign is made"
+    )
+
+    @field_validator("search_path")
+    @classmethod
+    def _absolute(cls, search_path: str | None) -> str:
+        return str(Path(search_path or ".").expanduser().absolute())
+
+    @classmethod
+    def of(cls, fn: Callable[..., Any], **settings: Any) -> FunctionObjective:
+        """The objective that calls `fn`, with the directory where its module was found.
+
+        Raises:
+            ConfigError: where a job could not import `fn` by its name: a lambda, a local function, a method of an
+                object, a function of the program that was started.
+        """
+        module_name, name = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
+        hint = "Put it at the top level of a module, import it from there, or leave `campaign` out."
+        if not module_name or not name:
+            raise ConfigError([f"{fn!r} has no name; a job must be able to import the function"], hint)
+        if module_name == "__main__":
+            fault = f"{name} belongs to the program that was started (__main__), which a job cannot import"
+            raise ConfigError([fault], hint)
+        if "<" in name:
+            what = "a lambda" if name.endswith("<lambda>") else "defined inside another function"
+            raise ConfigError([f"{module_name}:{name} is {what}; a job must be able to import the function"], hint)
+        try:
+            module = importlib.import_module(module_name)
+            found = operator.attrgetter(name)(module)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError([f"{module_name}:{name} cannot be imported: {error}"], hint) from error
+        if found is not fn:
+            fault = f"{module_name}:{name} is another object than the function given ({fn!r}), such as a bound method"
+            raise ConfigError([fault], hint)
+        return cls(function=f"{module_name}:{name}", search_path=str(_top_level_dir(module)), **settings)
+
+    @property
+    def label(self) -> str:
+        """Short name, used in the default name of a campaign."""
+        return self.function.rpartition(":")[2].rpartition(".")[2]
+
+    @property
+    def program(self) -> str:
+        """File name of the program in ``jobs/``."""
+        return "function.py"
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that is optimised."""
+        return self.metric_name
+
+    def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
+        """The ``settings`` of ``params.json``: plain JSON, every path absolute."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def file_faults(self, resolve: PathResolver) -> list[str]:
+        """Whether the module is where the jobs will look. It is not imported: that may be slow."""
+        top_level = self.function.partition(":")[0].partition(".")[0]
+        if top_level in sys.builtin_module_names:
+            return []
+        if importlib.machinery.PathFinder.find_spec(top_level, [str(self.search_path), *sys.path]) is None:
+            how = "give objective.search_path=DIR, the directory that holds it"
+            return [f"objective.function: no module {top_level!r} in {self.search_path} nor installed; {how}"]
+        return []
+
+
+def load(function: str, search_path: str) -> Callable[..., Any]:
+    """Import the function of a ``package.module:name``, looking in `search_path` first."""
+    sys.path.insert(0, search_path)
+    module, _, name = function.partition(":")
+    found: Callable[..., Any] = operator.attrgetter(name)(importlib.import_module(module))
+    return found
+
+
+def _top_level_dir(module: ModuleType) -> Path:
+    """The directory to search for the top-level package of `module`."""
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return Path.cwd()
+    path = Path(file).absolute()
+    if path.name == "__init__.py":
+        path = path.parent
+    return path.parents[module.__name__.count(".")]

@@ -1,0 +1,36 @@
+"""Evaluate one attempt of ``objective=synthetic``: a test function, as slow, noisy and unreliable as asked for."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hpo_cluster import worker
+from hpo_cluster.errors import AttemptError
+from hpo_cluster.objectives.functions import FUNCTIONS
+from hpo_cluster.objectives.synthetic import fails, noise_of
+from hpo_cluster.trial import ErrorKind
+
+
+def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
+    """The function's value at this attempt's configuration."""
+    settings = attempt.settings
+    if attempt.baseline:
+        raise AttemptError(ErrorKind.CODE, "objective=synthetic has no baseline; run without baseline=true")
+    attempt.phase("evaluate")
+    time.sleep(settings["duration_s"])
+    if fails(attempt.seed, int(attempt.params.get("attempt") or 0), settings["failure_rate"]):
+        raise AttemptError(ErrorKind.CODE, "injected failure")
+    exact = FUNCTIONS[settings["function"]].evaluate(attempt.parameters)
+    noise = settings["noise"]
+    if not noise:
+        return {"metrics": {"value": exact}}
+    return {"metrics": {"value": exact + noise * noise_of(attempt.seed), "exact": exact}, "sems": {"value": noise}}
+
+
+if __name__ == "__main__":
+    sys.exit(worker.main(evaluate))
