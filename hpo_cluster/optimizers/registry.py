@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.optimizers.base import Optimizer, OptimizerSettings
+from hpo_cluster.optimizers.bo import BO, BOSettings
 from hpo_cluster.optimizers.grid import Grid, GridSettings
 from hpo_cluster.optimizers.lhs import LatinHypercube, LHSSettings
 from hpo_cluster.optimizers.random_search import RandomSearch, RandomSettings
@@ -32,6 +33,7 @@ OPTIMIZERS: Mapping[str, Entry] = {
     "lhs": Entry(LHSSettings, LatinHypercube),
     "sobol": Entry(SobolSettings, Sobol),
     "grid": Entry(GridSettings, Grid),
+    "bo": Entry(BOSettings, BO),
 }
 
 

@@ -1,0 +1,370 @@
+"""Bayesian optimization: a Gaussian process and the noisy expected improvement, without any barrier between trials.
+
+After an initial design, each proposal maximises an acquisition function of a process fitted to what was observed.
+Trials in flight take part in it (their outcomes are averaged over), so the next one can be proposed as soon as a worker
+is free. ``acquisition: log_ei`` with one worker is the BO-GP of the study of LLM fine-tuning.
+
+References: S. Ament, S. Daulton, D. Eriksson, M. Balandat and E. Bakshy, "Unexpected Improvements to Expected
+Improvement for Bayesian Optimization", NeurIPS 2023 (arXiv:2310.20708), for LogEI and qLogNEI; B. Letham, B. Karrer,
+G. Ottoni and E. Bakshy, "Constrained Bayesian Optimization with Noisy Experiments", Bayesian Analysis 14(2), 495-519,
+2019, for the noisy expected improvement; D. R. Jones, M. Schonlau and W. J. Welch, "Efficient Global Optimization of
+Expensive Black-Box Functions", Journal of Global Optimization 13, 455-492, 1998.
+
+Symbols: ``x`` point, ``f`` the process (see `hpo_cluster.surrogate`), ``X`` observed points, ``P`` pending points,
+``y+`` best outcome observed.
+
+    qlognei   log E[ max(0, f(x) - max f(X u P)) ], expectation over the joint posterior of f at x, X and P
+    log_ei    log E[ max(0, f(x) - y+) ], analytic; with P not empty, log of the expected *joint* improvement of x and P
+              over y+ by Monte Carlo (qLogEI with P appended), because the analytic form knows no pending points
+
+Deviations from the papers: the process sees the outcomes of `outcome`, clipped below their median by default; trials
+that diverged or were infeasible count as the worst value so far, there is no separate model of feasibility yet, so
+nothing more than a low value keeps the search away from them; integers and choices are relaxed for the gradient steps,
+then rounded, improved by a local search over their values and polished in the real parameters alone; a configuration
+that was evaluated or is in flight is never proposed again unless `replicates` allows it, so that the best of the
+candidates that remain is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import Field
+
+from hpo_cluster.optimizers.base import OptimizerSettings
+from hpo_cluster.optimizers.design import Design, lhs_block, sobol_block
+from hpo_cluster.optimizers.rows import Key, Rows, free_point, key_of, remaining_points
+from hpo_cluster.space import Categorical, Float, Integer, Space
+from hpo_cluster.surrogate import Features, Observations, Outcome, Surrogate, SurrogateError, fit, quiet_torch
+from hpo_cluster.trial import Ask, Proposal, State, derive_seed
+
+Points: TypeAlias = NDArray[np.float64]
+
+#: Finite spaces with at most this many free configurations are scored whole instead of searched.
+ENUMERATED = 2000
+
+#: Steps to other values that the local search tries along an integer axis, in both directions.
+STRIDES = (1, 2, 4, 8)
+
+
+class BOSettings(OptimizerSettings):
+    """Settings of Bayesian optimization."""
+
+    acquisition: Literal["qlognei", "log_ei"] = Field(
+        default="qlognei",
+        description="qlognei: noisy expected improvement; log_ei: expected improvement over the best value observed",
+    )
+    initial: int = Field(default=10, ge=1, le=100_000, description="trials of the initial design before the model")
+    initial_design: Literal["lhs", "sobol"] = Field(default="lhs", description="how the initial trials are spread")
+    outcome: Outcome = Field(
+        default="clip",
+        description="what the model sees of a value: clip raises all below the median to it, raw leaves them alone",
+    )
+    replicates: bool = Field(
+        default=False, description="allow a configuration that was evaluated before to be proposed again"
+    )
+    restarts: int = Field(default=4, ge=1, le=64, description="starting points of the acquisition's optimization")
+    raw_samples: int = Field(default=384, ge=8, le=65536, description="points scored to choose the starts from")
+    mc_samples: int = Field(default=128, ge=16, le=4096, description="Monte Carlo samples of the acquisition function")
+
+
+class BO:
+    """Gaussian process and expected improvement.
+
+    Args:
+        space: what to search.
+        settings: acquisition, initial design, outcome.
+        seed: of the campaign.
+    """
+
+    def __init__(self, space: Space, settings: BOSettings, seed: int) -> None:
+        self.space, self.settings, self.seed = space, settings, seed
+        self.features = Features(space)
+        if settings.initial_design == "lhs":
+            block = lhs_block(settings.initial, space.dim, seed)
+        else:
+            block = sobol_block(space.dim, seed)
+        self._design = Design(space, block, seed)
+        self._fitted: tuple[bytes, Surrogate] | None = None  # a cache: fitting again gives the same
+
+    def ask(self, history: pd.DataFrame, n: int) -> Ask:
+        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
+        rows = Rows.read(self.space, history)
+        taken = rows.taken()
+        pending = [row.point for row in rows.pending]
+        begun = sum(row.state not in (State.FAILED, State.CANCELLED) for row in rows)
+        observations = Observations.of(rows)
+        decision: dict[str, Any] = {
+            "optimizer": "bo",
+            "observations": len(observations.trials),
+            "pending": len(pending),
+            "incumbent": None if rows.best is None else {"trial": rows.best.trial, "target": rows.best.target},
+        }
+        proposals: list[Proposal] = []
+        for trial in range(rows.next_trial, rows.next_trial + n):
+            found = self._propose(trial, begun + len(proposals), taken, pending, observations, decision)
+            if found is None:
+                decision["exhausted"] = True
+                break
+            point, info = found
+            decision["phase"] = info["phase"]
+            taken.add(key_of(self.space, point))
+            pending.append(point)
+            proposals.append(Proposal(self.space.decode(point), info))
+        return Ask(tuple(proposals), decision=decision)
+
+    def _propose(
+        self,
+        trial: int,
+        begun: int,
+        taken: set[Key],
+        pending: Sequence[Points],
+        observations: Observations,
+        decision: dict[str, Any],
+    ) -> tuple[Points, dict[str, Any]] | None:
+        """Canonical point of a trial and how it was found; what the model is goes into `decision`."""
+        if begun < self.settings.initial:
+            return self._designed(trial, taken, {"phase": "initial"})
+        try:
+            surrogate = self._surrogate(observations)
+            decision["model"] = {"outcome": self.settings.outcome, **surrogate.describe()}
+            seed = derive_seed(self.seed, "ask", trial)
+            found = _search(self.space, surrogate, pending, taken, self.settings, seed)
+        except SurrogateError as error:
+            decision["fallback"] = str(error)
+            return self._designed(trial, taken, {"phase": "model", "fallback": str(error)})
+        if found is None:
+            return None
+        point, value = found
+        return point, {"phase": "model", "acquisition": float(f"{value:.6g}")}
+
+    def _designed(self, trial: int, taken: set[Key], info: dict[str, Any]) -> tuple[Points, dict[str, Any]] | None:
+        found = self._design.next(taken, trial)
+        return None if found is None else (found[0], {**info, "point": found[1]})
+
+    def _surrogate(self, observations: Observations) -> Surrogate:
+        digest = observations.digest()
+        if self._fitted is None or self._fitted[0] != digest:
+            fitted = fit(self.features, observations, self.settings.outcome, derive_seed(self.seed, "fit"))
+            self._fitted = digest, fitted
+        return self._fitted[1]
+
+
+def _search(
+    space: Space, surrogate: Surrogate, pending: Sequence[Points], taken: set[Key], settings: BOSettings, seed: int
+) -> tuple[Points, float] | None:
+    """The free canonical point (``d``) of the highest acquisition value found, and that value.
+
+    Args:
+        space: where to search.
+        surrogate: fitted.
+        pending: canonical points in flight.
+        taken: configurations that may not be proposed, unless the settings allow replicates.
+        settings: of the optimizer.
+        seed: of this proposal.
+
+    Returns:
+        None where no configuration is free.
+
+    Raises:
+        SurrogateError: the acquisition function has no finite value anywhere.
+    """
+    import torch
+
+    banned: set[Key] = set() if settings.replicates else taken
+    rng = np.random.default_rng(seed)
+    with quiet_torch(seed):
+        try:
+            acquisition = _acquisition(surrogate, pending, settings, seed)
+
+            def score(points: Points) -> NDArray[np.float64]:
+                with torch.no_grad():
+                    columns = surrogate.tensor(points).unsqueeze(1)
+                    parts = [acquisition(columns[i : i + 512]) for i in range(0, len(columns), 512)]
+                return np.asarray(torch.cat(parts).numpy(), dtype=np.float64)
+
+            if space.size - len(banned) <= ENUMERATED:
+                candidates = remaining_points(space, banned)
+            else:
+                candidates = _climb(space, surrogate, acquisition, score, settings, rng)
+            candidates = _free(space, candidates, banned)
+            if len(candidates) == 0:
+                rest = free_point(space, banned, rng)
+                if rest is None:
+                    return None
+                candidates = rest[None]
+            values = score(candidates)
+        except (RuntimeError, ValueError, ArithmeticError) as error:
+            raise SurrogateError(f"the acquisition failed: {type(error).__name__}: {error}") from error
+    if not np.isfinite(values).any():
+        raise SurrogateError("the acquisition is not finite at any candidate")
+    best = int(np.nanargmax(np.where(np.isfinite(values), values, -np.inf)))
+    return candidates[best], float(values[best])
+
+
+def _acquisition(surrogate: Surrogate, pending: Sequence[Points], settings: BOSettings, seed: int) -> Any:
+    """The acquisition function, of columns (``b x 1 x c``) to values (``b``)."""
+    import torch
+    from botorch.acquisition.analytic import LogExpectedImprovement
+    from botorch.acquisition.logei import qLogExpectedImprovement, qLogNoisyExpectedImprovement
+    from botorch.sampling.normal import SobolQMCNormalSampler
+
+    sampler = SobolQMCNormalSampler(torch.Size([settings.mc_samples]), seed=seed)
+    x_pending = surrogate.tensor(np.array(pending)) if pending else None
+    if settings.acquisition == "qlognei":
+        return qLogNoisyExpectedImprovement(
+            surrogate.model,
+            X_baseline=surrogate.tensor(surrogate.observations.points),
+            sampler=sampler,
+            X_pending=x_pending,
+            prune_baseline=True,
+            incremental=True,
+        )
+    best = float(surrogate.outcomes.max())
+    if x_pending is None:
+        return LogExpectedImprovement(surrogate.model, best_f=best)
+    return qLogExpectedImprovement(surrogate.model, best_f=best, sampler=sampler, X_pending=x_pending)
+
+
+def _climb(
+    space: Space,
+    surrogate: Surrogate,
+    acquisition: Any,
+    score: Callable[[Points], NDArray[np.float64]],
+    settings: BOSettings,
+    rng: np.random.Generator,
+) -> Points:
+    """Canonical candidates (``m x d``): samples, and where gradients and local search lead from the best of them."""
+    samples = space.snap(np.concatenate([_spread(space, settings, rng), _around(surrogate, settings, rng)]))
+    values = score(samples)
+    starts = samples[_diverse(samples, values, settings.restarts)]
+    mixed = any(not isinstance(parameter, Float) for _, parameter in space)
+    real = any(isinstance(parameter, Float) for _, parameter in space)
+    climbed = _ascend(surrogate, acquisition, starts, relax=True)
+    candidates = [samples, climbed]
+    if mixed:
+        candidates.append(_improve(space, score, climbed))
+        if real:
+            candidates.append(_ascend(surrogate, acquisition, candidates[-1], relax=False))
+    return np.concatenate(candidates)
+
+
+def _spread(space: Space, settings: BOSettings, rng: np.random.Generator) -> Points:
+    from scipy.stats import qmc
+
+    return np.asarray(qmc.Sobol(space.dim, rng=rng).random(settings.raw_samples), dtype=np.float64)
+
+
+def _around(surrogate: Surrogate, settings: BOSettings, rng: np.random.Generator) -> Points:
+    """Points near the five best observed: each with some coordinates moved a little or more."""
+    best = np.argsort(-surrogate.observations.targets, kind="stable")[:5]
+    count = settings.raw_samples // 4
+    centres = surrogate.observations.points[best[np.arange(count) % len(best)]]
+    dim = centres.shape[1]
+    moved = rng.random(centres.shape) < max(0.3, min(1.0, 3 / dim))
+    step = rng.normal(size=centres.shape) * np.where(rng.random((count, 1)) < 0.5, 0.02, 0.15)
+    return np.clip(centres + np.where(moved, step, 0.0), 0.0, 1.0)
+
+
+def _diverse(points: Points, values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Indices of high values that lie apart: greedily the best, at least 0.1 of an axis from those chosen before."""
+    order = [int(i) for i in np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")]
+    chosen: list[int] = []
+    for i in order:
+        if len(chosen) == count:
+            break
+        if all(np.abs(points[i] - points[j]).max() >= 0.1 for j in chosen):
+            chosen.append(i)
+    chosen += [i for i in order[:count] if i not in chosen][: count - len(chosen)]
+    return np.array(chosen, dtype=np.int64)
+
+
+def _ascend(surrogate: Surrogate, acquisition: Any, starts: Points, *, relax: bool) -> Points:
+    """Canonical points (``k x d``) after L-BFGS-B on the columns from each start.
+
+    One-hot columns stay as they are; those of integers and ordered choices move with `relax`, and are rounded then.
+    """
+    import torch
+    from botorch.generation import gen_candidates_scipy
+
+    features = surrogate.features
+    free = np.zeros(features.dim, dtype=bool)
+    for (_, parameter), start, one_hot in zip(features.space, features.start, features.one_hot, strict=True):
+        free[start] = isinstance(parameter, Float) or (relax and not one_hot)
+    if not free.any():
+        return starts
+    x = surrogate.tensor(starts).unsqueeze(1)
+    low, high = torch.where(torch.from_numpy(free), 0.0, x), torch.where(torch.from_numpy(free), 1.0, x)
+    every = bool(free.all())
+    climbed, _ = gen_candidates_scipy(
+        x,
+        acquisition,
+        lower_bounds=0.0 if every else low,
+        upper_bounds=1.0 if every else high,
+        options={"maxiter": 60},
+        use_parallel_mode=every,
+    )
+    return features.decode(climbed.detach().squeeze(1).numpy())
+
+
+def _improve(space: Space, score: Callable[[Points], NDArray[np.float64]], starts: Points, rounds: int = 6) -> Points:
+    """Canonical points (``k x d``) after a steepest local search over the values of the discrete parameters."""
+    current, values = starts.copy(), score(starts)
+    active = list(range(len(current)))
+    for _ in range(rounds):
+        moves = {i: _neighbours(space, current[i]) for i in active}
+        if not any(len(m) for m in moves.values()):
+            break
+        scores = np.split(score(np.concatenate(list(moves.values()))), np.cumsum([len(m) for m in moves.values()])[:-1])
+        active = []
+        for (i, neighbours), neighbour_values in zip(moves.items(), scores, strict=True):
+            best = int(np.argmax(np.nan_to_num(neighbour_values, nan=-np.inf)))
+            if neighbour_values[best] > values[i] + 1e-9:
+                current[i], values[i] = neighbours[best], neighbour_values[best]
+                active.append(i)
+        if not active:
+            break
+    return current
+
+
+def _neighbours(space: Space, point: Points) -> Points:
+    """Canonical points (``m x d``) that differ from `point` (``d``) in the value of one discrete parameter."""
+    out = []
+    for axis, (_, parameter) in enumerate(space):
+        if isinstance(parameter, Float):
+            continue
+        for u in parameter_neighbours(parameter, float(point[axis])):
+            neighbour = point.copy()
+            neighbour[axis] = u
+            out.append(neighbour)
+    return np.array(out, dtype=np.float64).reshape(-1, len(point))
+
+
+def parameter_neighbours(parameter: Integer | Categorical, u: float) -> list[float]:
+    """Canonical coordinates near `u`: every other value of an unordered choice, `STRIDES` to both sides otherwise."""
+    if isinstance(parameter, Categorical):
+        here, last = parameter.choices.index(parameter.decode(u)), len(parameter.choices) - 1
+        indices = _strides(here, 0, last) if parameter.ordered else [i for i in range(last + 1) if i != here]
+        return [(index + 0.5) / (last + 1) for index in indices]
+    return [parameter.encode(value) for value in _strides(parameter.decode(u), parameter.low, parameter.high)]
+
+
+def _strides(here: int, low: int, high: int) -> list[int]:
+    values = {here + sign * stride for stride in (*STRIDES, max(1, (high - low) // 6)) for sign in (-1, 1)}
+    return sorted(value for value in values if low <= value <= high)
+
+
+def _free(space: Space, points: Points, banned: set[Key]) -> Points:
+    """The points whose configuration is free, each configuration once, in order."""
+    seen = set(banned)
+    kept = []
+    for point in points:
+        key = key_of(space, point)
+        if key not in seen:
+            seen.add(key)
+            kept.append(point)
+    return np.array(kept, dtype=np.float64).reshape(-1, space.dim)

@@ -1,0 +1,262 @@
+"""The Gaussian process that stands for the objective: what it is trained on, how it is fitted, what it recommends.
+
+The model is BoTorch's `SingleTaskGP` with its defaults: an RBF kernel with one length-scale for each column and without
+output scale, a length-scale prior that grows with the number of columns, one inferred noise level, standardised
+outcomes. It is trained on the canonical points of what was really evaluated.
+
+Trials that diverged or were infeasible count as the worst value observed so far, recomputed at each fit; trials that
+failed or were cancelled for reasons that have nothing to do with their configuration are not told.
+
+The *outcome* decides what the process sees of a value ``y``. ``raw``: ``y``. ``clip``: ``max(y, median)``, so that a
+cliff or a deep valley, which a stationary process would spend its length-scales on, becomes flat ground; where more
+than half of the values share the maximum nothing would be left, and ``raw`` is used.
+
+References: C. Hvarfner, E. O. Hellsten and L. Nardi, "Vanilla Bayesian Optimization Performs Great in High Dimensions",
+ICML 2024 (arXiv:2402.02229), for the prior; M. Balandat et al., "BoTorch: A Framework for Efficient Monte-Carlo
+Bayesian Optimization", NeurIPS 2020 (arXiv:1910.06403).
+
+torch, botorch and gpytorch are imported where they are used: importing this module is cheap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hpo_cluster.optimizers.rows import Rows
+from hpo_cluster.space import Categorical, Space
+
+if TYPE_CHECKING:
+    import torch
+
+Outcome: TypeAlias = Literal["clip", "raw"]
+
+
+class SurrogateError(Exception):
+    """There is no model of these observations; the message says why."""
+
+
+class Features:
+    """The columns that the surrogate sees, each in [0, 1].
+
+    A real parameter is its coordinate in the unit cube. An integer, an ordered choice or a choice of two is its
+    coordinate stretched so that its first and last value are 0 and 1. An unordered choice of more is one column for
+    each value, 1 for the one chosen (one-hot).
+
+    Args:
+        space: the space of the points.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.names: list[str] = []  # of the columns
+        self.start: list[int] = []  # first column of each parameter
+        self.one_hot: list[bool] = []
+        self._ends: list[tuple[float, float]] = []  # canonical coordinates of a parameter's first and last value
+        for name, parameter in space:
+            choices = parameter.choices if isinstance(parameter, Categorical) and not parameter.ordered else ()
+            self.start.append(len(self.names))
+            self.one_hot.append(len(choices) > 2)
+            first, last = (parameter.encode(parameter.decode(u)) for u in (0.0, 1.0))
+            self._ends.append((first, last) if last > first else (0.0, 1.0))
+            self.names += [f"{name}={choice}" for choice in choices] if len(choices) > 2 else [name]
+
+    @property
+    def dim(self) -> int:
+        """Number of columns."""
+        return len(self.names)
+
+    def encode(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Columns (``n x c``) of canonical points (``n x d``)."""
+        out = np.zeros((len(points), self.dim))
+        for axis, (start, (first, last)) in enumerate(zip(self.start, self._ends, strict=True)):
+            if self.one_hot[axis]:
+                out[np.arange(len(points)), start + self._index(axis, points[:, axis])] = 1.0
+            else:
+                out[:, start] = (points[:, axis] - first) / (last - first)
+        return out
+
+    def decode(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Canonical points (``n x d``) of columns (``n x c``), those of discrete parameters rounded to a value."""
+        out = np.zeros((len(columns), self.space.dim))
+        for axis, (start, (first, last)) in enumerate(zip(self.start, self._ends, strict=True)):
+            if self.one_hot[axis]:
+                count = self._count(axis)
+                out[:, axis] = (columns[:, start : start + count].argmax(axis=1) + 0.5) / count
+            else:
+                out[:, axis] = first + columns[:, start] * (last - first)
+        return self.space.snap(out)
+
+    def _index(self, axis: int, u: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Which choice coordinates (``n``) stand for."""
+        count = self._count(axis)
+        return np.minimum((u * count).astype(np.int64), count - 1)
+
+    def _count(self, axis: int) -> int:
+        """Number of columns of a parameter."""
+        ends = [*self.start[1:], self.dim]
+        return ends[axis] - self.start[axis]
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What the surrogate is trained on.
+
+    Args:
+        trials: numbers (``n``).
+        points: canonical points (``n x d``, unit cube).
+        targets: maximised (``n``), with the values given to trials that have none.
+        measured: whether the target was measured (``n``).
+    """
+
+    trials: NDArray[np.int64]
+    points: NDArray[np.float64]
+    targets: NDArray[np.float64]
+    measured: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, rows: Rows) -> Observations:
+        """The rows that tell something. Without one measured value there are none."""
+        worst = min((row.target for row in rows if row.observed), default=None)
+        told = [row for row in rows if row.observed or row.low] if worst is not None else []
+        return cls(
+            trials=np.array([row.trial for row in told], dtype=np.int64),
+            points=np.array([row.point for row in told], dtype=np.float64).reshape(-1, rows.space.dim),
+            targets=np.array([row.target if row.observed else worst for row in told], dtype=np.float64),
+            measured=np.array([row.observed for row in told], dtype=np.bool_),
+        )
+
+    def outcomes(self, outcome: Outcome) -> NDArray[np.float64]:
+        """The targets (``n``) as the process sees them."""
+        if outcome == "raw" or len(self.targets) == 0:
+            return self.targets
+        clipped = np.maximum(self.targets, np.median(self.targets))
+        return clipped if np.ptp(clipped) > 0 else self.targets
+
+    def digest(self) -> bytes:
+        """Equal for equal points and targets in the same order."""
+        return self.points.tobytes() + self.targets.tobytes()
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A fitted model.
+
+    Args:
+        features: its columns.
+        observations: what it was trained on.
+        outcomes: the targets as it saw them (``n``, original units).
+        model: BoTorch's.
+    """
+
+    features: Features
+    observations: Observations
+    outcomes: NDArray[np.float64]
+    model: Any
+
+    def mean(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Posterior mean (``m``, units of the target) at canonical points (``m x d``)."""
+        import torch
+
+        with quiet_torch(0), torch.no_grad():
+            mean = self.model.posterior(self.tensor(points)).mean.squeeze(-1)
+        return np.asarray(mean.numpy(), dtype=np.float64)
+
+    def tensor(self, points: NDArray[np.float64]) -> torch.Tensor:
+        """Columns (``m x c``, float64) of canonical points (``m x d``)."""
+        import torch
+
+        return torch.from_numpy(self.features.encode(points))
+
+    def describe(self) -> dict[str, Any]:
+        """Length-scales by column and the noise's standard deviation in units of the target: plain data."""
+        scales = self.model.covar_module.lengthscale.detach().reshape(-1).tolist()
+        noise = float(self.model.likelihood.noise.detach().reshape(-1)[0]) ** 0.5
+        spread = float(self.outcomes.std(ddof=1))
+        return {
+            "length_scales": {n: round(s, 6) for n, s in zip(self.features.names, scales, strict=True)},
+            "noise": float(f"{noise * spread:.6g}"),
+        }
+
+
+@contextlib.contextmanager
+def quiet_torch(seed: int) -> Iterator[None]:
+    """torch with its own random state and one thread, without warnings; everything is put back afterwards."""
+    import torch
+
+    threads, state = torch.get_num_threads(), np.random.get_state()  # noqa: NPY002 - saved only to be put back
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            np.random.set_state(state)  # noqa: NPY002
+
+
+def fit(features: Features, observations: Observations, outcome: Outcome, seed: int) -> Surrogate:
+    """Fit the process by maximum a posteriori.
+
+    Args:
+        features: the columns.
+        observations: at least two of different outcome.
+        outcome: what the process sees of a value.
+        seed: for the restarts that follow a fit that did not converge.
+
+    Raises:
+        SurrogateError: too few different values, or no fit converged.
+    """
+    outcomes = observations.outcomes(outcome)
+    if len(outcomes) < 2 or not np.ptp(outcomes) > 0:
+        raise SurrogateError(f"{len(np.unique(outcomes))} distinct values observed, at least 2 are needed")
+    import torch
+    from botorch.exceptions.errors import BotorchError
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.models import SingleTaskGP
+    from gpytorch.mlls import ExactMarginalLogLikelihood
+
+    with quiet_torch(seed):
+        try:
+            x = torch.from_numpy(features.encode(observations.points))
+            model = SingleTaskGP(x, torch.from_numpy(outcomes).unsqueeze(-1))
+            fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+        except (BotorchError, RuntimeError, ValueError, ArithmeticError) as error:
+            raise SurrogateError(f"the fit failed: {type(error).__name__}: {error}") from error
+    return Surrogate(features, observations, outcomes, model)
+
+
+def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "clip", seed: int = 0) -> int | None:
+    """Number of the evaluated trial with the best posterior mean.
+
+    With noisy values the highest one is partly luck; the mean borrows from the neighbours. Where no model can be fitted
+    it is the trial of the highest target.
+
+    Args:
+        history: as `hpo_cluster.optimizers.base.Optimizer.ask` takes it.
+        space: the campaign's.
+        outcome: what the process sees of a value.
+        seed: for restarts of the fit.
+
+    Returns:
+        A trial that completed, or None where there is none.
+    """
+    rows = Rows.read(space, history)
+    best = rows.best
+    if best is None:
+        return None
+    observations = Observations.of(rows)
+    try:
+        surrogate = fit(Features(space), observations, outcome, seed)
+    except SurrogateError:
+        return best.trial
+    means = np.where(observations.measured, surrogate.mean(observations.points), -np.inf)
+    return int(observations.trials[int(means.argmax())])
