@@ -84,7 +84,7 @@ class Settled:
 
 @dataclass(frozen=True)
 class Ask:
-    """The answer of `Optimizer.ask`: at most n proposals, rows that need no job, and what shaped the decision (JSON)."""
+    """The answer of `Optimizer.ask`: at most n proposals, rows that need no job, what shaped the decision (JSON)."""
 
     proposals: tuple[Proposal, ...] = ()
     settled: tuple[Settled, ...] = ()

@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster.errors import AttemptError
-from hpo_cluster.files import dumps, publish_once, read_json, replace_text
+from hpo_cluster.files import dumps, publish_once, read_json, redact, replace_text
 from hpo_cluster.layout import AttemptLayout
+from hpo_cluster.processes import process_start
 from hpo_cluster.trial import ErrorKind
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class Attempt:
         self.progress(force=True)
 
     def progress(self, *, force: bool = False, **fields: Any) -> None:
-        """Tell where the work is (``step=``, ``total=``, ``loss=``…). Written at most once a second, except by force."""
+        """Tell where the work is (``step=``, ``total=``, ``loss=``…); written once a second at most, except by force."""
         now = time.monotonic()
         if not force and now - self._progress_at < PROGRESS_PERIOD_S:
             return
@@ -120,24 +121,10 @@ def job_identity() -> dict[str, Any]:
     }
 
 
-def process_start(pid: int) -> str | None:
-    """When a process of this host began, in clock ticks since boot with the boot's id; None when there is none.
-
-    A pid alone is recycled; the pair (pid, start) is not.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        fields = stat.rpartition(")")[2].split()
-        if fields[0] in ("Z", "X"):
-            return None
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{fields[19]}"
-    except (OSError, IndexError):
-        return None
-
-
-def claim(files: AttemptLayout, started_at: str) -> bool:
+def claim(attempt: Attempt, started_at: str) -> bool:
     """Take the attempt for this job; False where another job has it."""
-    return publish_once(files.claim, dumps({**job_identity(), "started_at": started_at}))
+    document = {"token": attempt.params.get("token"), **job_identity(), "started_at": started_at}
+    return publish_once(attempt.files.claim, dumps(document))
 
 
 def result_faults(result: Any) -> list[str]:
@@ -171,7 +158,7 @@ def classify(error: BaseException) -> str:
 def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> int:
     """Claim, evaluate, publish. Returns the exit status: 0 result, 1 error, 3 claimed by another job."""
     started_at = utc_now()
-    if not claim(attempt.files, started_at):
+    if not claim(attempt, started_at):
         owner = read_json(attempt.files.claim) or {}
         log.warning("attempt claimed already by job %s on %s; nothing done", owner.get("job"), owner.get("host"))
         return CLAIMED_EXIT_STATUS
@@ -202,8 +189,8 @@ def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> i
             **common,
             "ended_at": utc_now(),
             "kind": str(kind),
-            "message": message[:4000],
-            "traceback": traceback.format_exc()[-8000:],
+            "message": redact(message)[:4000],
+            "traceback": redact(traceback.format_exc())[-8000:],
             "seconds": attempt.seconds(),
         }
         publish_once(attempt.files.error, dumps(document))

@@ -1,0 +1,463 @@
+"""The driver: reconcile, collect, ask, journal, submit, wait.
+
+Nothing here is remembered that is not in the journal or in the attempts' directories, but for clocks. A driver may be
+killed between any two lines; what the next one finds, and does about it:
+
+| the driver died… | found | done |
+|---|---|---|
+| after ask, before the journal | nothing | ask again: same history, same seed, same proposals |
+| after the intent, before submitting | no job with that token, no claim, no result | submit |
+| after submitting, before ``submitted`` | a job with that token, or its claim, result or error | adopt it |
+| while jobs ran or ended | claims, results, errors | take them in |
+| in the middle of an append | a last line without its newline | cut it, say so, go on |
+| and the job vanished | ended for the scheduler, no file after `grace_s` | attempt failed; retry up to the limit |
+
+A submission that outlives its driver and acts later is harmless: its job finds the attempt claimed and ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hpo_cluster import code as code_copy
+from hpo_cluster.errors import HpoClusterError, SubmissionError
+from hpo_cluster.files import dumps, read_json, redact, replace_text
+from hpo_cluster.history import for_optimizer, to_frame, write_history
+from hpo_cluster.identity import settle_identity
+from hpo_cluster.journal import Event, Journal
+from hpo_cluster.launchers.base import Launcher, Submission, make_ref
+from hpo_cluster.layout import AttemptLayout, CampaignLayout
+from hpo_cluster.lock import DriverLock
+from hpo_cluster.objectives.base import Objective, PathResolver
+from hpo_cluster.optimizers.base import Optimizer
+from hpo_cluster.record import AttemptRecord, Record, TrialRecord
+from hpo_cluster.space import Space
+from hpo_cluster.status import summarise
+from hpo_cluster.trial import BASELINE, ErrorKind, JobState, Origin, State, derive_seed, trial_label
+from hpo_cluster.worker import SCHEMA, package_versions, result_faults, utc_now
+
+log = logging.getLogger(__name__)
+
+HISTORY_PERIOD_S = 2.0
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 2.0, 60.0
+
+#: What becomes of a trial whose attempt ended with an error of that kind; kinds not listed are tried again.
+FINAL_STATES: Mapping[str, State] = {
+    ErrorKind.DIVERGED: State.DIVERGED,
+    ErrorKind.OUT_OF_MEMORY: State.INFEASIBLE,
+    ErrorKind.BAD_DATA: State.FAILED,
+    ErrorKind.MISSING_TASK: State.FAILED,
+    ErrorKind.MISSING_MODEL: State.FAILED,
+    ErrorKind.BAD_RESULT: State.FAILED,
+    ErrorKind.CODE: State.FAILED,
+}
+
+
+class Operation(BaseModel):
+    """How a campaign is run: all of it may change from one start to the next, and is recorded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    budget: int = Field(16, ge=1, description="evaluations in all, those done already included")
+    workers: int = Field(2, ge=1, description="evaluations at once")
+    max_in_flight: int | None = Field(None, ge=1, description="submitted at once, waiting ones included; null: workers")
+    retries: int = Field(2, ge=0, description="further attempts of a trial whose job was lost")
+    poll_s: float = Field(0.5, gt=0, description="seconds between two looks at the result files")
+    grace_s: float = Field(5.0, ge=0, description="seconds that a job's files may come after its end")
+    stop_after_failures: int = Field(
+        3, ge=0, description="stop when the first so many trials of a start fail alike and none succeeds; 0: never"
+    )
+    baseline: bool = Field(False, description="evaluate the model as it is, too, outside the budget")
+
+    @property
+    def slots(self) -> int:
+        """Trials in flight at most."""
+        return self.max_in_flight or self.workers
+
+
+@dataclass(frozen=True)
+class CampaignSpec:
+    """A campaign to open: what it is, how to run it now, and the parts that do it."""
+
+    dir: Path
+    identity: Mapping[str, Any]
+    seed: int
+    space: Space
+    objective: Objective
+    optimizer: Optimizer
+    launcher: Launcher
+    operation: Operation
+    resolve: PathResolver
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # recorded with the start
+    overrides: tuple[str, ...] = ()
+    code: Literal["recorded", "current"] = "recorded"
+    take_over: bool = False
+
+
+class Campaign:
+    """An opened campaign: this process holds its lock until `close`."""
+
+    def __init__(self, spec: CampaignSpec) -> None:
+        self.spec = spec
+        self.layout = CampaignLayout(spec.dir)
+        self.reason = ""  # why the driver stops before the budget is spent
+        self._stopping = False
+        self._exhausted = False
+        self._missing_since: dict[str, float] = {}  # token -> when its job was first seen ended, without a file
+        self._unsure: set[str] = set()  # tokens that may have been submitted: look before submitting
+        self._backoff_s, self._submit_at, self._poll_at, self._history_at = 0.0, 0.0, 0.0, 0.0
+        self._changed = True
+
+        self.layout.dir.mkdir(parents=True, exist_ok=True)
+        self.lock = DriverLock(self.layout.lock, take_over=spec.take_over)
+        try:
+            settle_identity(self.layout.identity, spec.identity)
+            self._log_to_file()
+            self.journal = Journal(self.layout.events)
+            self.record = Record(self.journal.events)
+            self._start()
+        except BaseException:
+            self.lock.release()
+            raise
+
+    # ------------------------------------------------------------------------------------------------ start and end
+
+    def _log_to_file(self) -> None:
+        folder = self.layout.drivers_dir / utc_now().replace(":", "").replace("-", "")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log_path = folder / "driver.log"
+        self._handler = logging.FileHandler(self.log_path, encoding="utf-8")
+        formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+        formatter.converter = time.gmtime
+        self._handler.setFormatter(formatter)
+        package = logging.getLogger("hpo_cluster")
+        package.addHandler(self._handler)
+        package.setLevel(min(package.level or logging.INFO, logging.INFO))
+
+    def _start(self) -> None:
+        recorded = self.record.code
+        keep = recorded is not None and self.spec.code == "recorded" and (self.layout.code_dir / recorded).is_dir()
+        code = recorded if keep else code_copy.copy_code(self.layout.code_dir)
+        if self.record.created is None:
+            self._append("created", schema=SCHEMA, campaign=self.layout.dir.name, code=code)
+        self._append(
+            "started",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            operation=self.spec.operation.model_dump(mode="json"),
+            settings=dict(self.spec.settings),
+            overrides=[redact(override) for override in self.spec.overrides],
+            code=code,
+            versions=package_versions(),
+        )
+        self.code = str(code)
+        self._unsure = {t.attempt.token for t in self.record.in_flight if t.attempt and t.attempt.job is None}
+
+    def close(self) -> None:
+        """Write the history and let go of the campaign. Jobs run on."""
+        try:
+            self._append("stopped", reason=self.reason or ("finished" if self._finished() else "interrupted"))
+            self._write_history(force=True)
+        finally:
+            self.journal.close()
+            self.lock.release()
+            logging.getLogger("hpo_cluster").removeHandler(self._handler)
+            self._handler.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if error is not None and not self.reason:
+            self.reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        self.close()
+
+    def _append(self, event: str, **fields: Any) -> Event:
+        if not self.lock.check():
+            raise HpoClusterError(
+                f"{self.layout.dir}: another driver has taken this campaign over; nothing more is written"
+            )
+        written = self.journal.append(event, **fields)
+        self.record.apply(written)
+        self._changed = True
+        shown = {
+            k: v for k, v in fields.items() if k in ("trial", "attempt", "state", "value", "token", "host", "reason")
+        }
+        log.info("event=%s %s", event, " ".join(f"{key}={value}" for key, value in shown.items()))
+        return written
+
+    # ----------------------------------------------------------------------------------------------------- the loop
+
+    def drive(self) -> Iterator[dict[str, Any]]:
+        """Run until the budget is spent, the optimizer is exhausted or `stop` is called; yields the status each cycle."""
+        while True:
+            self.collect()
+            if not self._stopping:
+                self.propose()
+                self.submit()
+            self._write_history()
+            yield self.status()
+            if self._stopping or self._finished():
+                return
+            time.sleep(self.spec.operation.poll_s)
+
+    def stop(self, reason: str) -> None:
+        """Submit nothing more and end the loop after this cycle. Jobs run on."""
+        self._stopping, self.reason = True, self.reason or reason
+
+    def cancel_jobs(self) -> None:
+        """End every job in flight; what has finished is taken in first. Its trials are cancelled, outside the budget."""
+        self.collect()
+        for trial in self.record.in_flight:
+            attempt = trial.attempt
+            if attempt is not None and attempt.job is not None:
+                try:
+                    self.spec.launcher.cancel(attempt.job)
+                except SubmissionError as error:
+                    log.warning("trial=%d job=%s not cancelled: %s", trial.number, attempt.job.job_id, error)
+            self._end(trial, attempt, State.CANCELLED)
+
+    def status(self) -> dict[str, Any]:
+        """Where the campaign is, as `hpo_cluster.status.campaign_status` gives it."""
+        return summarise(self.record, self.layout, self.spec.identity["direction"], driver_alive=True)
+
+    def _finished(self) -> bool:
+        return not self.record.in_flight and (self._exhausted or self.record.spent >= self.spec.operation.budget)
+
+    def _write_history(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if self._changed and (force or now >= self._history_at):
+            write_history(to_frame(self.record, self.spec.space.names), self.layout.history)
+            self._changed, self._history_at = False, now + HISTORY_PERIOD_S
+
+    # -------------------------------------------------------------------------------------------------- ask, submit
+
+    def propose(self) -> None:
+        """Fill the free slots with new trials, as far as the budget goes."""
+        operation = self.spec.operation
+        if operation.baseline and BASELINE not in self.record.trials:
+            seed = derive_seed(self.spec.seed, "baseline")
+            row = {"trial": BASELINE, "parameters": {}, "seed": seed, "origin": Origin.BASELINE}
+            self._append("asked", trials=[row], decision={})
+        while not self._exhausted:
+            in_flight = self.record.in_flight
+            committed = self.record.spent + sum(trial.in_budget for trial in in_flight)
+            free = min(operation.slots - len(in_flight), operation.budget - committed)
+            if free <= 0:
+                return
+            maximize = self.spec.objective.direction == "maximize"
+            history = for_optimizer(self.record, self.spec.space.names, maximize=maximize)
+            ask = self.spec.optimizer.ask(history, free)
+            rows = [
+                *({"origin": s.origin, "value": s.value, **_row(s)} for s in ask.settled),
+                *({"origin": Origin.EVALUATED, **_row(p)} for p in ask.proposals),
+            ]
+            if not rows:
+                self._exhausted = not in_flight
+                return
+            for number, row in enumerate(rows, self.record.next_trial):
+                row["trial"], row["seed"] = number, derive_seed(self.spec.seed, "trial", number)
+            self._append("asked", trials=rows, decision=dict(ask.decision))
+
+    def submit(self) -> None:
+        """Submit a job for each trial that has none; where the scheduler does not take it, wait and try again."""
+        if time.monotonic() < self._submit_at:
+            return
+        for trial in self.record.in_flight:
+            if trial.attempt is None or trial.attempt.job is None:
+                try:
+                    self._submit(trial)
+                except SubmissionError as error:
+                    if not error.retriable:
+                        self.stop(f"the job of trial {trial.number} cannot be submitted: {error}")
+                        return
+                    self._backoff_s = min(max(FIRST_BACKOFF_S, 2 * self._backoff_s), LAST_BACKOFF_S)
+                    self._submit_at = time.monotonic() + self._backoff_s
+                    log.warning("trial=%d not submitted, again in %.0f s: %s", trial.number, self._backoff_s, error)
+                    return
+                self._backoff_s = 0.0
+
+    def _submit(self, trial: TrialRecord) -> None:
+        attempt = trial.attempt
+        if attempt is None:
+            number = len(trial.attempts)
+            token = f"hpo-{self.layout.dir.name}-{trial_label(trial.number)}-a{number}-{secrets.token_hex(4)}"
+            self._append("intent", trial=trial.number, attempt=number, token=token, code=self.code)
+            attempt = trial.attempts[-1]
+        submission = self._submission(trial, attempt)
+        if attempt.token in self._unsure:
+            job = self.spec.launcher.find(submission) or self._claimed_job(submission)
+            if job is not None:
+                self._note_submission(trial, attempt, job, adopted=True)
+                return
+        self._write_params(trial, attempt, submission.attempt_dir)
+        self._unsure.add(attempt.token)
+        job = self.spec.launcher.submit(submission)
+        self._note_submission(trial, attempt, job, adopted=False)
+
+    def _note_submission(self, trial: TrialRecord, attempt: AttemptRecord, job: Any, *, adopted: bool) -> None:
+        self._append(
+            "submitted", trial=trial.number, attempt=attempt.number, job=dataclasses.asdict(job), adopted=adopted
+        )
+        self._unsure.discard(attempt.token)
+
+    def _submission(self, trial: TrialRecord, attempt: AttemptRecord) -> Submission:
+        files = self.layout.attempt(trial.number, attempt.number)
+        program = self.layout.code_dir / attempt.code / "jobs" / self.spec.objective.program
+        command = (sys.executable, str(program.resolve()), str(files.dir.resolve()))
+        return Submission(attempt.token, command, files.dir.resolve(), files.job_dir.resolve())
+
+    def _write_params(self, trial: TrialRecord, attempt: AttemptRecord, attempt_dir: Path) -> None:
+        attempt_dir.mkdir(parents=True, exist_ok=True)
+        params = {
+            "schema": SCHEMA,
+            "campaign": self.layout.dir.name,
+            "trial": trial.number,
+            "attempt": attempt.number,
+            "token": attempt.token,
+            "code": attempt.code,
+            "seed": trial.seed,
+            "baseline": trial.number == BASELINE,
+            "parameters": trial.parameters,
+            "settings": self.spec.objective.job_settings(self.spec.resolve),
+        }
+        replace_text(AttemptLayout(attempt_dir).params, dumps(params))
+
+    def _claimed_job(self, submission: Submission) -> Any:
+        """The job that claimed the attempt, or has ended it: the scheduler no longer knows it, its files do."""
+        files = AttemptLayout(submission.attempt_dir)
+        claim = read_json(files.claim) or read_json(files.result) or read_json(files.error)
+        if claim is None or claim.get("token") != submission.token:
+            return None
+        extra = {"pid_started": claim.get("pid_started"), "attempt_dir": str(submission.attempt_dir)}
+        ref = make_ref(self.spec.launcher.backend, str(claim["job"]), submission.token, **extra)
+        return dataclasses.replace(ref, host=str(claim["host"]))
+
+    # ------------------------------------------------------------------------------------------------------ collect
+
+    def collect(self) -> None:
+        """Take in what jobs have published, and what has become of those that have not."""
+        for trial in self.record.in_flight:
+            self._read_files(trial)
+        if time.monotonic() >= self._poll_at:
+            self._poll_jobs()
+            self._poll_at = time.monotonic() + self.spec.launcher.poll_period_s
+        self._stop_if_all_fail()
+
+    def _read_files(self, trial: TrialRecord) -> None:
+        for attempt in trial.attempts:  # an attempt that was given up may have finished all the same
+            files = self.layout.attempt(trial.number, attempt.number)
+            result = self._mine(files.result, attempt)
+            if result is not None and not result_faults(result):
+                self._take_result(trial, attempt, result)
+                return
+        current = trial.attempt
+        if current is None or current.job is None:
+            return
+        files = self.layout.attempt(trial.number, current.number)
+        if files.result.exists():
+            faults = result_faults(read_json(files.result))
+            if faults:
+                self._fail(trial, current, ErrorKind.BAD_RESULT, f"{files.result.name}: {'; '.join(faults)}", {})
+                return
+        error = self._mine(files.error, current)
+        if error is not None:
+            self._fail(trial, current, str(error.get("kind")), str(error.get("message")), error)
+        elif trial.state is State.SUBMITTED and (claim := self._mine(files.claim, current)) is not None:
+            self._append("running", trial=trial.number, attempt=current.number, **_whereabouts(claim))
+
+    def _mine(self, path: Path, attempt: AttemptRecord) -> dict[str, Any] | None:
+        """What a job of this attempt wrote into `path`; None where nothing is there, or it is somebody else's."""
+        document = read_json(path)
+        if document is not None and document.get("token") != attempt.token:
+            log.warning("file=%s token=%s ignored: not this attempt's", path, document.get("token"))
+            return None
+        return document
+
+    def _take_result(self, trial: TrialRecord, attempt: AttemptRecord, result: dict[str, Any]) -> None:
+        try:
+            outcome = self.spec.objective.outcome(result)
+        except KeyError as error:
+            message = f"the result has no metric {error}; it has {', '.join(sorted(result['metrics']))}"
+            self._fail(trial, attempt, ErrorKind.BAD_RESULT, message, result)
+            return
+        self._end(
+            trial,
+            attempt,
+            State.COMPLETED,
+            value=outcome.value,
+            value_sem=None if outcome.value_sem != outcome.value_sem else outcome.value_sem,
+            metrics=dict(outcome.metrics),
+            ended_at=result.get("ended_at"),
+            **_whereabouts(result),
+        )
+
+    def _fail(self, trial: TrialRecord, attempt: AttemptRecord, kind: str, message: str, seen: dict[str, Any]) -> None:
+        error = {"kind": kind, "message": redact(message)}
+        state = FINAL_STATES.get(kind)
+        if state is None and len(trial.attempts) <= self.spec.operation.retries:
+            self._append(
+                "attempt_failed", trial=trial.number, attempt=attempt.number, error=error, **_whereabouts(seen)
+            )
+            return
+        ended_at = {"ended_at": seen["ended_at"]} if "ended_at" in seen else {}
+        self._end(trial, attempt, state or State.FAILED, error=error, **ended_at, **_whereabouts(seen))
+
+    def _end(self, trial: TrialRecord, attempt: AttemptRecord | None, state: State, **fields: Any) -> None:
+        number = None if attempt is None else attempt.number
+        self._append("ended", trial=trial.number, attempt=number, state=state, **fields)
+
+    def _poll_jobs(self) -> None:
+        waiting = [(t, t.attempt) for t in self.record.in_flight if t.attempt is not None and t.attempt.job is not None]
+        states = self.spec.launcher.poll([attempt.job for _, attempt in waiting if attempt.job is not None])
+        tokens = {attempt.token for _, attempt in waiting}
+        self._missing_since = {token: at for token, at in self._missing_since.items() if token in tokens}
+        for trial, attempt in waiting:
+            if states.get(attempt.token) is not JobState.ENDED:
+                self._missing_since.pop(attempt.token, None)
+            elif time.monotonic() - self._missing_since.setdefault(attempt.token, time.monotonic()) >= (
+                self.spec.operation.grace_s
+            ):
+                self._read_files(trial)
+                if not trial.state.ended and trial.attempt is attempt:
+                    message = f"job {attempt.job_id} ended and left no result{self._last_words(trial, attempt)}"
+                    self._fail(trial, attempt, ErrorKind.VANISHED, message, {})
+
+    def _last_words(self, trial: TrialRecord, attempt: AttemptRecord) -> str:
+        """The last line of the job's newest standard error, where there is one."""
+        logs = sorted(self.layout.attempt(trial.number, attempt.number).job_dir.glob("*.err"), key=os.path.getmtime)
+        lines = logs[-1].read_text(errors="replace").strip().splitlines() if logs else []
+        return f"; its log ends: {lines[-1][:300]}" if lines else ""
+
+    def _stop_if_all_fail(self) -> None:
+        limit = self.spec.operation.stop_after_failures
+        began = self.record.starts[-1]["seq"]
+        ended = [t for t in self.record.rows if t.in_budget and t.ended_seq is not None and t.ended_seq > began]
+        ended.sort(key=lambda trial: trial.ended_seq or 0)
+        errors = {(t.error["kind"], t.error["message"]) for t in ended[:limit] if t.state is State.FAILED and t.error}
+        if limit and len(ended) >= limit and all(t.state is State.FAILED for t in ended) and len(errors) == 1:
+            kind, message = errors.pop()
+            self.stop(f"the first {limit} trials failed alike ({kind}): {message}")
+
+
+def _row(item: Any) -> dict[str, Any]:
+    return {"parameters": dict(item.parameters), "info": dict(item.info)}
+
+
+def _whereabouts(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Which job it was, where and since when, from a claim, a result or an error."""
+    names = {"job": "job_id", "node": "node", "started_at": "started_at"}
+    return {ours: document[theirs] for theirs, ours in names.items() if document.get(theirs) is not None}

@@ -1,0 +1,84 @@
+"""The protocol of every launcher, and what they share."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hpo_cluster.trial import JobRef, JobState
+
+#: In the environment of every job: lets a launcher find a job that it no longer has a handle on.
+TOKEN_VARIABLE = "HPO_CLUSTER_TOKEN"
+
+
+class LauncherSettings(BaseModel):
+    """What every launcher accepts. Names mean the same everywhere."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    gpus_per_trial: int = Field(0, ge=0, description="GPUs of one evaluation")
+    cpus_per_trial: int = Field(1, ge=1, description="CPU cores of one evaluation")
+    walltime_min: int = Field(1440, ge=1, description="minutes after which a job is ended")
+    setup: tuple[str, ...] = Field((), description="shell lines before the job's command (modules, environments)")
+    poll_period_s: float = Field(1.0, gt=0, description="seconds between two questions to the scheduler")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job to submit: a plain command on an attempt directory."""
+
+    token: str
+    command: tuple[str, ...]
+    attempt_dir: Path
+    job_dir: Path
+
+    def shell_line(self, environment: Mapping[str, str] | None = None) -> str:
+        """The command as one line for a shell, with the token (and `environment`) in its environment."""
+        variables = {TOKEN_VARIABLE: self.token, **(environment or {})}
+        return shlex.join(["env", *(f"{name}={value}" for name, value in variables.items()), *self.command])
+
+
+class Launcher(Protocol):
+    """Runs jobs somewhere. Handles are values: nothing a launcher keeps in memory is needed to follow a job."""
+
+    backend: str
+    poll_period_s: float
+
+    def submit(self, submission: Submission) -> JobRef:
+        """Submit one job.
+
+        Raises:
+            SubmissionError: where the scheduler did not accept it, or did not answer; the job may exist all the same,
+                so look for its token before submitting again.
+        """
+        ...
+
+    def poll(self, refs: Sequence[JobRef]) -> dict[str, JobState]:
+        """State of each job by its token; UNKNOWN where the scheduler did not answer."""
+        ...
+
+    def cancel(self, ref: JobRef) -> None:
+        """End a job, pending or running. No error where it has ended already."""
+        ...
+
+    def find(self, submission: Submission) -> JobRef | None:
+        """The job with that submission's token that is pending or running, None where there is none.
+
+        Raises:
+            SubmissionError: where the scheduler did not answer, and so nothing is known.
+        """
+        ...
+
+
+def make_ref(backend: str, job_id: str, token: str, **extra: Any) -> JobRef:
+    """A handle on a job submitted now, from this host."""
+    now = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
+    return JobRef(backend, job_id, token, now, socket.gethostname(), extra)

@@ -1,0 +1,155 @@
+"""Jobs as processes of this machine, under the controller of submitit's local executor.
+
+submitit's controller runs the command, writes its output to files and enforces the walltime. What it runs here is a
+plain command, with no pickle, in a session of its own, so that the driver's Ctrl-C does not reach it. A job outlives
+its driver; it is recognised by pid *and* start time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from hpo_cluster.errors import SubmissionError
+from hpo_cluster.files import read_json
+from hpo_cluster.launchers.base import TOKEN_VARIABLE, LauncherSettings, Submission, make_ref
+from hpo_cluster.launchers.process import call
+from hpo_cluster.processes import is_alive, process_start
+from hpo_cluster.trial import JobRef, JobState
+
+#: Seconds before the walltime at which submitit's controller sends SIGUSR2.
+SIGNAL_DELAY_S = 30
+
+
+class LocalSettings(LauncherSettings):
+    """Processes of this machine."""
+
+    kind: Literal["local"] = "local"
+    gpu_devices: tuple[int, ...] | None = Field(None, description="GPUs to share out; null: all that nvidia-smi lists")
+
+
+class LocalLauncher:
+    """Runs each job as a process of its own."""
+
+    backend = "local"
+
+    def __init__(self, settings: LocalSettings) -> None:
+        self.settings = settings
+        self.poll_period_s = settings.poll_period_s
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._devices: dict[str, list[int]] = {}  # by token, of jobs seen alive
+
+    def submit(self, submission: Submission) -> JobRef:
+        """Start the job's process; it is running when this returns."""
+        devices = self._free_devices()
+        try:
+            submission.job_dir.mkdir(parents=True, exist_ok=True)
+            process = self._start_controller(submission, devices)
+        except OSError as error:
+            raise SubmissionError(f"the job's process did not start: {error}") from error
+        self._children.append(process)
+        self._devices[submission.token] = devices
+        return self._ref(process.pid, submission, devices)
+
+    def _ref(self, pid: int, submission: Submission, devices: list[int]) -> JobRef:
+        attempt_dir = str(submission.attempt_dir)
+        extra = {"pid_started": process_start(pid), "attempt_dir": attempt_dir, "devices": devices}
+        return make_ref(self.backend, str(pid), submission.token, **extra)
+
+    def _start_controller(self, submission: Submission, devices: list[int]) -> subprocess.Popen[bytes]:
+        """Start submitit's controller as `submitit.local.local.start_controller` does, but in a new session."""
+        script = submission.job_dir / "job.sh"
+        script.write_text("\n".join(["#!/bin/bash", *self.settings.setup, f"exec {submission.shell_line()}", ""]))
+        environment = {
+            **os.environ,
+            TOKEN_VARIABLE: submission.token,
+            "OMP_NUM_THREADS": str(self.settings.cpus_per_trial),
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices)),
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_COMMAND": shlex.join(["bash", str(script)]),
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_NTASKS": "1",
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(SIGNAL_DELAY_S),
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(60 * self.settings.walltime_min),
+            "SUBMITIT_LOCAL_WITH_SHELL": "",
+            "SUBMITIT_STDERR_TO_STDOUT": "",
+        }
+        return subprocess.Popen(
+            [sys.executable, "-m", "submitit.local._local", str(submission.job_dir)],
+            env=environment,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def _free_devices(self) -> list[int]:
+        wanted = self.settings.gpus_per_trial
+        if wanted == 0:
+            return []
+        listed = self.settings.gpu_devices if self.settings.gpu_devices is not None else _gpus_of_this_machine()
+        taken = {device for devices in self._devices.values() for device in devices}
+        free = [device for device in listed if device not in taken]
+        if len(listed) < wanted:
+            message = f"launcher.gpus_per_trial={wanted}, but this machine has {len(listed)} GPUs"
+            raise SubmissionError(message, retriable=False)
+        if len(free) < wanted:
+            raise SubmissionError(f"{wanted} GPUs wanted, {len(free)} of {len(listed)} free")
+        return free[:wanted]
+
+    def poll(self, refs: Sequence[JobRef]) -> dict[str, JobState]:
+        """State of each job by its token."""
+        self._children = [child for child in self._children if child.poll() is None]  # also reaps them
+        states = {ref.token: self._state(ref) for ref in refs}
+        alive = [ref for ref in refs if states[ref.token] is JobState.RUNNING]
+        self._devices = {ref.token: list(ref.extra.get("devices") or []) for ref in alive}
+        return states
+
+    def _state(self, ref: JobRef) -> JobState:
+        if ref.host != socket.gethostname():
+            return JobState.UNKNOWN
+        alive = is_alive(int(ref.job_id), ref.extra.get("pid_started")) or self._worker_alive(ref)
+        return JobState.RUNNING if alive else JobState.ENDED
+
+    @staticmethod
+    def _worker_alive(ref: JobRef) -> bool:
+        """Whether the job itself lives on, its controller being dead."""
+        claim = read_json(Path(ref.extra["attempt_dir"]) / "claim") or {}
+        mine = claim.get("token") == ref.token and claim.get("host") == socket.gethostname()
+        return mine and is_alive(claim.get("pid"), claim.get("pid_started"))
+
+    def cancel(self, ref: JobRef) -> None:
+        """Terminate every process of the job."""
+        if self._state(ref) is JobState.RUNNING:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(int(ref.job_id), signal.SIGTERM)
+
+    def find(self, submission: Submission) -> JobRef | None:
+        """The job whose environment holds the token; its session's leader is the controller."""
+        needle = f"{TOKEN_VARIABLE}={submission.token}".encode()
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            with contextlib.suppress(OSError):
+                if needle in (entry / "environ").read_bytes().split(b"\0"):
+                    return self._ref(os.getpgid(int(entry.name)), submission, [])
+        return None
+
+
+def _gpus_of_this_machine() -> tuple[int, ...]:
+    try:
+        lines = call(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], timeout_s=20).split()
+    except SubmissionError:
+        return ()
+    return tuple(int(line) for line in lines)

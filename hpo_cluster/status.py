@@ -1,0 +1,121 @@
+"""Where a campaign is: read from its journal and its jobs' progress files, without pandas or torch."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from hpo_cluster.errors import JournalError
+from hpo_cluster.files import read_json
+from hpo_cluster.identity import read_identity
+from hpo_cluster.layout import CampaignLayout
+from hpo_cluster.lock import STALE_AFTER_S, heartbeat_age_s, is_locked, read_lock
+from hpo_cluster.record import Record, TrialRecord
+from hpo_cluster.trial import BASELINE, State
+
+
+def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The state of a campaign as plain data (JSON).
+
+    Raises:
+        JournalError: where there is no campaign, or its journal cannot be read.
+    """
+    layout = CampaignLayout(Path(campaign_dir))
+    identity = read_identity(layout.identity)
+    if identity is None:
+        raise JournalError(f"{layout.dir} is no campaign: it has no campaign.yaml")
+    owner = read_lock(layout.lock)
+    alive = owner is not None and (
+        is_locked(layout.lock) if owner.get("host") == os.uname().nodename else heartbeat_age_s(owner) < STALE_AFTER_S
+    )
+    return summarise(Record.read(layout.events), layout, identity["direction"], driver_alive=alive)
+
+
+def summarise(record: Record, layout: CampaignLayout, direction: str, *, driver_alive: bool) -> dict[str, Any]:
+    """The state of a record as plain data; the fields are described in ``docs/reference/status.md``."""
+    start = record.starts[-1] if record.starts else {}
+    operation = start.get("operation", {})
+    budget = operation.get("budget", 0)
+    in_flight = record.in_flight
+    finished = not in_flight and (record.stopped or {}).get("reason") == "finished"
+    state = "running" if driver_alive else "finished" if finished else "stopped"
+    return {
+        "campaign": layout.dir.name,
+        "dir": str(layout.dir),
+        "state": state,
+        "reason": (record.stopped or {}).get("reason"),
+        "driver": {"host": start.get("host"), "pid": start.get("pid"), "alive": driver_alive} if start else None,
+        "direction": direction,
+        "budget": budget,
+        "done": record.spent,
+        "in_flight": len(in_flight),
+        "counts": dict(Counter(str(t.state) for t in record.rows if t.number != BASELINE)),
+        "best": _shown(_best(record, direction)),
+        "baseline": _shown(record.trials.get(BASELINE)),
+        "running": [_running(trial, layout) for trial in in_flight],
+        "errors": [{"trial": t.number, **t.error} for t in record.rows if t.error is not None],
+        "elapsed_s": _elapsed_s(record),
+        "eta_s": _eta_s(record, budget, operation.get("workers", 1)) if state == "running" else None,
+    }
+
+
+def _best(record: Record, direction: str) -> TrialRecord | None:
+    sign = 1.0 if direction == "maximize" else -1.0
+    valued = [t for t in record.rows if t.in_budget and t.state is State.COMPLETED and t.value is not None]
+    return max(valued, key=lambda t: (sign * (t.value or 0.0), -t.number), default=None)
+
+
+def _shown(trial: TrialRecord | None) -> dict[str, Any] | None:
+    if trial is None:
+        return None
+    names = ("value", "value_sem", "parameters", "metrics", "seed")
+    return {"trial": trial.number, "state": str(trial.state), **{name: getattr(trial, name) for name in names}}
+
+
+def _running(trial: TrialRecord, layout: CampaignLayout) -> dict[str, Any]:
+    attempt = trial.attempt
+    progress: dict[str, Any] = {}
+    if attempt is not None and trial.state is State.RUNNING:
+        progress = read_json(layout.attempt(trial.number, attempt.number).progress) or {}
+    return {
+        "trial": trial.number,
+        "state": str(trial.state),
+        "attempt": None if attempt is None else attempt.number,
+        "job": None if attempt is None else attempt.job_id,
+        "node": None if attempt is None else attempt.node,
+        **{name: progress.get(name) for name in ("phase", "step", "total", "loss")},
+        "elapsed_s": None if attempt is None or attempt.started_at is None else _seconds_since(attempt.started_at),
+    }
+
+
+def _parse(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(text)
+
+
+def _seconds_since(text: str) -> float:
+    return round((datetime.datetime.now(datetime.UTC) - _parse(text)).total_seconds(), 1)
+
+
+def _elapsed_s(record: Record) -> float:
+    """Seconds in which a driver was at work, from the journal's own times."""
+    if not record.starts or record.last is None:
+        return 0.0
+    return round((_parse(record.last["at"]) - _parse(record.starts[0]["at"])).total_seconds(), 1)
+
+
+def _eta_s(record: Record, budget: int, workers: int) -> float | None:
+    """Seconds until the budget is spent, at the mean duration of the evaluations so far."""
+    durations = [
+        (_parse(t.ended_at) - _parse(t.started_at)).total_seconds()
+        for t in record.rows
+        if t.in_budget and t.state is State.COMPLETED and t.started_at and t.ended_at
+    ]
+    if not durations:
+        return None
+    mean = sum(durations) / len(durations)
+    under_way = sum(min(mean, _seconds_since(t.started_at)) for t in record.in_flight if t.started_at)
+    return round(max(0.0, math.ceil(((budget - record.spent) * mean - under_way) / max(workers, 1))), 1)
