@@ -1,0 +1,281 @@
+"""Plain data into a `Config`, with every fault named at once: the key as typed, the value seen, what is accepted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from hpo_cluster.config import (
+    DISCRIMINATORS,
+    HINT,
+    NESTED,
+    OBJECTIVE_KINDS,
+    PATH_KEYS,
+    CampaignSettings,
+    Config,
+    OptimizerChoice,
+    field_names,
+    meant,
+    resolve,
+    section_class,
+)
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.launchers import LAUNCHERS
+from hpo_cluster.launchers.base import LauncherSettings
+from hpo_cluster.objectives.base import Objective
+from hpo_cluster.optimizers.base import OptimizerSettings
+from hpo_cluster.optimizers.registry import OPTIMIZERS
+from hpo_cluster.space import Space
+
+#: A space written on the command line.
+INLINE = "{lr: {low: 1e-5, high: 1e-1, log: true}}"
+
+_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\b[A-Z0-9_]*(TOKEN|SECRET|PASSWORD|API_KEY)=[\"']?[^\s\"'$]")
+
+
+def build(
+    raw: Mapping[str, Any],
+    *,
+    cwd: Path,
+    check_files: bool = True,
+    broken: Iterable[str] = (),
+    faults: Sequence[str] = (),
+) -> Config:
+    """The configuration of plain data of the shape of ``conf/config.yaml``.
+
+    Args:
+        raw: top-level keys and sections; a section ``space`` that is empty stands for the objective's own.
+        cwd: what relative paths are relative to.
+        check_files: whether files that the jobs need must be there.
+        broken: sections that are known to be wrong already; nothing is said about them.
+        faults: what is known to be wrong already.
+
+    Raises:
+        ConfigError: with `faults` and every fault found here.
+    """
+    return _Builder(raw, cwd, set(broken), list(faults)).build(check_files)
+
+
+class _Builder:
+    """One pass over the plain data. Each part is checked as far as the parts it needs are whole."""
+
+    def __init__(self, raw: Mapping[str, Any], cwd: Path, broken: set[str], faults: list[str]) -> None:
+        self.raw = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
+        self.cwd, self.broken, self.faults = cwd, broken, faults
+        self.hint = HINT
+
+    def build(self, check_files: bool) -> Config:
+        for section, key in PATH_KEYS:
+            if isinstance(self.raw.get(section), dict) and isinstance(self.raw[section].get(key), str):
+                self.raw[section][key] = self._absolute(self.raw[section][key])
+        self._secrets()
+        top = self._top()
+        objective = self._objective()
+        space = self._space(objective)
+        launcher = self._section("launcher")
+        optimizer = self._optimizer(space, top.seed if top else 0)
+        if objective is not None and space is not None:
+            self.faults += objective.space_faults(space)
+        if objective is not None and top is not None and check_files:
+            self.faults += objective.file_faults(lambda path: resolve(path, top.storage_dir))
+        if self.faults or not (top and objective and space and isinstance(launcher, LauncherSettings) and optimizer):
+            raise ConfigError(list(dict.fromkeys(self.faults)), self.hint)
+        label = re.sub(r"[^A-Za-z0-9._-]+", "-", objective.label)
+        values = {name: getattr(top, name) for name in CampaignSettings.model_fields}
+        values["campaign"] = top.campaign or f"{label}-{optimizer.name}-{top.seed}"
+        return Config(**values, space=space, optimizer=optimizer, objective=objective, launcher=launcher)
+
+    def _absolute(self, path: str) -> str:
+        if path == "???" or path.startswith(("bundle:", "storage:")):
+            return path
+        return str((self.cwd / Path(path).expanduser()).absolute())
+
+    def _secrets(self) -> None:
+        for key, value in _leaves(self.raw):
+            if isinstance(value, str) and _SECRET.search(value):
+                self.faults.append(
+                    f"{key}: holds what looks like a token or password, which would be recorded; export it in the shell"
+                )
+
+    def _top(self) -> CampaignSettings | None:
+        values = {key: value for key, value in self.raw.items() if key in CampaignSettings.model_fields}
+        for key in ("campaigns_dir", "storage_dir"):
+            folder = values.get(key, str(CampaignSettings.model_fields[key].default))
+            if isinstance(folder, str):
+                values[key] = Path(self._absolute(folder))
+        name = values.get("campaign")
+        if isinstance(name, str) and (not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name.strip(".") == ""):
+            self.faults.append(
+                f"campaign={name!r}: is no name for a folder; accepted: letters, digits, dots, dashes and underscores"
+            )
+            values["campaign"] = None
+        try:
+            return CampaignSettings.model_validate(values)
+        except ValidationError as error:
+            self.faults += validation_faults(error)
+            return None
+
+    def _objective(self) -> Objective | None:
+        cls = section_class("objective", self.raw)
+        if cls is None:
+            if "objective" not in self.broken:
+                kind = (self.raw.get("objective") or {}).get("kind")
+                self.faults.append(f"objective.kind={kind!r}: accepted: {', '.join(OBJECTIVE_KINDS)}")
+            return None
+        data = known(self.raw.get("objective") or {})
+        nested = [name for name in NESTED if name in cls.model_fields]
+        data |= {name: known(self.raw.get(name) or {}) for name in nested}
+        try:
+            made = cls.model_validate(data)
+        except ValidationError as error:
+            self.faults += validation_faults(error, cls, "objective", self.broken)
+            return None
+        if self.broken & {"objective", *nested}:
+            return None
+        return made if isinstance(made, Objective) else None
+
+    def _space(self, objective: Objective | None) -> Space | None:
+        if "space" in self.broken:
+            return None
+        entries = self.raw.get("space") or {}
+        if not isinstance(entries, Mapping):
+            self.faults.append(f"space={entries!r}: is no space; accepted: a name, or {INLINE}")
+            return None
+        if not entries:
+            own = objective.own_space() if objective is not None else None
+            cls = section_class("objective", self.raw)
+            if cls is not None and not (issubclass(cls, Objective) and brings_space(cls)):
+                kind = self.raw["objective"]["kind"]
+                self.faults.append(
+                    f"space: objective={kind} brings no space of its own; give space=NAME (a file "
+                    f"conf/space/NAME.yaml), or 'space={INLINE}'"
+                )
+            return own
+        mappings = {name: entry for name, entry in entries.items() if isinstance(entry, Mapping)}
+        self.faults += [
+            f"space.{name}={entry!r}: is no parameter; accepted: a mapping such as {{low: 1e-5, high: 1e-1, log: true}}"
+            for name, entry in entries.items()
+            if name not in mappings
+        ]
+        try:
+            space = Space.from_json(mappings)
+        except ConfigError as error:
+            self.faults += error.faults if mappings else ()
+            return None
+        return space if len(mappings) == len(entries) else None
+
+    def _section(self, section: str) -> BaseModel | None:
+        if section in self.broken:
+            return None
+        cls = section_class(section, self.raw)
+        if cls is None:
+            accepted = {"optimizer": OPTIMIZERS, "launcher": LAUNCHERS}[section]
+            key = DISCRIMINATORS[section]
+            value = (self.raw.get(section) or {}).get(key)
+            self.faults.append(f"{section}.{key}={value!r}: accepted: {', '.join(accepted)}")
+            return None
+        data = known(self.raw[section])
+        if section == "optimizer":
+            data.pop("name")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            self.faults += validation_faults(error, cls, section)
+            return None
+
+    def _optimizer(self, space: Space | None, seed: int) -> OptimizerChoice | None:
+        settings = self._section("optimizer")
+        if not isinstance(settings, OptimizerSettings):
+            return None
+        name = self.raw["optimizer"]["name"]
+        if space is not None:
+            try:
+                OPTIMIZERS[name].optimizer(space, settings, seed)
+            except ConfigError as error:
+                self.faults += error.faults
+                self.hint = error.hint or self.hint
+        return OptimizerChoice(name=name, settings=settings.model_dump(mode="json"))
+
+
+def brings_space(cls: type[Objective]) -> bool:
+    """Whether objectives of this class have a search space of their own."""
+    return cls.own_space is not Objective.own_space
+
+
+def known(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that have a value; ``???`` marks those that have none."""
+    return {key: value for key, value in section.items() if value != "???"}
+
+
+def _leaves(data: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    if isinstance(data, Mapping):
+        items: Iterable[tuple[Any, Any]] = data.items()
+    elif isinstance(data, (list, tuple)):
+        items = enumerate(data)
+    else:
+        yield prefix, data
+        return
+    for key, value in items:
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+_REQUIREMENTS = {
+    "int_type": "must be an integer",
+    "int_parsing": "must be an integer",
+    "int_from_float": "must be an integer",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be finite",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "path_type": "must be a path",
+    "tuple_type": "must be a list, such as [a,b]",
+    "list_type": "must be a list, such as [a,b]",
+    "dict_type": "must be a mapping, such as {a: 1}",
+    "string_too_short": "must not be empty",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "accepted: {expected}",
+}
+
+
+def validation_faults(
+    error: ValidationError, cls: type[BaseModel] = CampaignSettings, section: str = "", broken: Iterable[str] = ()
+) -> list[str]:
+    """What pydantic found, one sentence each: the key as it is typed, the value seen, what is accepted."""
+    faults = []
+    for entry in error.errors():
+        loc = [str(part) for part in entry["loc"]]
+        owner = cls
+        if section == "objective" and loc and loc[0] in NESTED:
+            annotation = cls.model_fields[loc[0]].annotation
+            owner = annotation if isinstance(annotation, type) else cls
+        elif section:
+            loc = [section, *loc]
+        if loc and loc[0] in broken:
+            continue
+        key, value = ".".join(loc), entry["input"]
+        if entry["type"] == "missing":
+            faults.append(f"{key}: has no value; give {key}=...")
+        elif entry["type"] == "extra_forbidden":
+            names = field_names(owner)
+            close = meant(loc[-1], names)
+            accepted = close or (f"accepted: {', '.join(names)}" if names else "it has no settings")
+            faults.append(f"{key}: is no key of {loc[0]}; {accepted}")
+        else:
+            requirement = _REQUIREMENTS.get(entry["type"], "")
+            message = requirement.format(**entry.get("ctx", {})) if requirement else _lower(entry["msg"])
+            faults.append(f"{key}={value!r}: {message}")
+    return faults
+
+
+def _lower(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
