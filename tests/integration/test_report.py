@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from hpo_cluster.errors import JournalError
+from hpo_cluster.files import dumps
+from hpo_cluster.journal import Journal
+from hpo_cluster.layout import CampaignLayout
+from hpo_cluster.objectives.synthetic import SyntheticObjective
+from hpo_cluster.report import read_campaign, write_report
+from hpo_cluster.space import Categorical, Float, Integer, Space
+
+LORA_SPACE = Space(
+    {
+        "lora_rank": Integer(2, 64),
+        "learning_rate": Float(1e-6, 1e-1, log=True),
+        "lora_dropout": Float(0, 0.5),
+        "precision": Categorical(("32-true", "bf16-true")),
+    }
+)
+LORA = {
+    "kind": "lora",
+    "model": {"name": "m", "checkpoint_dir": "bundle:m"},
+    "data": {"name": "d", "path": "bundle:d"},
+    "tasks": {"name": "t", "validation": "village_val", "test": ["village_test", "other_test"], "datasets": []},
+    "train": {},
+}
+
+
+def stamp(minutes: float) -> str:
+    return f"2026-01-01T{int(minutes) // 60:02d}:{int(minutes) % 60:02d}:{int(minutes * 60) % 60:02d}.000000Z"
+
+
+def make_campaign(
+    directory: Path, objective: Mapping[str, Any], space: Space, trials: list[Mapping[str, Any]], direction: str
+) -> Path:
+    """A campaign directory as a driver leaves it; each trial is `number`, `parameters` and, if it ended, `end`."""
+    layout = CampaignLayout(directory)
+    directory.mkdir(parents=True)
+    identity = {
+        "space": space.to_json(),
+        "objective": dict(objective),
+        "optimizer": {"name": "random"},
+        "direction": direction,
+        "seed": 0,
+    }
+    layout.identity.write_text(yaml.safe_dump(identity, sort_keys=False))
+    with Journal(layout.events) as journal:
+        journal.append("created", campaign=directory.name, code="c")
+        for trial in trials:
+            number = trial["number"]
+            origin = "baseline" if number < 0 else "evaluated"
+            row = {"trial": number, "parameters": trial["parameters"], "seed": 1, "origin": origin}
+            journal.append("asked", trials=[row], decision={})
+            journal.append("intent", trial=number, attempt=0, token=f"t{number}", code="c")
+            job = {"backend": "l", "job_id": "1", "token": f"t{number}", "submitted_at": stamp(number + 1), "host": "h"}
+            journal.append("submitted", trial=number, attempt=0, job=job)
+            if "end" in trial:
+                end = dict(trial["end"])
+                sems = end.pop("sems", None)
+                if sems:
+                    layout.attempt(number, 0).dir.mkdir(parents=True)
+                    layout.attempt(number, 0).result.write_text(dumps({"metrics": end["metrics"], "sems": sems}))
+                journal.append("ended", trial=number, attempt=0, ended_at=stamp(3 * number + 5), **end)
+    return directory
+
+
+def lora_trials(n: int) -> list[Mapping[str, Any]]:
+    rng = np.random.default_rng(0)
+    trials: list[Mapping[str, Any]] = []
+    base = {"village_val/acc": 0.27, "village_test/acc": 0.24, "other_test/acc": 0.26, "village_val/loss": 3.0}
+    sems = {"village_val/acc": 0.03, "village_test/acc": 0.035, "other_test/acc": 0.03}
+    end = {"state": "completed", "value": 0.27, "value_sem": 0.03, "metrics": base, "sems": sems}
+    trials.append({"number": -1, "parameters": {}, "end": end})
+    for number in range(n):
+        parameters = LORA_SPACE.decode(rng.random(4))
+        score = 0.25 + 0.7 * math.exp(-(((math.log10(float(parameters["learning_rate"])) + 2.7) / 0.8) ** 2))
+        score = round(score + 0.02 * float(rng.standard_normal()), 4)
+        metrics = {"village_val/acc": score, "village_test/acc": 0.9 * score, "other_test/acc": 0.3 + 0.1 * score}
+        end = {"state": "completed", "value": score, "value_sem": 0.03, "metrics": metrics, "sems": sems}
+        if number % 7 == 3:
+            end = {"state": "diverged", "error": {"kind": "diverged", "message": "loss is nan at step 12"}}
+        if number % 11 == 5:
+            end = {"state": "failed", "error": {"kind": "code", "message": "no luck\nat all | really"}}
+        trials.append({"number": number, "parameters": parameters, "end": end})
+    trials.append({"number": n, "parameters": LORA_SPACE.decode(rng.random(4))})  # in flight
+    return trials
+
+
+def synthetic(directory: Path, ends: list[Mapping[str, Any]]) -> Path:
+    objective = SyntheticObjective()
+    space = objective.own_space()
+    rng = np.random.default_rng(1)
+    trials = [{"number": i, "parameters": space.decode(rng.random(2)), "end": end} for i, end in enumerate(ends)]
+    return make_campaign(directory, objective.model_dump(mode="json"), space, trials, "minimize")
+
+
+def completed(value: float) -> dict[str, Any]:
+    return {"state": "completed", "value": value, "metrics": {"value": value}}
+
+
+FAILED = {"state": "failed", "error": {"kind": "code", "message": "injected failure"}}
+
+
+def size(png: Path) -> tuple[int, int]:
+    data = png.read_bytes()
+    assert data.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", data[16:24])
+    return width, height
+
+
+def test_report_of_a_fine_tuning_campaign(tmp_path: Path) -> None:
+    directory = make_campaign(tmp_path / "first", LORA, LORA_SPACE, lora_trials(24), "maximize")
+    files = write_report(directory)
+    assert [file.name for file in files] == [
+        "report.md",
+        "best_by_evaluations.png",
+        "best_by_time.png",
+        "parameters.png",
+        "validation_test.png",
+    ]
+    assert all(min(size(file)) > 400 for file in files[1:])
+    assert sorted(file.name for file in (directory / "report").iterdir()) == sorted(file.name for file in files)
+    page = files[0].read_text()
+    assert str(tmp_path) not in page
+    assert "19 completed, 3 diverged, 2 failed" in page
+    assert "Baseline: 0.27 ± 0.03 (`village_test/acc` 0.24, `other_test/acc` 0.26)" in page
+    assert "By posterior mean" in page
+    assert "- 3 × diverged: loss is nan at step 12 (trials 3, 10, 17)" in page
+    for file in files[1:]:
+        assert f"]({file.name})" in page
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "±" in line]
+    assert len(rows) == 10
+    values = [float(row.split("|")[2].split("±")[0]) for row in rows]
+    assert values == sorted(values, reverse=True)
+
+
+def test_what_is_read(tmp_path: Path) -> None:
+    campaign = read_campaign(make_campaign(tmp_path / "first", LORA, LORA_SPACE, lora_trials(24), "maximize"))
+    assert campaign.others == ("village_test/acc", "other_test/acc")
+    assert len(campaign.ended) == 24
+    assert campaign.ranked["value"].is_monotonic_decreasing
+    assert campaign.sems[-1]["village_test/acc"] == 0.035
+    assert campaign.baseline is not None
+    assert campaign.baseline["value"] == 0.27
+
+
+def test_minimisation_with_one_metric(tmp_path: Path) -> None:
+    values = [180.0, 90.0, 400.0, 12.0, 0.02, 33.0]
+    files = write_report(synthetic(tmp_path / "himmelblau", [completed(value) for value in values]))
+    assert [file.stem for file in files] == ["report", "best_by_evaluations", "best_by_time", "parameters"]
+    page = files[0].read_text()
+    assert "By measured value: trial 4, 0.02, with" in page
+    assert "minimised" in page
+
+
+@pytest.mark.parametrize(
+    ("ends", "figures", "says"),
+    [
+        ([], 0, "No trial has a value yet."),
+        ([completed(3.0)], 3, "By measured value: trial 0, 3, with"),
+        ([FAILED, FAILED], 3, "No trial ended with a value."),
+        ([FAILED, completed(3.0)], 3, "- 1 × code: injected failure (trials 0)"),
+    ],
+)
+def test_few_and_failed_trials(tmp_path: Path, ends: list[Mapping[str, Any]], figures: int, says: str) -> None:
+    files = write_report(synthetic(tmp_path / "small", ends))
+    assert len(files) == 1 + figures
+    assert says in files[0].read_text()
+
+
+def test_figures_of_an_earlier_report_that_no_longer_hold_are_removed(tmp_path: Path) -> None:
+    directory = synthetic(tmp_path / "empty", [])
+    (directory / "report").mkdir()
+    (directory / "report" / "parameters.png").write_text("old")
+    write_report(directory)
+    assert [file.name for file in (directory / "report").iterdir()] == ["report.md"]
+
+
+def test_no_campaign_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="is no campaign"):
+        write_report(tmp_path)
