@@ -13,7 +13,6 @@ from hpo_cluster.config import (
     DISCRIMINATORS,
     HINT,
     NESTED,
-    OBJECTIVE_KINDS,
     PATH_KEYS,
     CampaignSettings,
     Config,
@@ -26,6 +25,7 @@ from hpo_cluster.config import (
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.launchers import LAUNCHERS
 from hpo_cluster.launchers.base import LauncherSettings
+from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.registry import OPTIMIZERS
@@ -124,7 +124,7 @@ class _Builder:
         if cls is None:
             if "objective" not in self.broken:
                 kind = (self.raw.get("objective") or {}).get("kind")
-                self.faults.append(f"objective.kind={kind!r}: accepted: {', '.join(OBJECTIVE_KINDS)}")
+                self.faults.append(f"objective.kind={kind!r}: accepted: {', '.join(OBJECTIVES)}")
             return None
         data = known(self.raw.get("objective") or {})
         nested = [name for name in NESTED if name in cls.model_fields]

@@ -198,6 +198,12 @@ class _Composition:
             if item.parts[0] != "space":
                 self._put(raw, item)
         self._unused(raw, chosen)
+        if (raw.get("objective") or {}).get("kind") == "function":
+            self.faults.append(
+                "objective.kind='function': a configuration names no Python function; accepted: objective=command "
+                "'objective.command=\"python ...\"', or hpo_cluster.optimize(fn, ...) in Python"
+            )
+            self.broken.add("objective")
         raw["space"] = self._own_space(raw) or raw.get("space") or {}
         for item in values:
             if item.parts[0] == "space":

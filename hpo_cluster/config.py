@@ -29,9 +29,6 @@ NESTED = ("model", "data", "tasks", "train")
 #: What says which class a section has: chosen with ``section=NAME``, never by the key.
 DISCRIMINATORS = {"optimizer": "name", "objective": "kind", "launcher": "kind"}
 
-#: Objectives that a configuration can name. A Python function cannot be named there.
-OBJECTIVE_KINDS = tuple(kind for kind in OBJECTIVES if kind != "function")
-
 #: Relative paths in these keys are meant from where the command is typed.
 PATH_KEYS = (("model", "checkpoint_dir"), ("data", "path"), ("tasks", "include_path"), ("objective", "cwd"))
 
@@ -60,6 +57,13 @@ class CampaignSettings(BaseModel):
         2, strict=True, ge=0, description="new attempts of a trial whose job was lost to trouble that passes"
     )
     poll_s: float = Field(0.5, gt=0, description="seconds between two looks at the jobs")
+    grace_s: float = Field(5.0, ge=0, description="seconds that a job's files may come after its end")
+    stop_after_failures: int = Field(
+        3,
+        strict=True,
+        ge=0,
+        description="stop when the first so many trials of a start fail alike and none succeeds; 0: never",
+    )
     baseline: bool = Field(
         False, strict=True, description="whether the model before fine-tuning is evaluated too, outside the budget"
     )
@@ -69,7 +73,17 @@ class CampaignSettings(BaseModel):
 
 
 #: Keys that may change in the life of a campaign; `launcher` is the other one.
-OPERATIONAL = ("storage_dir", "budget", "workers", "max_in_flight", "retries", "poll_s", "baseline")
+OPERATIONAL = (
+    "storage_dir",
+    "budget",
+    "workers",
+    "max_in_flight",
+    "retries",
+    "poll_s",
+    "grace_s",
+    "stop_after_failures",
+    "baseline",
+)
 
 
 class OptimizerChoice(BaseModel):
@@ -132,12 +146,20 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
 
 
-def with_recorded(config: Config, identity: Mapping[str, Any]) -> Config:
-    """`config` with the optimizer's open settings (null) filled from what the campaign recorded when it was made."""
-    recorded = dict(identity.get("optimizer") or {})
-    if recorded.pop("name", None) != config.optimizer.name:
+def settle(config: Config, recorded: Mapping[str, Any] | None) -> Config:
+    """`config` with the optimizer's open settings (null) decided once and for all.
+
+    Args:
+        config: as composed.
+        recorded: identity of the campaign, which has decided them already; None where the campaign is new: the size of
+            a design is then the budget.
+    """
+    decided = dict((recorded or {}).get("optimizer") or {})
+    if recorded is None:
+        decided = {"name": config.optimizer.name, "points": config.budget}
+    if decided.pop("name", None) != config.optimizer.name:
         return config
-    settings = {key: recorded.get(key) if value is None else value for key, value in config.optimizer.settings.items()}
+    settings = {key: decided.get(key) if value is None else value for key, value in config.optimizer.settings.items()}
     return config.model_copy(update={"optimizer": OptimizerChoice(name=config.optimizer.name, settings=settings)})
 
 
@@ -158,7 +180,7 @@ def section_class(section: str, raw: Mapping[str, Any]) -> type[BaseModel] | Non
     if section == "optimizer":
         return OPTIMIZERS[name].settings if name in OPTIMIZERS else None
     if section == "objective":
-        return OBJECTIVES[name] if name in OBJECTIVE_KINDS else None
+        return OBJECTIVES.get(name)
     if section == "launcher":
         return LAUNCHERS[name][0] if name in LAUNCHERS else None
     if section in NESTED:

@@ -1,0 +1,230 @@
+"""What a campaign looks like in a terminal: lines of text made of its status, and how they are kept up to date.
+
+Nothing here prints: `cli` hands in where to write. On a terminal the lines are redrawn in place; anywhere else there is
+one line for each change of state, with fixed ``key=value`` pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from hpo_cluster.trial import trial_label
+
+BAR_WIDTH = 24
+LABEL_WIDTH = 11
+
+
+def status_lines(status: Mapping[str, Any]) -> list[str]:
+    """A campaign's status as text: progress, best, baseline, what runs, what failed."""
+    driver = status["driver"] or {}
+    lines = [f"{status['campaign']}: {_state(status, driver)}", progress_line(status)]
+    if status["best"]:
+        lines.append(_labelled("best", score(status["best"])))
+        lines.append(_labelled("", parameters_text(status["best"]["parameters"])))
+    if status["baseline"] and status["baseline"]["value"] is not None:
+        lines.append(_labelled("baseline", score(status["baseline"])))
+    lines += [running_line(row) for row in status["running"]]
+    lines += [
+        f"  {trial_label(row['trial'])}  {row['kind']}: {_first_line(str(row['message']))}"
+        for row in status["errors"][-3:]
+    ]
+    if len(status["errors"]) > 3:
+        lines.append(f"  ... and {len(status['errors']) - 3} earlier errors")
+    return lines
+
+
+def progress_line(status: Mapping[str, Any]) -> str:
+    """The bar with done, running and failed trials, best value and time left."""
+    budget, done = max(status["budget"], 1), status["done"]
+    filled = min(BAR_WIDTH, round(BAR_WIDTH * done / budget))
+    counts = dict(status["counts"])
+    running, waiting = counts.get("running", 0), counts.get("submitted", 0) + counts.get("proposed", 0)
+    parts = [f"{done}/{status['budget']} done", f"{running} running"]
+    if waiting:
+        parts.append(f"{waiting} waiting")
+    parts += [
+        f"{counts[state]} {state}" for state in ("failed", "diverged", "infeasible", "cancelled") if counts.get(state)
+    ]
+    if status["best"]:
+        parts.append(f"best {number(status['best']['value'])}")
+    if status["eta_s"] is not None:
+        parts.append(f"{duration(status['eta_s'])} left")
+    return f"[{'#' * filled}{'-' * (BAR_WIDTH - filled)}] {' · '.join(parts)}"
+
+
+def error_lines(status: Mapping[str, Any], newest: int = 3) -> list[str]:
+    """The last errors, one line each."""
+    rows = status["errors"]
+    lines = [
+        f"  {trial_label(row['trial'])}  {row['kind']}: {_first_line(str(row['message']))}" for row in rows[-newest:]
+    ]
+    return [*lines, f"  ... and {len(rows) - newest} earlier errors"] if len(rows) > newest else lines
+
+
+def running_line(row: Mapping[str, Any]) -> str:
+    """One trial in flight: where it is and what it does."""
+    parts = [f"  {trial_label(row['trial'])}", f"{row.get('phase') or row.get('state', 'submitted')}"]
+    if row["step"] is not None:
+        parts.append(f"step {row['step']}" + (f"/{row['total']}" if row["total"] is not None else ""))
+    if row["loss"] is not None:
+        parts.append(f"loss {number(row['loss'])}")
+    if row["elapsed_s"] is not None:
+        parts.append(duration(row["elapsed_s"]))
+    if row["job"] is not None:
+        parts.append(f"job {row['job']}" + (f" on {row['node']}" if row["node"] else ""))
+    if row["attempt"]:
+        parts.append(f"attempt {row['attempt']}")
+    return "  ".join(parts)
+
+
+def summary_lines(
+    status: Mapping[str, Any], metric: str | None, tests: tuple[str, ...], files: Mapping[str, Path]
+) -> list[str]:
+    """The end of a run: best configuration, its scores, the baseline, and where everything is.
+
+    Args:
+        status: of the campaign.
+        metric: name of the metric that was optimised.
+        tests: lm-eval tasks that were recorded only; empty where the objective has none: all metrics are shown.
+        files: label to path.
+    """
+    lines = [f"{status['campaign']}: {_state(status, status['driver'] or {})}", progress_line(status)]
+    best, baseline = status["best"], status["baseline"]
+    if best is None:
+        lines.append(_labelled("best", "none: no trial was completed"))
+        lines += error_lines(status)
+    else:
+        lines.append(_labelled("best", f"{trial_label(best['trial'])}  {parameters_text(best['parameters'])}"))
+        lines += _scores(best, metric, tests)
+    if baseline is not None and baseline["value"] is not None:
+        lines.append(_labelled("baseline", "the model before fine-tuning"))
+        lines += _scores(baseline, metric, tests)
+    return lines + [_labelled(label, str(path)) for label, path in files.items()]
+
+
+def _scores(trial: Mapping[str, Any], metric: str | None, tests: tuple[str, ...]) -> list[str]:
+    name = metric or "value"
+    shown = {key: value for key, value in trial["metrics"].items() if key != name}
+    value = score(trial, trial_name=False)
+    lines = [_labelled("validation" if tests else "value", value if name == "value" else f"{name} {value}")]
+    if tests:
+        measure = name.rpartition("/")[2]
+        shown = {key: value for key, value in shown.items() if key in [f"{task}/{measure}" for task in tests]}
+    text = "  ".join(f"{key} {number(value)}" for key, value in list(shown.items())[:8])
+    return [*lines, _labelled("test" if tests else "others", text)] if text else lines
+
+
+class PlainDisplay:
+    """One line for each change of state: for files, pipes and batch jobs."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+        self._seen: dict[int, tuple[Any, ...]] | None = None
+
+    def update(self, status: Mapping[str, Any], trials: Mapping[int, Any]) -> None:
+        """Write what has changed since the last call."""
+        if self._seen is None:  # what an earlier driver has brought to an end is no news
+            self._seen = {number: _key(record) for number, record in trials.items() if record.state.ended}
+            if self._seen:
+                self._write(f"going on done={status['done']}/{status['budget']}")
+        for trial in sorted(trials):
+            record = trials[trial]
+            key = _key(record)
+            if self._seen.get(trial) == key:
+                continue
+            self._seen[trial] = key
+            parts = [f"trial={trial_label(trial)}", f"state={record.state}"]
+            if record.attempts and not record.state.ended:
+                parts.append(f"attempt={len(record.attempts) - 1}")
+            if record.value is not None:
+                parts.append(f"value={number(record.value)}")
+            if record.state.ended:
+                parts.append(f"done={status['done']}/{status['budget']}")
+                if status["best"]:
+                    parts.append(f"best={number(status['best']['value'])}")
+            if record.error is not None:
+                parts.append(f"error={record.error['kind']}")
+            self._write(" ".join(parts))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        return
+
+
+def _key(record: Any) -> tuple[Any, ...]:
+    return record.state, len(record.attempts)
+
+
+class LiveDisplay:
+    """The status, redrawn in place: for terminals."""
+
+    def __init__(self) -> None:
+        from rich.live import Live
+
+        self._live = Live(auto_refresh=False, transient=True)
+
+    def update(self, status: Mapping[str, Any], trials: Mapping[int, Any]) -> None:
+        """Show where the campaign is."""
+        from rich.text import Text
+
+        lines = status_lines(status)
+        room = max(self._live.console.height - 1, 3)
+        self._live.update(Text("\n".join(lines[:room]), no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._live.stop()
+
+
+def score(trial: Mapping[str, Any], *, trial_name: bool = True) -> str:
+    """``0.9625 ± 0.0106 (t0007)``."""
+    text = number(trial["value"])
+    if trial.get("value_sem") is not None:
+        text += f" ± {number(trial['value_sem'])}"
+    return f"{text}  ({trial_label(trial['trial'])})" if trial_name else text
+
+
+def parameters_text(parameters: Mapping[str, Any]) -> str:
+    """``learning_rate=0.0026 lora_rank=18``."""
+    return " ".join(f"{name}={number(value)}" for name, value in parameters.items())
+
+
+def number(value: Any) -> str:
+    """A number with four digits that matter, anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _state(status: Mapping[str, Any], driver: Mapping[str, Any]) -> str:
+    state = str(status["state"])
+    if state == "running":
+        state += f" on {driver.get('host')}, process {driver.get('pid')}"
+    elif state == "stopped" and status.get("reason"):
+        state += f" ({status['reason']})"
+    return f"{state}, {duration(status['elapsed_s'])}"
+
+
+def _labelled(label: str, text: str) -> str:
+    return f"{label:<{LABEL_WIDTH}}{text}"
+
+
+def _first_line(message: Any) -> str:
+    text = str(message)
+    return text.strip().splitlines()[0][:160] if text.strip() else ""
