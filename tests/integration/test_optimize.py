@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import logging
+import math
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.history import HISTORY_COLUMNS, TAIL_COLUMNS
+from hpo_cluster.layout import PACKAGE_DIR
+from hpo_cluster.optimize import AllFailedError, optimize
+
+SPACE = {"x": {"low": -5.0, "high": 5.0}, "n": {"low": 1, "high": 4}}
+
+
+def bowl(x: float, n: int) -> float:
+    return (x - 1) ** 2 + (n - 2) ** 2
+
+
+def test_in_this_process_to_the_best_trial() -> None:
+    result = optimize(bowl, SPACE, optimizer="random", budget=20, direction="minimize")
+    history = result.history
+    assert len(history) == 20
+    assert list(history["state"].unique()) == ["completed"]
+    assert result.value == history["value"].min() == bowl(**result.parameters)
+    assert result.trial == int(history["value"].idxmin())
+    assert isinstance(result.parameters["n"], int)
+    best = optimize(lambda x, n: -bowl(x, n), SPACE, optimizer="random", budget=20)
+    assert best.value == -result.value
+
+
+def test_the_history_has_the_columns_of_a_campaign() -> None:
+    result = optimize(lambda x, n: {"value": x, "value_sem": 0.1, "loss": n}, SPACE, optimizer="random", budget=3)
+    expected = [*HISTORY_COLUMNS, "x", "n", "metric.loss", "metric.value", *TAIL_COLUMNS]
+    assert list(result.history.columns) == expected
+    assert list(result.history["value_sem"]) == [0.1] * 3
+    assert list(result.history["metric.loss"]) == list(result.history["n"])
+
+
+def test_bo_beats_random() -> None:
+    guided = optimize(bowl, SPACE, optimizer="bo", budget=12, initial=5, direction="minimize")
+    blind = optimize(bowl, SPACE, optimizer="random", budget=12, direction="minimize")
+    assert guided.value < 0.1
+    assert guided.value < blind.value
+
+
+def test_the_same_seed_gives_the_same_trials() -> None:
+    runs = [optimize(bowl, SPACE, optimizer="random", budget=6, seed=seed).history["x"].tolist() for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_trials_that_fail_are_kept_and_shown(caplog: pytest.LogCaptureFixture) -> None:
+    def fragile(x: float, n: int) -> float:
+        if n == 1:
+            raise ValueError("n must not be 1")
+        if n == 2:
+            return math.nan
+        if n == 3:
+            raise MemoryError
+        return x
+
+    with caplog.at_level(logging.WARNING):
+        history = optimize(fragile, SPACE, optimizer="random", budget=24).history
+    states = dict(zip(history["n"], history["state"], strict=True))
+    assert states == {1: "failed", 2: "diverged", 3: "infeasible", 4: "completed"}
+    assert (history["value"].notna() == (history["n"] == 4)).all()
+    assert set(history.loc[history["n"] == 1, "error"]) == {"code: n must not be 1"}
+    assert "error=code: n must not be 1" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_where_all_fail_the_first_traceback_is_raised(workers: int) -> None:
+    def broken(x: float, n: int) -> float:
+        return 1 / 0
+
+    with pytest.raises(AllFailedError, match=r"none of 3 trials(.|\n)*return 1 / 0(.|\n)*ZeroDivisionError"):
+        optimize(broken, SPACE, optimizer="random", budget=3, workers=workers)
+    with pytest.raises(AllFailedError, match="metric 'value' is nan"):
+        optimize(lambda x, n: math.nan, SPACE, optimizer="random", budget=2, workers=workers)
+    assert not multiprocessing.active_children()
+
+
+def test_a_function_that_returns_no_number_failed() -> None:
+    with pytest.raises(AllFailedError, match="metric 'value': None is no number"):
+        optimize(lambda x, n: None, SPACE, optimizer="random", budget=1)
+
+
+def test_forked_workers_give_the_values_of_this_process() -> None:
+    alone = optimize(bowl, SPACE, optimizer="lhs", budget=9).history
+    pids = {os.getpid()}
+    together = optimize(
+        lambda x, n: {"value": bowl(x, n), "pid": os.getpid()}, SPACE, optimizer="lhs", budget=9, workers=3
+    ).history
+    for column in ("trial", "x", "n", "value", "seed"):
+        assert together[column].tolist() == alone[column].tolist()
+    assert not pids & set(together["metric.pid"])
+    assert 1 <= together["metric.pid"].nunique() <= 3
+    assert not multiprocessing.active_children()
+
+
+def test_there_is_no_barrier() -> None:
+    space = {"slow": {"choices": [False, True]}, "x": {"low": 0.0, "high": 1.0}}
+    began = time.monotonic()
+
+    def first_is_slow(slow: bool, x: float) -> dict[str, float]:
+        start = time.monotonic() - began
+        time.sleep(1.0 if slow else 0.02)
+        return {"value": x, "start": start, "end": time.monotonic() - began}
+
+    history = optimize(first_is_slow, space, optimizer="random", budget=12, workers=2, seed=3).history
+    slow = history[history["slow"]]
+    first = slow.iloc[0]
+    meanwhile = history[
+        (history["metric.start"] > first["metric.start"]) & (history["metric.start"] < first["metric.end"])
+    ]
+    assert len(meanwhile) >= 2
+
+
+def test_a_worker_that_dies_takes_only_its_trial_with_it() -> None:
+    def deadly(x: float, n: int) -> float:
+        if n == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+    history = optimize(deadly, SPACE, optimizer="random", budget=16, workers=2).history
+    dead = history["n"] == 4
+    assert 1 <= dead.sum() < 16
+    assert set(history.loc[dead, "state"]) == {"failed"}
+    assert history.loc[dead, "error"].iloc[0] == "code: the process of the function ended with exit code -9"
+    assert set(history.loc[~dead, "state"]) == {"completed"}
+
+
+def test_forked_workers_draw_numbers_of_their_own_and_the_same_again() -> None:
+    def noise(x: float, n: int) -> dict[str, float]:
+        return {"value": random.random(), "normal": float(np.random.standard_normal())}  # noqa: NPY002
+
+    runs = [optimize(noise, SPACE, optimizer="random", budget=6, workers=2).history for _ in range(2)]
+    assert runs[0]["value"].nunique() == runs[0]["metric.normal"].nunique() == 6
+    assert runs[0]["value"].tolist() == runs[1]["value"].tolist()
+
+
+def test_bo_with_workers() -> None:
+    result = optimize(bowl, SPACE, optimizer="bo", budget=10, initial=5, workers=2, direction="minimize")
+    assert len(result.history) == 10
+    assert result.history["ended_seq"].notna().all()
+
+
+def test_a_finite_space_ends_when_it_is_exhausted() -> None:
+    result = optimize(lambda n: n, {"n": {"low": 1, "high": 3}}, optimizer="grid", budget=30)
+    assert sorted(result.history["n"]) == [1, 2, 3]
+
+
+def test_all_faults_of_the_arguments_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        optimize(3, SPACE, budget=0, workers=0, direction="up")  # type: ignore[arg-type]
+    assert len(caught.value.faults) == 4
+    with pytest.raises(ConfigError, match="unknown"):
+        optimize(bowl, SPACE, optimizer="bayes", workers=2)
+    assert not multiprocessing.active_children()
+
+
+def test_a_campaign_needs_a_function_that_can_be_imported() -> None:
+    with pytest.raises(ConfigError, match="a lambda"):
+        optimize(lambda x, n: x, SPACE, campaign="first")
+
+
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    code = """
+import os, sys, time, pathlib
+from hpo_cluster.optimize import optimize
+def fn(x):
+    pathlib.Path(sys.argv[1], str(os.getpid())).touch()
+    time.sleep(0.5)
+    return x
+optimize(fn, {"x": {"low": 0.0, "high": 1.0}}, optimizer="random", budget=1000, workers=2)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE_DIR.parent)}
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment) as parent:
+        deadline = time.monotonic() + 30
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        parent.kill()
+    children = [Path("/proc") / file.name for file in tmp_path.iterdir()]
+    assert len(children) == 2
+    deadline = time.monotonic() + 10
+    while any(_alive(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [child for child in children if _alive(child)]
+
+
+def _alive(process: Path) -> bool:
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_it_is_a_name_of_the_package() -> None:
+    code = """
+import hpo_cluster
+result = hpo_cluster.optimize(lambda x: x, {"x": {"low": 0.0, "high": 1.0}}, optimizer="random", budget=2)
+assert result.parameters["x"] == result.value == result.history["value"].max()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE_DIR.parent)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
