@@ -1,0 +1,454 @@
+"""Evaluate one attempt of a LoRA campaign: fine-tune with LitGPT's parts, merge in memory, score with lm-eval.
+
+    python jobs/lora.py campaigns/first/trials/t0007/a0
+
+The recipe is LitGPT's ``finetune_lora`` step by step (a test holds it to that: same order of examples, learning rates,
+losses and weights), with what its loop cannot do: stop at a loss that is no number, put any number of sequences through
+the device at once without changing a result, and keep everything that a resumed run needs in one place (`State`).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import contextlib
+import itertools
+import math
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hpo_cluster import worker
+from hpo_cluster.errors import AttemptError
+from hpo_cluster.objectives.lora import CHECKPOINT_FILES, LoraObjective, TrainSettings, effective_train
+from hpo_cluster.trial import ErrorKind
+from hpo_cluster.worker import Attempt
+
+if TYPE_CHECKING:  # torch, litgpt and lm-eval are imported once the environment is set
+    import torch
+
+    from hpo_cluster.objectives.lit_dropout import MicroBatchDropout
+
+IGNORED = -100  # label of a token that is not learned
+HEAD_PIECE = 128  # positions through the language-model head at once, as LitGPT trains
+
+#: A tokenized row of the data: ``input_ids`` and ``labels`` (length), ``token_counts``.
+Example = Mapping[str, Any]
+
+
+def evaluate(attempt: Attempt) -> dict[str, Any]:
+    """The whole evaluation; see the phases."""
+    storage_dir = Path(attempt.settings["storage_dir"])
+    objective = LoraObjective.model_validate({k: v for k, v in attempt.settings.items() if k != "storage_dir"})
+    train = effective_train(objective.train, attempt.parameters)
+    seed = attempt.seed if train.seed is None else train.seed
+    with tempfile.TemporaryDirectory(prefix="hpo-cluster-", ignore_cleanup_errors=True) as scratch:
+        attempt.phase("import")
+        device = prepare_process(storage_dir)
+        from hpo_cluster.objectives.lit_files import converted_lm, save_adapter
+        from hpo_cluster.objectives.lm_tasks import load_tasks, score
+        from hpo_cluster.objectives.meter import Meter
+
+        attempt.phase("load")
+        meter = Meter(device)
+        include_path = None if objective.tasks.include_path is None else Path(objective.tasks.include_path)
+        names = (objective.tasks.validation, *objective.tasks.test)
+        tasks = load_tasks(names, include_path, objective.tasks.num_fewshot, Path(scratch))
+        checkpoint_dir = checked_checkpoint(objective)
+        train_examples, val_examples = load_examples(objective, train, checkpoint_dir)
+        seed_everything(seed)  # before the model: its adapter is drawn
+        model = load_model(checkpoint_dir, train, device, baseline=attempt.baseline)
+        run = Run(model, train, device)
+        state = State()
+
+        if not attempt.baseline:
+            attempt.phase("train")
+            state = State(optimizer=make_optimizer(model, train))
+            fine_tune(run, state, train_examples, objective.data.split_seed, attempt)
+
+        metrics: dict[str, float] = {} if attempt.baseline else {"train_loss": state.loss}
+        if train.validation_batches:
+            attempt.phase("validate")
+            metrics["val_loss"] = validate(run, val_examples)
+
+        attempt.phase("merge")
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        if objective.keep_adapter and not attempt.baseline:
+            save_adapter(model, objective, train, attempt.files.adapter_dir)
+        if objective.evaluation == "litgpt_cli":
+            model.cpu()  # the classic route has its own copy on the device
+            with tempfile.TemporaryDirectory(prefix=".litgpt-", dir=attempt.files.dir) as folder:
+                lm = converted_lm(None if attempt.baseline else model, objective, train, device, Path(folder))
+                attempt.phase("score")
+                scores, sems = score(lm, tasks, objective.tasks.limit)
+        else:
+            lm = merged_lm(run, objective, checkpoint_dir, attempt)
+            attempt.phase("score")
+            scores, sems = score(lm, tasks, objective.tasks.limit)
+    return {
+        "metrics": {**scores, **metrics},
+        "sems": sems,
+        "steps": state.step,
+        "examples": state.examples,
+        "tokens": state.tokens,
+        "trainable_parameters": trainable,
+        "seeds": {"train": seed, "split": objective.data.split_seed},
+        "train": train.model_dump(mode="json"),
+        "baseline": attempt.baseline,
+        "evaluation": objective.evaluation,
+        **meter.report(),
+    }
+
+
+def prepare_process(storage_dir: Path) -> torch.device:
+    """Set the environment, import the heavy packages, choose the device. Nothing here may reach for a network."""
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if (storage_dir / "hf").is_dir():
+        os.environ["HF_HOME"] = str(storage_dir / "hf")
+    if not Path("/dev/nvidiactl").exists():
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads only slow down small models, and the neighbours
+    import litgpt.lora  # noqa: F401
+    import lm_eval.evaluator  # noqa: F401
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+def checked_checkpoint(objective: LoraObjective) -> Path:
+    """The base model's folder. A missing file is an error of kind ``missing_model``."""
+    folder = Path(objective.model.checkpoint_dir)
+    if missing := [name for name in CHECKPOINT_FILES if not (folder / name).is_file()]:
+        hint = f"hpo-cluster prepare model={objective.model.name}"
+        raise AttemptError(ErrorKind.MISSING_MODEL, f"{folder} lacks {', '.join(missing)}; run: {hint}")
+    return folder
+
+
+def load_examples(objective: LoraObjective, train: TrainSettings, checkpoint_dir: Path) -> tuple[Any, Any]:
+    """Training and validation examples, tokenized when one is asked for. Faults are of kind ``bad_data``."""
+    from litgpt.config import Config
+    from litgpt.data.json_data import JSON
+    from litgpt.tokenizer import Tokenizer
+
+    block_size = Config.from_file(checkpoint_dir / "model_config.yaml").block_size
+    settings = objective.data
+    try:
+        data = JSON(
+            json_path=Path(settings.path),
+            mask_prompt=settings.mask_prompt,
+            val_split_fraction=settings.val_split_fraction,
+            prompt_style=settings.prompt_style,
+            ignore_index=IGNORED,
+            seed=settings.split_seed,
+        )
+        length = min(train.max_seq_length or block_size, block_size)
+        data.connect(Tokenizer(checkpoint_dir), batch_size=train.micro_batch_size, max_seq_length=length)
+        data.setup()
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise AttemptError(ErrorKind.BAD_DATA, f"data.path={settings.path}: {error}") from error
+    for name, dataset in (("training", data.train_dataset), ("validation", data.test_dataset)):
+        rows = getattr(dataset.data, "dataset", dataset.data)  # a part of a file that was split, or a file
+        if not isinstance(rows, list) or not len(dataset):
+            what = "no JSON list" if not isinstance(rows, list) else "empty"
+            raise AttemptError(ErrorKind.BAD_DATA, f"data.path={settings.path}: the {name} data is {what}")
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict) or any(not isinstance(row.get(k), str) for k in ("instruction", "output")):
+                what = f"row {number} of the {name} data lacks the text instruction or output"
+                raise AttemptError(ErrorKind.BAD_DATA, f"data.path={settings.path}: {what}")
+    return data.train_dataset, data.test_dataset
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch on every device."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
+def load_model(checkpoint_dir: Path, train: TrainSettings, device: torch.device, *, baseline: bool) -> Any:
+    """The base model with untrained LoRA layers (B is zero), all else frozen; without them for the baseline.
+
+    The adapter is drawn from the global generator, in LitGPT's order and on the device, base weights included.
+    """
+    import torch
+    from litgpt.lora import GPT, Config, lora_filter, mark_only_lora_as_trainable
+
+    from hpo_cluster.objectives.lit_files import LORA_MATRICES, lora_settings, weights_dtype
+
+    if not baseline and not any(getattr(train, f"lora_{name}") for name in LORA_MATRICES):
+        names = ", ".join(f"lora_{name}" for name in LORA_MATRICES)
+        raise AttemptError(ErrorKind.CODE, f"no matrix has LoRA: set one of {names}")
+    config = Config.from_file(checkpoint_dir / "model_config.yaml", **({} if baseline else lora_settings(train)))
+    with torch.device(device), default_dtype(weights_dtype(train)):
+        model = GPT(config)
+    mark_only_lora_as_trainable(model)
+    try:
+        weights = torch.load(checkpoint_dir / "lit_model.pth", map_location="cpu", mmap=True, weights_only=True)
+        loaded = model.load_state_dict(weights.get("model", weights), strict=False)
+    except Exception as error:
+        message = f"{checkpoint_dir}/lit_model.pth is no checkpoint of the model in model_config.yaml: {error}"
+        raise AttemptError(ErrorKind.MISSING_MODEL, message) from error
+    missing = [name for name in loaded.missing_keys if not lora_filter(name, None)]
+    if missing or loaded.unexpected_keys:
+        message = f"{checkpoint_dir}/lit_model.pth: missing {missing[:5]}, unexpected {loaded.unexpected_keys[:5]}"
+        raise AttemptError(ErrorKind.MISSING_MODEL, message)
+    return model
+
+
+# --- precision -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors are of `dtype` inside."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """What does not change while a model is trained and validated."""
+
+    model: Any
+    train: TrainSettings
+    device: torch.device
+    physical: int = field(init=False)
+    dropout: MicroBatchDropout | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.physical = self.train.physical_batch_size or self.train.micro_batch_size
+        lora = self.model.config.lora_r > 0
+        if lora and self.train.lora_dropout > 0 and self.physical != self.train.micro_batch_size:
+            from hpo_cluster.objectives.lit_dropout import MicroBatchDropout
+
+            self.dropout = MicroBatchDropout(self.model, self.train.lora_dropout, HEAD_PIECE, self.precision)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        import torch
+
+        if self.train.precision == "bf16-mixed":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext() if self.train.precision == "32-true" else default_dtype(torch.bfloat16)
+
+
+@dataclass
+class State:
+    """Where training is. With the adapter and the global generators, all that a resumed run needs."""
+
+    optimizer: Any = None
+    step: int = 0
+    examples: int = 0
+    tokens: int = 0
+    loss: float = math.nan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many micro-batches make a step and how many steps make the run and its schedule, by LitGPT's rules.
+
+    A last accumulation that is not full is dropped. Over several epochs the rests of the epochs are joined, so that
+    `steps` can exceed the steps of the schedule; the cosine then starts to rise again.
+    """
+
+    accumulation: int
+    steps: int
+    schedule: int
+
+
+def make_plan(train: TrainSettings, examples: int) -> Plan:
+    """The plan for so many training examples."""
+    accumulation = train.global_batch_size // train.micro_batch_size
+    if accumulation < 1:
+        sizes = f"global_batch_size={train.global_batch_size}, micro_batch_size={train.micro_batch_size}"
+        raise AttemptError(ErrorKind.CODE, f"{sizes}: a step needs one micro-batch at least")
+    micro_batches = math.ceil(examples / train.micro_batch_size)
+    limit = train.max_steps or sys.maxsize
+    plan = Plan(
+        accumulation,
+        steps=min(train.epochs * micro_batches // accumulation, limit),
+        schedule=min(train.epochs * (micro_batches // accumulation), limit),
+    )
+    if plan.schedule < 1:
+        message = f"{examples} training examples do not fill one step of global_batch_size={train.global_batch_size}"
+        raise AttemptError(ErrorKind.BAD_DATA, message)
+    return plan
+
+
+def learning_rate(train: TrainSettings, plan: Plan, step: int) -> float:
+    """Learning rate of a step (from 0): linear from zero over the warm-up, then a cosine to zero."""
+    if step < train.lr_warmup_steps:
+        return train.learning_rate * step / train.lr_warmup_steps
+    period = max(1, plan.schedule - train.lr_warmup_steps)
+    return train.learning_rate * (1 + math.cos(math.pi * (step - train.lr_warmup_steps) / period)) / 2
+
+
+def micro_batch_order(examples: int, micro_batch_size: int, seed: int) -> Iterator[list[int]]:
+    """Numbers of the examples of each micro-batch, epoch after epoch without end, in the order that LitGPT takes them.
+
+    It depends on its arguments only, not on the global generator: a resumed run skips the micro-batches it has had.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    generator = torch.Generator().manual_seed(seed)
+    numbers: Any = range(examples)
+    loader: DataLoader[int] = DataLoader(
+        numbers, batch_size=micro_batch_size, shuffle=True, generator=generator, collate_fn=list
+    )
+    while True:
+        yield from loader
+
+
+def make_optimizer(model: Any, train: TrainSettings) -> torch.optim.AdamW:
+    """AdamW over the adapter."""
+    import torch
+
+    adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    betas = (train.beta1, train.beta2)
+    return torch.optim.AdamW(adapter, lr=train.learning_rate, betas=betas, weight_decay=train.weight_decay)
+
+
+def fine_tune(run: Run, state: State, examples: Any, split_seed: int, attempt: Attempt) -> None:
+    """Train from `state` to the end of the plan. A loss that is no finite number ends the attempt as diverged."""
+    train = run.train
+    plan = make_plan(train, len(examples))
+    order = micro_batch_order(len(examples), train.micro_batch_size, split_seed)
+    order = itertools.islice(order, state.step * plan.accumulation, None)
+    run.model.train()
+    while state.step < plan.steps:
+        micro_batches = [[examples[number] for number in next(order)] for _ in range(plan.accumulation)]
+        lr = learning_rate(train, plan, state.step)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        # One copy from the device a step: what follows is queued there while the next examples are tokenized.
+        loss = summed_losses(run, micro_batches, weight=1 / plan.accumulation, backward=True)
+        if not math.isfinite(loss):
+            where = f"step {state.step + 1} of {plan.steps}, learning rate {lr:.3g}"
+            raise AttemptError(ErrorKind.DIVERGED, f"the training loss is {loss} at {where}")
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        state.loss = loss
+        state.step += 1
+        state.examples += sum(map(len, micro_batches))
+        state.tokens += sum(len(example["input_ids"]) for batch in micro_batches for example in batch)
+        attempt.progress(step=state.step, total=plan.steps, loss=loss, learning_rate=lr)
+
+
+def validate(run: Run, examples: Any) -> float:
+    """Mean over micro-batches of their mean loss per token (nats)."""
+    import torch
+
+    size = run.train.micro_batch_size
+    batches = math.ceil(len(examples) / size)
+    batches = min(batches, run.train.validation_batches)
+    micro_batches = [
+        [examples[number] for number in range(begin, min(begin + size, len(examples)))]
+        for begin in range(0, batches * size, size)
+    ]
+    run.model.eval()
+    with torch.no_grad():
+        loss = summed_losses(run, micro_batches, weight=1 / batches, backward=False)
+    if not math.isfinite(loss):
+        raise AttemptError(ErrorKind.DIVERGED, f"the validation loss is {loss} after training")
+    return loss
+
+
+def summed_losses(run: Run, micro_batches: Sequence[Sequence[Example]], weight: float, *, backward: bool) -> float:
+    """Sum over micro-batches of `weight` times the mean loss of their tokens; its gradient is added where asked.
+
+    The sequences travel in physical batches; each token keeps the weight that its micro-batch gives it.
+    """
+    import torch
+
+    rows = [(m, r) for m, batch in enumerate(micro_batches) for r in range(len(batch))]
+    tokens = [max(1, sum(int((e["labels"][1:] != IGNORED).sum()) for e in batch)) for batch in micro_batches]
+    if run.physical == run.train.micro_batch_size:
+        chunks = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row[0])]
+    else:
+        chunks = [rows[begin : begin + run.physical] for begin in range(0, len(rows), run.physical)]
+    drawn = 0
+    total = torch.zeros((), device=run.device)
+    for chunk in chunks:
+        if run.dropout is not None and run.model.training:
+            while drawn <= chunk[-1][0]:  # each micro-batch once, in order, when its first sequence travels
+                lengths = [len(example["input_ids"]) for example in micro_batches[drawn]]
+                run.dropout.draw(drawn, len(lengths), max(lengths))
+                drawn += 1
+            run.dropout.give(chunk)
+        losses = token_losses(run, [micro_batches[m][r] for m, r in chunk])
+        begin, loss = 0, torch.zeros((), device=run.device)
+        for m, members in itertools.groupby(chunk, key=lambda row: row[0]):
+            end = begin + len(list(members))
+            loss = loss + losses[begin:end].sum() / tokens[m] * weight
+            begin = end
+        if backward:
+            loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total.item()
+
+
+def token_losses(run: Run, examples: Sequence[Example]) -> torch.Tensor:
+    """Cross entropy (nats, float32) of each next token: (sequences, longest length - 1); zero where not learned."""
+    import torch
+    from torch.nn.functional import cross_entropy
+    from torch.nn.utils.rnn import pad_sequence
+
+    inputs = pad_sequence([example["input_ids"] for example in examples], batch_first=True)
+    labels = pad_sequence([example["labels"] for example in examples], batch_first=True, padding_value=IGNORED)
+    targets = labels[:, 1:].to(run.device)
+    with run.precision():
+        pieces = run.model(inputs.to(run.device), lm_head_chunk_size=HEAD_PIECE)
+    pieces[-1] = pieces[-1][:, :-1]  # the last position predicts nothing that is known
+    losses = [
+        cross_entropy(logits.float().flatten(0, 1), part.flatten(), ignore_index=IGNORED, reduction="none")
+        for logits, part in zip(pieces, torch.split(targets, HEAD_PIECE, dim=1), strict=False)
+    ]
+    return torch.cat([loss.view(len(examples), -1) for loss in losses], dim=1)
+
+
+# --- after training --------------------------------------------------------------------------------------------------
+
+
+def merged_lm(run: Run, objective: LoraObjective, checkpoint_dir: Path, attempt: Attempt) -> Any:
+    """The model with its adapter merged in place, as lm-eval sees it."""
+    import torch
+    from litgpt.lora import merge_lora_weights
+    from transformers import AutoTokenizer
+
+    from hpo_cluster.objectives.lit_lm import LitLM
+
+    with torch.no_grad():
+        merge_lora_weights(run.model)
+
+    def tell(done: int, total: int) -> None:
+        attempt.progress(step=done, total=total)
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_dir)
+    return LitLM(run.model, tokenizer, objective.tasks.batch_size, precision=run.precision, on_batch=tell)
+
+
+if __name__ == "__main__":
+    sys.exit(worker.main(evaluate))

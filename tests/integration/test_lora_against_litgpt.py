@@ -1,0 +1,35 @@
+"""The recipe of ``jobs/lora.py`` is LitGPT's ``finetune_lora``: same order, learning rates, losses and weights."""
+
+from pathlib import Path
+
+import pytest
+from lora_bench import litgpt_run, max_difference, objective, our_run, write_data
+
+CASES = {
+    # 58 rows in micro-batches of 4 are 15 an epoch: the odd one of each of two epochs make a step together
+    "two epochs, accumulation, no dropout": ({"epochs": 2}, False),
+    "dropout": ({"lora_dropout": 0.2, "lora_head": True}, True),
+    "max_steps, mask_prompt": ({"max_steps": 4, "micro_batch_size": 8, "lora_key": False}, False),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_litgpt(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, repeat_draws = CASES[case]
+    what = objective(write_data(tmp_path / "data"), limit=1, **train)
+    if "mask_prompt" in case:
+        what = what.model_copy(update={"data": what.data.model_copy(update={"mask_prompt": True})})
+    theirs = litgpt_run(tmp_path / "litgpt", what, monkeypatch)
+    ours, result = our_run(tmp_path / "ours", what, monkeypatch, repeat_draws=repeat_draws)
+
+    assert result["steps"] == len(theirs.losses) == len(ours.losses)
+    assert ours.labels == theirs.labels[: len(ours.labels)], "order of the examples"
+    assert len(theirs.labels) - len(ours.labels) < what.train.global_batch_size // what.train.micro_batch_size
+    # LitGPT logs the learning rate of the step that follows
+    assert ours.rates[1:] == pytest.approx(theirs.rates[:-1], abs=1e-12)
+    differences = {
+        "loss": max(abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True)),
+        "val_loss": abs(ours.val_loss - theirs.val_loss),
+        "adapter": max_difference(ours.weights, theirs.weights),
+    }
+    assert max(differences.values()) <= 1e-5, differences

@@ -1,0 +1,335 @@
+"""``jobs/lora.py`` on the bundled model: what it publishes, and what must not change a result."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lora_bench import (
+    BUNDLE,
+    PROGRAM,
+    adapter,
+    load_program,
+    max_difference,
+    objective,
+    our_run,
+    run_attempt,
+    write_attempt,
+    write_data,
+)
+
+from hpo_cluster import worker
+from hpo_cluster.objectives import lm_tasks
+from hpo_cluster.objectives.lora import TrainSettings
+
+SCORES = [f"village_{split}/{metric}" for split in ("val", "test") for metric in ("acc", "acc_norm")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("lora") / "data")
+
+
+def refuse_nan(word: str) -> float:
+    raise AssertionError(f"{word} in a JSON file")
+
+
+@pytest.fixture(scope="module")
+def by_hand(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An attempt that was run as a user runs it: from elsewhere, with nothing in the environment."""
+    folder = write_attempt(tmp_path_factory.mktemp("by-hand") / "a0", objective(data, lora_dropout=0.1))
+    run_by_hand(folder)
+    return folder
+
+
+def run_by_hand(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROGRAM), str(folder)]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder.parent)}
+    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_publishes_a_whole_result(by_hand: Path) -> None:
+    result = json.loads((by_hand / "result.json").read_text(), parse_constant=refuse_nan)
+    assert set(result["metrics"]) == {*SCORES, "train_loss", "val_loss"}
+    assert set(result["sems"]) == set(SCORES)
+    assert set(result["seconds"]) == {"import", "load", "train", "validate", "merge", "score"}
+    assert result["steps"] == 7  # 15 micro-batches make 7 accumulations of 2
+    assert result["examples"] == 56
+    assert 56 * 10 < result["tokens"] < 56 * 25
+    assert result["trainable_parameters"] == sum(weight.numel() for weight in adapter(by_hand).values())
+    assert result["seeds"] == {"train": 1337, "split": 42}
+    assert result["train"]["lora_dropout"] == 0.1
+    assert result["device"] == "cpu"
+    assert result["energy_wh"] is None
+    assert result["energy_source"] == "none"
+    assert 0.1 < result["peak_memory_gb"] < 8
+    assert not list(by_hand.glob(".*")), "nothing temporary is left"
+
+
+def test_an_attempt_that_has_been_run_is_left_alone(by_hand: Path) -> None:
+    before = (by_hand / "result.json").read_bytes()
+    assert run_by_hand(by_hand).returncode == worker.CLAIMED_EXIT_STATUS
+    assert (by_hand / "result.json").read_bytes() == before
+
+
+def test_same_attempt_same_metrics_and_weights(by_hand: Path, data: Path, tmp_path: Path) -> None:
+    again = run_attempt(tmp_path / "a0", objective(data, lora_dropout=0.1))
+    first = json.loads((by_hand / "result.json").read_text())
+    assert again["metrics"] == first["metrics"]
+    assert max_difference(adapter(tmp_path / "a0"), adapter(by_hand)) == 0
+    other = run_attempt(tmp_path / "a1", objective(data, lora_dropout=0.1), seed=7)
+    assert other["metrics"]["train_loss"] != first["metrics"]["train_loss"]
+    fixed = run_attempt(tmp_path / "a2", objective(data, lora_dropout=0.1, seed=1337), seed=7)
+    assert fixed["metrics"] == first["metrics"]
+
+
+def test_learning_rate_zero_leaves_the_base_model(data: Path, tmp_path: Path) -> None:
+    base = run_attempt(tmp_path / "base", objective(data), baseline=True)
+    assert base["steps"] == base["trainable_parameters"] == 0
+    assert "train_loss" not in base["metrics"]
+    assert not (tmp_path / "base" / "adapter").exists()
+    base["metrics"]["train_loss"] = None
+    for number, (rank, alpha) in enumerate(((2, 64.0), (64, 1.0))):
+        parameters = {"learning_rate": 0.0, "lora_rank": rank, "lora_alpha": alpha, "weight_decay": 0.1}
+        what = objective(data, lora_head=True, lora_dropout=0.3)
+        result = run_attempt(tmp_path / f"a{number}", what, parameters=parameters)
+        assert {**result["metrics"], "train_loss": None} == base["metrics"]
+
+
+@pytest.mark.parametrize("physical", [1, 3, 8, 100])
+def test_physical_batch_changes_nothing(
+    physical: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_program(), "HEAD_PIECE", 8)  # several pieces, as longer sequences have
+    # AdamW magnifies the rounding of gradients near zero up to the learning rate, so it is a moderate one
+    train: dict[str, Any] = {"lora_dropout": 0.3, "lora_head": True, "max_steps": 5, "learning_rate": 1e-3}
+    with monkeypatch.context() as patch:
+        plain, expected = our_run(tmp_path / "plain", objective(data, limit=2, **train), patch)
+    trace, result = our_run(
+        tmp_path / "a", objective(data, limit=2, physical_batch_size=physical, **train), monkeypatch
+    )
+    assert trace.losses == pytest.approx(plain.losses, abs=1e-6)
+    assert max_difference(trace.weights, plain.weights) <= 1e-5
+    assert result["metrics"]["val_loss"] == pytest.approx(expected["metrics"]["val_loss"], abs=1e-6)
+
+
+def test_steps_of_epochs_and_max_steps(data: Path, tmp_path: Path) -> None:
+    result = run_attempt(tmp_path / "a0", objective(data, limit=2, epochs=2, lr_warmup_steps=0, validation_batches=0))
+    assert result["steps"] == 15
+    assert "val_loss" not in result["metrics"]
+    result = run_attempt(tmp_path / "a1", objective(data, limit=2, epochs=2, max_steps=3))
+    assert result["steps"] == 3
+    assert result["examples"] == 24
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4, 10, 40])
+def test_learning_rates_are_those_of_litgpts_schedule(warmup: int) -> None:
+    from litgpt.finetune.lora import get_lr_scheduler
+
+    job = load_program()
+    train = TrainSettings(learning_rate=0.1, lr_warmup_steps=warmup, global_batch_size=1)
+    plan = job.make_plan(train, 20)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    if warmup:
+        schedule = get_lr_scheduler(optimizer, warmup_steps=warmup, max_steps=plan.schedule)
+    else:  # LitGPT divides by the warm-up
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=plan.schedule)
+    for step in range(plan.steps):
+        assert job.learning_rate(train, plan, step) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+def test_divergence_ends_the_attempt_at_once(data: Path, tmp_path: Path) -> None:
+    error = run_attempt(tmp_path / "a0", objective(data, learning_rate=1e3, lr_warmup_steps=0, epochs=20))
+    assert error["kind"] == "diverged"
+    assert "of 150, learning rate" in error["message"]
+    assert int(error["message"].split("step ")[1].split()[0]) < 10
+    assert "score" not in error["seconds"]
+
+
+def test_weights_that_are_no_numbers_after_the_last_step(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = load_program()
+    fine_tune = job.fine_tune
+
+    def spoil(run: Any, *arguments: Any) -> None:
+        fine_tune(run, *arguments)
+        with torch.no_grad():
+            run.model.transformer.h[0].attn.qkv.lora_B.fill_(math.nan)
+
+    monkeypatch.setattr(job, "fine_tune", spoil)
+    for validation_batches, word in ((100, "validation loss is nan"), (0, "log-likelihood is nan")):
+        what = objective(data, max_steps=1, validation_batches=validation_batches)
+        error = run_attempt(tmp_path / f"a{validation_batches}", what)
+        assert error["kind"] == "diverged"
+        assert word in error["message"]
+
+
+def test_out_of_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(load_program(), "token_losses", fail)
+    error = run_attempt(tmp_path / "a0", objective(data))
+    assert error["kind"] == "out_of_memory"
+    assert "2.00 GiB" in error["message"]
+
+
+BAD_DATA = {
+    "not JSON": ("[{", "data"),
+    "not a list": ('{"instruction": "a", "output": "b"}', "no JSON list"),
+    "empty": ("[]", "empty"),
+    "a key is missing": ('[{"instruction": "a", "output": "b"}, {"instruction": "a"}]', "row 1 of the training data"),
+    "not text": ('[{"instruction": "a", "output": null}]', "row 0 of the training data"),
+    "too few": ('[{"instruction": "a", "output": "b"}]', "1 training examples"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_DATA)
+def test_bad_data(fault: str, tmp_path: Path) -> None:
+    folder = write_data(tmp_path / "data")
+    text, word = BAD_DATA[fault]
+    (folder / "train.json").write_text(text)
+    error = run_attempt(tmp_path / "a0", objective(folder))
+    assert error["kind"] == "bad_data", error
+    assert word in error["message"]
+    assert str(folder) in error["message"] or fault == "too few"
+
+
+def test_no_data(tmp_path: Path) -> None:
+    error = run_attempt(tmp_path / "a0", objective(tmp_path / "nowhere"))
+    assert error["kind"] == "bad_data"
+    assert "nowhere" in error["message"]
+
+
+def test_one_file_is_split(tmp_path: Path) -> None:
+    rows = json.loads((BUNDLE / "data" / "train.json").read_text())[:40]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    what = objective(tmp_path / "rows.json", limit=2)
+    what = what.model_copy(update={"data": what.data.model_copy(update={"val_split_fraction": 0.2})})
+    result = run_attempt(tmp_path / "a0", what)
+    assert result["examples"] == 32
+    assert "val_loss" in result["metrics"]
+
+
+def test_missing_task(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval.tasks import TaskManager
+
+    own = TaskManager(include_path=BUNDLE / "tasks", include_defaults=False)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **_: own)  # lm-eval's own index takes 6 s
+    what = objective(data)
+    misspelt = what.model_copy(update={"tasks": what.tasks.model_copy(update={"validation": "village_vall"})})
+    error = run_attempt(tmp_path / "a0", misspelt)
+    assert error["kind"] == "missing_task"
+    assert "village_vall" in error["message"]
+    assert str(BUNDLE / "tasks") in error["message"]
+    assert "did you mean 'village_val'" in error["message"]
+    nowhere = what.tasks.model_copy(update={"include_path": str(tmp_path / "nowhere")})
+    error = run_attempt(tmp_path / "a1", what.model_copy(update={"tasks": nowhere}))
+    assert error["kind"] == "missing_task"
+
+
+def test_missing_documents_of_a_task(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(BUNDLE / "tasks", tmp_path / "tasks")
+    (tmp_path / "tasks" / "village_test.jsonl").unlink()
+    what = objective(data)
+    tasks = what.tasks.model_copy(update={"include_path": str(tmp_path / "tasks")})
+    error = run_attempt(tmp_path / "a0", what.model_copy(update={"tasks": tasks}))
+    assert error["kind"] == "missing_task"
+    assert "village_test.jsonl" in error["message"]
+
+
+def test_missing_model(data: Path, tmp_path: Path) -> None:
+    error = run_attempt(tmp_path / "a0", objective(data, checkpoint=tmp_path / "nowhere"))
+    assert error["kind"] == "missing_model"
+    assert "lit_model.pth" in error["message"]
+    shutil.copytree(BUNDLE / "checkpoint", tmp_path / "torn")
+    weights = tmp_path / "torn" / "lit_model.pth"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert run_attempt(tmp_path / "a1", objective(data, checkpoint=tmp_path / "torn"))["kind"] == "missing_model"
+    torch.save({"lm_head.weight": torch.zeros(704, 128)}, weights)
+    error = run_attempt(tmp_path / "a2", objective(data, checkpoint=tmp_path / "torn"))
+    assert error["kind"] == "missing_model"
+    assert "transformer.wte.weight" in error["message"]
+
+
+def test_settings_of_the_space_reach_the_training(data: Path, tmp_path: Path) -> None:
+    what = objective(data, limit=2, max_steps=1)
+    error = run_attempt(tmp_path / "a0", what, parameters={"lora_rank": 0})
+    assert error["kind"] == "code"
+    none = {f"lora_{name}": False for name in ("query", "key", "value", "projection", "mlp", "head")}
+    assert "no matrix has LoRA" in run_attempt(tmp_path / "a1", what, parameters=none)["message"]
+    result = run_attempt(tmp_path / "a2", what, parameters={"lora_rank": 3, "beta1": 0.5})
+    assert result["train"]["lora_rank"] == 3
+    assert next(iter(adapter(tmp_path / "a2").values())).shape[0] == 9  # query, key and value
+
+
+# --- both ways of scoring --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
+    """Log-likelihoods of each evaluation, in lm-eval's order."""
+    runs: list[list[float]] = []
+    score = lm_tasks.score
+
+    def spy(lm: Any, tasks: Any, limit: Any) -> Any:
+        ask = lm.loglikelihood
+
+        def loglikelihood(requests: Any, **options: Any) -> Any:
+            answers = ask(requests, **options)
+            runs.append([float(value) for value, _ in answers])
+            return answers
+
+        lm.loglikelihood = loglikelihood
+        return score(lm, tasks, limit)
+
+    monkeypatch.setattr(lm_tasks, "score", spy)
+    return runs
+
+
+def both_ways(tmp_path: Path, what: Any, **params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    ours = run_attempt(tmp_path / "ours", what, **params)
+    theirs = run_attempt(tmp_path / "theirs", what.model_copy(update={"evaluation": "litgpt_cli"}), **params)
+    assert not list((tmp_path / "theirs").glob(".*")), "the large files are gone"
+    return ours, theirs
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+def test_classic_route_gives_the_same_scores(
+    baseline: bool, data: Path, tmp_path: Path, recorded: list[list[float]]
+) -> None:
+    what = objective(data, limit=None, learning_rate=1e-2, epochs=2, lora_head=True)
+    ours, theirs = both_ways(tmp_path, what, baseline=baseline)
+    assert theirs["metrics"] == pytest.approx(ours["metrics"], abs=1e-9)
+    assert theirs["sems"] == pytest.approx(ours["sems"], abs=1e-9)
+    in_memory, converted = recorded
+    assert len(in_memory) == 2560
+    assert max(abs(a - b) for a, b in zip(in_memory, converted, strict=True)) <= 1e-4
+
+
+def test_classic_route_drops_a_trained_head_of_a_tied_model(
+    data: Path, tmp_path: Path, recorded: list[list[float]]
+) -> None:
+    checkpoint = tmp_path / "tied"
+    shutil.copytree(BUNDLE / "checkpoint", checkpoint)
+    weights = torch.load(checkpoint / "lit_model.pth", weights_only=True)
+    weights["lm_head.weight"] = weights["transformer.wte.weight"].clone()
+    torch.save(weights, checkpoint / "lit_model.pth")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+
+    for lora_head in (False, True):
+        recorded.clear()
+        what = objective(data, checkpoint=checkpoint, lora_head=lora_head)
+        both_ways(tmp_path / str(lora_head), what)
+        in_memory, converted = recorded
+        difference = max(abs(a - b) for a, b in zip(in_memory, converted, strict=True))
+        assert difference > 0.1 if lora_head else difference <= 1e-4
