@@ -10,6 +10,8 @@ CASES = {
     "two epochs, accumulation, no dropout": ({"epochs": 2}, False),
     "dropout": ({"lora_dropout": 0.2, "lora_head": True}, True),
     "max_steps, mask_prompt": ({"max_steps": 4, "micro_batch_size": 8, "lora_key": False}, False),
+    "bf16-true": ({"max_steps": 4, "lora_dropout": 0.2, "precision": "bf16-true"}, True),
+    "bf16-mixed": ({"max_steps": 4, "lora_dropout": 0.2, "precision": "bf16-mixed"}, True),
 }
 
 
