@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
@@ -53,6 +54,9 @@ log = logging.getLogger(__name__)
 
 HISTORY_PERIOD_S = 2.0
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 2.0, 60.0
+
+#: Numbers and what hangs on them differ between two messages of one error.
+_NUMBER = re.compile(r"[-+]?\d[\w.+-]*")
 
 #: What becomes of a trial whose attempt ended with an error of that kind; kinds not listed are tried again.
 FINAL_STATES: Mapping[str, State] = {
@@ -171,6 +175,8 @@ class Campaign:
         try:
             self._append("stopped", reason=self.reason or ("finished" if self._finished() else "interrupted"))
             self._write_history(force=True)
+        except (HpoClusterError, OSError) as error:  # whoever closes has the first error; both are derived
+            log.error("not closed properly: %s", error)
         finally:
             self.journal.close()
             self.lock.release()
@@ -190,7 +196,13 @@ class Campaign:
             raise HpoClusterError(
                 f"{self.layout.dir}: another driver has taken this campaign over; nothing more is written"
             )
-        written = self.journal.append(event, **fields)
+        try:
+            written = self.journal.append(event, **fields)
+        except OSError as error:
+            raise HpoClusterError(
+                f"{self.journal.path}: {error.strerror}. Nothing is lost: jobs run on and their results are taken in "
+                f"later. When it is mended:  hpo-cluster resume {self.layout.dir}"
+            ) from error
         self.record.apply(written)
         self._changed = True
         shown = {
@@ -447,10 +459,10 @@ class Campaign:
         began = self.record.starts[-1]["seq"]
         ended = [t for t in self.record.rows if t.in_budget and t.ended_seq is not None and t.ended_seq > began]
         ended.sort(key=lambda trial: trial.ended_seq or 0)
-        errors = {(t.error["kind"], t.error["message"]) for t in ended[:limit] if t.state is State.FAILED and t.error}
-        if limit and len(ended) >= limit and all(t.state is State.FAILED for t in ended) and len(errors) == 1:
-            kind, message = errors.pop()
-            self.stop(f"the first {limit} trials failed alike ({kind}): {message}")
+        errors = [t.error for t in ended if t.state is State.FAILED and t.error]
+        alike = {(error["kind"], _NUMBER.sub("#", error["message"])) for error in errors}
+        if limit and len(ended) >= limit and len(errors) == len(ended) and len(alike) == 1:
+            self.stop(f"the first {len(ended)} trials failed alike ({errors[0]['kind']}): {errors[0]['message']}")
 
 
 def _row(item: Any) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> i
             **result,
         }
         publish_once(attempt.files.result, dumps(document))
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         traceback.print_exc()
         kind = classify(error)
         message = str(error) or type(error).__name__

@@ -1,0 +1,111 @@
+"""Drivers to run, and to kill, in processes of their own.
+
+    python drivers.py CAMPAIGN_DIR OPTIONS_JSON
+
+`kill_at` ends the process with SIGKILL around the append of the journal event of that number: ``before`` (half of its
+line is on disk) or ``after`` (all of it is).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hpo_cluster import journal
+from hpo_cluster.campaign import Campaign, CampaignSpec, Operation
+from hpo_cluster.launchers import LocalSettings, SlurmSettings, make_launcher
+from hpo_cluster.objectives.command import CommandObjective
+from hpo_cluster.optimizers.registry import make_optimizer
+from hpo_cluster.record import Record
+from hpo_cluster.space import Float, Integer, Space
+
+SPACE = Space({"x": Float(-5.0, 5.0), "k": Integer(1, 8)})
+
+
+def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
+    log = directory.parent / f"{directory.name}.log"
+    command = 'echo "{x}" >> %s; sleep %s; echo "{{\\"value\\": {x}{k}}}"' % (log, options.get("sleep", 0.1))
+    objective = CommandObjective(command=command, cwd=str(directory.parent))
+    settings: dict[str, Any] = options.get("optimizer_settings", {})
+    name = options.get("optimizer", "random")
+    operation = {"budget": 4, "workers": 2, "poll_s": 0.05, "grace_s": 0.5, **options.get("operation", {})}
+    if options.get("launcher") == "slurm":
+        launcher = make_launcher(SlurmSettings(poll_period_s=0.2, gpus_per_trial=0, cpus_per_trial=1))
+    else:
+        launcher = make_launcher(LocalSettings(poll_period_s=0.1))
+    seed = options.get("seed", 0)
+    identity = {
+        "space": SPACE.to_json(),
+        "objective": {"kind": "command"},
+        "optimizer": {"name": name, **settings},
+        "direction": "maximize",
+        "seed": seed,
+    }
+    return CampaignSpec(
+        dir=directory,
+        identity=identity,
+        seed=seed,
+        space=SPACE,
+        objective=objective,
+        optimizer=make_optimizer(name, SPACE, seed, **settings),
+        launcher=launcher,
+        operation=Operation(**operation),
+        resolve=Path,
+    )
+
+
+def kill_around(number: int, when: str) -> None:
+    """From now on, die around the append of event `number`."""
+    append = journal.Journal.append
+
+    def deadly(self: journal.Journal, event: str, **fields: Any) -> journal.Event:
+        if len(self.events) == number and when == "before":
+            os.write(self._fd, b'{"seq": %d, "at": "20' % number)
+            os.kill(os.getpid(), signal.SIGKILL)
+        written = append(self, event, **fields)
+        if written["seq"] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return written
+
+    journal.Journal.append = deadly  # type: ignore[method-assign]
+
+
+def run(directory: Path, **options: Any) -> int:
+    """Run a driver in a process of its own; returns its exit status (negative: the signal that ended it)."""
+    return start(directory, **options).wait(timeout=120)
+
+
+def start(directory: Path, **options: Any) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, **options.pop("environment", {})}
+    command = [sys.executable, __file__, str(directory), json.dumps(options)]
+    return subprocess.Popen(command, env=environment, cwd=Path(__file__).resolve().parents[2])
+
+
+def trials(directory: Path) -> list[tuple[Any, ...]]:
+    """What two runs of one campaign must agree on."""
+    record = Record.read(directory / "events.jsonl")
+    return [(t.number, t.parameters, t.value, t.seed, str(t.state)) for t in record.rows]
+
+
+def evaluations(directory: Path) -> list[str]:
+    """One entry for each evaluation that began, whoever asked for it."""
+    log = directory.parent / f"{directory.name}.log"
+    return log.read_text().split() if log.exists() else []
+
+
+def main() -> None:
+    directory, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+    if "kill_at" in options:
+        kill_around(options["kill_at"], options["when"])
+    with Campaign(spec(directory, options)) as campaign:
+        for _ in campaign.drive():
+            pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The imports point downwards, and importing the package is cheap."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "hpo_cluster"
+
+#: Layer of each module; 2a, 2b and 2c stand side by side and never see one another.
+LAYERS = {
+    **dict.fromkeys(["__init__", "errors", "space", "trial", "layout"], "0"),
+    **dict.fromkeys(["files", "processes", "identity", "journal", "record", "history", "lock"], "1"),
+    **dict.fromkeys(["surrogate", "optimizers"], "2a"),
+    **dict.fromkeys(["worker", "objectives"], "2b"),
+    **dict.fromkeys(["launchers"], "2c"),
+    **dict.fromkeys(["code", "campaign", "status", "report", "prepare", "function_search", "replay"], "3"),
+    **dict.fromkeys(["conftree", "config", "compose", "build", "help", "reference", "display", "cli", "__main__"], "4"),
+}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "_resources" not in path.parts)
+
+
+def top(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports(path: Path) -> list[str]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [
+                f"{node.module}.{alias.name}" if node.module == "hpo_cluster" else node.module for alias in node.names
+            ]
+    return names
+
+
+def test_modules_were_found() -> None:
+    assert len(MODULES) > 20
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downwards(path: Path) -> None:
+    mine = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert mine in LAYERS, f"give {mine} a layer"
+    if mine == "__init__":
+        return  # its names are loaded when first used
+    for name in imports(path):
+        if name.startswith("hpo_cluster."):
+            other = top(name)
+            assert LAYERS[other] == LAYERS[mine] or LAYERS[other][0] < LAYERS[mine][0], f"{mine} imports {other}"
+
+
+@pytest.mark.parametrize(("library", "allowed"), [("submitit", {"2c"}), ("hydra", {"4"}), ("omegaconf", {"4"})])
+def test_one_layer_knows_the_library(library: str, allowed: set[str]) -> None:
+    users = {
+        LAYERS[path.relative_to(PACKAGE).parts[0].removesuffix(".py")]
+        for path in MODULES
+        if any(name.split(".")[0] == library for name in imports(path))
+    }
+    assert users
+    assert users <= allowed
+
+
+def test_only_the_command_line_prints() -> None:
+    printers = {
+        path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert printers <= {"cli", "display", "help"}
+
+
+@pytest.mark.parametrize("module", ["hpo_cluster", "hpo_cluster.status", "hpo_cluster.worker", "hpo_cluster.cli"])
+def test_importing_is_cheap(module: str) -> None:
+    code = f"import sys, {module}; print(*(m for m in ('torch', 'pandas', 'hydra', 'scipy', 'submitit') if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
