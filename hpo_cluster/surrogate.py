@@ -192,8 +192,8 @@ def quiet_torch(seed: int) -> Iterator[None]:
     import torch
 
     threads, state = torch.get_num_threads(), np.random.get_state()  # noqa: NPY002 - saved only to be put back
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    # recorded, not only ignored: BoTorch switches its warnings on again where it raises them
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True):
         torch.manual_seed(seed)
         torch.set_num_threads(1)
         try:

@@ -87,9 +87,16 @@ class Rows:
 
     @classmethod
     def read(cls, space: Space, history: pd.DataFrame) -> Rows:
-        """Read a history; the baseline (trial -1) is left out, columns that are missing count as empty."""
+        """Read a history, whatever the order of its rows; the baseline (trial -1) is left out.
+
+        Raises:
+            ConfigError: there are values but no targets, so that nobody can tell what is better.
+        """
         if "trial" not in history.columns or history.empty:
             return cls(space, (), 0, 0)
+        if "value" in history.columns and "target" not in history.columns:
+            fault = "history: has a column value but no column target, the value with the sign that makes more better"
+            raise ConfigError([fault], hint="add it: history.assign(target=history.value), or -history.value")
         columns = {name: history[name].tolist() for name in history.columns}
         order = sorted(range(len(history)), key=lambda i: int(columns["trial"][i]))
         rows: list[Row] = []

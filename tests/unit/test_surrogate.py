@@ -1,0 +1,139 @@
+"""The surrogate: its columns, what it is told, what it recommends."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hpo_cluster.optimizers.rows import Rows
+from hpo_cluster.space import Categorical, Float, Integer, Space
+from hpo_cluster.surrogate import Features, Observations, SurrogateError, fit, quiet_torch, recommend
+
+LINE = Space({"x": Float(0.0, 1.0)})
+MIXED = Space(
+    {
+        "x": Float(1e-3, 1.0, log=True),
+        "n": Integer(1, 5),
+        "c": Categorical(("a", "b", "c")),
+        "o": Categorical((2, 4, 8, 16), ordered=True),
+        "b": Categorical((False, True)),
+    }
+)
+
+
+def history(values: list[tuple[float, str, float]], **more: Any) -> pd.DataFrame:
+    """Rows of (x, state, target)."""
+    rows = [
+        {"trial": i, "state": s, "origin": "evaluated", "value": t, "target": t, "x": x}
+        for i, (x, s, t) in enumerate(values)
+    ]
+    return pd.DataFrame(rows).assign(**more)
+
+
+def test_columns() -> None:
+    features = Features(MIXED)
+    assert features.names == ["x", "n", "c=a", "c=b", "c=c", "o", "b"]
+    point = MIXED.encode({"x": 1e-3, "n": 5, "c": "b", "o": 2, "b": True})
+    assert features.encode(point[None])[0] == pytest.approx([0, 1, 0, 1, 0, 0, 1])
+
+
+def test_columns_lead_back_to_the_point() -> None:
+    features, rng = Features(MIXED), np.random.default_rng(0)
+    points = MIXED.snap(rng.random((200, MIXED.dim)))
+    assert features.decode(features.encode(points)) == pytest.approx(points)
+
+
+def test_relaxed_columns_are_rounded_to_the_nearest_value() -> None:
+    space = Space({"n": Integer(1, 5)})
+    decoded = Features(space).decode(np.array([[0.0], [0.12], [0.13], [0.49], [1.0]]))
+    assert [space.decode(point)["n"] for point in decoded] == [1, 1, 2, 3, 5]
+
+
+def test_what_is_told() -> None:
+    nan = math.nan
+    frame = history(
+        [
+            (0.1, "completed", 3.0),
+            (0.2, "diverged", nan),
+            (0.3, "failed", nan),
+            (0.4, "cancelled", nan),
+            (0.5, "running", nan),
+            (0.6, "infeasible", nan),
+            (0.7, "completed", 1.0),
+        ]
+    )
+    observations = Observations.of(Rows.read(LINE, frame))
+    assert observations.trials.tolist() == [0, 1, 5, 6]
+    assert observations.targets.tolist() == [3.0, 1.0, 1.0, 1.0]  # the worst one so far for those without a value
+    assert observations.measured.tolist() == [True, False, False, True]
+    worse = pd.concat([frame, history([(0.9, "completed", -2.0)]).assign(trial=7)], ignore_index=True)
+    assert Observations.of(Rows.read(LINE, worse)).targets.tolist() == [3.0, -2.0, -2.0, 1.0, -2.0]
+
+
+def test_nothing_measured_tells_nothing() -> None:
+    assert len(Observations.of(Rows.read(LINE, history([(0.2, "diverged", math.nan)]))).trials) == 0
+
+
+def test_outcomes() -> None:
+    frame = history([(0.1 * i, "completed", t) for i, t in enumerate([0.0, 1.0, 2.0, 3.0, 10.0])])
+    observations = Observations.of(Rows.read(LINE, frame))
+    assert observations.outcomes("raw").tolist() == [0, 1, 2, 3, 10]
+    assert observations.outcomes("clip").tolist() == [2, 2, 2, 3, 10]
+    tied = Observations.of(Rows.read(LINE, frame.assign(target=[0.0, 1.0, 1.0, 1.0, 1.0])))
+    assert tied.outcomes("clip").tolist() == [0, 1, 1, 1, 1]
+
+
+def test_the_fit_follows_the_data() -> None:
+    x = np.linspace(0, 1, 15)
+    frame = history([(float(u), "completed", float(np.sin(6 * u))) for u in x])
+    surrogate = fit(Features(LINE), Observations.of(Rows.read(LINE, frame)), "raw", seed=0)
+    new = np.linspace(0.05, 0.95, 9)
+    assert surrogate.mean(new[:, None]) == pytest.approx(np.sin(6 * new), abs=0.05)
+    said = surrogate.describe()
+    assert set(said["length_scales"]) == {"x"}
+    assert 0 < said["noise"] < 0.2
+
+
+def test_too_few_different_values() -> None:
+    for values in ([], [1.0], [1.0, 1.0, 1.0]):
+        frame = history([(0.1 * i, "completed", v) for i, v in enumerate(values)])
+        with pytest.raises(SurrogateError, match="distinct values"):
+            fit(Features(LINE), Observations.of(Rows.read(LINE, frame)), "clip", seed=0)
+
+
+def test_torch_is_left_as_it_was() -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings(record=True) as seen, quiet_torch(3):
+        warnings.simplefilter("always")
+        warnings.warn("not heard", UserWarning, stacklevel=1)
+        assert torch.get_num_threads() == 1
+        first = torch.rand(1)
+    assert torch.get_num_threads() == threads
+    assert not seen
+    with quiet_torch(3):
+        assert torch.rand(1) == first
+
+
+def test_recommends_the_best_mean_not_the_luckiest_value() -> None:
+    rng = np.random.default_rng(1)
+    x = np.linspace(0.0, 1.0, 25)
+    y = -((x - 0.7) ** 2) * 4 + rng.normal(0, 0.03, len(x))
+    y[5] = y.max() + 0.02  # a lucky value far from where the good ones are
+    frame = history([(float(u), "completed", float(v)) for u, v in zip(x, y, strict=True)])
+    chosen = recommend(frame, LINE, outcome="raw")
+    assert chosen is not None
+    assert abs(x[chosen] - 0.7) < 0.1
+
+
+def test_recommends_among_what_was_evaluated() -> None:
+    assert recommend(pd.DataFrame(), LINE) is None
+    assert recommend(history([(0.5, "running", math.nan)]), LINE) is None
+    assert recommend(history([(0.5, "diverged", math.nan), (0.2, "completed", 1.0)]), LINE) == 1
+    assert recommend(history([(0.5, "completed", 1.0), (0.2, "completed", 1.0)]), LINE) == 0
