@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -30,6 +31,8 @@ from hpo_cluster.objectives.base import Objective
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.registry import OPTIMIZERS
 from hpo_cluster.space import Space
+
+M = TypeVar("M", bound=BaseModel)
 
 #: A space written on the command line.
 INLINE = "{lr: {low: 1e-5, high: 1e-1, log: true}}"
@@ -67,6 +70,14 @@ class _Builder:
         self.raw = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
         self.cwd, self.broken, self.faults = cwd, broken, faults
         self.hint = HINT
+        for section in (*NESTED, *DISCRIMINATORS):
+            value = self.raw.get(section) or {}
+            self.raw[section] = value if isinstance(value, dict) else {}
+            if not isinstance(value, dict):
+                self.broken.add(section)
+                self.faults.append(
+                    f"{section}={value!r}: is no mapping; an option is chosen with override /{section}: NAME"
+                )
 
     def build(self, check_files: bool) -> Config:
         for section, key in PATH_KEYS:
@@ -81,7 +92,8 @@ class _Builder:
         if objective is not None and space is not None:
             self.faults += objective.space_faults(space)
         if objective is not None and top is not None and check_files:
-            self.faults += objective.file_faults(lambda path: resolve(path, top.storage_dir))
+            found = objective.file_faults(lambda path: resolve(path, top.storage_dir))
+            self.faults += [fault for fault in found if fault.partition(".")[0] not in self.broken]
         if self.faults or not (top and objective and space and isinstance(launcher, LauncherSettings) and optimizer):
             raise ConfigError(list(dict.fromkeys(self.faults)), self.hint)
         label = re.sub(r"[^A-Za-z0-9._-]+", "-", objective.label)
@@ -101,6 +113,20 @@ class _Builder:
                     f"{key}: holds what looks like a token or password, which would be recorded; export it in the shell"
                 )
 
+    def _validated(self, cls: type[M], data: Mapping[str, Any], section: str) -> M | None:
+        """The settings of `data`; where some are wrong, of the others, so that these can be checked further."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            self.faults += validation_faults(error, cls, section, self.broken)
+            rest = copy.deepcopy(dict(data))
+            for entry in error.errors():
+                _drop(rest, entry["loc"])
+            try:
+                return cls.model_validate(rest)
+            except ValidationError:
+                return None
+
     def _top(self) -> CampaignSettings | None:
         values = {key: value for key, value in self.raw.items() if key in CampaignSettings.model_fields}
         for key in ("campaigns_dir", "storage_dir"):
@@ -113,11 +139,7 @@ class _Builder:
                 f"campaign={name!r}: is no name for a folder; accepted: letters, digits, dots, dashes and underscores"
             )
             values["campaign"] = None
-        try:
-            return CampaignSettings.model_validate(values)
-        except ValidationError as error:
-            self.faults += validation_faults(error)
-            return None
+        return self._validated(CampaignSettings, values, "")
 
     def _objective(self) -> Objective | None:
         cls = section_class("objective", self.raw)
@@ -129,14 +151,8 @@ class _Builder:
         data = known(self.raw.get("objective") or {})
         nested = [name for name in NESTED if name in cls.model_fields]
         data |= {name: known(self.raw.get(name) or {}) for name in nested}
-        try:
-            made = cls.model_validate(data)
-        except ValidationError as error:
-            self.faults += validation_faults(error, cls, "objective", self.broken)
-            return None
-        if self.broken & {"objective", *nested}:
-            return None
-        return made if isinstance(made, Objective) else None
+        made = self._validated(cls, data, "objective")
+        return made if isinstance(made, Objective) and "objective" not in self.broken else None
 
     def _space(self, objective: Objective | None) -> Space | None:
         if "space" in self.broken:
@@ -181,11 +197,7 @@ class _Builder:
         data = known(self.raw[section])
         if section == "optimizer":
             data.pop("name")
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            self.faults += validation_faults(error, cls, section)
-            return None
+        return self._validated(cls, data, section)
 
     def _optimizer(self, space: Space | None, seed: int) -> OptimizerChoice | None:
         settings = self._section("optimizer")
@@ -209,6 +221,17 @@ def brings_space(cls: type[Objective]) -> bool:
 def known(section: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that have a value; ``???`` marks those that have none."""
     return {key: value for key, value in section.items() if value != "???"}
+
+
+def _drop(data: Any, loc: Sequence[int | str]) -> None:
+    """Remove the value at `loc`, or what of it is there."""
+    for part in loc[:-1]:
+        if not isinstance(data, dict) or not isinstance(data.get(part), dict):
+            loc = loc[: loc.index(part) + 1]
+            break
+        data = data[part]
+    if isinstance(data, dict):
+        data.pop(loc[-1], None)
 
 
 def _leaves(data: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hpo_cluster import __version__
+import hpo_cluster
 from hpo_cluster.errors import ConfigError, HpoClusterError, IdentityError, JournalError, LockedError
 from hpo_cluster.help import COMMANDS, FLAGS, command_help, main_help
 
@@ -78,7 +78,7 @@ def _dispatch(words: list[str]) -> int:
         print(main_help(Path.cwd()))
         return OK if words else BAD_INPUT
     if words[0] in ("--version", "-V"):
-        print(f"hpo-cluster {__version__}")
+        print(f"hpo-cluster {hpo_cluster.__version__}")
         return OK
     command = words[0]
     if command not in COMMANDS:
@@ -338,10 +338,13 @@ def _prepare(arguments: _Arguments) -> int:
     )
     if "--cfg" in arguments.flags:
         return _print_configs([config])
+    from hpo_cluster.objectives.lora import LoraObjective
     from hpo_cluster.prepare import prepare
 
-    for line in prepare(config):
-        print(line, flush=True)
+    if isinstance(config.objective, LoraObjective):
+        prepare(config.objective, config.resolve, lambda line: print(line, flush=True))
+    else:
+        print(f"objective={config.objective.kind} needs nothing prepared")
     return OK
 
 

@@ -41,7 +41,7 @@ from hpo_cluster.conftree import GROUPS, conf_dir, hidden, options, search_dirs
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.objectives.base import Objective
 
-_KEY = re.compile(r"(?:\+\+?|~)?([A-Za-z_][\w.-]*)(?:=|$)")
+_KEY = re.compile(r"(?:\+\+?|~)?([A-Za-z_][\w.@-]*)(?:=|$)")
 
 
 @dataclass(frozen=True)
@@ -403,6 +403,7 @@ def _recorded(identity: Mapping[str, Any], operation: Mapping[str, Any], campaig
     kept = {key: value for key, value in operation.items() if key in (*OPERATIONAL, "launcher")}
     return copy.deepcopy(
         {
+            "launcher": {"kind": "local"},
             **kept,
             **sections,
             "campaign": campaign_dir.name,

@@ -199,7 +199,7 @@ def meant(word: str, accepted: Iterable[str]) -> str:
     """``did you mean …?`` where something accepted is close to `word`, else the empty string."""
     accepted = list(accepted)
     close = difflib.get_close_matches(word, accepted, n=1, cutoff=0.6)
-    if not close:  # the right key without its section, or in another
-        tails = [key for key in accepted if key.rpartition(".")[2] == word.rpartition(".")[2]]
-        close = tails[:1]
+    if not close:  # a key without its section, or in another; the beginning of a name
+        tail = word.rpartition(".")[2]
+        close = [key for key in accepted if key.rpartition(".")[2] == tail or key.startswith(word)][:1]
     return f"did you mean {close[0]}?" if close else ""

@@ -1,0 +1,193 @@
+"""Write the configuration reference, ``docs/reference/configuration.md``, of the typed configuration and of ``conf/``.
+
+Usage: ``python tools/make_reference.py [--check]``; with ``--check`` nothing is written, and the exit status is 1 where
+the file is not current.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from omegaconf import OmegaConf
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from hpo_cluster.config import NESTED, OPERATIONAL, CampaignSettings  # noqa: E402
+from hpo_cluster.conftree import GROUPS, conf_dir, key_comments, options  # noqa: E402
+from hpo_cluster.launchers import LAUNCHERS  # noqa: E402
+from hpo_cluster.objectives import OBJECTIVES  # noqa: E402
+from hpo_cluster.optimizers.registry import OPTIMIZERS  # noqa: E402
+
+TARGET = ROOT / "docs" / "reference" / "configuration.md"
+
+INTRODUCTION = """\
+# Configuration
+
+<!-- Made by tools/make_reference.py of the typed configuration and the comments in conf/. Do not edit. -->
+
+A command line is a list of overrides in Hydra's grammar: `GROUP=OPTION` chooses a file of `conf/GROUP/`, `KEY=VALUE`
+changes one value, `~space.NAME` removes a parameter, `+space.NAME={...}` adds one. Everything is checked before
+anything is created, and all faults are named at once. `hpo-cluster run ... --cfg job` prints what overrides amount to.
+
+Files of your own: `./conf/GROUP/NAME.yaml` of the directory where the command is typed, and `--config-dir DIR`.
+"""
+
+
+def reference_markdown() -> str:
+    """The whole page."""
+    return "\n".join(_lines()).rstrip() + "\n"
+
+
+def _lines() -> Iterator[str]:
+    yield INTRODUCTION
+    yield "## Keys of the campaign\n"
+    yield "Those marked * may change when a campaign goes on, and `launcher` with everything in it; all others make"
+    yield "it what it is (`campaign` and `campaigns_dir` say where it lies).\n"
+    yield from _fields(CampaignSettings, "", marked=(*OPERATIONAL, "code"))
+    for group, purpose in GROUPS.items():
+        yield f"## {group}\n"
+        yield f"{purpose[:1].upper()}{purpose[1:]}.\n"
+        found = options(group, [conf_dir()])
+        yield from _table(("option", "what it is"), [(f"`{name}`", found[name].description) for name in found])
+        yield from _keys(group)
+
+
+def _keys(group: str) -> Iterator[str]:
+    if group == "space":
+        yield from _parameters()
+    elif group == "optimizer":
+        for name, entry in OPTIMIZERS.items():
+            yield from _titled("optimizer", name, entry.settings)
+    elif group == "objective":
+        for name, cls in OBJECTIVES.items():
+            if name != "function":
+                yield from _titled("objective", name, cls)
+    elif group == "launcher":
+        for name, (settings, _) in LAUNCHERS.items():
+            yield from _titled("launcher", name, settings)
+    elif group in NESTED:
+        annotation = OBJECTIVES["lora"].model_fields[group].annotation
+        assert isinstance(annotation, type)
+        yield from _fields(annotation, f"{group}.")
+
+
+def _titled(group: str, name: str, cls: type[BaseModel]) -> Iterator[str]:
+    yield f"### `{group}={name}`\n"
+    if any(name != "kind" and name not in NESTED for name in cls.model_fields):
+        written = OmegaConf.load(conf_dir() / group / f"{name}.yaml")
+        yield from _fields(cls, f"{group}.", written=OmegaConf.to_container(written))
+    else:
+        yield "No settings.\n"
+
+
+def _parameters() -> Iterator[str]:
+    yield "A parameter is `{type, low, high, log}`, or `{type: categorical, choices, ordered}`; without `type`, choices"
+    yield "make a categorical parameter, two integers an `int`, anything else a `float`. Written on the command line:"
+    yield "`'space={lr: {low: 1e-5, high: 1e-1, log: true}, layers: {low: 1, high: 4}}'`.\n"
+    rows = []
+    for name, option in options("space", [conf_dir()]).items():
+        comments = key_comments(option.path)
+        for parameter in map(str, OmegaConf.to_container(OmegaConf.load(option.path)) or {}):
+            rows.append((f"`{name}`", f"`{parameter}`", _range(option.path, parameter), comments.get(parameter, "")))
+    yield from _table(("option", "parameter", "range", "meaning"), rows)
+
+
+def _range(path: Path, parameter: str) -> str:
+    """The entry as it is written."""
+    line = next(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(f"{parameter}:"))
+    return f"`{line.partition(':')[2].partition(' # ')[0].strip()}`"
+
+
+def _fields(cls: type[BaseModel], prefix: str, marked: Sequence[str] = (), written: Any = None) -> Iterator[str]:
+    rows = []
+    written = written or {}
+    for name, field in cls.model_fields.items():
+        if name == "kind" or name in NESTED:
+            continue
+        key = f"`{prefix}{field.alias or name}`" + ("*" if name in marked else "")
+        rows.append(
+            (key, _type(field), _default(field, written.get(field.alias or name, ...)), _meaning(cls, name, field))
+        )
+    yield from _table(("key", "type", "default", "meaning"), rows)
+
+
+def _meaning(cls: type[BaseModel], name: str, field: FieldInfo) -> str:
+    if field.description:
+        return field.description
+    if name == "direction":
+        return "whether large values are good or small ones"
+    raise SystemExit(f"{cls.__name__}.{name} has no description")
+
+
+def _default(field: FieldInfo, written: Any) -> str:
+    """What the option's file says, else the class."""
+    value = field.get_default(call_default_factory=True) if written is ... else written
+    if value is PydanticUndefined or value == "???":
+        return "must be given"
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, tuple):
+        value = list(value)
+    return "`" + ("null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)) + "`"
+
+
+def _type(field: FieldInfo) -> str:
+    signs = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+    bounds = [
+        f"{sign} {getattr(item, attribute)}"
+        for item in field.metadata
+        for attribute, sign in signs
+        if getattr(item, attribute, None) is not None
+    ]
+    return " ".join([_type_name(field.annotation), *bounds])
+
+
+def _type_name(annotation: Any) -> str:
+    names = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path", type(None): "null"}
+    if annotation in names:
+        return names[annotation]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type_name(argument) for argument in arguments)
+    if origin is Literal:
+        return ", ".join(f"`{argument}`" for argument in arguments)
+    if origin in (tuple, list):
+        return f"list of {_type_name(arguments[0])}"
+    if origin is dict:
+        return f"mapping to {_type_name(arguments[1])}"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    if rows:
+        yield f"| {' | '.join(head)} |"
+        yield f"|{'|'.join('---' for _ in head)}|"
+        for row in rows:
+            yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+        yield ""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the page, or check it."""
+    text = reference_markdown()
+    if "--check" in argv:
+        current = TARGET.is_file() and TARGET.read_text(encoding="utf-8") == text
+        if not current:
+            print(f"{TARGET.relative_to(ROOT)} is not current; run: python tools/make_reference.py", file=sys.stderr)
+        return 0 if current else 1
+    TARGET.parent.mkdir(parents=True, exist_ok=True)
+    TARGET.write_text(text, encoding="utf-8")
+    print(TARGET.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
