@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import contextlib
+import gc
 import itertools
 import math
 import os
@@ -115,10 +116,13 @@ def prepare_process(storage_dir: Path) -> torch.device:
         os.environ["HF_HOME"] = str(storage_dir / "hf")
     if not Path("/dev/nvidiactl").exists():
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads only slow down small models, and the neighbours
+    gc.disable()  # the million objects of these imports live on: looking for garbage among them takes a second
     import litgpt.lora  # noqa: F401
     import lm_eval.evaluator  # noqa: F401
     import torch
 
+    gc.freeze()
+    gc.enable()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -199,6 +203,8 @@ def load_model(checkpoint_dir: Path, train: TrainSettings, device: torch.device,
         weights = torch.load(checkpoint_dir / "lit_model.pth", map_location="cpu", mmap=True, weights_only=True)
         loaded = model.load_state_dict(weights.get("model", weights), strict=False)
     except Exception as error:
+        if worker.classify(error) != ErrorKind.CODE:
+            raise
         message = f"{checkpoint_dir}/lit_model.pth is no checkpoint of the model in model_config.yaml: {error}"
         raise AttemptError(ErrorKind.MISSING_MODEL, message) from error
     missing = [name for name in loaded.missing_keys if not lora_filter(name, None)]
@@ -343,7 +349,7 @@ def fine_tune(run: Run, state: State, examples: Any, split_seed: int, attempt: A
         lr = learning_rate(train, plan, state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        # One copy from the device a step: what follows is queued there while the next examples are tokenized.
+        # The one point of a step where the program waits for the device.
         loss = summed_losses(run, micro_batches, weight=1 / plan.accumulation, backward=True)
         if not math.isfinite(loss):
             where = f"step {state.step + 1} of {plan.steps}, learning rate {lr:.3g}"
@@ -423,10 +429,12 @@ def token_losses(run: Run, examples: Sequence[Example]) -> torch.Tensor:
         pieces = run.model(inputs.to(run.device), lm_head_chunk_size=HEAD_PIECE)
     pieces[-1] = pieces[-1][:, :-1]  # the last position predicts nothing that is known
     losses = [
-        cross_entropy(logits.float().flatten(0, 1), part.flatten(), ignore_index=IGNORED, reduction="none")
+        cross_entropy(logits.float().flatten(0, 1), part.flatten(), ignore_index=IGNORED, reduction="none").view(
+            part.shape
+        )
         for logits, part in zip(pieces, torch.split(targets, HEAD_PIECE, dim=1), strict=False)
     ]
-    return torch.cat([loss.view(len(examples), -1) for loss in losses], dim=1)
+    return torch.cat(losses, dim=1)
 
 
 # --- after training --------------------------------------------------------------------------------------------------

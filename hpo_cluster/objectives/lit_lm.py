@@ -8,6 +8,7 @@ of the arithmetic of a 1B Llama) runs on scored positions only, and requests tha
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -58,6 +59,8 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         self._device: torch.device = next(model.parameters()).device
         self._precision = precision
         self._on_batch = on_batch
+        self._prefix = tokenizer.decode(self.prefix_token_id)
+        self._encode = functools.lru_cache(maxsize=64)(self._encode_once)  # the choices of a question share its text
 
     @property
     def device(self) -> torch.device:
@@ -82,10 +85,13 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Tokens of a text; a first token that the text spells out already is not added again."""
-        if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
+        return list(self._encode(string, add_special_tokens))
+
+    def _encode_once(self, string: str, add_special_tokens: bool | None) -> tuple[int, ...]:
+        if add_special_tokens is None and has_bos_prefix(string, self._prefix):
             add_special_tokens = False
         flags = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return list(self.tokenizer.encode(string, **flags))
+        return tuple(self.tokenizer.encode(string, **flags))
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """The log-likelihood (nats) of each continuation, and whether it is greedy; no progress bar in a job's log."""

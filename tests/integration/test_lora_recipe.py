@@ -1,11 +1,14 @@
 """``jobs/lora.py`` on the bundled model: what it publishes, and what must not change a result."""
 
+import copy
 import json
 import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,6 +128,42 @@ def test_steps_of_epochs_and_max_steps(data: Path, tmp_path: Path) -> None:
     result = run_attempt(tmp_path / "a1", objective(data, limit=2, epochs=2, max_steps=3))
     assert result["steps"] == 3
     assert result["examples"] == 24
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_training_goes_on_from_its_state(data: Path) -> None:
+    job = load_program()
+    what = objective(data, lora_dropout=0.3, epochs=2)
+
+    def start() -> tuple[Any, Any]:
+        job.seed_everything(5)
+        model = job.load_model(BUNDLE / "checkpoint", what.train, torch.device("cpu"), baseline=False)
+        return job.Run(model, what.train, torch.device("cpu")), job.State(job.make_optimizer(model, what.train))
+
+    def fine_tune(run: Any, state: Any, stop: int | None = None) -> dict[str, torch.Tensor]:
+        def progress(step: int, **_: Any) -> None:
+            if step == stop:
+                raise StoppedError
+
+        examples, _ = job.load_examples(what, what.train, BUNDLE / "checkpoint")
+        job.fine_tune(run, state, examples, 42, SimpleNamespace(progress=progress))
+        return {name: value for name, value in run.model.state_dict().items() if "lora_" in name}
+
+    expected = fine_tune(*start())
+    run, state = start()
+    with pytest.raises(StoppedError):
+        fine_tune(run, state, stop=4)
+    kept = copy.deepcopy((run.model.state_dict(), state.optimizer.state_dict(), torch.get_rng_state()))
+    run, fresh = start()
+    run.model.load_state_dict(kept[0])
+    fresh.optimizer.load_state_dict(kept[1])
+    torch.set_rng_state(kept[2])
+    state = replace(state, optimizer=fresh.optimizer)
+    assert max_difference(fine_tune(run, state), expected) == 0
+    assert (state.step, state.examples) == (15, 116)  # micro-batches of 4 and, at the end of an epoch, of 2
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 4, 10, 40])
