@@ -77,8 +77,11 @@ def hidden(group: str, name: str, dirs: Sequence[Path]) -> Path | None:
 
 def key_comments(path: Path) -> dict[str, str]:
     """The comment behind each top-level key of a configuration file."""
-    comments = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if match := re.match(r"(\w+):.*?\s#\s(.*)$", line):
-            comments[match[1]] = match[2].strip()
-    return comments
+    return {key: comment for key, _, comment in key_lines(path)}
+
+
+def key_lines(path: Path) -> list[tuple[str, str, str]]:
+    """Each top-level key of a configuration file that has a comment, its value as it is written, and the comment."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    matches = (re.match(r"(\w+):\s*(.*?)\s+#\s(.*)$", line) for line in lines)
+    return [(match[1], match[2], match[3].strip()) for match in matches if match]

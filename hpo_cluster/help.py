@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from hpo_cluster.conftree import GROUPS, conf_dir, key_comments, options, search_dirs
+from hpo_cluster.conftree import GROUPS, conf_dir, key_lines, options, search_dirs
 
 WIDTH = 118
 
@@ -70,15 +70,9 @@ def command_help(command: str, cwd: Path, config_dir: Path | None = None) -> str
     flags = {name: (arg, text) for name, (arg, commands, text) in FLAGS.items() if command in commands}
     lines += _table({f"{name} {arg}".strip(): text for name, (arg, text) in flags.items()})
     if command in ("run", "prepare", "resume"):
-        lines += ["", "keys (KEY=VALUE; what they are now: --cfg job):"]
-        comments = key_comments(conf_dir() / "config.yaml")
-        comments["space.PARAMETER.high"] = (
-            "and low, log, type, choices: ~space.PARAMETER removes one, +space.NAME={...} adds one"
-        )
-        comments["optimizer.KEY"] = (
-            "settings of the chosen optimizer; likewise objective., model., data., tasks., train., launcher."
-        )
-        lines += _table(comments)
+        lines += ["", "keys (KEY=VALUE; here with their defaults; --cfg job prints all values):"]
+        keys = {f"{key}={value}": text for key, value, text in key_lines(conf_dir() / "config.yaml")}
+        lines += _table({**keys, **SECTION_KEYS})
         lines += ["", *groups_help(search_dirs(cwd, config_dir))]
     return "\n".join([*lines, "", EXAMPLES] if command == "run" else lines)
 
@@ -93,7 +87,7 @@ def groups_help(dirs: list[Path]) -> list[str]:
 
 
 def _table(rows: Mapping[str, str], indent: int = 2) -> list[str]:
-    width = min(max((len(name) for name in rows), default=0), 22)
+    width = min(max((len(name) for name in rows), default=0), 24)
     lines = []
     for name, text in rows.items():
         first = f"{' ' * indent}{name:<{width}}  "
