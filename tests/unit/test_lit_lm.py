@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.layout import resources_dir
 from hpo_cluster.objectives.lit_lm import LitLM
+from hpo_cluster.objectives.lm_tasks import load_tasks, score
 
 CHECKPOINT = resources_dir() / "bundle" / "village" / "checkpoint"
 
@@ -141,14 +142,44 @@ def test_what_cannot_be_scored_says_so(lit_lm: LitLM) -> None:
         lit_lm._loglikelihood_tokens([(("", ""), [1], [5] * 129)])
 
 
-def test_folder_of_tasks_is_read_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hpo_cluster.objectives.lm_tasks import load_tasks
+GROUP = """
+group: both
+task: [village_val, village_test]
+aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]
+"""
 
+
+def test_group_of_own_tasks_is_read_from_anywhere_and_scored(
+    lit_lm: LitLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "tasks"
     shutil.copytree(CHECKPOINT.parent / "tasks", folder)
-    (folder / "both.yaml").write_text("group: both\ntask: [village_val, village_test]\n")
+    (folder / "both.yaml").write_text(GROUP)
     monkeypatch.chdir("/")
     loaded = load_tasks(["both"], folder, None, tmp_path / "cache")
     assert set(loaded["tasks"]) == {"village_val", "village_test"}
-    assert set(loaded["groups"]) == {"both"}
-    assert (tmp_path / "cache").is_dir()
+    assert (tmp_path / "cache").is_dir(), "the converted documents are private"
+
+    metrics, sems = score(lit_lm, loaded, limit=10)
+    rows = {f"village_{split}/{metric}" for split in ("val", "test") for metric in ("acc", "acc_norm")}
+    assert set(metrics) == set(sems) == rows | {"both/acc"}
+    assert metrics["both/acc"] == pytest.approx((metrics["village_val/acc"] + metrics["village_test/acc"]) / 2)
+    assert sems["village_val/acc"] > 0
+
+
+def test_one_document_has_no_standard_error(lit_lm: LitLM, tmp_path: Path) -> None:
+    loaded = load_tasks(["village_val"], CHECKPOINT.parent / "tasks", None, tmp_path)
+    metrics, sems = score(lit_lm, loaded, limit=1)
+    assert set(metrics) == {"village_val/acc", "village_val/acc_norm"}
+    assert sems == {}
+
+
+def test_number_of_examples_in_the_prompt(tmp_path: Path) -> None:
+    folder = tmp_path / "tasks"
+    shutil.copytree(CHECKPOINT.parent / "tasks", folder)
+    text = (folder / "village_test.yaml").read_text()
+    (folder / "village_test.yaml").write_text(text + "num_fewshot: 0\n")
+    for asked, val in ((None, 0), (3, 3)):
+        tasks = load_tasks(["village_val", "village_test"], folder, asked, tmp_path / "cache")["tasks"]
+        assert tasks["village_val"].get_config("num_fewshot") == val
+        assert tasks["village_test"].get_config("num_fewshot") == 0, "a task's own zero stands"
