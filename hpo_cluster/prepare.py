@@ -99,7 +99,7 @@ def prepare_model(objective: LoraObjective, resolve: PathResolver, say: Say) -> 
         raise PrepareError(f"model.checkpoint_dir: {directory} lacks {', '.join(missing)}; move it away or complete it")
     say(f"model {model.name}: {model.repo_id} -> {directory}")
     part = directory.with_name(f".{directory.name}.part")  # kept when interrupted: the next run goes on there
-    with _hub_problems(model.repo_id, "model", expect_gated=model.gated):
+    with _hub_problems(model.repo_id, expect_gated=model.gated):
         weights = _download_model(model.repo_id, part, say)
     say("  converting for LitGPT")
     _convert(part, model.repo_id.rpartition("/")[2])
@@ -226,15 +226,27 @@ def prepare_tasks(objective: LoraObjective, resolve: PathResolver, say: Say) -> 
     if found is None:
         say(f"tasks {tasks.name}: there already, nothing to do")
         return
-    if found["kind"] == "unknown":
+    if found["kind"] in ("unknown", "local"):
         raise PrepareError(f"tasks: {found['message']}")
     say(f"  fetching {', '.join(tasks.datasets) or 'their data sets'} -> {home}")
+    _reach_hub()
     home.mkdir(parents=True, exist_ok=True)
     for offline in (False, True):  # fetched, then read once more as a job will
         if problem := _load_elsewhere(request, home, offline=offline):
             when = "even after they were fetched: " if offline else ""
             raise PrepareError(f"tasks: {when}{problem['message']}")
     say(f"tasks {tasks.name}: done")
+
+
+def _reach_hub() -> None:
+    """Raise PrepareError where the hub does not answer; `datasets` would try again and again for half a minute."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(_endpoint(), method="HEAD"), timeout=NETWORK_TIMEOUT_S):
+            return
+    except urllib.error.HTTPError:
+        return  # an answer, whatever it says
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise PrepareError(f"tasks: {_endpoint()} cannot be reached; {_network_help()}") from error
 
 
 def _load_elsewhere(request: Mapping[str, Any], home: Path, *, offline: bool) -> dict[str, str] | None:
@@ -272,21 +284,26 @@ def _load_elsewhere(request: Mapping[str, Any], home: Path, *, offline: bool) ->
 
 
 def _load_here(request: Mapping[str, Any]) -> dict[str, str] | None:
+    from huggingface_hub import get_token
+
     from hpo_cluster.objectives.lm_tasks import load_tasks
 
     include_path = None if request["include_path"] is None else Path(request["include_path"])
     try:
         load_tasks(request["names"], include_path, request["num_fewshot"], Path(request["cache_dir"]))
     except AttemptError as error:
-        if error.__cause__ is None:
+        cause = error.__cause__
+        if cause is None:
             return {"kind": "unknown", "message": str(error)}
-        try:
-            with _hub_problems("the data set", "dataset", expect_gated=False):
-                raise error.__cause__
-        except PrepareError as problem:
-            return {"kind": "data", "message": f"{', '.join(request['names'])}: {problem}"}
-        except Exception as other:
-            return {"kind": "data", "message": f"{', '.join(request['names'])}: {other}"}
+        message = " ".join(str(cause).split())  # `datasets` says which data set, and where its page is
+        if isinstance(cause, ConnectionError):
+            message += f"; {_network_help()}"
+        elif type(cause).__name__ in ("DatasetNotFoundError", "GatedRepoError", "RepositoryNotFoundError"):
+            message += "; if it is gated, accept its conditions on its page" + (
+                "" if get_token() else f" and {_login()}"
+            )
+        kind = "local" if type(cause) is FileNotFoundError else "data"  # the hub's errors are of classes of their own
+        return {"kind": kind, "message": f"{', '.join(request['names'])}: {message}"}
     return None
 
 
@@ -297,6 +314,10 @@ def _endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
 
 
+def _login() -> str:
+    return f"make a token at {_endpoint()}/settings/tokens, then type: export HF_TOKEN=… (or: hf auth login)"
+
+
 def _network_help() -> str:
     return (
         "run prepare on a machine with network, such as the cluster's frontend; "
@@ -305,15 +326,14 @@ def _network_help() -> str:
 
 
 @contextlib.contextmanager
-def _hub_problems(repo_id: str, kind: str, *, expect_gated: bool) -> Iterator[None]:
+def _hub_problems(repo_id: str, *, expect_gated: bool) -> Iterator[None]:
     """Turn what the hub's client raises into what is missing and what to do about it."""
     import requests
     from huggingface_hub import errors, get_token
 
-    page = f"{_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
-    what = f"{kind} {repo_id}"
-    accept = f"accept the licence at {page}"
-    login = f"make a token at {_endpoint()}/settings/tokens, then: export HF_TOKEN=…   (or: hf auth login)"
+    what = f"model {repo_id}"
+    accept = f"accept the licence at {_endpoint()}/{repo_id}"
+    login = _login()
     try:
         yield
     except PrepareError:

@@ -25,6 +25,7 @@ from hpo_cluster.prepare import prepare
 CHECKPOINT = resources_dir() / "bundle" / "village" / "checkpoint"
 SHA = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_" + "stand" + "in" * 10
+QUESTION = json.dumps({"query": "1 + 1 =", "gold": 0, "choices": ["2", "3"]}) + "\n"
 ROWS = [{"instruction": "add", "input": "1 2", "output": "3"}] * 3
 
 
@@ -69,6 +70,14 @@ def handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
                 self.answer(200, b"<html>")
             elif path == "/data/other.json":
                 self.answer(200, b'[{"text": "no Alpaca"}]')
+            elif path.startswith("/api/datasets/tiny/questions"):
+                self.dataset(path)
+            elif found := re.fullmatch(r"/datasets/tiny/questions/resolve/\w+/([\w.-]+)", path):
+                if found[1] == "validation.jsonl":
+                    etag = hashlib.sha256(QUESTION.encode()).hexdigest()
+                    self.answer(200, QUESTION.encode(), ETag=f'"{etag}"', X_Repo_Commit=SHA)
+                else:
+                    self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=SHA)
             elif path.startswith("/api/models/tiny/village"):
                 names = sorted(file.name for file in hub.files.iterdir())
                 siblings = [{"rfilename": name, "size": (hub.files / name).stat().st_size} for name in names]
@@ -79,6 +88,16 @@ def handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
                 self.file(hub.files / found[1])
             else:
                 self.answer(401 if "Authorization" not in self.headers else 404, X_Error_Code="RepoNotFound")
+
+        def dataset(self, path: str) -> None:
+            if hub.gated:
+                self.answer(401, X_Error_Code="GatedRepo", X_Error_Message="Access to dataset is restricted.")
+                return
+            listing: object = [{"type": "file", "path": "validation.jsonl", "size": len(QUESTION), "oid": "a" * 40}]
+            if "/tree/" not in path:
+                siblings = [{"rfilename": "validation.jsonl"}]
+                listing = {"id": "tiny/questions", "sha": SHA, "siblings": siblings, "gated": False, "private": False}
+            self.answer(200, json.dumps(listing).encode(), Content_Type="application/json")
 
         def file(self, path: Path) -> None:
             if hub.gated and not (hub.granted and self.headers.get("Authorization") == f"Bearer {TOKEN}"):
@@ -181,8 +200,8 @@ class Storage:
     dir: Path
 
     def __call__(self, path: str) -> Path:
-        prefix, _, rest = path.partition(":")
-        return {"storage": self.dir, "bundle": resources_dir() / "bundle"}.get(prefix, Path()) / (rest or path)
+        prefix, separator, rest = path.partition(":")
+        return {"storage": self.dir, "bundle": resources_dir() / "bundle"}[prefix] / rest if separator else Path(path)
 
     def files(self) -> set[str]:
         return {str(path.relative_to(self.dir)) for path in self.dir.rglob("*") if path.is_file()}
@@ -319,6 +338,17 @@ def test_what_cannot_be_fetched_is_named(hub: Hub, storage: Storage) -> None:
     assert "model.repo_id is not given" in fault
 
 
+def test_litgpt_knows_the_models_of_the_configuration() -> None:
+    import yaml
+    from litgpt import Config
+
+    models = [yaml.safe_load(path.read_text()) for path in (resources_dir() / "conf" / "model").glob("*.yaml")]
+    repos = [model["repo_id"] for model in models if model["repo_id"]]
+    assert len(repos) >= 3
+    for repo in repos:
+        assert Config.from_name(repo.rpartition("/")[2]).hf_config["name"] == repo.rpartition("/")[2]
+
+
 def test_preparing_what_is_bundled_does_nothing_and_says_so(nowhere: str, storage: Storage) -> None:
     wanted = objective(
         nowhere,
@@ -331,12 +361,13 @@ def test_preparing_what_is_bundled_does_nothing_and_says_so(nowhere: str, storag
     assert not storage.dir.exists()
 
 
-def make_task(directory: Path, data: Path) -> None:
+def make_task(directory: Path, data: Path | None) -> None:
+    """A task over a local file, or over the stand-in hub's data set."""
     directory.mkdir()
+    local = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"validation": str(data)}}}
     task = {
         "task": "mine",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"validation": str(data)}},
+        **(local if data else {"dataset_path": "tiny/questions"}),
         "output_type": "multiple_choice",
         "validation_split": "validation",
         "doc_to_text": "{{query}}",
@@ -359,8 +390,34 @@ def test_tasks_of_your_own_are_loaded_as_a_job_will(nowhere: str, storage: Stora
     (fault,) = faults(wanted, storage)
     assert fault.startswith("tasks: mine: ")
     assert "mine.jsonl" in fault
-    data.write_text(json.dumps({"query": "1 + 1 =", "gold": 0, "choices": ["2", "3"]}) + "\n")
+    data.write_text(QUESTION)
     assert "tasks t: there already, nothing to do" in prepare(wanted, storage, lambda _: None)
+
+
+def test_a_data_set_of_the_hub_is_on_shared_storage_afterwards(
+    hub: Hub, nowhere: str, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_task(tmp_path / "tasks", None)
+    wanted = own_tasks(hub.url, tmp_path / "tasks")
+    (fault,) = faults(wanted, storage)
+    assert fault.startswith(f"tasks: {nowhere} cannot be reached; run prepare on a machine with network")
+
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    assert "tasks t: done" in prepare(wanted, storage, lambda _: None)
+    assert any(name.startswith("hf/datasets/tiny___questions/") for name in storage.files())
+
+    hub.requests.clear()
+    assert "tasks t: there already, nothing to do" in prepare(wanted, storage, lambda _: None)
+    assert hub.requests == []
+
+
+def test_a_gated_data_set(hub: Hub, storage: Storage, tmp_path: Path) -> None:
+    hub.gated = True
+    make_task(tmp_path / "tasks", None)
+    (fault,) = faults(own_tasks(hub.url, tmp_path / "tasks"), storage)
+    assert "tiny/questions" in fault
+    assert "gated" in fault
+    assert "export HF_TOKEN=" in fault
 
 
 def test_a_task_that_is_nowhere(nowhere: str, storage: Storage, tmp_path: Path) -> None:
