@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpo_cluster.history import load_history
     from hpo_cluster.optimize import optimize
-    from hpo_cluster.optimizers import make_optimizer
+    from hpo_cluster.optimizers.registry import make_optimizer
     from hpo_cluster.space import Categorical, Float, Integer, Space
 
 __version__ = "0.1.0"
@@ -29,7 +29,7 @@ _HOMES = {
     "Integer": "space",
     "Space": "space",
     "load_history": "history",
-    "make_optimizer": "optimizers",
+    "make_optimizer": "optimizers.registry",
     "optimize": "optimize",
 }
 

@@ -230,7 +230,9 @@ def _drop(data: Any, loc: Sequence[int | str]) -> None:
             loc = loc[: loc.index(part) + 1]
             break
         data = data[part]
-    if isinstance(data, dict):
+    if isinstance(data, dict) and isinstance(data.get(loc[-1]), dict):
+        data[loc[-1]] = {}  # a section as a whole: its defaults take its place
+    elif isinstance(data, dict):
         data.pop(loc[-1], None)
 
 
@@ -295,7 +297,7 @@ def validation_faults(
         else:
             requirement = _REQUIREMENTS.get(entry["type"], "")
             message = requirement.format(**entry.get("ctx", {})) if requirement else _lower(entry["msg"])
-            faults.append(f"{key}={value!r}: {message}")
+            faults.append(f"{key}: {message}" if isinstance(value, Mapping) else f"{key}={value!r}: {message}")
     return faults
 
 

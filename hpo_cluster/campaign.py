@@ -31,8 +31,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from hpo_cluster import code as code_copy
 from hpo_cluster.errors import HpoClusterError, SubmissionError
 from hpo_cluster.files import dumps, read_json, redact, replace_text
@@ -43,6 +41,7 @@ from hpo_cluster.launchers.base import Launcher, Submission, make_ref
 from hpo_cluster.layout import AttemptLayout, CampaignLayout
 from hpo_cluster.lock import DriverLock
 from hpo_cluster.objectives.base import Objective, PathResolver
+from hpo_cluster.operation import Operation
 from hpo_cluster.optimizers.base import Optimizer
 from hpo_cluster.record import AttemptRecord, Record, TrialRecord
 from hpo_cluster.space import Space
@@ -68,28 +67,6 @@ FINAL_STATES: Mapping[str, State] = {
     ErrorKind.BAD_RESULT: State.FAILED,
     ErrorKind.CODE: State.FAILED,
 }
-
-
-class Operation(BaseModel):
-    """How a campaign is run: all of it may change from one start to the next, and is recorded."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    budget: int = Field(16, ge=1, description="evaluations in all, those done already included")
-    workers: int = Field(2, ge=1, description="evaluations at once")
-    max_in_flight: int | None = Field(None, ge=1, description="submitted at once, waiting ones included; null: workers")
-    retries: int = Field(2, ge=0, description="further attempts of a trial whose job was lost")
-    poll_s: float = Field(0.5, gt=0, description="seconds between two looks at the result files")
-    grace_s: float = Field(5.0, ge=0, description="seconds that a job's files may come after its end")
-    stop_after_failures: int = Field(
-        3, ge=0, description="stop when the first so many trials of a start fail alike and none succeeds; 0: never"
-    )
-    baseline: bool = Field(False, description="evaluate the model as it is, too, outside the budget")
-
-    @property
-    def slots(self) -> int:
-        """Trials in flight at most."""
-        return self.max_in_flight or self.workers
 
 
 @dataclass(frozen=True)
@@ -214,7 +191,7 @@ class Campaign:
     # ----------------------------------------------------------------------------------------------------- the loop
 
     def drive(self) -> Iterator[dict[str, Any]]:
-        """Run until the budget is spent, the optimizer is exhausted or `stop` is called; yields the status each cycle."""
+        """Run until the budget is spent, the optimizer exhausted or `stop` called; yields the status each cycle."""
         while True:
             self.collect()
             if not self._stopping:
@@ -231,7 +208,7 @@ class Campaign:
         self._stopping, self.reason = True, self.reason or reason
 
     def cancel_jobs(self) -> None:
-        """End every job in flight; what has finished is taken in first. Its trials are cancelled, outside the budget."""
+        """End every job in flight, once what has finished is taken in. Cancelled trials do not count for the budget."""
         self.collect()
         for trial in self.record.in_flight:
             attempt = trial.attempt

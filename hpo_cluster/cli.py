@@ -194,11 +194,12 @@ def _print_configs(configs: Sequence[Config]) -> int:
 
 def campaign_spec(config: Config, overrides: Sequence[str] = (), *, take_over: bool = False) -> CampaignSpec:
     """The campaign of a configuration, ready to be opened."""
-    from hpo_cluster.campaign import CampaignSpec, Operation
+    from hpo_cluster.campaign import CampaignSpec
     from hpo_cluster.config import settle
     from hpo_cluster.identity import read_identity
     from hpo_cluster.launchers import make_launcher
     from hpo_cluster.layout import CampaignLayout
+    from hpo_cluster.operation import Operation
     from hpo_cluster.optimizers.registry import make_optimizer
 
     config = settle(config, read_identity(CampaignLayout(config.campaign_dir).identity))

@@ -18,6 +18,7 @@ from hpo_cluster.launchers import LAUNCHERS
 from hpo_cluster.launchers.base import LauncherSettings
 from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import Objective
+from hpo_cluster.operation import Operation
 from hpo_cluster.optimizers.registry import OPTIMIZERS
 from hpo_cluster.space import Space
 
@@ -35,10 +36,8 @@ PATH_KEYS = (("model", "checkpoint_dir"), ("data", "path"), ("tasks", "include_p
 PARAMETER_FIELDS = ("type", "low", "high", "log", "choices", "ordered")
 
 
-class CampaignSettings(BaseModel):
+class CampaignSettings(Operation):
     """The keys of ``config.yaml`` that belong to no group."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     campaign: str | None = Field(
         None,
@@ -48,42 +47,13 @@ class CampaignSettings(BaseModel):
     campaigns_dir: Path = Field(Path("campaigns"), description="folder of all campaigns")
     storage_dir: Path = Field(Path("storage"), description="shared folder of models and data: `storage:` in a path")
     seed: int = Field(0, strict=True, ge=0, description="everything random follows from it")
-    budget: int = Field(16, strict=True, ge=1, description="trials in all, those of an earlier start included")
-    workers: int = Field(2, strict=True, ge=1, description="trials evaluated at the same time")
-    max_in_flight: int | None = Field(
-        None, strict=True, ge=1, description="jobs in the queue at most; null: as many as workers"
-    )
-    retries: int = Field(
-        2, strict=True, ge=0, description="new attempts of a trial whose job was lost to trouble that passes"
-    )
-    poll_s: float = Field(0.5, gt=0, description="seconds between two looks at the jobs")
-    grace_s: float = Field(5.0, ge=0, description="seconds that a job's files may come after its end")
-    stop_after_failures: int = Field(
-        3,
-        strict=True,
-        ge=0,
-        description="stop when the first so many trials of a start fail alike and none succeeds; 0: never",
-    )
-    baseline: bool = Field(
-        False, strict=True, description="whether the model before fine-tuning is evaluated too, outside the budget"
-    )
     code: Literal["recorded", "current"] = Field(
         "recorded", description="code that the jobs run: the campaign's own copy, or this version from now on"
     )
 
 
 #: Keys that may change in the life of a campaign; `launcher` is the other one.
-OPERATIONAL = (
-    "storage_dir",
-    "budget",
-    "workers",
-    "max_in_flight",
-    "retries",
-    "poll_s",
-    "grace_s",
-    "stop_after_failures",
-    "baseline",
-)
+OPERATIONAL = ("storage_dir", *Operation.model_fields)
 
 
 class OptimizerChoice(BaseModel):

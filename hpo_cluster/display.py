@@ -27,12 +27,9 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     if status["baseline"] and status["baseline"]["value"] is not None:
         lines.append(_labelled("baseline", score(status["baseline"])))
     lines += [running_line(row) for row in status["running"]]
-    lines += [
-        f"  {trial_label(row['trial'])}  {row['kind']}: {_first_line(str(row['message']))}"
-        for row in status["errors"][-3:]
-    ]
-    if len(status["errors"]) > 3:
-        lines.append(f"  ... and {len(status['errors']) - 3} earlier errors")
+    lines += error_lines(status)
+    if status["state"] == "stopped":
+        lines.append(f"go on with:  hpo-cluster resume {status['dir']}")
     return lines
 
 

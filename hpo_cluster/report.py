@@ -47,6 +47,8 @@ MIN_FOR_MODEL = 4
 MAX_OTHER_METRICS = 4
 #: Height, in the axes' own units, of the strip of the trials without a value.
 STRIP = 0.035
+#: Inches; a title and a legend need that much.
+MIN_WIDTH = 6.4
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,11 @@ class Campaign:
         """The model before fine-tuning, where it was scored."""
         rows = self.history[(self.history["trial"] == BASELINE) & self.history["value"].notna()]
         return None if rows.empty else rows.iloc[0]
+
+    @property
+    def title(self) -> str:
+        """The name, short enough for the head of a figure."""
+        return _short(self.name, 36)
 
     @property
     def goal(self) -> str:
@@ -172,11 +179,11 @@ def draw_best_by_evaluations(campaign: Campaign) -> bytes | None:
         return None
     x = list(range(1, len(ended) + 1))
     figure, axes = _figure(7.2, 4.2)
-    _draw_best(campaign, axes, x, x[-1])
+    _draw_best(campaign, axes, x, ended)
     axes.set_xlabel("evaluations that have ended")
     axes.set_xlim(0.5 - 0.02 * len(x), len(x) + 0.5 + 0.02 * len(x))
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    axes.set_title(f"{campaign.name}: best so far against evaluations", loc="left")
+    axes.set_title(f"{campaign.title}: best so far against evaluations", loc="left")
     return _png(figure)
 
 
@@ -189,26 +196,23 @@ def draw_best_by_time(campaign: Campaign) -> bytes | None:
     starts = pd.to_datetime(campaign.history["submitted_at"], utc=True, format="ISO8601").dropna()
     if ended.empty or times.isna().any():
         return None
-    elapsed = (times - min([*starts, times.min()])).dt.total_seconds()
+    elapsed = (times - min([*starts, times.min()])).dt.total_seconds().sort_values(kind="stable")
+    ended = ended.loc[elapsed.index]  # a driver may learn of two trials in another order than that of their ends
     divisor, unit = _time_unit(float(elapsed.max()))
     x = [second / divisor for second in elapsed]
     figure, axes = _figure(7.2, 4.2)
-    _draw_best(campaign, axes, x, max(x))
+    _draw_best(campaign, axes, x, ended)
     axes.set_xlabel(f"time since the first submission ({unit})")
     span = max(x) or 1.0
     axes.set_xlim(-0.02 * span, 1.03 * span)
-    axes.set_title(f"{campaign.name}: best so far against time", loc="left")
+    axes.set_title(f"{campaign.title}: best so far against time", loc="left")
     return _png(figure)
 
 
-def _draw_best(campaign: Campaign, axes: Any, x: Sequence[float], end: float) -> None:
-    ended = campaign.ended
+def _draw_best(campaign: Campaign, axes: Any, x: Sequence[float], ended: pd.DataFrame) -> None:
     if ended["value"].notna().any():
-        best = ended["value"].cummax() if campaign.maximize else ended["value"].cummin()
-        best = best.ffill()
-        axes.step(
-            [*x, end], [*best, best.iloc[-1]], where="post", color=GREEN, linewidth=2, label="best so far", zorder=2
-        )
+        best = (ended["value"].cummax() if campaign.maximize else ended["value"].cummin()).ffill()
+        axes.step(x, best, where="post", color=GREEN, linewidth=2, label="best so far", zorder=2)
     _draw_states(axes, x, ended)
     _draw_baseline(campaign, axes)
     axes.set_ylabel(campaign.goal)
@@ -257,7 +261,7 @@ def draw_parameters(campaign: Campaign) -> bytes | None:
         axes.set_axis_off()
     for row in range(rows):
         grid[row, 0].set_ylabel(campaign.metric)
-    figure.suptitle(f"{campaign.name}: score by each parameter", x=0.01, ha="left")
+    figure.suptitle(f"{campaign.title}: score by each parameter", x=0.01, ha="left")
     handles, labels = cells[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return _png(figure)
@@ -269,12 +273,13 @@ def draw_others(campaign: Campaign) -> bytes | None:
     names = [name for name in campaign.others if frame[METRIC_PREFIX + name].notna().any()]
     if not names:
         return None
+    bars = " (bars: one standard error)" if any(campaign.sems.values()) else ""
     columns = min(2, len(names))
     rows = math.ceil(len(names) / columns)
     figure, grid = _figures(rows, columns, 4.4 * columns + 0.6, 3.9 * rows + 0.7)
     for axes, name in zip(grid.flat, names, strict=False):
         best = [True] + [False] * (len(frame) - 1)
-        _draw_pairs(campaign, axes, frame[[not b for b in best]], name, BLUE, "o", "trials")
+        _draw_pairs(campaign, axes, frame[[not b for b in best]], name, BLUE, "o", "trials" + bars)
         _draw_pairs(campaign, axes, frame[best], name, GREEN, "D", f"best by {campaign.metric}")
         if campaign.baseline is not None:
             _draw_pairs(campaign, axes, campaign.baseline.to_frame().T, name, VERMILION, "*", "baseline")
@@ -290,8 +295,7 @@ def draw_others(campaign: Campaign) -> bytes | None:
     for axes in list(grid.flat)[len(names) :]:
         axes.set_axis_off()
     what = "validation against test" if campaign.others_are_tests else f"{campaign.metric} against other metrics"
-    note = " (bars: one standard error)" if any(campaign.sems.values()) else ""
-    figure.suptitle(f"{campaign.name}: {what}{note}", x=0.01, ha="left")
+    figure.suptitle(f"{campaign.title}: {what}", x=0.01, ha="left")
     handles, labels = next(iter(grid.flat)).get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return _png(figure)
@@ -342,6 +346,8 @@ def _draw_baseline(campaign: Campaign, axes: Any) -> None:
 
 def _scale_values(axes: Any, campaign: Campaign) -> None:
     """A log scale where values to minimise spread over decades; room at the bottom for the strip."""
+    from matplotlib.patches import Rectangle
+
     values = [float(value) for value in campaign.ended["value"].dropna()]
     if not values:
         axes.text(0.5, 0.5, "no trial has a value", transform=axes.transAxes, ha="center", color=GREY)
@@ -356,6 +362,8 @@ def _scale_values(axes: Any, campaign: Campaign) -> None:
             axes.set_ylim(low * (low / high) ** 0.1, high)
         else:
             axes.set_ylim(low - 0.1 * (high - low), high)
+        # a band across the axes' width, in their own units: what stands there is not to be read off the scale
+        axes.add_patch(Rectangle((0, 0), 1, 2 * STRIP, facecolor="#EFEFEF", zorder=0.8, transform=axes.transAxes))
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -368,7 +376,7 @@ def _figures(rows: int, columns: int, width: float, height: float) -> tuple[Any,
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure = Figure(figsize=(max(width, MIN_WIDTH), height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -395,9 +403,9 @@ def _time_unit(seconds: float) -> tuple[float, str]:
     return 86400.0, "days"
 
 
-def _short(choice: Any) -> str:
+def _short(choice: Any, length: int = 12) -> str:
     text = str(choice)
-    return text if len(text) <= 12 else text[:11] + "…"
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _replace_bytes(path: Path, data: bytes) -> None:

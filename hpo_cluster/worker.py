@@ -84,7 +84,7 @@ class Attempt:
         self.progress(force=True)
 
     def progress(self, *, force: bool = False, **fields: Any) -> None:
-        """Tell where the work is (``step=``, ``total=``, ``loss=``…); written once a second at most, except by force."""
+        """Tell where the work is (``step=``, ``total=``, ``loss=``…); written once a second at most, or by force."""
         now = time.monotonic()
         if not force and now - self._progress_at < PROGRESS_PERIOD_S:
             return

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,7 @@ from hpo_cluster import worker
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives.command import render
 from hpo_cluster.objectives.output import read_output, reported_error
+from hpo_cluster.processes import process_start
 from hpo_cluster.trial import ErrorKind
 
 #: What an error message keeps of each of the command's streams.
@@ -113,16 +115,21 @@ def run(command: str, cwd: str, timeout_s: float | None, attempt_dir: Path) -> t
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the command and every process that it started: ask, then, after a while, kill."""
+    """End the command and every process that it started: ask, and kill those that are there after a while."""
     family = [process.pid, *descendants(process.pid)]
-    for order in (signal.SIGTERM, signal.SIGKILL):
-        for pid in family:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, order)
-        if order == signal.SIGTERM:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(TERMINATE_S)
+    send(signal.SIGTERM, family)
+    deadline = time.monotonic() + TERMINATE_S
+    while any(process_start(pid) for pid in family) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    send(signal.SIGKILL, [pid for pid in family if process_start(pid)])
     process.wait()
+
+
+def send(order: signal.Signals, pids: list[int]) -> None:
+    """Signal processes, those that are gone already left out."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, order)
 
 
 def descendants(pid: int) -> list[int]:

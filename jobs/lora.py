@@ -190,11 +190,8 @@ def load_model(checkpoint_dir: Path, train: TrainSettings, device: torch.device,
     import torch
     from litgpt.lora import GPT, Config, lora_filter, mark_only_lora_as_trainable
 
-    from hpo_cluster.objectives.lit_files import LORA_MATRICES, lora_settings, weights_dtype
+    from hpo_cluster.objectives.lit_files import lora_settings, weights_dtype
 
-    if not baseline and not any(getattr(train, f"lora_{name}") for name in LORA_MATRICES):
-        names = ", ".join(f"lora_{name}" for name in LORA_MATRICES)
-        raise AttemptError(ErrorKind.CODE, f"no matrix has LoRA: set one of {names}")
     config = Config.from_file(checkpoint_dir / "model_config.yaml", **({} if baseline else lora_settings(train)))
     with torch.device(device), default_dtype(weights_dtype(train)):
         model = GPT(config)
@@ -287,9 +284,6 @@ class Plan:
 def make_plan(train: TrainSettings, examples: int) -> Plan:
     """The plan for so many training examples."""
     accumulation = train.global_batch_size // train.micro_batch_size
-    if accumulation < 1:
-        sizes = f"global_batch_size={train.global_batch_size}, micro_batch_size={train.micro_batch_size}"
-        raise AttemptError(ErrorKind.CODE, f"{sizes}: a step needs one micro-batch at least")
     micro_batches = math.ceil(examples / train.micro_batch_size)
     limit = train.max_steps or sys.maxsize
     plan = Plan(

@@ -86,7 +86,8 @@ class SlurmLauncher:
             "additional_parameters": {"no-requeue": True, **settings.extra},
         }
         executor = PlainExecutor(folder=submission.job_dir)
-        executor.update_parameters(**{name: value for name, value in wanted.items() if value is not None})
+        # submitit's default wckey would be refused where the site tracks them
+        executor.update_parameters(wckey=None, **{name: value for name, value in wanted.items() if value is not None})
         return executor, submission.shell_line({"OMP_NUM_THREADS": str(settings.cpus_per_trial)})
 
     def submit(self, submission: Submission) -> JobRef:

@@ -14,9 +14,7 @@ import yaml
 from litgpt.lora import lora_filter
 from litgpt.prompts import PromptStyle, save_prompt_style
 
-from hpo_cluster.objectives.lora import LoraObjective, TrainSettings
-
-LORA_MATRICES = ("query", "key", "value", "projection", "mlp", "head")
+from hpo_cluster.objectives.lora import LORA_MATRICES, LoraObjective, TrainSettings
 
 
 def lora_settings(train: TrainSettings) -> dict[str, Any]:

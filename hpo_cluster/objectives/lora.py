@@ -9,12 +9,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hpo_cluster.objectives.base import Objective, PathResolver, Settings
 from hpo_cluster.space import Space
+
+#: What LoRA can be put on; a setting ``lora_<name>`` each.
+LORA_MATRICES = ("query", "key", "value", "projection", "mlp", "head")
 
 CHECKPOINT_FILES = ("lit_model.pth", "model_config.yaml", "tokenizer.json", "tokenizer_config.json")
 
@@ -23,7 +26,7 @@ class ModelSettings(Settings):
     """The base model, as a LitGPT checkpoint directory."""
 
     name: str = Field(description="short name, used in messages and reports")
-    checkpoint_dir: str = Field(description="LitGPT checkpoint directory; `storage:` and `bundle:` prefixes are resolved")
+    checkpoint_dir: str = Field(description="LitGPT checkpoint directory; `storage:` and `bundle:` may come first")
     repo_id: str | None = Field(None, description="where `prepare` gets the weights on the Hugging Face hub")
     gated: bool = Field(False, description="whether the hub asks for a token of an account that accepted the licence")
 
@@ -73,15 +76,26 @@ class TrainSettings(Settings):
     epochs: int = Field(1, ge=1, description="passes over the training data")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps at most; shortens the schedule too")
     global_batch_size: int = Field(16, ge=1, description="sequences in one optimizer step")
-    micro_batch_size: int = Field(1, ge=1, description="sequences whose tokens are averaged together (weights the loss)")
+    micro_batch_size: int = Field(1, ge=1, description="sequences whose tokens are averaged together: weights the loss")
     physical_batch_size: int | None = Field(
-        None, ge=1, description="sequences through the device at once, at most; changes no result; null: micro_batch_size"
+        None, ge=1, description="sequences on the device at once; changes no result; null: micro_batch_size"
     )
     lr_warmup_steps: int = Field(100, ge=0, description="optimizer steps of linear warm-up before the cosine")
     max_seq_length: int | None = Field(None, ge=1, description="longer examples are cut; null: the model's block size")
     precision: Literal["bf16-true", "bf16-mixed", "32-true"] = Field("bf16-true", description="LitGPT precision")
     validation_batches: int = Field(100, ge=0, description="micro-batches of the final validation loss, at most")
     seed: int | None = Field(None, ge=0, description="fixes the training seed; null: from campaign seed and trial")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.global_batch_size % self.micro_batch_size:
+            sizes = f"{self.global_batch_size} is no multiple of micro_batch_size={self.micro_batch_size}"
+            raise ValueError(f"global_batch_size={sizes}")
+        if not any(getattr(self, f"lora_{matrix}") for matrix in LORA_MATRICES):
+            raise ValueError(
+                f"LoRA needs one matrix at least; accepted: {', '.join(f'lora_{m}' for m in LORA_MATRICES)}"
+            )
+        return self
 
 
 class LoraObjective(Objective):
@@ -150,7 +164,7 @@ class LoraObjective(Objective):
             faults.append(f"model.checkpoint_dir: {checkpoint_dir} lacks {', '.join(missing)}; {how}")
         data_path = resolve(self.data.path)
         if not _is_data(data_path):
-            how = f"run: {prepare}" if self.data.url else "give a JSON file, or a directory with train.json and val.json"
+            how = f"run: {prepare}" if self.data.url else "give a JSON file, or a folder with train.json and val.json"
             faults.append(f"data.path: {data_path} is no Alpaca-format data; {how}")
         if self.tasks.include_path is not None and not resolve(self.tasks.include_path).is_dir():
             faults.append(f"tasks.include_path: {resolve(self.tasks.include_path)} is no directory")

@@ -161,6 +161,7 @@ def test_the_slurm_script_says_what_was_asked_for(tmp_path: Path) -> None:
         "--exclude=node01,node02", "module load cuda", "HPO_CLUSTER_TOKEN=hpo-x-t0000-a0-1", "OMP_NUM_THREADS=8",
     ):  # fmt: skip
         assert line in script, line
+    assert "wckey" not in script
     assert "submitit.core._submit" not in script
     assert ".pkl" not in script
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster import journal
-from hpo_cluster.campaign import Campaign, CampaignSpec, Operation
+from hpo_cluster.campaign import Campaign, CampaignSpec
 from hpo_cluster.launchers import LocalSettings, SlurmSettings, make_launcher
 from hpo_cluster.objectives.command import CommandObjective
+from hpo_cluster.operation import Operation
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.record import Record
 from hpo_cluster.space import Float, Integer, Space
@@ -29,7 +30,8 @@ SPACE = Space({"x": Float(-5.0, 5.0), "k": Integer(1, 8)})
 
 def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
     log = directory.parent / f"{directory.name}.log"
-    command = 'echo "{x}" >> %s; sleep %s; echo "{{\\"value\\": {x}{k}}}"' % (log, options.get("sleep", 0.1))
+    note, nap = f"echo {{x}} >> {log}", f"sleep {options.get('sleep', 0.1)}"
+    command = f"{note}; {nap}; " + """echo '{{"value": '{x}{k}'}}'"""
     objective = CommandObjective(command=command, cwd=str(directory.parent))
     settings: dict[str, Any] = options.get("optimizer_settings", {})
     name = options.get("optimizer", "random")

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from hpo_cluster.campaign import Operation
 from hpo_cluster.compose import compose, compose_all, compose_resume, expand
-from hpo_cluster.config import OPERATIONAL, CampaignSettings, settle, to_plain, to_yaml
+from hpo_cluster.config import CampaignSettings, settle, to_plain, to_yaml
 from hpo_cluster.conftree import GROUPS, conf_dir, key_comments, options
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.identity import differences
@@ -78,10 +77,6 @@ def test_every_key_has_a_comment(choice: str) -> None:
 def test_config_yaml_repeats_the_typed_defaults() -> None:
     written = {k: v for k, v in yaml.safe_load((conf_dir() / "config.yaml").read_text()).items() if k != "defaults"}
     assert written == CampaignSettings().model_dump(mode="json")
-
-
-def test_operational_keys_are_the_driver_s() -> None:
-    assert set(OPERATIONAL) - {"storage_dir"} == set(Operation.model_fields)
 
 
 def test_the_default_campaign(here: Path) -> None:

@@ -1,0 +1,53 @@
+# The two commands:  make run  ·  make test      (make help lists the others)
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+WORKERS ?= 2
+
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint types check bundle check-bundle reference clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+run: $(VENV)/installed  ## install, then run the default campaign: 16 real fine-tunings of a tiny model
+	$(BIN)/hpo-cluster run
+
+test: $(VENV)/installed-dev  ## install, then run all tests
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --quiet
+
+lint: $(VENV)/installed-dev  ## style, and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-dev  ## strict types
+	$(BIN)/mypy
+
+check: test lint types  ## everything that must pass before a change lands
+
+bundle: $(VENV)/installed  ## build the bundled model, data and tasks again
+	$(BIN)/python tools/build_bundle.py
+
+check-bundle: $(VENV)/installed  ## show that the bundled objective is meaningful (docs/objective/village.md)
+	$(BIN)/python tools/check_bundle.py
+
+reference: $(VENV)/installed-dev  ## write docs/reference/configuration.md again
+	$(BIN)/python tools/make_reference.py
+
+clean:  ## remove the environment and caches; campaigns stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

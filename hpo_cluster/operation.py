@@ -1,0 +1,36 @@
+"""How a campaign is run: the keys that may change from one start to the next, and are recorded with each."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Operation(BaseModel):
+    """Budget, workers, retries and times."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    budget: int = Field(16, strict=True, ge=1, description="trials in all, those of an earlier start included")
+    workers: int = Field(2, strict=True, ge=1, description="trials evaluated at the same time")
+    max_in_flight: int | None = Field(
+        None, strict=True, ge=1, description="jobs in the queue at most; null: as many as workers"
+    )
+    retries: int = Field(
+        2, strict=True, ge=0, description="new attempts of a trial whose job was lost to trouble that passes"
+    )
+    poll_s: float = Field(0.5, gt=0, description="seconds between two looks at the jobs' files")
+    grace_s: float = Field(5.0, ge=0, description="seconds that a job's files may come after its end")
+    stop_after_failures: int = Field(
+        3,
+        strict=True,
+        ge=0,
+        description="stop when the first so many trials of a start fail alike and none succeeds; 0: never",
+    )
+    baseline: bool = Field(
+        False, strict=True, description="whether the model before fine-tuning is evaluated too, outside the budget"
+    )
+
+    @property
+    def slots(self) -> int:
+        """Trials in flight at most."""
+        return self.max_in_flight or self.workers
