@@ -225,7 +225,7 @@ def draw_parameters(campaign: Campaign) -> bytes | None:
     ended = campaign.ended
     if ended.empty:
         return None
-    columns = min(3, campaign.space.dim)
+    columns = {1: 1, 2: 2, 4: 2}.get(campaign.space.dim, 3)
     rows = math.ceil(campaign.space.dim / columns)
     figure, grid = _figures(rows, columns, 3.3 * columns + 0.6, 2.7 * rows + 1.0)
     cells = list(grid.flat)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from hpo_cluster import report
 from hpo_cluster.errors import JournalError
 from hpo_cluster.files import dumps
 from hpo_cluster.journal import Journal
@@ -69,7 +70,7 @@ def make_campaign(
                 if sems:
                     layout.attempt(number, 0).dir.mkdir(parents=True)
                     layout.attempt(number, 0).result.write_text(dumps({"metrics": end["metrics"], "sems": sems}))
-                journal.append("ended", trial=number, attempt=0, ended_at=stamp(3 * number + 5), **end)
+                journal.append("ended", trial=number, attempt=0, **{"ended_at": stamp(3 * number + 5), **end})
     return directory
 
 
@@ -107,7 +108,8 @@ def completed(value: float) -> dict[str, Any]:
     return {"state": "completed", "value": value, "metrics": {"value": value}}
 
 
-FAILED = {"state": "failed", "error": {"kind": "code", "message": "injected failure"}}
+def failed() -> dict[str, Any]:
+    return {"state": "failed", "error": {"kind": "code", "message": "injected failure"}}
 
 
 def size(png: Path) -> tuple[int, int]:
@@ -153,6 +155,24 @@ def test_what_is_read(tmp_path: Path) -> None:
     assert campaign.baseline["value"] == 0.27
 
 
+def test_the_best_so_far_never_gets_worse_nor_goes_back_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = [completed(9.0), failed(), completed(7.0), completed(8.0), failed()]
+    for end, minute in zip(ends, (4, 3, 9, 6, 12), strict=True):  # journaled in another order than they ended
+        end["ended_at"] = stamp(minute)
+    campaign = read_campaign(synthetic(tmp_path / "c", ends))
+    figures: list[Any] = []
+    monkeypatch.setattr(report, "_png", lambda figure: figures.append(figure) or b"")
+    report.draw_best_by_time(campaign)
+    report.draw_best_by_evaluations(campaign)
+    by_time, by_evaluations = (figure.axes[0].lines[0].get_xydata().tolist() for figure in figures)
+    assert [x for x, _ in by_time] == pytest.approx([2, 3, 5, 8, 11])
+    assert [y for _, y in by_time[1:]] == [9, 8, 7, 7]
+    assert math.isnan(by_time[0][1])
+    assert by_evaluations == [[1, 9], [2, 9], [3, 7], [4, 7], [5, 7]]
+
+
 def test_minimisation_with_one_metric(tmp_path: Path) -> None:
     values = [180.0, 90.0, 400.0, 12.0, 0.02, 33.0]
     files = write_report(synthetic(tmp_path / "himmelblau", [completed(value) for value in values]))
@@ -167,8 +187,8 @@ def test_minimisation_with_one_metric(tmp_path: Path) -> None:
     [
         ([], 0, "No trial has a value yet."),
         ([completed(3.0)], 3, "By measured value: trial 0, 3, with"),
-        ([FAILED, FAILED], 3, "No trial ended with a value."),
-        ([FAILED, completed(3.0)], 3, "- 1 × code: injected failure (trials 0)"),
+        ([failed(), failed()], 3, "No trial ended with a value."),
+        ([failed(), completed(3.0)], 3, "- 1 × code: injected failure (trials 0)"),
     ],
 )
 def test_few_and_failed_trials(tmp_path: Path, ends: list[Mapping[str, Any]], figures: int, says: str) -> None:

@@ -13,6 +13,7 @@ from hpo_cluster.layout import resources_dir
 from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.command import CommandObjective, render
 from hpo_cluster.objectives.output import read_output
+from hpo_cluster.processes import process_start
 from hpo_cluster.space import Categorical, Float, Integer, Space
 
 SPACE = Space({"lr": Float(1e-5, 1e-1, log=True), "layers": Integer(1, 8), "act": Categorical(("relu", "a b; rm $x"))})
@@ -176,9 +177,23 @@ def test_a_timeout_ends_the_command_with_everything_it_started(tmp_path: Path) -
     error = evaluate(tmp_path, "sleep 321 & echo $! > child; sleep 321; echo", status=1, timeout_s=0.5)
     assert error["kind"] == "code"
     assert "timeout_s=0.5" in error["message"]
-    child = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}")
-    for _ in range(50):
-        if not child.exists() or child.joinpath("stat").read_text().split()[2] == "Z":
-            return
-        time.sleep(0.1)
-    pytest.fail("the command's child is still alive")
+    assert process_start(int((tmp_path / "child").read_text())) is None
+
+
+def test_a_command_that_is_stopped_may_tidy_up(tmp_path: Path) -> None:
+    (tmp_path / "train.sh").write_text("trap 'sleep 0.3; touch tidied; exit' TERM; while true; do sleep 0.05; done")
+    evaluate(tmp_path, "bash train.sh; true", status=1, timeout_s=0.5)
+    assert (tmp_path / "tidied").exists()
+
+
+def test_ending_the_job_ends_its_command(tmp_path: Path) -> None:
+    objective = CommandObjective(command="sleep 321 & echo $! > child; wait", cwd=str(tmp_path))
+    attempt = write_attempt(tmp_path / "a0", objective.job_settings(Path), {})
+    with subprocess.Popen([sys.executable, resources_dir() / "jobs" / "command.py", attempt]) as job:
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "child").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        job.terminate()
+    assert process_start(int((tmp_path / "child").read_text())) is None
+    assert not (attempt / "result.json").exists()
