@@ -125,7 +125,7 @@ def _loop(optimizer: Optimizer, table: _Table, crew: _Crew | _Alone, budget: int
     while True:
         free = min(crew.free, budget - table.committed)
         if free > 0:
-            ask = optimizer.ask(table.for_optimizer(), free)
+            ask = optimizer.ask(table.history(), free)
             for row in ask.settled:
                 table.add(row.parameters, row.origin, row.value)
             for proposal in ask.proposals:
@@ -345,20 +345,15 @@ class _Table:
 
         metrics = sorted({name for row in self.rows for name in row["metrics"]})
         columns = [*HISTORY_COLUMNS, *self.space.names, *(METRIC_PREFIX + name for name in metrics), *TAIL_COLUMNS]
+        sign = 1.0 if self.maximize else -1.0
         cells = [
-            [row[name] for name in HISTORY_COLUMNS]
+            [{**row, "target": sign * row["value"]}[name] for name in HISTORY_COLUMNS]
             + [row["parameters"][name] for name in self.space.names]
             + [row["metrics"].get(name, math.nan) for name in metrics]
             + [row[name] for name in TAIL_COLUMNS]
             for row in self.rows
         ]
         return pd.DataFrame(cells, columns=columns)
-
-    def for_optimizer(self) -> pd.DataFrame:
-        """The history with `target`, which is always maximised."""
-        frame = self.history()
-        frame["target"] = frame["value"] if self.maximize else -frame["value"]
-        return frame
 
     def result(self) -> Result:
         """The best of the evaluated trials. Raises AllFailedError where none has a value."""

@@ -517,9 +517,7 @@ def _recommendation(campaign: Campaign) -> str | None:
         return None
     from hpo_cluster.surrogate import recommend
 
-    frame = campaign.history[campaign.history["trial"] != BASELINE].copy()
-    frame["target"] = frame["value"] if campaign.maximize else -frame["value"]
-    trial = recommend(frame, campaign.space)
+    trial = recommend(campaign.history, campaign.space)
     if trial is None:
         return None
     if trial == int(campaign.ranked.iloc[0]["trial"]):

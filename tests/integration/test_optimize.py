@@ -33,6 +33,7 @@ def test_in_this_process_to_the_best_trial() -> None:
     assert list(history["state"].unique()) == ["completed"]
     assert result.value == history["value"].min() == bowl(**result.parameters)
     assert result.trial == int(history["value"].idxmin())
+    assert (history["target"] == -history["value"]).all()
     assert isinstance(result.parameters["n"], int)
     best = optimize(lambda x, n: -bowl(x, n), SPACE, optimizer="random", budget=20)
     assert best.value == -result.value
