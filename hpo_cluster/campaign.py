@@ -29,12 +29,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from hpo_cluster import code as code_copy
 from hpo_cluster.errors import HpoClusterError, SubmissionError
 from hpo_cluster.files import dumps, read_json, redact, replace_text
-from hpo_cluster.history import for_optimizer, to_frame, write_history
+from hpo_cluster.history import to_frame, write_history
 from hpo_cluster.identity import settle_identity
 from hpo_cluster.journal import Event, Journal
 from hpo_cluster.launchers.base import Launcher, Submission, make_ref
@@ -48,6 +48,9 @@ from hpo_cluster.space import Space
 from hpo_cluster.status import summarise
 from hpo_cluster.trial import BASELINE, ErrorKind, JobState, Origin, State, derive_seed, trial_label
 from hpo_cluster.worker import SCHEMA, package_versions, result_faults, utc_now
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -223,13 +226,17 @@ class Campaign:
         """Where the campaign is, as `hpo_cluster.status.campaign_status` gives it."""
         return summarise(self.record, self.layout, self.spec.identity["direction"], driver_alive=True)
 
+    def history(self) -> pd.DataFrame:
+        """The history as it is now: what the optimizer is asked with, and what ``history.csv`` holds."""
+        return to_frame(self.record, self.spec.space.names, maximize=self.spec.objective.direction == "maximize")
+
     def _finished(self) -> bool:
         return not self.record.in_flight and (self._exhausted or self.record.spent >= self.spec.operation.budget)
 
     def _write_history(self, *, force: bool = False) -> None:
         now = time.monotonic()
         if self._changed and (force or now >= self._history_at):
-            write_history(to_frame(self.record, self.spec.space.names), self.layout.history)
+            write_history(self.history(), self.layout.history)
             self._changed, self._history_at = False, now + HISTORY_PERIOD_S
 
     # -------------------------------------------------------------------------------------------------- ask, submit
@@ -247,9 +254,7 @@ class Campaign:
             free = min(operation.slots - len(in_flight), operation.budget - committed)
             if free <= 0:
                 return
-            maximize = self.spec.objective.direction == "maximize"
-            history = for_optimizer(self.record, self.spec.space.names, maximize=maximize)
-            ask = self.spec.optimizer.ask(history, free)
+            ask = self.spec.optimizer.ask(self.history(), free)
             rows = [
                 *({"origin": s.origin, "value": s.value, **_row(s)} for s in ask.settled),
                 *({"origin": Origin.EVALUATED, **_row(p)} for p in ask.proposals),

@@ -13,7 +13,6 @@ from hpo_cluster.files import replace_text
 from hpo_cluster.identity import read_identity
 from hpo_cluster.layout import CampaignLayout
 from hpo_cluster.record import Record, TrialRecord
-from hpo_cluster.trial import BASELINE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +24,7 @@ HISTORY_COLUMNS = (
     "origin",  # evaluated, inherited, approximated, imputed, imported, baseline
     "value",  # what is optimised, as measured; empty where nothing was measured
     "value_sem",  # its standard error as the objective reports it
+    "target",  # the value with the sign that makes more better
 )
 #: Columns after the parameters and the metrics.
 TAIL_COLUMNS = (
@@ -42,15 +42,17 @@ TAIL_COLUMNS = (
 METRIC_PREFIX = "metric."
 
 
-def _row(trial: TrialRecord, names: Sequence[str], metrics: Sequence[str]) -> list[Any]:
+def _row(trial: TrialRecord, names: Sequence[str], metrics: Sequence[str], sign: float) -> list[Any]:
     last = trial.attempts[-1] if trial.attempts else None
+    value = math.nan if trial.value is None else trial.value
     error = f"{trial.error['kind']}: {trial.error['message']}" if trial.error else None
     return [
         trial.number,
         str(trial.state),
         str(trial.origin),
-        math.nan if trial.value is None else trial.value,
+        value,
         math.nan if trial.value_sem is None else trial.value_sem,
+        sign * value,
         *(trial.parameters.get(name) for name in names),
         *(trial.metrics.get(name, math.nan) for name in metrics),
         trial.began,
@@ -66,21 +68,15 @@ def _row(trial: TrialRecord, names: Sequence[str], metrics: Sequence[str]) -> li
     ]
 
 
-def to_frame(record: Record, parameters: Sequence[str], *, baseline: bool = True) -> pd.DataFrame:
+def to_frame(record: Record, parameters: Sequence[str], *, maximize: bool) -> pd.DataFrame:
     """The history of a record: one row a trial, in trial order, the baseline (-1) first where there is one."""
     import pandas as pd
 
-    trials = [trial for trial in record.rows if baseline or trial.number != BASELINE]
+    trials = record.rows
     metrics = sorted({name for trial in trials for name in trial.metrics})
     columns = [*HISTORY_COLUMNS, *parameters, *(METRIC_PREFIX + name for name in metrics), *TAIL_COLUMNS]
-    return pd.DataFrame([_row(trial, parameters, metrics) for trial in trials], columns=columns)
-
-
-def for_optimizer(record: Record, parameters: Sequence[str], *, maximize: bool) -> pd.DataFrame:
-    """What `Optimizer.ask` reads: the history without the baseline, and `target`, which is always maximised."""
-    frame = to_frame(record, parameters, baseline=False)
-    frame["target"] = frame["value"] if maximize else -frame["value"]
-    return frame
+    sign = 1.0 if maximize else -1.0
+    return pd.DataFrame([_row(trial, parameters, metrics, sign) for trial in trials], columns=columns)
 
 
 def load_history(campaign_dir: str | os.PathLike[str]) -> pd.DataFrame:
@@ -99,7 +95,8 @@ def load_history(campaign_dir: str | os.PathLike[str]) -> pd.DataFrame:
     identity = read_identity(layout.identity)
     if identity is None:
         raise JournalError(f"{layout.dir} is no campaign: it has no campaign.yaml")
-    return to_frame(Record.read(layout.events), list(identity["space"]))
+    maximize = identity["direction"] == "maximize"
+    return to_frame(Record.read(layout.events), list(identity["space"]), maximize=maximize)
 
 
 def write_history(frame: pd.DataFrame, path: Path) -> None:

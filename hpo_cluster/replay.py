@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpo_cluster.history import for_optimizer
+from hpo_cluster.history import to_frame
 from hpo_cluster.journal import Event
 from hpo_cluster.optimizers.base import Optimizer
 from hpo_cluster.record import Record
@@ -32,7 +32,7 @@ def replay(
     for event in events:
         journaled = [row for row in event.get("trials", ()) if row["origin"] == Origin.EVALUATED]
         if event["event"] == "asked" and journaled:
-            history = for_optimizer(record, optimizer.space.names, maximize=maximize)
+            history = to_frame(record, optimizer.space.names, maximize=maximize)
             derived = optimizer.ask(history, len(journaled)).proposals
             for row, proposal in zip(journaled, derived, strict=False):
                 if row["parameters"] != proposal.parameters:

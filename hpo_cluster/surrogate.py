@@ -32,13 +32,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from hpo_cluster.optimizers.rows import Rows
 from hpo_cluster.space import Categorical, Space
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
 Outcome: TypeAlias = Literal["clip", "raw"]

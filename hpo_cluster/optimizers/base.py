@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class OptimizerSettings(BaseModel):

@@ -28,10 +28,9 @@ candidates that remain is taken.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -41,6 +40,9 @@ from hpo_cluster.optimizers.rows import Key, Rows, free_point, key_of, remaining
 from hpo_cluster.space import Categorical, Float, Integer, Space
 from hpo_cluster.surrogate import Features, Observations, Outcome, Surrogate, SurrogateError, fit, quiet_torch
 from hpo_cluster.trial import Ask, Proposal, State, derive_seed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Points: TypeAlias = NDArray[np.float64]
 

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import difflib
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -29,6 +29,9 @@ from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.rows import Rows, axis_values, key_of
 from hpo_cluster.space import Categorical, Space
 from hpo_cluster.trial import Ask, Proposal, derive_seed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: A grid is walked from its start at each ask; beyond this size it is a mistake anyway.
 MAX_POINTS = 1_000_000

@@ -16,9 +16,8 @@ space, so that integers and choices are rounded to bins; a configuration met bef
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import pandas as pd
 from pydantic import Field
 
 from hpo_cluster.optimizers.base import OptimizerSettings
@@ -26,6 +25,9 @@ from hpo_cluster.optimizers.design import Design, lhs_block
 from hpo_cluster.optimizers.rows import Rows, key_of
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask, Proposal
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Size of the design where nobody says one and there is no budget to take it from.
 DEFAULT_POINTS = 16

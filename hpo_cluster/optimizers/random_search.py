@@ -14,13 +14,17 @@ finite spaces only; when none remain the optimizer is exhausted.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import pandas as pd
 
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.rows import Rows, free_point, key_of
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask, Proposal, derive_seed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class RandomSettings(OptimizerSettings):

@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.space import Categorical, Configuration, Space, Value
 from hpo_cluster.trial import Origin, State
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Identity of a configuration: equal keys mean "the same evaluation".
 Key: TypeAlias = tuple[float, ...]
@@ -92,8 +94,10 @@ class Rows:
         Raises:
             ConfigError: there are values but no targets, so that nobody can tell what is better.
         """
-        if "trial" not in history.columns or history.empty:
+        if history.empty:
             return cls(space, (), 0, 0)
+        if "trial" not in history.columns:  # a frame made by hand: its rows are the trials, in their order
+            history = history.assign(trial=range(len(history)))
         if "value" in history.columns and "target" not in history.columns:
             fault = "history: has a column value but no column target, the value with the sign that makes more better"
             raise ConfigError([fault], hint="add it: history.assign(target=history.value), or -history.value")

@@ -17,13 +17,16 @@ configuration met before is passed over. The first point is not skipped.
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.design import Design, sobol_block
 from hpo_cluster.optimizers.rows import Rows, key_of
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask, Proposal
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class SobolSettings(OptimizerSettings):
