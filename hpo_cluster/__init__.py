@@ -14,8 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hpo_cluster.function_search import optimize
     from hpo_cluster.history import load_history
-    from hpo_cluster.optimize import optimize
     from hpo_cluster.optimizers.registry import make_optimizer
     from hpo_cluster.space import Categorical, Float, Integer, Space
 
@@ -30,7 +30,7 @@ _HOMES = {
     "Space": "space",
     "load_history": "history",
     "make_optimizer": "optimizers.registry",
-    "optimize": "optimize",
+    "optimize": "function_search",
 }
 
 

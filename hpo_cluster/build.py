@@ -26,6 +26,7 @@ from hpo_cluster.config import (
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.launchers import LAUNCHERS
 from hpo_cluster.launchers.base import LauncherSettings
+from hpo_cluster.layout import CAMPAIGN_NAME_RULE, is_campaign_name
 from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.optimizers.base import OptimizerSettings
@@ -134,10 +135,8 @@ class _Builder:
             if isinstance(folder, str):
                 values[key] = Path(self._absolute(folder))
         name = values.get("campaign")
-        if isinstance(name, str) and (not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name.strip(".") == ""):
-            self.faults.append(
-                f"campaign={name!r}: is no name for a folder; accepted: letters, digits, dots, dashes and underscores"
-            )
+        if isinstance(name, str) and not is_campaign_name(name):
+            self.faults.append(f"campaign={name!r}: is no name for a folder; accepted: {CAMPAIGN_NAME_RULE}")
             values["campaign"] = None
         return self._validated(CampaignSettings, values, "")
 

@@ -26,10 +26,9 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from hpo_cluster import code as code_copy
 from hpo_cluster.errors import HpoClusterError, SubmissionError
@@ -37,14 +36,11 @@ from hpo_cluster.files import dumps, read_json, redact, replace_text
 from hpo_cluster.history import to_frame, write_history
 from hpo_cluster.identity import settle_identity
 from hpo_cluster.journal import Event, Journal
-from hpo_cluster.launchers.base import Launcher, Submission, make_ref
+from hpo_cluster.launchers.base import Submission, make_ref
 from hpo_cluster.layout import AttemptLayout, CampaignLayout
 from hpo_cluster.lock import DriverLock
-from hpo_cluster.objectives.base import Objective, PathResolver
-from hpo_cluster.operation import Operation
-from hpo_cluster.optimizers.base import Optimizer
-from hpo_cluster.record import AttemptRecord, Record, TrialRecord
-from hpo_cluster.space import Space
+from hpo_cluster.record import AttemptRecord, Record, TrialRecord, asked_rows
+from hpo_cluster.spec import CampaignSpec
 from hpo_cluster.status import summarise
 from hpo_cluster.trial import BASELINE, ErrorKind, JobState, Origin, State, derive_seed, trial_label
 from hpo_cluster.worker import SCHEMA, package_versions, result_faults, utc_now
@@ -70,25 +66,6 @@ FINAL_STATES: Mapping[str, State] = {
     ErrorKind.BAD_RESULT: State.FAILED,
     ErrorKind.CODE: State.FAILED,
 }
-
-
-@dataclass(frozen=True)
-class CampaignSpec:
-    """A campaign to open: what it is, how to run it now, and the parts that do it."""
-
-    dir: Path
-    identity: Mapping[str, Any]
-    seed: int
-    space: Space
-    objective: Objective
-    optimizer: Optimizer
-    launcher: Launcher
-    operation: Operation
-    resolve: PathResolver
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # recorded with the start
-    overrides: tuple[str, ...] = ()
-    code: Literal["recorded", "current"] = "recorded"
-    take_over: bool = False
 
 
 class Campaign:
@@ -255,15 +232,10 @@ class Campaign:
             if free <= 0:
                 return
             ask = self.spec.optimizer.ask(self.history(), free)
-            rows = [
-                *({"origin": s.origin, "value": s.value, **_row(s)} for s in ask.settled),
-                *({"origin": Origin.EVALUATED, **_row(p)} for p in ask.proposals),
-            ]
+            rows = asked_rows(ask, self.record.next_trial, self.spec.seed)
             if not rows:
                 self._exhausted = not in_flight
                 return
-            for number, row in enumerate(rows, self.record.next_trial):
-                row["trial"], row["seed"] = number, derive_seed(self.spec.seed, "trial", number)
             self._append("asked", trials=rows, decision=dict(ask.decision))
 
     def submit(self) -> None:
@@ -445,10 +417,6 @@ class Campaign:
         alike = {(error["kind"], _NUMBER.sub("#", error["message"])) for error in errors}
         if limit and len(ended) >= limit and len(errors) == len(ended) and len(alike) == 1:
             self.stop(f"the first {len(ended)} trials failed alike ({errors[0]['kind']}): {errors[0]['message']}")
-
-
-def _row(item: Any) -> dict[str, Any]:
-    return {"parameters": dict(item.parameters), "info": dict(item.info)}
 
 
 def _whereabouts(document: Mapping[str, Any]) -> dict[str, Any]:

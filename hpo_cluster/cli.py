@@ -19,8 +19,9 @@ from hpo_cluster.errors import ConfigError, HpoClusterError, IdentityError, Jour
 from hpo_cluster.help import COMMANDS, FLAGS, command_help, main_help
 
 if TYPE_CHECKING:
-    from hpo_cluster.campaign import Campaign, CampaignSpec
+    from hpo_cluster.campaign import Campaign
     from hpo_cluster.config import Config
+    from hpo_cluster.spec import CampaignSpec
 
 T = TypeVar("T")
 
@@ -194,28 +195,20 @@ def _print_configs(configs: Sequence[Config]) -> int:
 
 def campaign_spec(config: Config, overrides: Sequence[str] = (), *, take_over: bool = False) -> CampaignSpec:
     """The campaign of a configuration, ready to be opened."""
-    from hpo_cluster.campaign import CampaignSpec
-    from hpo_cluster.config import settle
-    from hpo_cluster.identity import read_identity
-    from hpo_cluster.launchers import make_launcher
-    from hpo_cluster.layout import CampaignLayout
     from hpo_cluster.operation import Operation
-    from hpo_cluster.optimizers.registry import make_optimizer
+    from hpo_cluster.spec import make_spec
 
-    config = settle(config, read_identity(CampaignLayout(config.campaign_dir).identity))
-    operation = config.operation()
-    settings = {key: operation.pop(key) for key in ("storage_dir", "launcher")}
-    return CampaignSpec(
-        dir=config.campaign_dir,
-        identity=config.identity(),
-        seed=config.seed,
+    return make_spec(
+        config.campaign_dir,
         space=config.space,
         objective=config.objective,
-        optimizer=make_optimizer(config.optimizer.name, config.space, config.seed, **config.optimizer.settings),
-        launcher=make_launcher(config.launcher),
-        operation=Operation(**operation),
+        optimizer=config.optimizer.name,
+        optimizer_settings=config.optimizer.settings,
+        seed=config.seed,
+        launcher=config.launcher,
+        operation=Operation(**config.model_dump(include=set(Operation.model_fields))),
+        storage_dir=config.storage_dir,
         resolve=config.resolve,
-        settings=settings,
         overrides=tuple(overrides),
         code=config.code,
         take_over=take_over,

@@ -21,6 +21,7 @@ from hpo_cluster.objectives.base import Objective
 from hpo_cluster.operation import Operation
 from hpo_cluster.optimizers.registry import OPTIMIZERS
 from hpo_cluster.space import Space
+from hpo_cluster.spec import identity_of
 
 HINT = "Keys and options: hpo-cluster run --help"
 
@@ -87,18 +88,7 @@ class Config(CampaignSettings):
 
     def identity(self) -> dict[str, Any]:
         """What the campaign is, as plain data: written once, and compared at each start."""
-        return {
-            "space": self.space.to_json(),
-            "objective": self.objective.model_dump(mode="json"),
-            "optimizer": {"name": self.optimizer.name, **self.optimizer.settings},
-            "direction": self.objective.direction,
-            "seed": self.seed,
-        }
-
-    def operation(self) -> dict[str, Any]:
-        """How the campaign is run, as plain data: may change at each start, and is recorded."""
-        plain = self.model_dump(mode="json", include=set(OPERATIONAL))
-        return {**{key: plain[key] for key in OPERATIONAL}, "launcher": self.launcher.model_dump(mode="json")}
+        return identity_of(self.space, self.objective, self.optimizer.name, self.optimizer.settings, self.seed)
 
 
 def to_plain(config: Config) -> dict[str, Any]:
@@ -114,23 +104,6 @@ def to_plain(config: Config) -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """`to_plain` as YAML: what ``--cfg job`` prints."""
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
-
-
-def settle(config: Config, recorded: Mapping[str, Any] | None) -> Config:
-    """`config` with the optimizer's open settings (null) decided once and for all.
-
-    Args:
-        config: as composed.
-        recorded: identity of the campaign, which has decided them already; None where the campaign is new: the size of
-            a design is then the budget.
-    """
-    decided = dict((recorded or {}).get("optimizer") or {})
-    if recorded is None:
-        decided = {"name": config.optimizer.name, "points": config.budget}
-    if decided.pop("name", None) != config.optimizer.name:
-        return config
-    settings = {key: decided.get(key) if value is None else value for key, value in config.optimizer.settings.items()}
-    return config.model_copy(update={"optimizer": OptimizerChoice(name=config.optimizer.name, settings=settings)})
 
 
 def resolve(path: str, storage_dir: Path) -> Path:

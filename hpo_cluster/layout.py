@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpo_cluster.trial import trial_label
+
+CAMPAIGN_NAME_RULE = "letters, digits, dots, dashes and underscores"
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 
@@ -14,6 +18,11 @@ def resources_dir() -> Path:
     """The folder that holds ``conf/``, ``jobs/`` and ``bundle/``: the checkout, or the copy packed into the wheel."""
     packed = PACKAGE_DIR / "_resources"
     return packed if packed.is_dir() else PACKAGE_DIR.parent
+
+
+def is_campaign_name(name: str) -> bool:
+    """Whether `name` can be a campaign's folder: letters, digits, dots, dashes, underscores, and no way out of it."""
+    return bool(_NAME.fullmatch(name)) and bool(name.strip("."))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from typing import Any
 
 from hpo_cluster.journal import Event, read_events
 from hpo_cluster.space import Configuration
-from hpo_cluster.trial import BASELINE, JobRef, Origin, State
+from hpo_cluster.trial import BASELINE, Ask, JobRef, Origin, Proposal, Settled, State, derive_seed
 
 
 @dataclass
@@ -171,7 +171,25 @@ class Record:
         """Units of the budget that ended trials have used."""
         return sum(trial.in_budget and trial.state.counts for trial in self.trials.values())
 
+    def best(self, *, maximize: bool) -> TrialRecord | None:
+        """The completed trial with the best value, the first of equals; None where there is none."""
+        sign = 1.0 if maximize else -1.0
+        valued = [t for t in self.rows if t.in_budget and t.state is State.COMPLETED and t.value is not None]
+        return max(valued, key=lambda t: (sign * (t.value or 0.0), -t.number), default=None)
+
     @property
     def code(self) -> str | None:
         """Hash of the code that new attempts run."""
         return self.starts[-1]["code"] if self.starts else None
+
+
+def asked_rows(ask: Ask, first: int, seed: int) -> list[dict[str, Any]]:
+    """The trials of an `Ask` as the ``asked`` event holds them, numbered from `first`; seeds come from `seed`."""
+    settled = [{"origin": row.origin, "value": row.value, **_asked(row)} for row in ask.settled]
+    proposed = [{"origin": Origin.EVALUATED, **_asked(proposal)} for proposal in ask.proposals]
+    rows = enumerate([*settled, *proposed], first)
+    return [{"trial": number, "seed": derive_seed(seed, "trial", number), **row} for number, row in rows]
+
+
+def _asked(item: Settled | Proposal) -> dict[str, Any]:
+    return {"parameters": dict(item.parameters), "info": dict(item.info)}

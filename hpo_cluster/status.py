@@ -54,19 +54,13 @@ def summarise(record: Record, layout: CampaignLayout, direction: str, *, driver_
         "done": record.spent,
         "in_flight": len(in_flight),
         "counts": dict(Counter(str(t.state) for t in record.rows if t.number != BASELINE)),
-        "best": _shown(_best(record, direction)),
+        "best": _shown(record.best(maximize=direction == "maximize")),
         "baseline": _shown(record.trials.get(BASELINE)),
         "running": [_running(trial, layout) for trial in in_flight],
         "errors": [{"trial": t.number, **t.error} for t in record.rows if t.error is not None],
         "elapsed_s": _elapsed_s(record),
         "eta_s": _eta_s(record, budget, operation.get("workers", 1)) if state == "running" else None,
     }
-
-
-def _best(record: Record, direction: str) -> TrialRecord | None:
-    sign = 1.0 if direction == "maximize" else -1.0
-    valued = [t for t in record.rows if t.in_budget and t.state is State.COMPLETED and t.value is not None]
-    return max(valued, key=lambda t: (sign * (t.value or 0.0), -t.number), default=None)
 
 
 def _shown(trial: TrialRecord | None) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ import pytest
 from support import drivers
 
 from hpo_cluster import load_history
-from hpo_cluster.campaign import Campaign, CampaignSpec
+from hpo_cluster.campaign import Campaign
 from hpo_cluster.errors import HpoClusterError, IdentityError, LockedError
 from hpo_cluster.files import read_json
 from hpo_cluster.journal import read_events
@@ -26,6 +26,7 @@ from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.record import Record
 from hpo_cluster.replay import replay
+from hpo_cluster.spec import CampaignSpec
 from hpo_cluster.status import campaign_status
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import multiprocessing
@@ -9,15 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import hpo_cluster
+from hpo_cluster import cli, status
 from hpo_cluster.errors import ConfigError
+from hpo_cluster.function_search import AllFailedError, optimize
 from hpo_cluster.history import HISTORY_COLUMNS, TAIL_COLUMNS
 from hpo_cluster.layout import PACKAGE_DIR
-from hpo_cluster.optimize import AllFailedError, optimize
 
 SPACE = {"x": {"low": -5.0, "high": 5.0}, "n": {"low": 1, "high": 4}}
 
@@ -177,7 +182,7 @@ def test_a_campaign_needs_a_function_that_can_be_imported() -> None:
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     code = """
 import os, sys, time, pathlib
-from hpo_cluster.optimize import optimize
+from hpo_cluster.function_search import optimize
 def fn(x):
     pathlib.Path(sys.argv[1], str(os.getpid())).touch()
     time.sleep(0.5)
@@ -213,3 +218,52 @@ assert result.parameters["x"] == result.value == result.history["value"].max()
 """
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE_DIR.parent)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+MODULE = """
+def bowl(x, n):
+    return {"value": (x - 1) ** 2 + n, "twice": 2 * n}
+
+def broken(x, n):
+    raise ValueError("no such file")
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    (tmp_path / "bowl_module.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("bowl_module")
+    sys.modules.pop("bowl_module")
+
+
+def test_in_a_campaign_it_is_journaled_and_goes_on(module: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"optimizer": "sobol", "workers": 2, "direction": "minimize", "campaign": "first"}
+    first = optimize(module.bowl, SPACE, budget=3, **options)
+    assert len(first.history) == 3
+    again = optimize(module.bowl, SPACE, budget=5, **options)
+    assert list(again.history.value[:3]) == list(first.history.value)
+    assert again.value == again.history.value.min()
+    assert again.parameters == {name: again.history[name][again.trial] for name in SPACE}
+    assert "metric.twice" in again.history
+    assert status.campaign_status(tmp_path / "campaigns" / "first")["state"] == "finished"
+    plain = optimize(module.bowl, SPACE, optimizer="sobol", budget=5, direction="minimize")
+    assert list(plain.history.value) == list(again.history.value)  # the same trials, with or without jobs
+
+
+def test_a_campaign_of_optimize_is_resumed_from_the_command_line(module: Any, tmp_path: Path) -> None:
+    optimize(module.bowl, SPACE, optimizer="random", budget=1, campaign="first")
+    assert cli.main(["resume", "campaigns/first", "budget=2"]) == 0
+    assert len(hpo_cluster.load_history("campaigns/first")) == 2
+
+
+def test_a_campaign_that_only_fails_says_why(module: Any) -> None:
+    with pytest.raises(AllFailedError, match="no such file"):
+        optimize(module.broken, SPACE, optimizer="random", budget=9, campaign="bad")
+    assert len(hpo_cluster.load_history("campaigns/bad")) == 3  # it stopped early
+
+
+def test_a_campaign_stays_in_its_folder() -> None:
+    with pytest.raises(ConfigError, match="no name for a folder"):
+        optimize(lambda x, n: x, SPACE, campaign="../elsewhere")

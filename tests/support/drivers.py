@@ -8,6 +8,7 @@ line is on disk) or ``after`` (all of it is).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -17,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster import journal
-from hpo_cluster.campaign import Campaign, CampaignSpec
-from hpo_cluster.launchers import LocalSettings, SlurmSettings, make_launcher
+from hpo_cluster.campaign import Campaign
+from hpo_cluster.launchers import LocalSettings, SlurmSettings
 from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.operation import Operation
-from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.record import Record
 from hpo_cluster.space import Float, Integer, Space
+from hpo_cluster.spec import CampaignSpec, make_spec
 
 SPACE = Space({"x": Float(-5.0, 5.0), "k": Integer(1, 8)})
 
@@ -33,32 +34,22 @@ def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
     note, nap = f"echo {{x}} >> {log}", f"sleep {options.get('sleep', 0.1)}"
     command = f"{note}; {nap}; " + """echo '{{"value": '{x}{k}'}}'"""
     objective = CommandObjective(command=command, cwd=str(directory.parent))
-    settings: dict[str, Any] = options.get("optimizer_settings", {})
-    name = options.get("optimizer", "random")
     operation = {"budget": 4, "workers": 2, "poll_s": 0.05, "grace_s": 0.5, **options.get("operation", {})}
-    if options.get("launcher") == "slurm":
-        launcher = make_launcher(SlurmSettings(poll_period_s=0.2, gpus_per_trial=0, cpus_per_trial=1))
-    else:
-        launcher = make_launcher(LocalSettings(poll_period_s=0.1))
-    seed = options.get("seed", 0)
-    identity = {
-        "space": SPACE.to_json(),
-        "objective": {"kind": "command"},
-        "optimizer": {"name": name, **settings},
-        "direction": "maximize",
-        "seed": seed,
-    }
-    return CampaignSpec(
-        dir=directory,
-        identity=identity,
-        seed=seed,
+    slurm = SlurmSettings(poll_period_s=0.2, gpus_per_trial=0, cpus_per_trial=1)
+    made = make_spec(
+        directory,
         space=SPACE,
         objective=objective,
-        optimizer=make_optimizer(name, SPACE, seed, **settings),
-        launcher=launcher,
+        optimizer=options.get("optimizer", "random"),
+        optimizer_settings=options.get("optimizer_settings", {}),
+        seed=options.get("seed", 0),
+        launcher=slurm if options.get("launcher") == "slurm" else LocalSettings(poll_period_s=0.1),
         operation=Operation(**operation),
+        storage_dir=directory.parent,
         resolve=Path,
     )
+    # the tests' commands differ in how long they sleep, and are the same campaign all the same
+    return dataclasses.replace(made, identity={**made.identity, "objective": {"kind": "command"}})
 
 
 def kill_around(number: int, when: str) -> None:

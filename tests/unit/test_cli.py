@@ -146,7 +146,8 @@ def test_help_imports_no_library() -> None:
 
 
 def test_a_fault_imports_no_heavy_library() -> None:
-    assert not imported_by("run", "workers=0") & {"torch", "botorch", "pandas", "scipy", "matplotlib", "submitit", "litgpt"}
+    heavy = {"torch", "botorch", "pandas", "scipy", "matplotlib", "submitit", "litgpt"}
+    assert not imported_by("run", "workers=0") & heavy
 
 
 # ------------------------------------------------------------------------------------------------------ whole campaigns

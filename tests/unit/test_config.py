@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import yaml
 
+from hpo_cluster.cli import campaign_spec
 from hpo_cluster.compose import compose, compose_all, compose_resume, expand
-from hpo_cluster.config import CampaignSettings, settle, to_plain, to_yaml
+from hpo_cluster.config import CampaignSettings, Config, to_plain, to_yaml
 from hpo_cluster.conftree import GROUPS, conf_dir, key_comments, options
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.identity import differences
 from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.lora import LoraObjective
 from hpo_cluster.space import Categorical, Float, Integer, Space
+from hpo_cluster.spec import decided
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -354,6 +355,12 @@ def test_combinations_are_all_checked_before_the_first_starts() -> None:
 # ------------------------------------------------------------------------------------------------ identity and resuming
 
 
+def recorded_operation(config: Config) -> dict[str, Any]:
+    """What the journal keeps of a start: the operation and the settings beside it."""
+    spec = campaign_spec(config)
+    return {**spec.operation.model_dump(mode="json"), **spec.settings}
+
+
 def test_the_identity_is_plain_and_comes_back(here: Path) -> None:
     for overrides in ([], ["experiment=quick", "optimizer=lhs"], ["experiment=ola2025_bo"]):
         config = compose(overrides, check_files=False)
@@ -361,13 +368,14 @@ def test_the_identity_is_plain_and_comes_back(here: Path) -> None:
         assert list(identity) == ["space", "objective", "optimizer", "direction", "seed"]
         assert Space.from_json(identity["space"]) == config.space
         assert parse_objective(identity["objective"]) == config.objective
-        again = compose_resume(identity, config.operation(), [], campaign_dir=config.campaign_dir, check_files=False)
+        operation = recorded_operation(config)
+        again = compose_resume(identity, operation, [], campaign_dir=config.campaign_dir, check_files=False)
         assert to_plain(again) == to_plain(config)
 
 
 def test_resuming_changes_operational_keys_only() -> None:
     config = compose(["experiment=quick"])
-    identity, operation = config.identity(), config.operation()
+    identity, operation = config.identity(), recorded_operation(config)
     again = compose_resume(
         identity, operation, ["budget=60", "workers=8", "launcher=slurm", "launcher.partition=gpu"],
         campaign_dir=Path("campaigns/first"),
@@ -398,11 +406,8 @@ def test_resuming_a_python_function() -> None:
 
 
 def test_open_settings_are_decided_once() -> None:
-    config = settle(compose(["experiment=quick", "optimizer=lhs", "budget=24"]), None)
-    assert config.optimizer.settings["points"] == 24
-    recorded = config.identity()
-    later = settle(compose(["experiment=quick", "optimizer=lhs", "budget=48"]), recorded)
-    assert differences(recorded, later.identity()) == []
-    other = settle(compose(["experiment=quick", "optimizer=lhs", "optimizer.points=7"]), recorded)
-    assert differences(recorded, other.identity()) == [("optimizer.points", 24, 7)]
-    assert settle(compose(["experiment=quick"]), recorded).optimizer.name == "bo"
+    assert decided("lhs", {"points": None}, 24, None) == {"points": 24}
+    recorded = {"optimizer": {"name": "lhs", "points": 24}}
+    assert decided("lhs", {"points": None}, 48, recorded) == {"points": 24}
+    assert decided("lhs", {"points": 7}, 48, recorded) == {"points": 7}
+    assert decided("bo", {"initial": 8}, 48, recorded) == {"initial": 8}

@@ -11,7 +11,6 @@ unless the call names a `campaign`.
 from __future__ import annotations
 
 import logging
-import math
 import multiprocessing
 import multiprocessing.connection
 import random
@@ -19,13 +18,18 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from hpo_cluster.errors import ConfigError, HpoClusterError
+from hpo_cluster.history import to_frame
+from hpo_cluster.layout import CAMPAIGN_NAME_RULE, is_campaign_name
 from hpo_cluster.objectives.function import FunctionObjective
 from hpo_cluster.objectives.output import read_output
+from hpo_cluster.operation import Operation
+from hpo_cluster.record import Record, asked_rows
 from hpo_cluster.space import Configuration, Space
-from hpo_cluster.trial import ErrorKind, Origin, State, derive_seed
+from hpo_cluster.trial import ErrorKind, Origin, State
 from hpo_cluster.worker import classify, utc_now
 
 if TYPE_CHECKING:
@@ -90,7 +94,8 @@ def optimize(
             proposed as soon as one ends.
         seed: of the optimizer and the trials.
         direction: whether more is better.
-        campaign: name of a campaign to keep a journal in; `fn` must then be importable by its name.
+        campaign: name of a campaign in ``campaigns/`` of the working directory: the evaluations are then jobs of their
+            own, and the same call goes on where an earlier one ended. `fn` must be importable by its name.
         settings: of the optimizer.
 
     Raises:
@@ -100,6 +105,8 @@ def optimize(
     faults = [f"{name}={n!r}: at least 1" for name, n in (("budget", budget), ("workers", workers)) if n < 1]
     if direction not in ("maximize", "minimize"):
         faults.append(f"direction={direction!r}: maximize or minimize")
+    if campaign is not None and not is_campaign_name(campaign):
+        faults.append(f"campaign={campaign!r}: is no name for a folder; accepted: {CAMPAIGN_NAME_RULE}")
     if not callable(fn):
         faults.append(f"fn={fn!r} cannot be called")
     if faults:
@@ -107,39 +114,74 @@ def optimize(
     if not isinstance(space, Space):
         space = Space.from_json(space)
     if campaign is not None:
-        FunctionObjective.of(fn, direction=direction)
-        raise NotImplementedError("optimize(campaign=…) is not wired to the campaign's loop yet; leave campaign out")
+        operation = Operation(budget=budget, workers=workers)
+        directory = Path("campaigns") / campaign
+        return _in_campaign(fn, space, optimizer, operation, seed, directory, direction=direction, **settings)
 
     from hpo_cluster.optimizers.registry import make_optimizer
 
+    made = make_optimizer(optimizer, space, seed, **settings)
     crew = _Crew(fn, workers) if workers > 1 else _Alone(fn)  # forked first, while this process holds no threads
+    journal = _Journal(space, direction == "maximize", seed)
     try:
-        table = _Table(space, direction == "maximize", seed)
-        _loop(make_optimizer(optimizer, space, seed, **settings), table, crew, budget)
+        _loop(made, journal, crew, budget)
     finally:
         crew.close()
-    return table.result()
+    return _result(journal.record, journal.history(), journal.maximize, journal.first_trace)
 
 
-def _loop(optimizer: Optimizer, table: _Table, crew: _Crew | _Alone, budget: int) -> None:
+def _loop(optimizer: Optimizer, journal: _Journal, crew: _Crew | _Alone, budget: int) -> None:
+    """The campaign's loop, with calls in the place of jobs."""
+    record = journal.record
     while True:
-        free = min(crew.free, budget - table.committed)
+        free = min(crew.free, budget - record.spent - len(record.in_flight))
         if free > 0:
-            ask = optimizer.ask(table.history(), free)
-            for row in ask.settled:
-                table.add(row.parameters, row.origin, row.value)
-            for proposal in ask.proposals:
-                number = table.add(proposal.parameters, Origin.EVALUATED)
-                crew.start(number, proposal.parameters, table.rows[number]["seed"])
-            if not (ask.settled or ask.proposals or crew.busy):
-                log.info("optimizer exhausted evaluations=%d budget=%d", table.committed, budget)
+            rows = asked_rows(optimizer.ask(journal.history(), free), record.next_trial, journal.seed)
+            if rows:
+                journal.append("asked", trials=rows)
+            for row in rows:
+                if row["origin"] == Origin.EVALUATED:
+                    journal.start(row["trial"])
+                    crew.start(row["trial"], row["parameters"], row["seed"])
+            if not rows and not crew.busy:
+                log.info("optimizer exhausted evaluations=%d budget=%d", record.spent, budget)
                 return
-            if ask.settled:
+            if rows and not crew.busy:
                 continue
         if not crew.busy:
             return
         for number, answer in crew.wait():
-            table.end(number, answer)
+            journal.end(number, answer)
+
+
+def _in_campaign(
+    fn: Function, space: Space, optimizer: str, operation: Operation, seed: int, directory: Path, **options: Any
+) -> Result:
+    """The same on jobs of their own, journaled: what is interrupted goes on with the same call."""
+    from hpo_cluster.campaign import Campaign
+    from hpo_cluster.history import load_history
+    from hpo_cluster.launchers.local import LocalSettings
+    from hpo_cluster.spec import make_spec
+
+    objective = FunctionObjective.of(fn, direction=options.pop("direction"))
+    spec = make_spec(
+        directory,
+        space=space,
+        objective=objective,
+        optimizer=optimizer,
+        optimizer_settings=options,
+        seed=seed,
+        launcher=LocalSettings(),
+        operation=operation,
+        storage_dir=Path("storage").absolute(),
+        resolve=Path,
+    )
+    with Campaign(spec) as campaign:
+        for _ in campaign.drive():
+            pass
+        if campaign.reason:
+            raise AllFailedError(f"{campaign.reason}\nGo on, once that is mended, with the same call")
+    return _result(campaign.record, load_history(directory), objective.direction == "maximize")
 
 
 @dataclass(frozen=True)
@@ -282,88 +324,51 @@ class _Crew:
             member.process.join()
 
 
-class _Table:
-    """The trials, and the history that is made of them."""
+class _Journal:
+    """The events of a campaign, kept in memory: trials, states and history are made of them as they are on disk."""
 
     def __init__(self, space: Space, maximize: bool, seed: int) -> None:
         self.space, self.maximize, self.seed = space, maximize, seed
-        self.rows: list[dict[str, Any]] = []
+        self.record = Record()
         self.first_trace = ""
         self._events = 0
 
-    @property
-    def committed(self) -> int:
-        """Evaluations that have ended or are under way."""
-        return sum(row["origin"] == Origin.EVALUATED for row in self.rows)
+    def append(self, event: str, **fields: Any) -> None:
+        """Take one more event into account."""
+        self.record.apply({"seq": self._events, "at": utc_now(), "event": event, **fields})
+        self._events += 1
 
-    def add(self, parameters: Configuration, origin: Origin, value: float | None = None) -> int:
-        """A new trial; its number. One that needs no evaluation has ended already."""
-        now, number, evaluated = utc_now(), len(self.rows), origin is Origin.EVALUATED
-        self.rows.append(
-            {
-                "trial": number,
-                "state": str(State.RUNNING if evaluated else State.COMPLETED),
-                "origin": str(origin),
-                "value": math.nan if value is None else value,
-                "value_sem": math.nan,
-                "parameters": dict(parameters),
-                "metrics": {},
-                "attempts": 1 if evaluated else 0,
-                "job": None,
-                "node": None,
-                "submitted_at": now if evaluated else None,
-                "started_at": now if evaluated else None,
-                "ended_at": None if evaluated else now,
-                "seed": derive_seed(self.seed, "trial", number),
-                "asked_seq": self._event(),
-                "ended_seq": math.nan if evaluated else self._events - 1,
-                "error": None,
-            }
-        )
-        return number
+    def start(self, number: int) -> None:
+        """The call of a trial begins."""
+        now = utc_now()
+        self.record.trials[number].submitted_at = now
+        self.append("intent", trial=number, attempt=0, token="", code="")
+        self.append("running", trial=number, attempt=0, started_at=now)
 
     def end(self, number: int, answer: _Answer) -> None:
-        """Take in what became of an evaluation."""
-        row = self.rows[number]
-        row["ended_at"], row["ended_seq"] = utc_now(), self._event()
+        """Take in what became of a call."""
         if answer.result is not None:
-            metrics = answer.result["metrics"]
-            row["state"], row["value"], row["metrics"] = str(State.COMPLETED), metrics[METRIC], metrics
-            row["value_sem"] = answer.result["sems"].get(METRIC, math.nan)
-            log.info("trial=%d state=completed value=%s", number, row["value"])
+            metrics, sems = answer.result["metrics"], answer.result["sems"]
+            outcome = {"value": metrics[METRIC], "value_sem": sems.get(METRIC), "metrics": metrics}
+            self.append("ended", trial=number, attempt=0, state=State.COMPLETED, **outcome)
+            log.info("trial=%d state=completed value=%s", number, metrics[METRIC])
             return
-        row["state"] = str(STATES.get(ErrorKind(answer.kind), State.FAILED))
-        row["error"] = f"{answer.kind}: {answer.message}"
+        state = STATES.get(ErrorKind(answer.kind), State.FAILED)
+        error = {"kind": answer.kind, "message": answer.message}
+        self.append("ended", trial=number, attempt=0, state=state, error=error)
         self.first_trace = self.first_trace or answer.trace
-        log.warning("trial=%d state=%s parameters=%s error=%s", number, row["state"], row["parameters"], row["error"])
+        log.warning("trial=%d state=%s error=%s: %s", number, state, answer.kind, answer.message)
 
     def history(self) -> pd.DataFrame:
         """The trials as `hpo_cluster.load_history` would give them."""
-        import pandas as pd
+        return to_frame(self.record, self.space.names, maximize=self.maximize)
 
-        from hpo_cluster.history import HISTORY_COLUMNS, METRIC_PREFIX, TAIL_COLUMNS
 
-        metrics = sorted({name for row in self.rows for name in row["metrics"]})
-        columns = [*HISTORY_COLUMNS, *self.space.names, *(METRIC_PREFIX + name for name in metrics), *TAIL_COLUMNS]
-        sign = 1.0 if self.maximize else -1.0
-        cells = [
-            [{**row, "target": sign * row["value"]}[name] for name in HISTORY_COLUMNS]
-            + [row["parameters"][name] for name in self.space.names]
-            + [row["metrics"].get(name, math.nan) for name in metrics]
-            + [row[name] for name in TAIL_COLUMNS]
-            for row in self.rows
-        ]
-        return pd.DataFrame(cells, columns=columns)
-
-    def result(self) -> Result:
-        """The best of the evaluated trials. Raises AllFailedError where none has a value."""
-        done = [row for row in self.rows if row["origin"] == Origin.EVALUATED and row["state"] == State.COMPLETED]
-        if not done:
-            ended = len([row for row in self.rows if row["error"]])
-            raise AllFailedError(f"none of {ended} trials has a value; the first one's error:\n{self.first_trace}")
-        best = (max if self.maximize else min)(done, key=lambda row: row["value"])
-        return Result(best["parameters"], best["value"], best["trial"], self.history())
-
-    def _event(self) -> int:
-        self._events += 1
-        return self._events - 1
+def _result(record: Record, history: pd.DataFrame, maximize: bool, first_trace: str = "") -> Result:
+    """The best of the evaluated trials. Raises AllFailedError where none has a value."""
+    best = record.best(maximize=maximize)
+    if best is None or best.value is None:
+        errors = [trial.error for trial in record.rows if trial.error]
+        first = first_trace or (errors[0]["message"] if errors else "")
+        raise AllFailedError(f"none of {len(errors)} trials has a value; the first one's error:\n{first}")
+    return Result(best.parameters, best.value, best.number, history)

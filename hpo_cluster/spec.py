@@ -1,0 +1,101 @@
+"""A campaign to open: what it is, how to run it now, and the parts that do it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hpo_cluster.identity import read_identity
+from hpo_cluster.launchers import make_launcher
+from hpo_cluster.launchers.base import Launcher, LauncherSettings
+from hpo_cluster.layout import CampaignLayout
+from hpo_cluster.objectives.base import Objective, PathResolver
+from hpo_cluster.operation import Operation
+from hpo_cluster.optimizers.base import Optimizer
+from hpo_cluster.optimizers.registry import make_optimizer, make_settings
+from hpo_cluster.space import Space
+
+
+@dataclass(frozen=True)
+class CampaignSpec:
+    """A campaign to open."""
+
+    dir: Path
+    identity: Mapping[str, Any]
+    seed: int
+    space: Space
+    objective: Objective
+    optimizer: Optimizer
+    launcher: Launcher
+    operation: Operation
+    resolve: PathResolver
+    settings: Mapping[str, Any] = field(default_factory=dict)  # recorded with the start, beside the operation
+    overrides: tuple[str, ...] = ()
+    code: Literal["recorded", "current"] = "recorded"
+    take_over: bool = False
+
+
+def identity_of(
+    space: Space, objective: Objective, optimizer: str, settings: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """What a campaign is, as plain data: written once into ``campaign.yaml``, and compared at each start."""
+    return {
+        "space": space.to_json(),
+        "objective": objective.model_dump(mode="json"),
+        "optimizer": {"name": optimizer, **settings},
+        "direction": objective.direction,
+        "seed": seed,
+    }
+
+
+def decided(name: str, settings: Mapping[str, Any], budget: int, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The optimizer's settings with the open ones (null) decided once and for all.
+
+    Args:
+        name: of the optimizer.
+        settings: as configured.
+        budget: of this start: the size of a new campaign's design, where that is open.
+        recorded: identity of the campaign, which has decided them already; None where the campaign is new.
+    """
+    choices: dict[str, Any] = {"points": budget} if recorded is None else dict(recorded.get("optimizer") or {})
+    if recorded is not None and choices.pop("name", None) != name:
+        return dict(settings)
+    return {key: choices.get(key) if value is None else value for key, value in settings.items()}
+
+
+def make_spec(
+    directory: Path,
+    *,
+    space: Space,
+    objective: Objective,
+    optimizer: str,
+    optimizer_settings: Mapping[str, Any],
+    seed: int,
+    launcher: LauncherSettings,
+    operation: Operation,
+    storage_dir: Path,
+    resolve: PathResolver,
+    **options: Any,
+) -> CampaignSpec:
+    """The spec of a campaign in `directory`, whether it exists already or not.
+
+    Raises:
+        ConfigError: where the optimizer's settings are wrong, or it cannot search that space.
+    """
+    typed = make_settings(optimizer, optimizer_settings).model_dump(mode="json")
+    settings = decided(optimizer, typed, operation.budget, read_identity(CampaignLayout(directory).identity))
+    return CampaignSpec(
+        dir=directory,
+        identity=identity_of(space, objective, optimizer, settings, seed),
+        seed=seed,
+        space=space,
+        objective=objective,
+        optimizer=make_optimizer(optimizer, space, seed, **settings),
+        launcher=make_launcher(launcher),
+        operation=operation,
+        resolve=resolve,
+        settings={"storage_dir": str(storage_dir), "launcher": launcher.model_dump(mode="json")},
+        **options,
+    )
