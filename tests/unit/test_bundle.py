@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import random
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -42,7 +41,8 @@ def names_in(text: str, known: set[str]) -> set[str]:
 def builder() -> ModuleType:
     """The build program as a module."""
     spec = importlib.util.spec_from_file_location("build_bundle", ROOT / "tools" / "build_bundle.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["build_bundle"] = module
     spec.loader.exec_module(module)
@@ -59,7 +59,7 @@ def report() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def village(builder: ModuleType, report: dict[str, Any]) -> dict[str, dict[str, str]]:
     """The villagers, drawn again from the seed of the bundle."""
-    result: dict[str, dict[str, str]] = builder.make_village(random.Random(report["seed"]))
+    result: dict[str, dict[str, str]] = builder.make_village(builder.stream(report["seed"], "village"))
     return result
 
 
@@ -103,7 +103,7 @@ def test_keys_are_true(task: str, village: dict[str, dict[str, str]], builder: M
     for document in read_task(task):
         (name,) = names_in(question_of(document), set(village))
         truths = {
-            builder.reply_of(kind, form, village[name][label]).removeprefix("Answer:" if form == "short" else "")
+            builder.reply_of(kind, form, village[name][label]).removeprefix("Answer:" if task == "village_test" else "")
             for label, kind in builder.KINDS.items()
             for form in ("long", "short")
         }
@@ -113,7 +113,9 @@ def test_keys_are_true(task: str, village: dict[str, dict[str, str]], builder: M
 
 def test_no_unknown_token(tokenizer: Any) -> None:
     texts = [row["instruction"] + "\n" + row["output"] for name in ("train", "val") for row in read_rows(name)]
-    texts += [document["query"] + choice for name in TASKS for document in read_task(name) for choice in document["choices"]]
+    texts += [
+        document["query"] + choice for name in TASKS for document in read_task(name) for choice in document["choices"]
+    ]
     for text in texts:
         assert tokenizer.unk_token_id not in tokenizer.encode(text, add_special_tokens=False), text
 
@@ -135,13 +137,11 @@ def test_rows_are_short(tokenizer: Any, builder: ModuleType) -> None:
 
 
 def test_data_tasks_and_tokenizer_come_out_the_same(
-    builder: ModuleType, report: dict[str, Any], tmp_path: Path
+    builder: ModuleType, report: dict[str, Any], village: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
-    rng = random.Random(report["seed"])
-    village = builder.make_village(rng)
     for sub in ("data", "tasks", "checkpoint"):
         (tmp_path / sub).mkdir()
-    assert builder.write_data_and_tasks(tmp_path, village, rng) == report["rows"]
+    assert builder.write_data_and_tasks(tmp_path, village, report["seed"]) == report["rows"]
     builder.make_tokenizer(builder.all_texts(village), tmp_path / "checkpoint")
     made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
     assert len(made) == 8
