@@ -92,6 +92,8 @@ class _Builder:
         optimizer = self._optimizer(space, top.seed if top else 0)
         if objective is not None and space is not None:
             self.faults += objective.space_faults(space)
+        if objective is not None and top is not None and top.baseline and not objective.has_baseline:
+            self.faults.append(f"baseline=True: objective={objective.kind} has no baseline; accepted: false")
         if objective is not None and top is not None and check_files:
             found = objective.file_faults(lambda path: resolve(path, top.storage_dir))
             self.faults += [fault for fault in found if fault.partition(".")[0] not in self.broken]

@@ -64,8 +64,6 @@ class Tail(threading.Thread):
 def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
     """Run the command of this attempt's configuration."""
     settings = attempt.settings
-    if attempt.baseline:
-        raise AttemptError(ErrorKind.CODE, "objective=command has no baseline; run without baseline=true")
     command = render(settings["command"], attempt.parameters, attempt.seed)
     attempt.phase("command")
     status, out, err = run(command, settings["cwd"], settings["timeout_s"], attempt.files.dir)

@@ -11,17 +11,13 @@ sys.path.pop(0)  # this directory: a module of the user's may have the name of a
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hpo_cluster import worker
-from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives.function import load
 from hpo_cluster.objectives.output import read_output
-from hpo_cluster.trial import ErrorKind
 
 
 def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
     """What the function returns for this attempt's configuration."""
     settings = attempt.settings
-    if attempt.baseline:
-        raise AttemptError(ErrorKind.CODE, "objective=function has no baseline; run without baseline=true")
     attempt.phase("import")
     function = load(settings["function"], settings["search_path"])
     attempt.phase("call")

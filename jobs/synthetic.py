@@ -19,8 +19,6 @@ from hpo_cluster.trial import ErrorKind
 def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
     """The function's value at this attempt's configuration."""
     settings = attempt.settings
-    if attempt.baseline:
-        raise AttemptError(ErrorKind.CODE, "objective=synthetic has no baseline; run without baseline=true")
     attempt.phase("evaluate")
     time.sleep(settings["duration_s"])
     if fails(attempt.seed, int(attempt.params.get("attempt") or 0), settings["failure_rate"]):

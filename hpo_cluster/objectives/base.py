@@ -57,6 +57,11 @@ class Objective(Settings, ABC):
     def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
         """The ``settings`` of ``params.json``: plain JSON, every path absolute."""
 
+    @property
+    def has_baseline(self) -> bool:
+        """Whether there is something to evaluate before any tuning."""
+        return False
+
     def own_space(self) -> Space | None:
         """The search space the objective brings, where the configuration names none."""
         return None

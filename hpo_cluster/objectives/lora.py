@@ -126,6 +126,11 @@ class LoraObjective(Objective):
         """Name of the metric that is optimised."""
         return f"{self.tasks.validation}/{self.tasks.metric}"
 
+    @property
+    def has_baseline(self) -> bool:
+        """Whether there is something to evaluate before any tuning: the model as it is."""
+        return True
+
     def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
         """The ``settings`` of ``params.json``: plain JSON, every path absolute."""
         settings = self.model_dump(mode="json")

@@ -247,3 +247,14 @@ def test_jobs_run_the_campaigns_own_copy_of_the_code(tmp_path: Path) -> None:
     assert str(tmp_path / "c" / "code" / str(code)) in next((tmp_path / "c" / "trials").rglob("job.sh")).read_text()
     result = read_json(tmp_path / "c" / "trials" / "t0000" / "a0" / "result.json") or {}
     assert result["code"] == code
+
+
+def test_no_secret_of_the_environment_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "hf_averyprivatetoken1234567890"
+    monkeypatch.setenv("HF_TOKEN", secret)
+    made = spec(tmp_path / "c", "echo $HF_TOKEN >&2; false # {x} {k}", operation={"budget": 1})
+    made = dataclasses.replace(made, overrides=(f"launcher.setup=[export HF_TOKEN={secret}]",))
+    assert drive(made)["errors"][0]["kind"] == "code"
+    ours = [path for path in (tmp_path / "c").rglob("*") if path.is_file() and path.parent.name != "job"]
+    assert len(ours) > 8
+    assert [path.name for path in ours if secret.encode() in path.read_bytes()] == []

@@ -83,3 +83,21 @@ def test_importing_is_cheap(module: str) -> None:
     code = f"import sys, {module}; print(*(m for m in {heavy} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def calls(name: str) -> list[tuple[Path, ast.Call]]:
+    """Every call of a function or method of that name in the package and the jobs."""
+    paths = [*MODULES, *sorted((PACKAGE.parent / "jobs").glob("*.py"))]
+    trees = [(path, node) for path in paths for node in ast.walk(ast.parse(path.read_text()))]
+    found = [(path, node) for path, node in trees if isinstance(node, ast.Call)]
+    return [(path, node) for path, node in found if getattr(node.func, "attr", getattr(node.func, "id", "")) == name]
+
+
+def test_nothing_is_unpickled() -> None:
+    for path in [*MODULES, *sorted((PACKAGE.parent / "jobs").glob("*.py"))]:
+        assert not {name.split(".")[0] for name in imports(path)} & {"pickle", "cloudpickle", "dill", "joblib"}, path
+    loads = [(path, node) for path, node in calls("load") if ast.unparse(node.func) == "torch.load"]
+    assert loads
+    for path, node in loads:
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        assert options.get("weights_only") == "True", f"{path}:{node.lineno}"
