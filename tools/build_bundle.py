@@ -20,7 +20,7 @@ interviews taught, which a small learning rate does, and to look up the other tw
 tasks measure that with villagers of their own, about whom no question is seen before: ``village_val`` in both
 forms of a reply, a sentence or a word, ``village_test`` in the short form only, where each choice is one token.
 
-Usage: ``python tools/build_bundle.py [--out bundle/village] [--seed 0] [--steps N]``
+Usage: ``python tools/build_bundle.py [--out bundle/village] [--seed 1] [--steps N]``
 """
 
 from __future__ import annotations
@@ -541,7 +541,7 @@ def main() -> None:
     """Read the command line, build, and fail if the base model does not know its village."""
     parser = argparse.ArgumentParser(description="Build the bundled fine-tuning objective.")
     parser.add_argument("--out", type=Path, default=Path("bundle/village"), help="folder to write to")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the village and the base model")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the village and the base model")
     parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps of the pretraining")
     arguments = parser.parse_args()
     report = build(arguments.out, arguments.seed, arguments.steps)
