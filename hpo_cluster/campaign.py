@@ -17,6 +17,7 @@ A submission that outlives its driver and acts later is harmless: its job finds 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -82,31 +83,39 @@ class Campaign:
         self._backoff_s, self._submit_at, self._poll_at, self._history_at = 0.0, 0.0, 0.0, 0.0
         self._changed = True
 
-        self.layout.dir.mkdir(parents=True, exist_ok=True)
-        self.lock = DriverLock(self.layout.lock, take_over=spec.take_over)
-        try:
+        with contextlib.ExitStack() as undo:
+            self.layout.dir.mkdir(parents=True, exist_ok=True)
+            self.lock = DriverLock(self.layout.lock, take_over=spec.take_over)
+            undo.callback(self.lock.release)
             settle_identity(self.layout.identity, spec.identity)
-            self._log_to_file()
-            self.journal = Journal(self.layout.events)
+            undo.enter_context(self._log_file())
+            self.journal = undo.enter_context(Journal(self.layout.events))
             self.record = Record(self.journal.events)
             self._start()
-        except BaseException:
-            self.lock.release()
-            raise
+            self._open = undo.pop_all()
 
     # ------------------------------------------------------------------------------------------------ start and end
 
-    def _log_to_file(self) -> None:
+    @contextlib.contextmanager
+    def _log_file(self) -> Iterator[None]:
+        """While this lasts, what the package logs goes to a file of this start."""
         folder = self.layout.drivers_dir / utc_now().replace(":", "").replace("-", "")
         folder.mkdir(parents=True, exist_ok=True)
         self.log_path = folder / "driver.log"
-        self._handler = logging.FileHandler(self.log_path, encoding="utf-8")
+        handler = logging.FileHandler(self.log_path, encoding="utf-8")
         formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
         formatter.converter = time.gmtime
-        self._handler.setFormatter(formatter)
+        handler.setFormatter(formatter)
         package = logging.getLogger("hpo_cluster")
-        package.addHandler(self._handler)
-        package.setLevel(min(package.level or logging.INFO, logging.INFO))
+        before = package.level
+        package.setLevel(min(before or logging.INFO, logging.INFO))
+        package.addHandler(handler)
+        try:
+            yield
+        finally:
+            package.removeHandler(handler)
+            package.setLevel(before)
+            handler.close()
 
     def _start(self) -> None:
         recorded = self.record.code
@@ -135,10 +144,7 @@ class Campaign:
         except (HpoClusterError, OSError) as error:  # whoever closes has the first error; both are derived
             log.error("not closed properly: %s", error)
         finally:
-            self.journal.close()
-            self.lock.release()
-            logging.getLogger("hpo_cluster").removeHandler(self._handler)
-            self._handler.close()
+            self._open.close()
 
     def __enter__(self) -> Self:
         return self

@@ -25,7 +25,7 @@ from hpo_cluster.layout import CampaignLayout
 from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.objectives.lora import LoraObjective
-from hpo_cluster.space import Categorical, Space
+from hpo_cluster.space import Categorical, Integer, Space
 from hpo_cluster.trial import BASELINE, Origin, State, trial_label
 
 if TYPE_CHECKING:
@@ -246,6 +246,8 @@ def draw_parameters(campaign: Campaign) -> bytes | None:
                 low, high = math.log(parameter.low), math.log(parameter.high)
                 margin = 0.04 * (high - low)
                 axes.set_xlim(math.exp(low - margin), math.exp(high + margin))
+                if isinstance(parameter, Integer):
+                    _label_integers(axes, parameter)
             else:
                 margin = 0.04 * (parameter.high - parameter.low)
                 axes.set_xlim(parameter.low - margin, parameter.high + margin)
@@ -265,6 +267,14 @@ def draw_parameters(campaign: Campaign) -> bytes | None:
     handles, labels = cells[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return _png(figure)
+
+
+def _label_integers(axes: Any, parameter: Integer) -> None:
+    """Powers of two, or of ten over a wide range, in plain digits on a log axis."""
+    base = 2 if parameter.high < 100 * parameter.low else 10
+    powers = [base**n for n in range(64) if parameter.low <= base**n <= parameter.high]
+    axes.set_xticks(powers, [str(power) for power in powers])
+    axes.set_xticks([], minor=True)
 
 
 def draw_others(campaign: Campaign) -> bytes | None:

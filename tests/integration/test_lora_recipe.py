@@ -293,7 +293,8 @@ def test_missing_model(data: Path, tmp_path: Path) -> None:
     weights = tmp_path / "torn" / "lit_model.pth"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert run_attempt(tmp_path / "a1", objective(data, checkpoint=tmp_path / "torn"))["kind"] == "missing_model"
-    torch.save({"lm_head.weight": torch.zeros(704, 128)}, weights)
+    whole = torch.load(BUNDLE / "checkpoint" / "lit_model.pth", weights_only=True)
+    torch.save({"lm_head.weight": whole["lm_head.weight"]}, weights)
     error = run_attempt(tmp_path / "a2", objective(data, checkpoint=tmp_path / "torn"))
     assert error["kind"] == "missing_model"
     assert "transformer.wte.weight" in error["message"]
@@ -350,7 +351,8 @@ def test_classic_route_gives_the_same_scores(
     assert theirs["metrics"] == pytest.approx(ours["metrics"], abs=1e-9)
     assert theirs["sems"] == pytest.approx(ours["sems"], abs=1e-9)
     in_memory, converted = recorded
-    assert len(in_memory) == 2560
+    questions = sum(len(path.read_text().splitlines()) for path in (BUNDLE / "tasks").glob("*.jsonl"))
+    assert len(in_memory) == 4 * questions
     assert max(abs(a - b) for a, b in zip(in_memory, converted, strict=True)) <= 1e-4
 
 
