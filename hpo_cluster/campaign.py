@@ -43,7 +43,7 @@ from hpo_cluster.lock import DriverLock
 from hpo_cluster.record import AttemptRecord, Record, TrialRecord, asked_rows
 from hpo_cluster.spec import CampaignSpec
 from hpo_cluster.status import summarise
-from hpo_cluster.trial import BASELINE, ErrorKind, JobState, Origin, State, derive_seed, trial_label
+from hpo_cluster.trial import BASELINE, ErrorKind, JobState, JobStatus, Origin, State, derive_seed, trial_label
 from hpo_cluster.worker import SCHEMA, package_versions, result_faults, utc_now
 
 if TYPE_CHECKING:
@@ -398,7 +398,8 @@ class Campaign:
         tokens = {attempt.token for _, attempt in waiting}
         self._missing_since = {token: at for token, at in self._missing_since.items() if token in tokens}
         for trial, attempt in waiting:
-            if states.get(attempt.token) is not JobState.ENDED:
+            status = states.get(attempt.token, JobStatus(JobState.UNKNOWN))
+            if status.state is not JobState.ENDED:
                 self._missing_since.pop(attempt.token, None)
             elif time.monotonic() - self._missing_since.setdefault(attempt.token, time.monotonic()) >= (
                 self.spec.operation.grace_s

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hpo_cluster.trial import JobRef, JobState
+from hpo_cluster.trial import JobRef, JobStatus
 
 #: In the environment of every job: lets a launcher find a job that it no longer has a handle on.
 TOKEN_VARIABLE = "HPO_CLUSTER_TOKEN"
@@ -61,8 +61,8 @@ class Launcher(Protocol):
         """
         ...
 
-    def poll(self, refs: Sequence[JobRef]) -> dict[str, JobState]:
-        """State of each job by its token; UNKNOWN where the scheduler did not answer."""
+    def poll(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
+        """Status of each job by its token; UNKNOWN where the scheduler did not answer."""
         ...
 
     def cancel(self, ref: JobRef) -> None:

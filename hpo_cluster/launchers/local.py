@@ -25,7 +25,7 @@ from hpo_cluster.files import read_json
 from hpo_cluster.launchers.base import TOKEN_VARIABLE, LauncherSettings, Submission, make_ref
 from hpo_cluster.launchers.process import call
 from hpo_cluster.processes import is_alive, process_start
-from hpo_cluster.trial import JobRef, JobState
+from hpo_cluster.trial import JobRef, JobState, JobStatus
 
 #: Seconds before the walltime at which submitit's controller sends SIGUSR2.
 SIGNAL_DELAY_S = 30
@@ -108,13 +108,13 @@ class LocalLauncher:
             raise SubmissionError(f"{wanted} GPUs wanted, {len(free)} of {len(listed)} free")
         return free[:wanted]
 
-    def poll(self, refs: Sequence[JobRef]) -> dict[str, JobState]:
-        """State of each job by its token."""
+    def poll(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
+        """Status of each job by its token."""
         self._children = [child for child in self._children if child.poll() is None]  # also reaps them
         states = {ref.token: self._state(ref) for ref in refs}
         alive = [ref for ref in refs if states[ref.token] is JobState.RUNNING]
         self._devices = {ref.token: list(ref.extra.get("devices") or []) for ref in alive}
-        return states
+        return {token: JobStatus(state, detail=str(state)) for token, state in states.items()}
 
     def _state(self, ref: JobRef) -> JobState:
         if ref.host != socket.gethostname():

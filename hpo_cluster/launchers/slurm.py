@@ -18,7 +18,7 @@ from pydantic import Field
 from hpo_cluster.errors import SubmissionError
 from hpo_cluster.launchers.base import LauncherSettings, Submission, make_ref
 from hpo_cluster.launchers.process import call
-from hpo_cluster.trial import JobRef, JobState
+from hpo_cluster.trial import JobRef, JobState, JobStatus
 
 SUBMIT_TIMEOUT_S = 60.0
 POLL_TIMEOUT_S = 20.0
@@ -102,15 +102,16 @@ class SlurmLauncher:
             raise SubmissionError(f"sbatch answered {output.strip()!r}, with no job id in it")
         return make_ref(self.backend, match[1], submission.token)
 
-    def poll(self, refs: Sequence[JobRef]) -> dict[str, JobState]:
-        """State of each job by its token, from one squeue for all of them."""
+    def poll(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
+        """Status of each job by its token, from one squeue for all of them."""
         if not refs:
             return {}
         try:
             queue = self._queue()
         except SubmissionError:
-            return {ref.token: JobState.UNKNOWN for ref in refs}
-        return {ref.token: queue[ref.token][1] if ref.token in queue else JobState.ENDED for ref in refs}
+            return {ref.token: JobStatus(JobState.UNKNOWN) for ref in refs}
+        gone = ("", JobState.ENDED)
+        return {ref.token: JobStatus(queue.get(ref.token, gone)[1]) for ref in refs}
 
     def _queue(self) -> dict[str, tuple[str, JobState]]:
         """Job id and state of this user's jobs by name."""

@@ -45,19 +45,19 @@ class LauncherContract:
         ref = launcher.submit(job)
         yield job, ref
         launcher.cancel(ref)
-        wait(lambda: launcher.poll([ref])[ref.token] is JobState.ENDED)
+        wait(lambda: launcher.poll([ref])[ref.token].state is JobState.ENDED)
 
     def test_a_job_runs_ends_and_leaves_its_output(self, launcher: Launcher, tmp_path: Path) -> None:
         job = submission(tmp_path, "import sys; print('out'); print('err', file=sys.stderr)")
         ref = launcher.submit(job)
-        wait(lambda: launcher.poll([ref])[ref.token] is JobState.ENDED)
+        wait(lambda: launcher.poll([ref])[ref.token].state is JobState.ENDED)
         logs = "".join(path.read_text() for path in job.job_dir.glob("*log*"))
         assert "out" in logs
         assert "err" in logs
 
     def test_a_handle_survives_as_json(self, launcher: Launcher, sleeping: tuple[Submission, JobRef]) -> None:
         ref = JobRef(**json.loads(json.dumps(sleeping[1].__dict__)))
-        assert launcher.poll([ref])[ref.token] in (JobState.PENDING, JobState.RUNNING)
+        assert launcher.poll([ref])[ref.token].state in (JobState.PENDING, JobState.RUNNING)
 
     def test_it_is_found_by_its_token_and_no_other_is(
         self, launcher: Launcher, sleeping: tuple[Submission, JobRef], tmp_path: Path
@@ -72,7 +72,7 @@ class LauncherContract:
         job = submission(tmp_path, "import time; time.sleep(60)")
         ref = launcher.submit(job)
         launcher.cancel(ref)
-        wait(lambda: launcher.poll([ref])[ref.token] is JobState.ENDED)
+        wait(lambda: launcher.poll([ref])[ref.token].state is JobState.ENDED)
         launcher.cancel(ref)
         assert launcher.find(job) is None
 
@@ -95,23 +95,23 @@ class TestLocal(LauncherContract):
         wait((job.attempt_dir / "claim").exists)
         os.kill(int(ref.job_id), signal.SIGKILL)
         time.sleep(0.3)
-        assert launcher.poll([ref])[ref.token] is JobState.RUNNING
+        assert launcher.poll([ref])[ref.token].state is JobState.RUNNING
         launcher.cancel(ref)
-        wait(lambda: launcher.poll([ref])[ref.token] is JobState.ENDED)
+        wait(lambda: launcher.poll([ref])[ref.token].state is JobState.ENDED)
 
     def test_a_recycled_pid_is_not_taken_for_the_job(self, launcher: Launcher, tmp_path: Path) -> None:
         ref = JobRef("local", str(os.getpid()), "t", "", os.uname().nodename, {"pid_started": "x", "attempt_dir": "/x"})
-        assert launcher.poll([ref])["t"] is JobState.ENDED
+        assert launcher.poll([ref])["t"].state is JobState.ENDED
         launcher.cancel(ref)  # and nobody is harmed: this test goes on
 
     def test_another_hosts_job_is_unknown_not_ended(self, launcher: Launcher) -> None:
         ref = JobRef("local", "1", "t", "", "elsewhere", {})
-        assert launcher.poll([ref])["t"] is JobState.UNKNOWN
+        assert launcher.poll([ref])["t"].state is JobState.UNKNOWN
 
     def test_its_session_is_its_own_and_its_threads_are_capped(self, launcher: Launcher, tmp_path: Path) -> None:
         job = submission(tmp_path, "import os; print(os.getsid(0), os.environ['OMP_NUM_THREADS'])")
         ref = launcher.submit(job)
-        wait(lambda: launcher.poll([ref])[ref.token] is JobState.ENDED)
+        wait(lambda: launcher.poll([ref])[ref.token].state is JobState.ENDED)
         session, threads = next(job.job_dir.glob("*.out")).read_text().split()
         assert int(session) != os.getsid(0)
         assert threads == "1"
@@ -126,7 +126,7 @@ class TestLocal(LauncherContract):
             launcher.submit(jobs[2])
         assert refused.value.retriable
         launcher.cancel(refs[0])
-        wait(lambda: launcher.poll(refs)[refs[0].token] is JobState.ENDED)
+        wait(lambda: launcher.poll(refs)[refs[0].token].state is JobState.ENDED)
         refs.append(launcher.submit(jobs[2]))
         assert refs[2].extra["devices"] == [0]
         for ref in refs:
@@ -142,7 +142,7 @@ class TestLocal(LauncherContract):
         launcher = make_launcher(LocalSettings(setup=("export A='b  c'",)))
         job = submission(tmp_path, "import os; print(os.environ['A'])")
         ref = launcher.submit(job)
-        wait(lambda: launcher.poll([ref])[ref.token] is JobState.ENDED)
+        wait(lambda: launcher.poll([ref])[ref.token].state is JobState.ENDED)
         assert next(job.job_dir.glob("*.out")).read_text() == "b  c\n"
 
 
@@ -175,7 +175,7 @@ def test_without_the_commands_of_slurm_submission_fails_for_good(
         launcher.submit(submission(tmp_path, ""))
     assert not refused.value.retriable
     ref = JobRef("slurm", "1", "t", "", "here")
-    assert launcher.poll([ref])["t"] is JobState.UNKNOWN
+    assert launcher.poll([ref])["t"].state is JobState.UNKNOWN
 
 
 def test_every_launcher_is_known() -> None:
