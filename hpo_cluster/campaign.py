@@ -32,6 +32,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from hpo_cluster import code as code_copy
+from hpo_cluster import outcomes
 from hpo_cluster.errors import HpoClusterError, SubmissionError
 from hpo_cluster.files import dumps, read_json, redact, replace_text
 from hpo_cluster.history import to_frame, write_history
@@ -44,7 +45,7 @@ from hpo_cluster.record import AttemptRecord, Record, TrialRecord, asked_rows
 from hpo_cluster.spec import CampaignSpec
 from hpo_cluster.status import summarise
 from hpo_cluster.trial import BASELINE, ErrorKind, JobState, JobStatus, Origin, State, derive_seed, trial_label
-from hpo_cluster.worker import SCHEMA, package_versions, result_faults, utc_now
+from hpo_cluster.worker import SCHEMA, package_versions, utc_now
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -331,33 +332,21 @@ class Campaign:
 
     def _read_files(self, trial: TrialRecord) -> None:
         for attempt in trial.attempts:  # an attempt that was given up may have finished all the same
-            files = self.layout.attempt(trial.number, attempt.number)
-            result = self._mine(files.result, attempt)
-            if result is not None and not result_faults(result):
+            result = outcomes.valid_result(self.layout.attempt(trial.number, attempt.number), attempt.token)
+            if result is not None:
                 self._take_result(trial, attempt, result)
                 return
         current = trial.attempt
         if current is None or current.job is None:
             return
         files = self.layout.attempt(trial.number, current.number)
-        if files.result.exists():
-            faults = result_faults(read_json(files.result))
-            if faults:
-                self._fail(trial, current, ErrorKind.BAD_RESULT, f"{files.result.name}: {'; '.join(faults)}", {})
-                return
-        error = self._mine(files.error, current)
-        if error is not None:
-            self._fail(trial, current, str(error.get("kind")), str(error.get("message")), error)
-        elif trial.state is State.SUBMITTED and (claim := self._mine(files.claim, current)) is not None:
-            self._append("running", trial=trial.number, attempt=current.number, **_whereabouts(claim))
-
-    def _mine(self, path: Path, attempt: AttemptRecord) -> dict[str, Any] | None:
-        """What a job of this attempt wrote into `path`; None where nothing is there, or it is somebody else's."""
-        document = read_json(path)
-        if document is not None and document.get("token") != attempt.token:
-            log.warning("file=%s token=%s ignored: not this attempt's", path, document.get("token"))
-            return None
-        return document
+        failure = outcomes.reported_failure(files, current.token)
+        if failure is not None:
+            self._fail(trial, current, failure.kind, failure.message, dict(failure.seen))
+        elif trial.state is State.SUBMITTED:
+            claim = outcomes.document_of(files.claim, current.token)
+            if claim is not None:
+                self._append("running", trial=trial.number, attempt=current.number, **_whereabouts(claim))
 
     def _take_result(self, trial: TrialRecord, attempt: AttemptRecord, result: dict[str, Any]) -> None:
         try:
@@ -406,14 +395,9 @@ class Campaign:
             ):
                 self._read_files(trial)
                 if not trial.state.ended and trial.attempt is attempt:
-                    message = f"job {attempt.job_id} ended and left no result{self._last_words(trial, attempt)}"
-                    self._fail(trial, attempt, ErrorKind.VANISHED, message, {})
-
-    def _last_words(self, trial: TrialRecord, attempt: AttemptRecord) -> str:
-        """The last line of the job's newest standard error, where there is one."""
-        logs = sorted(self.layout.attempt(trial.number, attempt.number).job_dir.glob("*.err"), key=os.path.getmtime)
-        lines = logs[-1].read_text(errors="replace").strip().splitlines() if logs else []
-        return f"; its log ends: {lines[-1][:300]}" if lines else ""
+                    files = self.layout.attempt(trial.number, attempt.number)
+                    failure = outcomes.silent_failure(files, attempt.job_id, status)
+                    self._fail(trial, attempt, failure.kind, failure.message, {})
 
     def _stop_if_all_fail(self) -> None:
         limit = self.spec.operation.stop_after_failures

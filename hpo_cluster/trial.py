@@ -61,6 +61,10 @@ class ErrorKind(StrEnum):
     DISK = "disk"  # no space or no right to write
 
     VANISHED = "vanished"  # the job ended for the scheduler and left no file
+    NODE = "node"  # so it did, since its node failed
+    PREEMPTED = "preempted"  # since the nodes were wanted for others
+    WALLTIME = "walltime"  # since its time was over
+    CANCELLED = "cancelled"  # since somebody ended it with the scheduler's own command
     SUBMISSION = "submission"  # the scheduler refused the job
 
 

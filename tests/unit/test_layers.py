@@ -18,7 +18,7 @@ LAYERS = {
     **dict.fromkeys(["surrogate", "optimizers"], "2a"),
     **dict.fromkeys(["worker", "objectives"], "2b"),
     **dict.fromkeys(["launchers"], "2c"),
-    **dict.fromkeys(["code", "campaign", "status", "report", "prepare", "function_search", "replay", "spec"], "3"),
+    **dict.fromkeys(["code", "campaign", "status", "report", "prepare", "function_search", "replay", "spec", "outcomes"], "3"),
     **dict.fromkeys(["conftree", "config", "compose", "build", "help", "reference", "display", "cli", "__main__"], "4"),
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "_resources" not in path.parts)

@@ -1,0 +1,97 @@
+"""What became of an attempt: from its own files first, from the scheduler second, from the end of its log last."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpo_cluster.files import read_json
+from hpo_cluster.layout import AttemptLayout
+from hpo_cluster.trial import EndReason, ErrorKind, JobStatus
+from hpo_cluster.worker import result_faults
+
+log = logging.getLogger(__name__)
+
+TAIL_BYTES = 20_000
+
+#: What a job that left no report most probably died of, by why its scheduler says it ended.
+KINDS_OF_REASONS: Mapping[EndReason, ErrorKind] = {
+    EndReason.WALLTIME: ErrorKind.WALLTIME,
+    EndReason.PREEMPTED: ErrorKind.PREEMPTED,
+    EndReason.NODE: ErrorKind.NODE,
+    EndReason.OUT_OF_MEMORY: ErrorKind.OUT_OF_MEMORY,
+    EndReason.CANCELLED: ErrorKind.CANCELLED,
+    EndReason.WELL: ErrorKind.VANISHED,
+    EndReason.EXIT: ErrorKind.VANISHED,
+    EndReason.FORGOTTEN: ErrorKind.VANISHED,
+}
+
+#: The same by what its log ends with, where the scheduler says no more than that it is over.
+KINDS_OF_WORDS: tuple[tuple[re.Pattern[str], ErrorKind], ...] = (
+    (re.compile(r"CUDA out of memory|OutOfMemoryError|oom[-_ ]kill|Out Of Memory", re.I), ErrorKind.OUT_OF_MEMORY),
+    (re.compile(r"DUE TO TIME LIMIT", re.I), ErrorKind.WALLTIME),
+    (re.compile(r"DUE TO PREEMPTION", re.I), ErrorKind.PREEMPTED),
+    (re.compile(r"Node failure|DUE TO NODE FAILURE|Communication connection failure", re.I), ErrorKind.NODE),
+    (re.compile(r"No space left on device|Disk quota exceeded|Stale file handle", re.I), ErrorKind.DISK),
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An attempt that ended without a result. `seen` is its error file, where it wrote one."""
+
+    kind: str
+    message: str
+    seen: Mapping[str, Any] = field(default_factory=dict)
+
+
+def document_of(path: Path, token: str) -> dict[str, Any] | None:
+    """What the job with that token wrote into `path`; None where nothing is there yet, or it is somebody else's."""
+    document = read_json(path)
+    if document is not None and document.get("token") != token:
+        log.debug("file=%s token=%s ignored: not this attempt's", path, document.get("token"))
+        return None
+    return document
+
+
+def valid_result(files: AttemptLayout, token: str) -> dict[str, Any] | None:
+    """The attempt's result, where it has published one that is whole and its own."""
+    result = document_of(files.result, token)
+    return None if result is None or result_faults(result) else result
+
+
+def reported_failure(files: AttemptLayout, token: str) -> Failure | None:
+    """What the attempt's own files say went wrong; None where they say nothing."""
+    if files.result.exists() and (faults := result_faults(read_json(files.result))):
+        return Failure(ErrorKind.BAD_RESULT, f"{files.result.name}: {'; '.join(faults)}")
+    error = document_of(files.error, token)
+    return None if error is None else Failure(str(error.get("kind")), str(error.get("message")), error)
+
+
+def silent_failure(files: AttemptLayout, job_id: str | None, status: JobStatus) -> Failure:
+    """Why a job that is over for its scheduler, and has published nothing, most probably ended."""
+    tail = log_tail(files)
+    kind = KINDS_OF_REASONS[status.reason] if status.reason is not None else ErrorKind.VANISHED
+    if kind is ErrorKind.VANISHED:
+        kind = next((kind for pattern, kind in KINDS_OF_WORDS if pattern.search(tail)), kind)
+    said = f" ({status.detail})" if status.detail else ""
+    lines = [line for line in tail.splitlines() if line.strip()]
+    words = f"; its log ends: {lines[-1].strip()[:300]}" if lines else ""
+    return Failure(kind, f"job {job_id} ended{said} and left no result{words}")
+
+
+def log_tail(files: AttemptLayout) -> str:
+    """The end of the newest log of the attempt's job, its standard error first; empty where there is none."""
+    for pattern in ("*err*", "*out*"):
+        logs = sorted(files.job_dir.glob(pattern), key=os.path.getmtime)
+        if logs:
+            with logs[-1].open("rb") as stream:
+                stream.seek(max(0, logs[-1].stat().st_size - TAIL_BYTES))
+                if text := stream.read().decode(errors="replace").strip():
+                    return text
+    return ""
