@@ -45,7 +45,7 @@ from hpo_cluster.record import AttemptRecord, Record, TrialRecord, asked_rows
 from hpo_cluster.spec import CampaignSpec
 from hpo_cluster.status import summarise
 from hpo_cluster.trial import BASELINE, ErrorKind, JobState, JobStatus, Origin, State, derive_seed, trial_label
-from hpo_cluster.worker import SCHEMA, package_versions, utc_now
+from hpo_cluster.worker import SCHEMA, checkpoint_step, package_versions, utc_now
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,17 +57,6 @@ FIRST_BACKOFF_S, LAST_BACKOFF_S = 2.0, 60.0
 
 #: Numbers and what hangs on them differ between two messages of one error.
 _NUMBER = re.compile(r"[-+]?\d[\w.+-]*")
-
-#: What becomes of a trial whose attempt ended with an error of that kind; kinds not listed are tried again.
-FINAL_STATES: Mapping[str, State] = {
-    ErrorKind.DIVERGED: State.DIVERGED,
-    ErrorKind.OUT_OF_MEMORY: State.INFEASIBLE,
-    ErrorKind.BAD_DATA: State.FAILED,
-    ErrorKind.MISSING_TASK: State.FAILED,
-    ErrorKind.MISSING_MODEL: State.FAILED,
-    ErrorKind.BAD_RESULT: State.FAILED,
-    ErrorKind.CODE: State.FAILED,
-}
 
 
 class Campaign:
@@ -304,6 +293,8 @@ class Campaign:
             "code": attempt.code,
             "seed": trial.seed,
             "baseline": trial.number == BASELINE,
+            "previous": [str(self.layout.attempt(trial.number, n).dir.resolve()) for n in range(attempt.number)],
+            "physical_batch_size": trial.physical_batch_size,
             "parameters": trial.parameters,
             "settings": self.spec.objective.job_settings(self.spec.resolve),
         }
@@ -367,15 +358,24 @@ class Campaign:
         )
 
     def _fail(self, trial: TrialRecord, attempt: AttemptRecord, kind: str, message: str, seen: dict[str, Any]) -> None:
-        error = {"kind": kind, "message": redact(message)}
-        state = FINAL_STATES.get(kind)
-        if state is None and len(trial.attempts) <= self.spec.operation.retries:
-            self._append(
-                "attempt_failed", trial=trial.number, attempt=attempt.number, error=error, **_whereabouts(seen)
-            )
+        error: dict[str, Any] = {"kind": kind, "message": redact(message)}
+        files = self.layout.attempt(trial.number, attempt.number)
+        if step := checkpoint_step(files):
+            error["checkpoint_step"] = step
+        told = {**(read_json(files.progress) or {}), **seen}  # a killed one has told its physical batch before
+        if smaller := trial.smaller_batch(kind, told.get("physical_batch_size")):
+            error["smaller_batch"] = smaller
+        failures = self.spec.operation.failures
+        if smaller or (step > trial.furthest_step and failures.action(kind) == "retry"):
+            state = None
+        else:
+            state = failures.verdict([*trial.lost_kinds, kind], self.spec.operation.retries)
+        if state is None:
+            fields = {"trial": trial.number, "attempt": attempt.number, "error": error, **_whereabouts(seen)}
+            self._append("attempt_failed", **fields)
             return
         ended_at = {"ended_at": seen["ended_at"]} if "ended_at" in seen else {}
-        self._end(trial, attempt, state or State.FAILED, error=error, **ended_at, **_whereabouts(seen))
+        self._end(trial, attempt, state, error=error, **ended_at, **_whereabouts(seen))
 
     def _end(self, trial: TrialRecord, attempt: AttemptRecord | None, state: State, **fields: Any) -> None:
         number = None if attempt is None else attempt.number

@@ -40,6 +40,7 @@ from hpo_cluster.config import (
 from hpo_cluster.conftree import GROUPS, conf_dir, hidden, options, search_dirs
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.objectives.base import Objective
+from hpo_cluster.policy import Failures
 
 _KEY = re.compile(r"(?:\+\+?|~)?([A-Za-z_][\w.@-]*)(?:=|$)")
 
@@ -418,7 +419,7 @@ def _recorded(identity: Mapping[str, Any], operation: Mapping[str, Any], campaig
 
 def _known_keys(raw: Mapping[str, Any]) -> list[str]:
     """Every key that can be typed with the present choices."""
-    keys = [*CampaignSettings.model_fields, *GROUPS]
+    keys = [*CampaignSettings.model_fields, *GROUPS, *(f"failures.{kind}" for kind in Failures.model_fields)]
     for name, entry in (raw.get("space") or {}).items():
         fields = entry if isinstance(entry, Mapping) else ()
         keys += [f"space.{name}", *(f"space.{name}.{field}" for field in fields)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hpo_cluster.policy import Failures
+
 
 class Operation(BaseModel):
     """Budget, workers, retries and times."""
@@ -26,6 +28,7 @@ class Operation(BaseModel):
         ge=0,
         description="stop when the first so many trials of a start fail alike and none succeeds; 0: never",
     )
+    failures: Failures = Field(Failures(), description="what becomes of a trial, by the kind of its failure")
     baseline: bool = Field(
         False, strict=True, description="whether the model before fine-tuning is evaluated too, outside the budget"
     )

@@ -59,13 +59,19 @@ class ErrorKind(StrEnum):
     BAD_RESULT = "bad_result"  # the objective's output is not what was agreed
     CODE = "code"  # any other exception: the program or its configuration
     DISK = "disk"  # no space or no right to write
+    INTERRUPTED = "interrupted"  # asked to end before it was done; what it had is in its checkpoint
 
     VANISHED = "vanished"  # the job ended for the scheduler and left no file
     NODE = "node"  # so it did, since its node failed
     PREEMPTED = "preempted"  # since the nodes were wanted for others
     WALLTIME = "walltime"  # since its time was over
     CANCELLED = "cancelled"  # since somebody ended it with the scheduler's own command
-    SUBMISSION = "submission"  # the scheduler refused the job
+
+
+#: Kinds that the driver finds; a job reports the others.
+DRIVER_KINDS = frozenset(
+    {ErrorKind.VANISHED, ErrorKind.NODE, ErrorKind.PREEMPTED, ErrorKind.WALLTIME, ErrorKind.CANCELLED}
+)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from hpo_cluster.conftree import GROUPS, conf_dir, key_comments, options  # noqa
 from hpo_cluster.launchers import LAUNCHERS  # noqa: E402
 from hpo_cluster.objectives import OBJECTIVES  # noqa: E402
 from hpo_cluster.optimizers.registry import OPTIMIZERS  # noqa: E402
+from hpo_cluster.policy import Failures  # noqa: E402
 
 TARGET = ROOT / "docs" / "reference" / "configuration.md"
 
@@ -52,6 +53,12 @@ def _lines() -> Iterator[str]:
     yield "Those marked * may change when a campaign goes on, and `launcher` with everything in it; all others make"
     yield "it what it is (`campaign` and `campaigns_dir` say where it lies).\n"
     yield from _fields(CampaignSettings, "", marked=(*OPERATIONAL, "code"))
+    yield "## failures\n"
+    yield "What becomes of a trial, by the kind of its failure: `retry` makes another attempt, `retries` of them at"
+    yield "most; `requeue` makes another however often; the others are the state that the trial ends in. An attempt that"
+    yield "is made again is never told to the optimizer; of the trials that end, a diverged or infeasible one counts as a"
+    yield "low value, and a failed one is not told.\n"
+    yield from _fields(Failures, "failures.", marked=tuple(Failures.model_fields))
     for group, purpose in GROUPS.items():
         yield f"## {group}\n"
         yield f"{purpose[:1].upper()}{purpose[1:]}.\n"
@@ -136,6 +143,8 @@ def _default(field: FieldInfo, written: Any) -> str:
         value = str(value)
     if isinstance(value, tuple):
         value = list(value)
+    if isinstance(value, BaseModel | dict) and value:
+        return "below"
     return "`" + ("null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)) + "`"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo_cluster.errors import AttemptError
-from hpo_cluster.trial import ErrorKind
+from hpo_cluster.trial import DRIVER_KINDS, ErrorKind
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 SEM_SUFFIXES = ("_sem", "_stderr")
 
 #: What a program may report of itself; the other kinds are found by the driver.
-REPORTED_KINDS = tuple(str(kind) for kind in ErrorKind if kind not in (ErrorKind.VANISHED, ErrorKind.SUBMISSION))
+REPORTED_KINDS = tuple(str(kind) for kind in ErrorKind if kind not in DRIVER_KINDS)
 
 
 def read_output(output: Mapping[str, Any], metric: str) -> dict[str, Any]:
@@ -57,7 +57,8 @@ def reported_error(output: Mapping[str, Any]) -> AttemptError:
     """The error that a black box reports with ``{"error": kind, "message": text}``; an unknown kind is `code`."""
     kind, message = str(output["error"]), str(output.get("message") or "no message")
     if kind in REPORTED_KINDS:
-        return AttemptError(kind, message)
+        size = output.get("physical_batch_size")
+        return AttemptError(kind, message, **({"physical_batch_size": size} if isinstance(size, int) else {}))
     return AttemptError(ErrorKind.CODE, f"{kind}: {message}")
 
 

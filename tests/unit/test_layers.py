@@ -14,11 +14,13 @@ PACKAGE = Path(__file__).resolve().parents[2] / "hpo_cluster"
 #: Layer of each module; 2a, 2b and 2c stand side by side and never see one another.
 LAYERS = {
     **dict.fromkeys(["__init__", "errors", "space", "trial", "layout"], "0"),
-    **dict.fromkeys(["files", "processes", "identity", "journal", "record", "history", "lock", "operation"], "1"),
+    **dict.fromkeys(["files", "processes", "identity", "journal", "record", "history", "lock"], "1"),
+    **dict.fromkeys(["operation", "policy"], "1"),
     **dict.fromkeys(["surrogate", "optimizers"], "2a"),
     **dict.fromkeys(["worker", "objectives"], "2b"),
     **dict.fromkeys(["launchers"], "2c"),
-    **dict.fromkeys(["code", "campaign", "status", "report", "prepare", "function_search", "replay", "spec", "outcomes"], "3"),
+    **dict.fromkeys(["spec", "campaign", "outcomes", "code", "status"], "3"),
+    **dict.fromkeys(["report", "prepare", "function_search", "replay"], "3"),
     **dict.fromkeys(["conftree", "config", "compose", "build", "help", "reference", "display", "cli", "__main__"], "4"),
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "_resources" not in path.parts)

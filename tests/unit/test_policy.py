@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from hpo_cluster.policy import Failures
+from hpo_cluster.trial import ErrorKind, State
+
+
+def test_every_kind_of_failure_has_its_policy() -> None:
+    assert set(Failures.model_fields) == {str(kind) for kind in ErrorKind}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "verdict"),
+    [
+        (["vanished"], None),
+        (["vanished", "node"], None),
+        (["vanished", "node", "walltime"], State.FAILED),
+        (["preempted"] * 9, None),
+        (["preempted", "vanished", "preempted", "vanished"], None),
+        (["vanished", "diverged"], State.DIVERGED),
+        (["out_of_memory"], State.INFEASIBLE),
+        (["code"], State.FAILED),
+        (["unheard_of"], State.FAILED),
+    ],
+)
+def test_verdicts(kinds: list[str], verdict: State | None) -> None:
+    assert Failures().verdict(kinds, retries=2) is verdict
+
+
+def test_a_policy_can_be_changed() -> None:
+    assert Failures(preempted="failed").verdict(["preempted"], retries=2) is State.FAILED
+    assert Failures(code="retry").verdict(["code"], retries=1) is None
