@@ -55,8 +55,10 @@ class AttemptError(HpoClusterError):
     Args:
         kind: one of `hpo_cluster.trial.ErrorKind`.
         message: what happened, with the value seen and what to do.
+        fields: more of `error.json` (JSON), such as the ``physical_batch_size`` that was too much for the memory.
     """
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, **fields: object) -> None:
         super().__init__(message)
         self.kind = kind
+        self.fields = fields

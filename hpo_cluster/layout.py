@@ -62,6 +62,11 @@ class AttemptLayout:
         return self.dir / "adapter"
 
     @property
+    def checkpoint_dir(self) -> Path:
+        """Where an interrupted training stood: one folder, named by its step. Removed once there is a result."""
+        return self.dir / "checkpoint"
+
+    @property
     def job_dir(self) -> Path:
         """Submission script, standard output and standard error."""
         return self.dir / "job"

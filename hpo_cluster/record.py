@@ -24,7 +24,7 @@ from typing import Any
 
 from hpo_cluster.journal import Event, read_events
 from hpo_cluster.space import Configuration
-from hpo_cluster.trial import BASELINE, Ask, JobRef, Origin, Proposal, Settled, State, derive_seed
+from hpo_cluster.trial import BASELINE, Ask, ErrorKind, JobRef, Origin, Proposal, Settled, State, derive_seed
 
 
 @dataclass
@@ -74,9 +74,51 @@ class TrialRecord:
         return sum(attempt.started_at is not None for attempt in self.attempts)
 
     @property
+    def furthest_step(self) -> int:
+        """Of the checkpoints that its failed attempts left; zero where there is none."""
+        return max((_checkpoint_step(attempt) for attempt in self.attempts), default=0)
+
+    @property
+    def lost_kinds(self) -> list[str]:
+        """Kinds of the failures that nothing came of: those that the retries are counted by.
+
+        Something came of an attempt that left a checkpoint further on than those before it, and of one after which a
+        smaller physical batch is tried.
+        """
+        kinds, furthest = [], 0
+        for attempt in self.attempts:
+            step = _checkpoint_step(attempt)
+            if attempt.error and step <= furthest and "smaller_batch" not in attempt.error:
+                kinds.append(str(attempt.error["kind"]))
+            furthest = max(furthest, step)
+        return kinds
+
+    @property
+    def physical_batch_size(self) -> int | None:
+        """What the next attempt must make do with, after those that ran out of memory; None: as it is set."""
+        sizes = [(attempt.error or {}).get("smaller_batch") for attempt in self.attempts]
+        return min((size for size in sizes if size is not None), default=None)
+
+    def smaller_batch(self, kind: str, size: Any) -> int | None:
+        """Half of the physical batch that an attempt ran out of memory with, where there is a half to try.
+
+        Args:
+            kind: of the attempt's error.
+            size: what the attempt says that its physical batch was, if it says so.
+        """
+        if kind != ErrorKind.OUT_OF_MEMORY or not isinstance(size, int):
+            return None
+        size = min(size, self.physical_batch_size or size)  # where a program does not mind what it is told, this ends
+        return size // 2 if size > 1 else None
+
+    @property
     def in_budget(self) -> bool:
         """Whether the trial is one that the budget counts, now or when it ends."""
         return self.number != BASELINE and self.origin is Origin.EVALUATED
+
+
+def _checkpoint_step(attempt: AttemptRecord) -> int:
+    return int((attempt.error or {}).get("checkpoint_step", 0))
 
 
 class Record:

@@ -10,23 +10,34 @@ where ``evaluate(attempt)`` returns the result as a dictionary with at least ``m
 raises `AttemptError` to end with a typed error. Anybody can run the same attempt again by hand::
 
     python jobs/lora.py campaigns/first/trials/t0007/a0 --copy-to /tmp/again
+
+**Interruption.** Slurm's ``--signal`` and OAR's ``--checkpoint`` send SIGUSR2 before the time is over, preemption sends
+SIGTERM. A program that calls ``main(evaluate, interruptible=True)`` finds the signal's name in `Attempt.interrupted`
+when it next looks; it then keeps what it has with `Attempt.save_checkpoint` and raises `Attempt.interruption`. The next
+attempt of the trial finds that folder among `Attempt.checkpoints`, as it finds the last one of an attempt that was
+killed without warning. A program that does not look is ended by SIGTERM at once, and begins anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import logging
 import math
 import os
+import secrets
 import shutil
+import signal
 import socket
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hpo_cluster.errors import AttemptError
@@ -40,6 +51,7 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 PROGRESS_PERIOD_S = 1.0
 CLAIMED_EXIT_STATUS = 3
+CHECKPOINT_LIST = "checkpoint.json"  # in each checkpoint: its step, and the sizes of its files
 
 #: Packages whose versions a result records, where they are installed.
 RECORDED_PACKAGES = ("torch", "litgpt", "lm_eval", "transformers", "tokenizers", "datasets", "numpy", "hpo_cluster")
@@ -59,6 +71,8 @@ class Attempt:
         settings: the objective's fixed settings (JSON).
         seed: of this trial; a retry has the same.
         baseline: whether to score the model as it is, without training.
+        previous: directories of the trial's earlier attempts, newest first.
+        interrupted: name of the signal that asks the program to keep what it has and end; None: go on.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -73,14 +87,21 @@ class Attempt:
         self.settings: dict[str, Any] = params["settings"]
         self.seed = int(params["seed"])
         self.baseline = bool(params.get("baseline", False))
+        self.previous = [Path(folder) for folder in reversed(params.get("previous") or [])]
+        self.interrupted: str | None = None
+        self.told: dict[str, Any] = {}
         self._progress_at = -math.inf
         self._seconds: dict[str, float] = {}
         self._phase = ("", time.monotonic())
 
-    def phase(self, name: str) -> None:
-        """Begin a phase of the work (``import``, ``train``, ``score``…); its seconds go into the result."""
+    def phase(self, name: str, **told: Any) -> None:
+        """Begin a phase of the work (``import``, ``train``, ``score``…); its seconds go into the result.
+
+        `told` (JSON) goes with everything that is told of the phase: its progress, and the error that it may end with.
+        """
         self._close_phase()
         self._phase = (name, time.monotonic())
+        self.told = told
         self.progress(force=True)
 
     def progress(self, *, force: bool = False, **fields: Any) -> None:
@@ -91,9 +112,57 @@ class Attempt:
         self._progress_at = now
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
         try:
-            replace_text(self.files.progress, dumps({"phase": self._phase[0], "at": utc_now(), **finite}))
+            replace_text(self.files.progress, dumps({"phase": self._phase[0], "at": utc_now(), **self.told, **finite}))
         except OSError as error:  # progress is a courtesy: the result is not given up for it
             log.warning("progress not written: %s", error)
+
+    def interruption(self) -> AttemptError:
+        """The error to end with after `interrupted` has been seen, and a checkpoint saved where there is one."""
+        return AttemptError(ErrorKind.INTERRUPTED, f"{self.interrupted} asked to end during {self._phase[0]}")
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> bool:
+        """Keep where the work is, whole or not at all, in the place of what was kept before.
+
+        Args:
+            step: how far the work is; it only grows.
+            write: writes any files into the empty folder that it is given.
+
+        Returns:
+            Whether it is kept. A full disk is no reason to end: it is logged, and the checkpoint before stays.
+        """
+        if checkpoint_step(self.files) == step:
+            return True
+        folder = self.files.checkpoint_dir
+        temporary = folder / f".{step}-{secrets.token_hex(4)}"
+        try:
+            temporary.mkdir(parents=True)
+            write(temporary)
+            for path in temporary.iterdir():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
+            replace_text(temporary / CHECKPOINT_LIST, dumps({"step": step, "files": sizes}))
+            temporary.rename(folder / str(step))
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a file cannot be written
+            log.warning("no checkpoint at step %d: %s", step, error)
+            return False
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for attempt_dir in (self.files.dir, *self.previous):
+            for number, path in _checkpoints(AttemptLayout(attempt_dir)):
+                if number < step or (number == step and attempt_dir != self.files.dir):
+                    shutil.rmtree(path, ignore_errors=True)
+        return True
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints of earlier attempts: of the newest attempt first, its last one first."""
+        return [path for folder in self.previous for _, path in _checkpoints(AttemptLayout(folder))]
+
+    def remove_checkpoints(self) -> None:
+        """Remove the trial's checkpoints: there is a result."""
+        for folder in (self.files.dir, *self.previous):
+            shutil.rmtree(AttemptLayout(folder).checkpoint_dir, ignore_errors=True)
 
     def seconds(self) -> dict[str, float]:
         """Wall seconds of each phase until now."""
@@ -106,6 +175,24 @@ class Attempt:
         if name:
             self._seconds[name] = round(self._seconds.get(name, 0.0) + now - began, 3)
         self._phase = (name, now)
+
+
+def _checkpoints(files: AttemptLayout) -> list[tuple[int, Path]]:
+    """Step and folder of an attempt's whole checkpoints, the last one first."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in files.checkpoint_dir.iterdir():
+            listed = read_json(path / CHECKPOINT_LIST)
+            with contextlib.suppress(OSError):
+                sizes = {} if listed is None else {name: (path / name).stat().st_size for name in listed["files"]}
+                if listed is not None and path.name == str(listed["step"]) and sizes == listed["files"]:
+                    found.append((int(listed["step"]), path))
+    return sorted(found, reverse=True)
+
+
+def checkpoint_step(files: AttemptLayout) -> int:
+    """How far the attempt's last whole checkpoint is; zero where it has none."""
+    return max((step for step, _ in _checkpoints(files)), default=0)
 
 
 def job_identity() -> dict[str, Any]:
@@ -181,6 +268,7 @@ def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> i
             **result,
         }
         publish_once(attempt.files.result, dumps(document))
+        attempt.remove_checkpoints()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         traceback.print_exc()
         kind = classify(error)
@@ -192,6 +280,8 @@ def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> i
             "message": redact(message)[:4000],
             "traceback": redact(traceback.format_exc())[-8000:],
             "seconds": attempt.seconds(),
+            **attempt.told,
+            **getattr(error, "fields", {}),
         }
         publish_once(attempt.files.error, dumps(document))
         return 1
@@ -209,8 +299,40 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def main(evaluate: Callable[[Attempt], Mapping[str, Any]], argv: list[str] | None = None) -> int:
-    """Entry point of a program in ``jobs/``: parse the attempt directory, run it."""
+@contextlib.contextmanager
+def _signals(attempt: Attempt, *, interruptible: bool) -> Iterator[None]:
+    """While this lasts, SIGUSR2 and SIGTERM interrupt the attempt."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        log.warning("%s received", name)
+        if interruptible:
+            attempt.interrupted = attempt.interrupted or name
+        elif number == signal.SIGTERM:  # of use until its time is over, whatever SIGUSR2 announces
+            attempt.interrupted = name
+            raise attempt.interruption()
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main(
+    evaluate: Callable[[Attempt], Mapping[str, Any]], argv: list[str] | None = None, *, interruptible: bool = False
+) -> int:
+    """Entry point of a program in ``jobs/``: parse the attempt directory, run it.
+
+    Args:
+        evaluate: the work; its result.
+        argv: arguments; None: those of the process.
+        interruptible: whether `evaluate` looks at `Attempt.interrupted` by itself.
+    """
     parser = argparse.ArgumentParser(description="Evaluate one attempt of a campaign.")
     parser.add_argument("attempt_dir", type=Path, help="folder that holds params.json")
     parser.add_argument("--copy-to", type=Path, metavar="DIR", help="run a copy of the attempt in DIR, a new folder")
@@ -218,10 +340,13 @@ def main(evaluate: Callable[[Attempt], Mapping[str, Any]], argv: list[str] | Non
     directory: Path = arguments.attempt_dir
     if arguments.copy_to is not None:
         arguments.copy_to.mkdir(parents=True)
-        shutil.copy(directory / "params.json", arguments.copy_to)
+        params = {**(read_json(directory / "params.json") or {}), "previous": []}  # from its beginning
+        replace_text(arguments.copy_to / "params.json", dumps(params))
         directory = arguments.copy_to
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    status = run(Attempt(directory), evaluate)
+    attempt = Attempt(directory)
+    with _signals(attempt, interruptible=interruptible):
+        status = run(attempt, evaluate)
     if arguments.copy_to is not None and status != CLAIMED_EXIT_STATUS:
         log.info("written: %s", directory / ("result.json" if status == 0 else "error.json"))
     return status

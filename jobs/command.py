@@ -66,7 +66,7 @@ def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
     settings = attempt.settings
     command = render(settings["command"], attempt.parameters, attempt.seed)
     attempt.phase("command")
-    status, out, err = run(command, settings["cwd"], settings["timeout_s"], attempt.files.dir)
+    status, out, err = run(command, settings["cwd"], settings["timeout_s"], attempt)
     output = last_object(out.lines[-1]) if out.lines else None
     if status != 0:
         if output is not None and output.get("error"):
@@ -80,12 +80,16 @@ def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
     return {**read_output(output, settings["metric"]), "command": command}
 
 
-def run(command: str, cwd: str, timeout_s: float | None, attempt_dir: Path) -> tuple[int | None, Tail, Tail]:
+def run(command: str, cwd: str, timeout_s: float | None, attempt: worker.Attempt) -> tuple[int | None, Tail, Tail]:
     """Run `command` with bash. Returns its exit status, None where it was stopped, and the end of its streams.
 
     It stays in this process's group, so that whatever ends the job ends it too.
     """
-    environment = {**os.environ, "HPO_CLUSTER_ATTEMPT_DIR": str(attempt_dir)}
+    environment = {
+        **os.environ,
+        "HPO_CLUSTER_ATTEMPT_DIR": str(attempt.files.dir),
+        "HPO_CLUSTER_PREVIOUS": ":".join(map(str, attempt.previous)),
+    }
     process = subprocess.Popen(
         ["bash", "-c", command],
         cwd=cwd,
@@ -162,5 +166,4 @@ def last_object(line: str) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the command is ended on the way out
     sys.exit(worker.main(evaluate))
