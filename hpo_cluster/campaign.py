@@ -32,7 +32,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from hpo_cluster import code as code_copy
-from hpo_cluster import outcomes
+from hpo_cluster import inbox, outcomes
 from hpo_cluster.errors import HpoClusterError, SubmissionError
 from hpo_cluster.files import dumps, read_json, redact, replace_text
 from hpo_cluster.history import to_frame, write_history
@@ -72,6 +72,7 @@ class Campaign:
         self._unsure: set[str] = set()  # tokens that may have been submitted: look before submitting
         self._backoff_s, self._submit_at, self._poll_at, self._history_at = 0.0, 0.0, 0.0, 0.0
         self._changed = True
+        self._unwritten_start: dict[str, Any] = {}
 
         with contextlib.ExitStack() as undo:
             self.layout.dir.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ class Campaign:
     @contextlib.contextmanager
     def _log_file(self) -> Iterator[None]:
         """While this lasts, what the package logs goes to a file of this start."""
-        folder = self.layout.drivers_dir / utc_now().replace(":", "").replace("-", "")
+        folder = self.layout.drivers_dir / ("ticks" if self.spec.tick else utc_now().replace(":", "").replace("-", ""))
         folder.mkdir(parents=True, exist_ok=True)
         self.log_path = folder / "driver.log"
         handler = logging.FileHandler(self.log_path, encoding="utf-8")
@@ -111,25 +112,35 @@ class Campaign:
         recorded = self.record.code
         keep = recorded is not None and self.spec.code == "recorded" and (self.layout.code_dir / recorded).is_dir()
         code = recorded if keep else code_copy.copy_code(self.layout.code_dir)
+        self.code = str(code)
         if self.record.created is None:
             self._append("created", schema=SCHEMA, campaign=self.layout.dir.name, code=code)
-        self._append(
-            "started",
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            operation=self.spec.operation.model_dump(mode="json"),
-            settings=dict(self.spec.settings),
-            overrides=[redact(override) for override in self.spec.overrides],
-            code=code,
-            versions=package_versions(),
-        )
-        self.code = str(code)
+        self._unwritten_start = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "operation": self.spec.operation.model_dump(mode="json"),
+            "settings": dict(self.spec.settings),
+            "overrides": [redact(override) for override in self.spec.overrides],
+            "code": code,
+            "versions": package_versions(),
+            "tick": self.spec.tick,
+        }
+        last = self.record.starts[-1] if self.record.starts else {}
+        news = any(last.get(key) != self._unwritten_start[key] for key in ("operation", "settings", "code"))
+        if news or not self.spec.tick:  # a tick that finds nothing to do leaves no trace
+            self._write_start()
         self._unsure = {t.attempt.token for t in self.record.in_flight if t.attempt and t.attempt.job is None}
+
+    def _write_start(self) -> None:
+        start, self._unwritten_start = self._unwritten_start, {}
+        self._append("started", **start)
 
     def close(self) -> None:
         """Write the history and let go of the campaign. Jobs run on."""
+        ending = "between ticks" if self.spec.tick else "interrupted"
         try:
-            self._append("stopped", reason=self.reason or ("finished" if self._finished() else "interrupted"))
+            if not self._unwritten_start:
+                self._append("stopped", reason=self.reason or ("finished" if self._finished() else ending))
             self._write_history(force=True)
         except (HpoClusterError, OSError) as error:  # whoever closes has the first error; both are derived
             log.error("not closed properly: %s", error)
@@ -149,6 +160,8 @@ class Campaign:
             raise HpoClusterError(
                 f"{self.layout.dir}: another driver has taken this campaign over; nothing more is written"
             )
+        if self._unwritten_start and event != "created":
+            self._write_start()
         try:
             written = self.journal.append(event, **fields)
         except OSError as error:
@@ -169,31 +182,53 @@ class Campaign:
     def drive(self) -> Iterator[dict[str, Any]]:
         """Run until the budget is spent, the optimizer exhausted or `stop` called; yields the status each cycle."""
         while True:
-            self.collect()
-            if not self._stopping:
-                self.propose()
-                self.submit()
-            self._write_history()
+            self.tick()
             yield self.status()
             if self._stopping or self._finished():
                 return
             time.sleep(self.spec.operation.poll_s)
 
+    def tick(self) -> None:
+        """One pass: commands, results, proposals, submissions."""
+        self.take_commands()
+        self.collect()
+        if not (self._stopping or self.record.halted):
+            self.propose()
+            self.submit()
+        self._write_history()
+
     def stop(self, reason: str) -> None:
         """Submit nothing more and end the loop after this cycle. Jobs run on."""
         self._stopping, self.reason = True, self.reason or reason
+
+    def take_commands(self) -> None:
+        """Carry out what other terminals have asked for."""
+        for command in inbox.pending(self.layout.inbox_dir):
+            if command.id not in self.record.commands:
+                self._append("commanded", id=command.id, verb=command.verb, trial=command.trial)
+                trial = None if command.trial is None else self.record.trials.get(command.trial)
+                if command.verb == "stop":
+                    self.stop("stopped from another terminal")
+                elif trial is not None and command.verb == "cancel" and not trial.state.ended:
+                    self._cancel(trial)
+                elif trial is not None and command.verb == "retry" and trial.state.ended and trial.value is None:
+                    self._append("reopened", trial=trial.number)
+            command.path.unlink(missing_ok=True)
 
     def cancel_jobs(self) -> None:
         """End every job in flight, once what has finished is taken in. Cancelled trials do not count for the budget."""
         self.collect()
         for trial in self.record.in_flight:
-            attempt = trial.attempt
-            if attempt is not None and attempt.job is not None:
-                try:
-                    self.spec.launcher.cancel(attempt.job)
-                except SubmissionError as error:
-                    log.warning("trial=%d job=%s not cancelled: %s", trial.number, attempt.job.job_id, error)
-            self._end(trial, attempt, State.CANCELLED)
+            self._cancel(trial)
+
+    def _cancel(self, trial: TrialRecord) -> None:
+        attempt = trial.attempt
+        if attempt is not None and attempt.job is not None:
+            try:
+                self.spec.launcher.cancel(attempt.job)
+            except SubmissionError as error:
+                log.warning("trial=%d job=%s not cancelled: %s", trial.number, attempt.job.job_id, error)
+        self._end(trial, attempt, State.CANCELLED)
 
     def status(self) -> dict[str, Any]:
         """Where the campaign is, as `hpo_cluster.status.campaign_status` gives it."""
@@ -401,7 +436,8 @@ class Campaign:
 
     def _stop_if_all_fail(self) -> None:
         limit = self.spec.operation.stop_after_failures
-        began = self.record.starts[-1]["seq"]
+        starts = [start for start in self.record.starts if not start.get("tick")] or self.record.starts
+        began = starts[-1]["seq"] if starts else 0
         ended = [t for t in self.record.rows if t.in_budget and t.ended_seq is not None and t.ended_seq > began]
         ended.sort(key=lambda trial: trial.ended_seq or 0)
         errors = [t.error for t in ended if t.state is State.FAILED and t.error]

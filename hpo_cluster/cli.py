@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
+import logging
 import os
 import signal
 import sys
@@ -49,11 +51,27 @@ class _Arguments:
             faults.append(f"{self.command} needs the campaign's folder, such as campaigns/first")
         elif not (Path(self.words[0]) / "campaign.yaml").is_file():
             faults.append(f"{self.words[0]}: is no campaign (it has no campaign.yaml){_campaigns_nearby()}")
-        extra = [] if self.command == "resume" else self.words[1:]
+        extra = self.words[1:] if self.command in ("status", "report", "stop") else []
         faults += [f"{word!r}: {self.command} takes nothing but a folder" for word in extra]
+        if self.command in ("why", "tail", "cancel", "retry"):
+            faults += [f"{word!r}: is no number of a trial" for word in self.words[1:] if _trial_number(word) is None]
+            if len(self.words) < 2:
+                faults.append(f"{self.command} needs the number of a trial, such as 7")
         if faults:
             raise ConfigError(faults, f"hpo-cluster {self.command} --help")
         return Path(self.words[0])
+
+    def trials(self) -> list[int]:
+        """The trials that are meant, once `folder` has found no fault."""
+        return [number for word in self.words[1:] if (number := _trial_number(word)) is not None]
+
+
+def _trial_number(word: str) -> int | None:
+    """7 of ``7``, ``t0007`` or ``t7``; -1 of ``baseline``."""
+    if word == "baseline":
+        return -1
+    digits = word.removeprefix("t")
+    return int(digits) if digits.isdecimal() else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +112,19 @@ def _dispatch(words: list[str]) -> int:
     if "--help" in arguments.flags:
         print(command_help(command, Path.cwd(), arguments.config_dir))
         return OK
-    commands = {"run": _run, "resume": _resume, "status": _status, "report": _report, "prepare": _prepare}
+    commands: dict[str, Callable[[_Arguments], int]] = {
+        "run": _run,
+        "resume": _resume,
+        "tick": _tick,
+        "status": _status,
+        "why": _why,
+        "tail": _tail,
+        "cancel": _command,
+        "retry": _command,
+        "stop": _command,
+        "report": _report,
+        "prepare": _prepare,
+    }
     return commands[command](arguments)
 
 
@@ -151,6 +181,14 @@ def _run(arguments: _Arguments) -> int:
 
 
 def _resume(arguments: _Arguments) -> int:
+    config = _recorded_config(arguments, arguments.words[1:], check_files="--cfg" not in arguments.flags)
+    if "--cfg" in arguments.flags:
+        return _print_configs([config])
+    return _drive(config, arguments.words[1:], take_over="--take-over" in arguments.flags)
+
+
+def _recorded_config(arguments: _Arguments, overrides: Sequence[str], *, check_files: bool) -> Config:
+    """The configuration of an existing campaign, as it was last run but for `overrides`."""
     from hpo_cluster.compose import compose_resume
     from hpo_cluster.identity import read_identity
     from hpo_cluster.layout import CampaignLayout
@@ -160,9 +198,7 @@ def _resume(arguments: _Arguments) -> int:
     layout = CampaignLayout(folder)
     starts = Record.read(layout.events).starts
     operation = {**starts[-1]["operation"], **starts[-1].get("settings", {})} if starts else {}
-    overrides = arguments.words[1:]
-    check_files = "--cfg" not in arguments.flags
-    config = compose_resume(
+    return compose_resume(
         read_identity(layout.identity) or {},
         operation,
         overrides,
@@ -170,9 +206,105 @@ def _resume(arguments: _Arguments) -> int:
         config_dir=arguments.config_dir,
         check_files=check_files,
     )
-    if not check_files:
-        return _print_configs([config])
-    return _drive(config, overrides, take_over="--take-over" in arguments.flags)
+
+
+def _tick(arguments: _Arguments) -> int:
+    from hpo_cluster.campaign import Campaign
+    from hpo_cluster.display import PlainDisplay
+
+    config = _recorded_config(arguments, arguments.words[1:], check_files=True)
+    spec = campaign_spec(config, arguments.words[1:], take_over="--take-over" in arguments.flags)
+    display = PlainDisplay(lambda line: print(line, flush=True))
+    try:
+        with Campaign(dataclasses.replace(spec, tick=True)) as campaign:
+            display.remember(campaign.record.trials)
+            campaign.tick()
+            display.update(campaign.status(), campaign.record.trials)
+            if campaign.record.halted:
+                print(f"stopped from another terminal; go on with:  hpo-cluster resume {arguments.words[0]}")
+            return BAD_END if campaign.reason else OK
+    except LockedError as error:
+        print(error)  # a driver is at work: nothing to do for us
+        return OK
+
+
+def _command(arguments: _Arguments) -> int:
+    """Leave a command for the driver; where there is none, carry it out."""
+    from hpo_cluster import inbox
+    from hpo_cluster.layout import CampaignLayout
+    from hpo_cluster.record import Record
+    from hpo_cluster.story import find_trial
+    from hpo_cluster.trial import trial_label
+
+    folder = arguments.folder()
+    layout = CampaignLayout(folder)
+    trials: list[int | None] = [*arguments.trials()]
+    record = Record.read(layout.events)
+    faults = []
+    for number in arguments.trials():
+        trial = find_trial(record, folder, number)
+        if arguments.command == "cancel" and trial.state.ended:
+            faults.append(f"{trial_label(number)} is {trial.state}: only a trial under way can be cancelled")
+        if arguments.command == "retry" and (not trial.state.ended or trial.value is not None):
+            faults.append(f"{trial_label(number)} is {trial.state}: only one that ended without a value can be retried")
+    if faults:
+        raise ConfigError(faults, f"hpo-cluster status {folder}")
+    for meant in trials or [None]:
+        inbox.post(layout.inbox_dir, inbox.verb(arguments.command), meant)
+    return _serve(arguments)
+
+
+def _serve(arguments: _Arguments) -> int:
+    """Carry out what waits in the inbox, unless a driver does."""
+    from hpo_cluster.campaign import Campaign
+
+    config = _recorded_config(_Arguments("resume", arguments.words[:1]), [], check_files=False)
+    try:
+        with Campaign(dataclasses.replace(campaign_spec(config), tick=True)) as campaign:
+            campaign.take_commands()
+    except LockedError:
+        print(f"{arguments.command}: told the driver, which takes it in within seconds")
+        return OK
+    done = {
+        "cancel": "cancelled",
+        "retry": f"will be tried again; go on with:  hpo-cluster resume {arguments.words[0]}",
+        "stop": "stopped: ticks submit nothing more",
+    }
+    print(f"{' '.join([*arguments.words[1:], done[arguments.command]])}")
+    return OK
+
+
+def _why(arguments: _Arguments) -> int:
+    from hpo_cluster.story import trial_story
+
+    folder = arguments.folder()
+    for number in arguments.trials():
+        print("\n".join(trial_story(folder, number)))
+    return OK
+
+
+def _tail(arguments: _Arguments) -> int:
+    """Print the log of a trial as it grows, until the trial ends."""
+    from hpo_cluster.layout import CampaignLayout
+    from hpo_cluster.record import Record
+    from hpo_cluster.story import find_trial
+
+    folder, number = arguments.folder(), arguments.trials()[0]
+    layout = CampaignLayout(folder)
+    seen: dict[Path, int] = {}
+    while True:
+        trial = find_trial(Record.read(layout.events), folder, number)
+        for attempt in trial.attempts[-1:]:
+            for path in sorted(layout.attempt(number, attempt.number).job_dir.glob("*log*")):
+                with path.open("rb") as stream:
+                    stream.seek(seen.get(path, 0))
+                    text = stream.read()
+                seen[path] = seen.get(path, 0) + len(text)
+                print(text.decode(errors="replace"), end="", flush=True)
+        if trial.state.ended:
+            print(f"t{number:04d} is {trial.state}")
+            return OK
+        time.sleep(1.0)
 
 
 def _collecting(arguments: _Arguments, compose: Callable[[], T]) -> T:
@@ -219,8 +351,11 @@ def _drive(config: Config, overrides: Sequence[str], *, take_over: bool) -> int:
     from hpo_cluster.campaign import Campaign
     from hpo_cluster.display import LiveDisplay, PlainDisplay
 
+    logging.getLogger("hpo_cluster").addHandler(logging.NullHandler())  # its messages go to the driver's log
     display = LiveDisplay() if sys.stdout.isatty() else PlainDisplay(lambda line: print(line, flush=True))
     with Campaign(campaign_spec(config, overrides, take_over=take_over)) as campaign:
+        if dead := campaign.lock.taken_over:
+            print(f"taken over from the driver that died: process {dead['pid']} on {dead.get('host')}", flush=True)
         with _Interrupts(campaign) as interrupts:
             with display:
                 for status in campaign.drive():

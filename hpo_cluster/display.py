@@ -28,7 +28,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         lines.append(_labelled("baseline", score(status["baseline"])))
     lines += [running_line(row) for row in status["running"]]
     lines += error_lines(status)
-    if status["state"] == "stopped":
+    if status["state"] == "stopped" and status["reason"] != "between ticks":
         lines.append(f"go on with:  hpo-cluster resume {status['dir']}")
     return lines
 
@@ -120,6 +120,10 @@ class PlainDisplay:
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
         self._seen: dict[int, tuple[Any, ...]] | None = None
+
+    def remember(self, trials: Mapping[int, Any]) -> None:
+        """Take all this as known."""
+        self._seen = {number: _key(record) for number, record in trials.items()}
 
     def update(self, status: Mapping[str, Any], trials: Mapping[int, Any]) -> None:
         """Write what has changed since the last call."""

@@ -14,6 +14,12 @@ COMMANDS: Mapping[str, str] = {
     "run": "start a campaign, or go on with it: the same command does both",
     "resume": "go on with a campaign by its folder; budget=, workers=, launcher= may change",
     "status": "where a campaign is, from any terminal",
+    "why": "the story of a trial: attempts, jobs, nodes, errors, the end of its log",
+    "tail": "the log of a trial, as it grows",
+    "cancel": "end trials; they do not count for the budget",
+    "retry": "try trials again that failed, diverged or were cancelled",
+    "stop": "let the driver, or the ticks, submit nothing more; jobs run on",
+    "tick": "one short pass in place of a driver that stays, for cron: take in, propose, submit, exit",
     "report": "draw plots of a campaign",
     "prepare": "fetch model, data and tasks to shared storage, once",
 }
@@ -22,6 +28,12 @@ USAGE = {
     "run": "hpo-cluster run [KEY=VALUE ...] [options]",
     "resume": "hpo-cluster resume DIR [KEY=VALUE ...] [options]",
     "status": "hpo-cluster status DIR [--json]",
+    "why": "hpo-cluster why DIR TRIAL",
+    "tail": "hpo-cluster tail DIR TRIAL",
+    "cancel": "hpo-cluster cancel DIR TRIAL [TRIAL ...]",
+    "retry": "hpo-cluster retry DIR TRIAL [TRIAL ...]",
+    "stop": "hpo-cluster stop DIR",
+    "tick": "hpo-cluster tick DIR [KEY=VALUE ...] [options]",
     "report": "hpo-cluster report DIR",
     "prepare": "hpo-cluster prepare [KEY=VALUE ...] [options]",
 }
@@ -30,10 +42,10 @@ USAGE = {
 FLAGS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "--cfg": ("job", ("run", "resume", "prepare"), "print the composed configuration as YAML and do nothing"),
     "--multirun": ("", ("run",), "several campaigns one after another: -m optimizer=lhs,bo seed=0,1 (also -m)"),
-    "--take-over": ("", ("run", "resume"), "drive on where another host's driver has died"),
+    "--take-over": ("", ("run", "resume", "tick"), "drive on where another host's driver has died"),
     "--config-dir": (
         "DIR",
-        ("run", "resume", "prepare"),
+        ("run", "resume", "tick", "prepare"),
         "a folder of space/NAME.yaml and the like, besides ./conf",
     ),
     "--json": ("", ("status",), "print the status as JSON"),

@@ -94,6 +94,16 @@ class CampaignLayout:
         return self.dir / "driver.lock"
 
     @property
+    def inbox_dir(self) -> Path:
+        """Commands from other terminals."""
+        return self.dir / "inbox"
+
+    @property
+    def scheduler(self) -> Path:
+        """What the scheduler last said of each job; derived."""
+        return self.dir / "scheduler.json"
+
+    @property
     def history(self) -> Path:
         """The journal as a table; derived."""
         return self.dir / "history.csv"

@@ -5,13 +5,15 @@ Events and what they say:
 | event | fields | means |
 |---|---|---|
 | ``created`` | campaign, code | first line |
-| ``started`` | host, pid, operation, overrides, code, versions | a driver took the campaign |
+| ``started`` | host, pid, operation, overrides, code, versions, tick | a driver, or a tick, took the campaign |
 | ``asked`` | trials, decision | one `Optimizer.ask`, all or nothing |
 | ``intent`` | trial, attempt, token, code | a job is about to be submitted |
 | ``submitted`` | trial, attempt, job, adopted | the scheduler has it (or: a job of that token was found) |
 | ``running`` | trial, attempt, job, node, started_at | the job has claimed its attempt |
 | ``attempt_failed`` | trial, attempt, kind, message | the attempt is lost, the trial goes on |
 | ``ended`` | trial, attempt, state, value, value_sem, metrics, … | the trial is over |
+| ``commanded`` | id, verb, trial | a command of the inbox was taken in |
+| ``reopened`` | trial | an ended trial is to be tried again |
 | ``stopped`` | reason | the driver let go of the campaign |
 """
 
@@ -38,6 +40,7 @@ class AttemptRecord:
     started_at: str | None = None
     job_id: str | None = None
     node: str | None = None
+    ended_at: str | None = None
     error: dict[str, Any] | None = None
     over: bool = False
 
@@ -62,6 +65,7 @@ class TrialRecord:
     ended_at: str | None = None
     ended_seq: int | None = None
     error: dict[str, Any] | None = None
+    forgiven: int = 0  # attempts before it was last reopened: their failures no longer count
 
     @property
     def attempt(self) -> AttemptRecord | None:
@@ -88,7 +92,8 @@ class TrialRecord:
         kinds, furthest = [], 0
         for attempt in self.attempts:
             step = _checkpoint_step(attempt)
-            if attempt.error and step <= furthest and "smaller_batch" not in attempt.error:
+            counts = attempt.number >= self.forgiven and attempt.error is not None
+            if counts and attempt.error and step <= furthest and "smaller_batch" not in attempt.error:
                 kinds.append(str(attempt.error["kind"]))
             furthest = max(furthest, step)
         return kinds
@@ -129,6 +134,8 @@ class Record:
         self.created: Event | None = None
         self.starts: list[Event] = []
         self.stopped: Event | None = None
+        self.commands: set[str] = set()
+        self.halted = False  # stopped from another terminal: ticks submit nothing until somebody resumes
         self.last: Event | None = None
         for event in events:
             self.apply(event)
@@ -147,8 +154,12 @@ class Record:
         elif kind == "started":
             self.starts.append(event)
             self.stopped = None
+            self.halted = self.halted and bool(event.get("tick"))
         elif kind == "stopped":
             self.stopped = event
+        elif kind == "commanded":
+            self.commands.add(event["id"])
+            self.halted = self.halted or event["verb"] == "stop"
         elif kind == "asked":
             for row in event["trials"]:
                 self._ask(row, event)
@@ -181,12 +192,15 @@ class Record:
             trial.state = State.SUBMITTED
         elif kind == "running":
             trial.state = State.RUNNING
+        elif kind == "reopened":
+            trial.state, trial.forgiven = State.PROPOSED, len(trial.attempts)
+            trial.ended_at = trial.ended_seq = trial.error = None
         elif kind == "attempt_failed" and attempt is not None:
-            attempt.error, attempt.over = event["error"], True
+            attempt.error, attempt.over, attempt.ended_at = event["error"], True, event["at"]
             trial.state = State.PROPOSED
         elif kind == "ended":
             if attempt is not None:
-                attempt.over, attempt.error = True, event.get("error")
+                attempt.over, attempt.error, attempt.ended_at = True, event.get("error"), event["at"]
             trial.state = State(event["state"])
             trial.value, trial.value_sem = event.get("value"), event.get("value_sem")
             trial.metrics = event.get("metrics") or {}

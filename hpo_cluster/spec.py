@@ -35,6 +35,7 @@ class CampaignSpec:
     overrides: tuple[str, ...] = ()
     code: Literal["recorded", "current"] = "recorded"
     take_over: bool = False
+    tick: bool = False  # one short pass: leave no trace where nothing happens
 
 
 def identity_of(

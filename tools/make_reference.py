@@ -55,9 +55,9 @@ def _lines() -> Iterator[str]:
     yield from _fields(CampaignSettings, "", marked=(*OPERATIONAL, "code"))
     yield "## failures\n"
     yield "What becomes of a trial, by the kind of its failure: `retry` makes another attempt, `retries` of them at"
-    yield "most; `requeue` makes another however often; the others are the state that the trial ends in. An attempt that"
-    yield "is made again is never told to the optimizer; of the trials that end, a diverged or infeasible one counts as a"
-    yield "low value, and a failed one is not told.\n"
+    yield "most; `requeue` makes another however often; the others are the state that the trial ends in. An attempt"
+    yield "that is made again is never told to the optimizer; of the trials that end, a diverged or infeasible one"
+    yield "counts as a low value, and a failed one is not told.\n"
     yield from _fields(Failures, "failures.", marked=tuple(Failures.model_fields))
     for group, purpose in GROUPS.items():
         yield f"## {group}\n"

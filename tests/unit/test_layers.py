@@ -15,11 +15,11 @@ PACKAGE = Path(__file__).resolve().parents[2] / "hpo_cluster"
 LAYERS = {
     **dict.fromkeys(["__init__", "errors", "space", "trial", "layout"], "0"),
     **dict.fromkeys(["files", "processes", "identity", "journal", "record", "history", "lock"], "1"),
-    **dict.fromkeys(["operation", "policy"], "1"),
+    **dict.fromkeys(["operation", "policy", "inbox"], "1"),
     **dict.fromkeys(["surrogate", "optimizers"], "2a"),
     **dict.fromkeys(["worker", "objectives"], "2b"),
     **dict.fromkeys(["launchers"], "2c"),
-    **dict.fromkeys(["spec", "campaign", "outcomes", "code", "status"], "3"),
+    **dict.fromkeys(["spec", "campaign", "outcomes", "code", "status", "story"], "3"),
     **dict.fromkeys(["report", "prepare", "function_search", "replay"], "3"),
     **dict.fromkeys(["conftree", "config", "compose", "build", "help", "reference", "display", "cli", "__main__"], "4"),
 }
