@@ -4,7 +4,7 @@
 
 The recipe is LitGPT's ``finetune_lora`` step by step (a test holds it to that: same order of examples, learning rates,
 losses and weights), with what its loop cannot do: stop at a loss that is no number, put any number of sequences through
-the device at once without changing a result, and keep everything that a resumed run needs in one place (`State`).
+the device at once without changing a result, and end on a signal so that the next attempt goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import contextlib
 import gc
 import itertools
+import logging
 import math
 import os
 import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,8 @@ if TYPE_CHECKING:  # torch, litgpt and lm-eval are imported once the environment
 
     from hpo_cluster.objectives.lit_dropout import MicroBatchDropout
 
+log = logging.getLogger("lora")
+
 IGNORED = -100  # label of a token that is not learned
 HEAD_PIECE = 128  # positions through the language-model head at once, as LitGPT trains
 
@@ -49,10 +53,13 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     storage_dir = Path(attempt.settings["storage_dir"])
     objective = LoraObjective.model_validate({k: v for k, v in attempt.settings.items() if k != "storage_dir"})
     train = effective_train(objective.train, attempt.parameters)
+    if fitting := attempt.params.get("physical_batch_size"):  # an earlier attempt ran out of memory
+        train = train.model_copy(update={"physical_batch_size": fitting})
     seed = attempt.seed if train.seed is None else train.seed
     with tempfile.TemporaryDirectory(prefix="hpo-cluster-", ignore_cleanup_errors=True) as scratch:
         attempt.phase("import")
         device = prepare_process(storage_dir)
+        from hpo_cluster.objectives.lit_checkpoint import fingerprint
         from hpo_cluster.objectives.lit_files import converted_lm, save_adapter
         from hpo_cluster.objectives.lm_tasks import load_tasks, score
         from hpo_cluster.objectives.meter import Meter
@@ -68,18 +75,23 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         model = load_model(checkpoint_dir, train, device, baseline=attempt.baseline)
         run = Run(model, train, device)
         state = State()
+        keep = Keeper(attempt, run, state)
 
         if not attempt.baseline:
-            attempt.phase("train")
-            state = State(optimizer=make_optimizer(model, train))
-            fine_tune(run, state, train_examples, objective.data.split_seed, attempt)
+            attempt.phase("train", physical_batch_size=run.physical)
+            state.optimizer = make_optimizer(model, train)
+            keep.mark = fingerprint(objective, train, seed)
+            resume(keep)
+            keep()
+            fine_tune(run, state, train_examples, objective.data.split_seed, attempt, keep)
 
         metrics: dict[str, float] = {} if attempt.baseline else {"train_loss": state.loss}
         if train.validation_batches:
-            attempt.phase("validate")
+            attempt.phase("validate", physical_batch_size=run.physical)
             metrics["val_loss"] = validate(run, val_examples)
 
         attempt.phase("merge")
+        keep()
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         if objective.keep_adapter and not attempt.baseline:
             save_adapter(model, objective, train, attempt.files.adapter_dir)
@@ -90,7 +102,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
                 attempt.phase("score")
                 scores, sems = score(lm, tasks, objective.tasks.limit)
         else:
-            lm = merged_lm(run, objective, checkpoint_dir, attempt)
+            lm = merged_lm(run, objective, checkpoint_dir, attempt, keep)
             attempt.phase("score")
             scores, sems = score(lm, tasks, objective.tasks.limit)
     return {
@@ -99,6 +111,8 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         "steps": state.step,
         "examples": state.examples,
         "tokens": state.tokens,
+        "attempts": len(state.resumed_at) + 1,
+        "resumed_at": state.resumed_at,
         "trainable_parameters": trainable,
         "seeds": {"train": seed, "split": objective.data.split_seed},
         "train": train.model_dump(mode="json"),
@@ -259,13 +273,75 @@ class Run:
 
 @dataclass
 class State:
-    """Where training is. With the adapter and the global generators, all that a resumed run needs."""
+    """Where training is. With the adapter and the global generators, all that a resumed run needs.
+
+    Attributes:
+        resumed_at: steps after which an attempt ended and another one went on.
+    """
 
     optimizer: Any = None
     step: int = 0
     examples: int = 0
     tokens: int = 0
     loss: float = math.nan
+    resumed_at: list[int] = field(default_factory=list)
+
+    COUNTERS = ("step", "examples", "tokens", "loss", "resumed_at")
+
+
+@dataclass
+class Keeper:
+    """Keeps checkpoints: every ``checkpoint_interval_s``, and when a signal asks the program to end.
+
+    Attributes:
+        mark: `fingerprint` of the training.
+    """
+
+    attempt: Attempt
+    run: Run
+    state: State
+    mark: Mapping[str, Any] = field(default_factory=dict)
+    kept_at: float = field(default_factory=time.monotonic)
+
+    def __call__(self) -> None:
+        """To be called between two steps, and between two batches of scoring. Ends an attempt that is to end."""
+        period = self.run.train.checkpoint_interval_s
+        due = period > 0 and time.monotonic() - self.kept_at >= period
+        if due or self.attempt.interrupted:
+            if self.state.step > 0:
+                self.attempt.save_checkpoint(self.state.step, self._write)
+            self.kept_at = time.monotonic()
+        if self.attempt.interrupted:
+            raise self.attempt.interruption()
+
+    def _write(self, folder: Path) -> None:
+        from hpo_cluster.objectives.lit_checkpoint import write_checkpoint
+
+        counters = {name: getattr(self.state, name) for name in State.COUNTERS}
+        write_checkpoint(folder, self.run.model, self.state.optimizer, counters, self.mark)
+
+
+def resume(keep: Keeper) -> None:
+    """Go on from the newest checkpoint of an earlier attempt that is one of this training; start anew without one."""
+    from hpo_cluster.objectives.lit_checkpoint import differences, read_checkpoint, restore
+
+    for folder in keep.attempt.checkpoints:
+        try:
+            kept = read_checkpoint(folder)
+            if others := differences(kept["mark"], keep.mark):
+                log.warning("%s is of another configuration (%s): not used", folder, ", ".join(others))
+                continue
+            restore(kept, keep.run.model, keep.state.optimizer)
+            for name in State.COUNTERS:
+                setattr(keep.state, name, kept["counters"][name])
+        except Exception as error:  # whatever is wrong with a checkpoint, training anew is right
+            log.warning("%s cannot be used: %s: %s", folder, type(error).__name__, error)
+            continue
+        keep.state.resumed_at.append(keep.state.step)
+        log.info("going on after step %d, from %s", keep.state.step, folder)
+        return
+    if keep.attempt.previous:
+        log.info("training from the beginning: no checkpoint of %d earlier attempts", len(keep.attempt.previous))
 
 
 @dataclass(frozen=True)
@@ -331,8 +407,19 @@ def make_optimizer(model: Any, train: TrainSettings) -> torch.optim.AdamW:
     return torch.optim.AdamW(adapter, lr=train.learning_rate, betas=betas, weight_decay=train.weight_decay)
 
 
-def fine_tune(run: Run, state: State, examples: Any, split_seed: int, attempt: Attempt) -> None:
-    """Train from `state` to the end of the plan. A loss that is no finite number ends the attempt as diverged."""
+def fine_tune(
+    run: Run, state: State, examples: Any, split_seed: int, attempt: Attempt, keep: Callable[[], None] = lambda: None
+) -> None:
+    """Train from `state` to the end of the plan. A loss that is no finite number ends the attempt as diverged.
+
+    Args:
+        run: what is trained, and how.
+        state: changed as the training goes on.
+        examples: those of the training.
+        split_seed: seed of their order.
+        attempt: is told of each step.
+        keep: called after each step.
+    """
     train = run.train
     plan = make_plan(train, len(examples))
     order = micro_batch_order(len(examples), train.micro_batch_size, split_seed)
@@ -355,6 +442,7 @@ def fine_tune(run: Run, state: State, examples: Any, split_seed: int, attempt: A
         state.examples += sum(map(len, micro_batches))
         state.tokens += sum(len(example["input_ids"]) for batch in micro_batches for example in batch)
         attempt.progress(step=state.step, total=plan.steps, loss=loss, learning_rate=lr)
+        keep()
 
 
 def validate(run: Run, examples: Any) -> float:
@@ -434,7 +522,9 @@ def token_losses(run: Run, examples: Sequence[Example]) -> torch.Tensor:
 # --- after training --------------------------------------------------------------------------------------------------
 
 
-def merged_lm(run: Run, objective: LoraObjective, checkpoint_dir: Path, attempt: Attempt) -> Any:
+def merged_lm(
+    run: Run, objective: LoraObjective, checkpoint_dir: Path, attempt: Attempt, keep: Callable[[], None]
+) -> Any:
     """The model with its adapter merged in place, as lm-eval sees it."""
     import torch
     from litgpt.lora import merge_lora_weights
@@ -447,10 +537,11 @@ def merged_lm(run: Run, objective: LoraObjective, checkpoint_dir: Path, attempt:
 
     def tell(done: int, total: int) -> None:
         attempt.progress(step=done, total=total)
+        keep()
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_dir)
     return LitLM(run.model, tokenizer, objective.tasks.batch_size, precision=run.precision, on_batch=tell)
 
 
 if __name__ == "__main__":
-    sys.exit(worker.main(evaluate))
+    sys.exit(worker.main(evaluate, interruptible=True))

@@ -9,6 +9,7 @@ of the arithmetic of a 1B Llama) runs on scored positions only, and requests tha
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,11 +20,14 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import Collator, has_bos_prefix
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from hpo_cluster import worker
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.trial import ErrorKind
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
+
+log = logging.getLogger(__name__)
 
 #: What lm-eval asks for: the strings (key of its cache), the tokens of the context, the tokens of the continuation.
 TokenRequest = tuple[tuple[str, str], list[int], list[int]]
@@ -121,7 +125,7 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         answers: list[tuple[float, bool]] = []
         for batch in collator.get_batched(n=self.batch_size):
             rows = [(context + continuation)[-(self.max_length + 1) :][:-1] for _, context, continuation in batch]
-            log_probs = self._tail_log_probs(rows, [len(continuation) for _, _, continuation in batch])
+            log_probs = self._fitting_log_probs(rows, [len(continuation) for _, _, continuation in batch])
             for (strings, context, continuation), scores in zip(batch, log_probs, strict=True):
                 for key, tokens, _ in collator.get_cache(
                     req_str=strings, cxt_toks=context, cont_toks=continuation, logits=scores.unsqueeze(0)
@@ -134,6 +138,24 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             if self._on_batch is not None:
                 self._on_batch(len(answers), len(requests))
         return list(collator.get_original(answers))
+
+    def _fitting_log_probs(self, rows: Sequence[Sequence[int]], tails: Sequence[int]) -> list[torch.Tensor]:
+        """`_tail_log_probs` in passes that fit into the memory: `batch_size` is halved, for good, when one does not."""
+        done: list[torch.Tensor] = []
+        while len(done) < len(rows):
+            part = slice(len(done), len(done) + self.batch_size)
+            try:
+                done += self._tail_log_probs(rows[part], tails[part])
+            except (RuntimeError, MemoryError) as error:
+                if worker.classify(error) != ErrorKind.OUT_OF_MEMORY or len(rows[part]) == 1:
+                    raise
+                self.batch_size = len(rows[part]) // 2
+            else:
+                continue
+            log.warning("out of memory while scoring: going on with batches of %d", self.batch_size)
+            if self._device.type == "cuda":  # not above: there the error still holds what did not fit
+                torch.cuda.empty_cache()
+        return done
 
     @torch.inference_mode()
     def _tail_log_probs(self, rows: Sequence[Sequence[int]], tails: Sequence[int]) -> list[torch.Tensor]:

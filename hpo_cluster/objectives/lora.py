@@ -19,6 +19,9 @@ from hpo_cluster.space import Space
 #: What LoRA can be put on; a setting ``lora_<name>`` each.
 LORA_MATRICES = ("query", "key", "value", "projection", "mlp", "head")
 
+#: Training settings that are no matter of search.
+FIXED_SETTINGS = ("seed", "physical_batch_size", "checkpoint_interval_s")
+
 CHECKPOINT_FILES = ("lit_model.pth", "model_config.yaml", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -84,6 +87,9 @@ class TrainSettings(Settings):
     max_seq_length: int | None = Field(None, ge=1, description="longer examples are cut; null: the model's block size")
     precision: Literal["bf16-true", "bf16-mixed", "32-true"] = Field("bf16-true", description="LitGPT precision")
     validation_batches: int = Field(100, ge=0, description="micro-batches of the final validation loss, at most")
+    checkpoint_interval_s: float = Field(
+        300, ge=0, description="seconds between two checkpoints; changes no result; 0: only when a signal asks for one"
+    )
     seed: int | None = Field(None, ge=0, description="fixes the training seed; null: from campaign seed and trial")
 
     @model_validator(mode="after")
@@ -144,7 +150,7 @@ class LoraObjective(Objective):
     def space_faults(self, space: Space) -> list[str]:
         """Parameters that tune no training setting, or whose ends the setting does not accept."""
         faults = []
-        fields = [name for name in TrainSettings.model_fields if name not in ("seed", "physical_batch_size")]
+        fields = [name for name in TrainSettings.model_fields if name not in FIXED_SETTINGS]
         for name, parameter in space:
             if name not in fields:
                 close = difflib.get_close_matches(name, fields, n=1)

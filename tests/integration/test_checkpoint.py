@@ -1,0 +1,368 @@
+"""A fine-tune that is signalled or killed goes on in its next attempt, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lora_bench import PROGRAM, adapter, load_program, max_difference, objective, run_attempt, write_attempt, write_data
+from support import drivers
+
+from hpo_cluster import worker
+from hpo_cluster.campaign import Campaign
+from hpo_cluster.objectives import lit_checkpoint
+from hpo_cluster.objectives.command import CommandObjective
+from hpo_cluster.objectives.lit_lm import LitLM
+from hpo_cluster.objectives.lora import LoraObjective
+from hpo_cluster.record import Record, TrialRecord
+from hpo_cluster.status import campaign_status
+
+#: Two epochs, dropout, and an accumulation that spans both of them.
+TRAINING: dict[str, Any] = {"lora_dropout": 0.3, "epochs": 2, "micro_batch_size": 4, "global_batch_size": 8}
+COUNTS = ("steps", "examples", "tokens", "metrics", "sems", "train", "trainable_parameters")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("checkpoint") / "data")
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The attempt that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole") / "a0"
+    result = run_attempt(folder, objective(data, **TRAINING))
+    assert (result["steps"], result["attempts"], result["resumed_at"]) == (15, 1, [])
+    assert not (folder / "checkpoint").exists()
+    return folder
+
+
+def read(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+def same(folder: Path, whole: Path) -> None:
+    """Assert that two attempts ended alike, to the last bit."""
+    mine, theirs = read(folder / "result.json"), read(whole / "result.json")
+    for name in COUNTS:
+        one, other = mine[name], theirs[name]
+        if name == "train":
+            one, other = ({k: v for k, v in x.items() if k not in lit_checkpoint.FREE_SETTINGS} for x in (one, other))
+        assert one == other, name
+    assert max_difference(adapter(folder), adapter(whole)) == 0
+    assert not list(folder.parent.glob("*/checkpoint")), "removed with the result"
+
+
+def previous(*folders: Path) -> list[str]:
+    return [str(folder) for folder in folders]
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
+    """Does something when a step of training, or a batch of scoring (negative numbers), is over; once."""
+    job = load_program()
+    pending: dict[int, Callable[[], None]] = {}
+    progress = worker.Attempt.progress
+
+    def spy(self: worker.Attempt, *, force: bool = False, **fields: Any) -> None:
+        if "step" in fields:
+            number = fields["step"] if "learning_rate" in fields else -1
+            pending.pop(number, lambda: None)()
+        progress(self, force=force, **fields)
+
+    monkeypatch.setattr(worker.Attempt, "progress", spy)
+    assert job is not None
+    return pending.__setitem__
+
+
+def send(number: signal.Signals) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def run_as_job(folder: Path) -> dict[str, Any]:
+    """Run an attempt in this process under the signal handlers of a job."""
+    status = worker.main(load_program().evaluate, [str(folder)], interruptible=True)
+    return read(folder / ("error.json" if status else "result.json"))
+
+
+@pytest.mark.parametrize(("number", "steps"), [("SIGUSR2", (1, 7)), ("SIGTERM", (8, 15)), ("SIGUSR2", (-1,))])
+def test_a_signalled_training_goes_on_and_ends_the_same(
+    number: str, steps: tuple[int, ...], at_step: Any, whole: Path, data: Path, tmp_path: Path
+) -> None:
+    what = objective(data, **TRAINING)
+    folders = [tmp_path / f"a{n}" for n in range(len(steps) + 1)]
+    for n, step in enumerate(steps):
+        at_step(step, send(signal.Signals[number]))
+        error = run_as_job(write_attempt(folders[n], what, previous=previous(*folders[:n])))
+        assert error["kind"] == "interrupted"
+        assert number in error["message"]
+        assert worker.checkpoint_step(worker.AttemptLayout(folders[n])) == (15 if step < 0 else step)
+        kept = [path.name for folder in folders for path in folder.glob("checkpoint/*")]
+        assert kept == [str(15 if step < 0 else step)], "only the last one, and nothing temporary"
+    torch.rand(7)  # another process would have other generators
+    result = run_as_job(write_attempt(folders[-1], what, previous=previous(*folders[:-1])))
+    assert result["attempts"] == len(steps) + 1
+    assert result["resumed_at"] == [15 if step < 0 else step for step in steps]
+    same(folders[-1], whole)
+
+
+def test_a_real_process_is_signalled_then_killed_without_warning(whole: Path, data: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / f"a{n}" for n in range(3)]
+    for n, (number, interval) in enumerate(((signal.SIGUSR2, 0), (signal.SIGKILL, 1e-6))):
+        what = objective(data, checkpoint_interval_s=interval, **TRAINING)
+        folder = write_attempt(folders[n], what, previous=previous(*folders[:n]))
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen([sys.executable, str(PROGRAM), str(folder)], stderr=log)
+        seen = 0
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            progress = worker.read_json(folder / "progress.json") or {}
+            seen = worker.checkpoint_step(worker.AttemptLayout(folder))
+            if progress.get("phase") == "train" and (number is signal.SIGUSR2 or seen > 0):
+                process.send_signal(number)
+                break
+            time.sleep(0.001)
+        status = process.wait(timeout=60)
+        if number is signal.SIGUSR2:
+            assert status == 1, (folder / "log").read_text()
+            assert read(folder / "error.json")["kind"] == "interrupted"
+        else:
+            assert status == -signal.SIGKILL, (folder / "log").read_text()
+            assert seen > 0
+            assert not (folder / "error.json").exists()
+    result = run_attempt(folders[2], objective(data, **TRAINING), previous=previous(*folders[:2]))
+    assert 1 <= len(result["resumed_at"]) <= 2
+    same(folders[2], whole)
+
+
+def interrupted(folder: Path, what: LoraObjective, at_step: Any, step: int = 5, **params: Any) -> Path:
+    """The checkpoint of an attempt that was signalled after a step."""
+    at_step(step, send(signal.SIGTERM))
+    assert run_as_job(write_attempt(folder, what, **params))["kind"] == "interrupted"
+    return folder / "checkpoint" / str(step)
+
+
+def test_a_checkpoint_of_another_configuration_is_not_used(
+    at_step: Any, whole: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = objective(data, **{**TRAINING, "learning_rate": 1e-3})
+    interrupted(tmp_path / "a0", other, at_step)
+    interrupted(tmp_path / "a1", objective(data, **TRAINING), at_step, seed=3)
+    more = write_data(tmp_path / "more", rows=60)
+    interrupted(tmp_path / "a2", objective(more, **TRAINING), at_step)
+    folders = [tmp_path / f"a{n}" for n in range(3)]
+    result = run_attempt(tmp_path / "a3", objective(data, **TRAINING), previous=previous(*folders))
+    assert result["resumed_at"] == []
+    same(tmp_path / "a3", whole)
+    for name in ("train.learning_rate", "seed", "data_files"):
+        assert f"is of another configuration ({name}): not used" in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["cut", "no list", "other bytes", "empty folder"])
+def test_a_torn_checkpoint_is_ignored_and_the_one_before_is_used(
+    fault: str, at_step: Any, whole: Path, data: Path, tmp_path: Path
+) -> None:
+    what = objective(data, **TRAINING)
+    good = interrupted(tmp_path / "a0", what, at_step, step=3)
+    torn = tmp_path / "a1" / "checkpoint" / "9"
+    shutil.copytree(good, torn)
+    (torn / "checkpoint.json").write_text((good / "checkpoint.json").read_text().replace('"step": 3', '"step": 9'))
+    state = torn / "state.pt"
+    content = state.read_bytes()
+    if fault == "cut":
+        state.write_bytes(content[: len(content) // 2])
+    elif fault == "no list":
+        (torn / "checkpoint.json").unlink()
+    elif fault == "other bytes":
+        state.write_bytes(bytes(len(content)))
+    else:
+        shutil.rmtree(torn)
+        torn.mkdir()
+    result = run_attempt(tmp_path / "a2", what, previous=previous(tmp_path / "a0", tmp_path / "a1"))
+    assert result["resumed_at"] == [3]
+    same(tmp_path / "a2", whole)
+
+
+def test_a_full_disk_does_not_end_the_training(
+    whole: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = []
+
+    def fail(*_: Any) -> None:
+        calls.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(lit_checkpoint, "write_checkpoint", fail)
+    run_attempt(tmp_path / "a0", objective(data, checkpoint_interval_s=1e-6, **TRAINING))
+    assert len(calls) > 15
+    assert "no checkpoint at step 3" in caplog.text
+    same(tmp_path / "a0", whole)
+
+
+def test_a_copy_run_by_hand_takes_and_removes_nothing(at_step: Any, data: Path, tmp_path: Path) -> None:
+    what = objective(data, limit=2, **{**TRAINING, "epochs": 1})
+    kept = interrupted(tmp_path / "a0", what, at_step)
+    folder = write_attempt(tmp_path / "a1", what, previous=previous(tmp_path / "a0"))
+    assert worker.main(load_program().evaluate, [str(folder), "--copy-to", str(tmp_path / "copy")]) == 0
+    assert read(tmp_path / "copy" / "result.json")["resumed_at"] == []
+    assert (kept / "state.pt").exists()
+
+
+# --- out of memory ---------------------------------------------------------------------------------------------------
+
+
+def test_half_the_physical_batch_goes_on_from_the_checkpoint(
+    whole: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = load_program()
+    token_losses, calls = job.token_losses, []
+
+    def limited(run: Any, examples: Any) -> torch.Tensor:
+        calls.append(len(examples))
+        if len(examples) > 2 and len(calls) > 12:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        result: torch.Tensor = token_losses(run, examples)
+        return result
+
+    monkeypatch.setattr(job, "token_losses", limited)
+    what = objective(data, **TRAINING, checkpoint_interval_s=1e-6)
+    error = run_attempt(tmp_path / "a0", what)
+    assert (error["kind"], error["physical_batch_size"]) == ("out_of_memory", 4)
+    result = run_attempt(tmp_path / "a1", what, previous=previous(tmp_path / "a0"), physical_batch_size=2)
+    assert result["resumed_at"] == [6]
+    assert max(calls[13:]) == 2
+    assert result["train"]["physical_batch_size"] == 2
+    expected = read(whole / "result.json")
+    assert result["tokens"] == expected["tokens"]
+    assert result["metrics"]["train_loss"] == pytest.approx(expected["metrics"]["train_loss"], abs=1e-5)
+
+
+def test_scoring_halves_its_batch_by_itself(
+    whole: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tail_log_probs, sizes = LitLM._tail_log_probs, []
+
+    def limited(self: LitLM, rows: Any, tails: Any) -> list[torch.Tensor]:
+        sizes.append(len(rows))
+        if len(rows) > 9:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return tail_log_probs(self, rows, tails)
+
+    monkeypatch.setattr(LitLM, "_tail_log_probs", limited)
+    result = run_attempt(tmp_path / "a0", objective(data, **TRAINING))
+    assert result["metrics"] == pytest.approx(read(whole / "result.json")["metrics"], abs=1e-6)
+    assert max(sizes[sizes.index(8) :]) <= 8
+
+    monkeypatch.setattr(LitLM, "_tail_log_probs", lambda *_: limited(_[0], [[1]] * 10, [1] * 10))
+    error = run_attempt(tmp_path / "a1", objective(data, **{**TRAINING, "max_steps": 1}))
+    assert error["kind"] == "out_of_memory"
+    assert "physical_batch_size" not in error, "it would not help"
+
+
+# --- what the driver makes of it -------------------------------------------------------------------------------------
+
+
+def campaign(directory: Path, program: str, retries: int = 1) -> TrialRecord:
+    """The only trial of a campaign over a Python program (``params``: its params.json; ``here``: its directory)."""
+    path = directory.parent / "program.py"
+    preamble = """
+        import json, os, pathlib, sys
+        here = pathlib.Path(os.environ["HPO_CLUSTER_ATTEMPT_DIR"])
+        before = [p for p in os.environ["HPO_CLUSTER_PREVIOUS"].split(":") if p]
+        params = json.loads((here / "params.json").read_text())
+        def keep(step):
+            (here / "checkpoint" / str(step)).mkdir(parents=True)
+            (here / "checkpoint" / str(step) / "checkpoint.json").write_text(json.dumps({"step": step, "files": {}}))
+        def end(**what):
+            print(json.dumps(what))
+            sys.exit("error" in what)
+    """
+    path.write_text(textwrap.dedent(preamble) + textwrap.dedent(program))
+    made = drivers.spec(directory, {"operation": {"budget": 1, "retries": retries, "stop_after_failures": 0}})
+    command = f"{sys.executable} {path} # {{x}} {{k}}"
+    made = dataclasses.replace(made, objective=CommandObjective(command=command, cwd=str(directory.parent)))
+    with Campaign(made) as opened:
+        for _ in opened.drive():
+            pass
+    assert campaign_status(directory)["state"] == "finished"
+    return Record.read(directory / "events.jsonl").trials[0]
+
+
+def test_attempts_that_get_further_use_up_no_retry(tmp_path: Path) -> None:
+    trial = campaign(
+        tmp_path / "c",
+        """
+        assert [pathlib.Path(p).name for p in before] == [f"a{n}" for n in reversed(range(params["attempt"]))]
+        if params["attempt"] < 4:
+            keep(10 * (params["attempt"] + 1))
+            end(error="interrupted", message="SIGUSR2")
+        end(value=1)
+        """,
+        retries=0,
+    )
+    assert trial.state == "completed"
+    assert [(a.error or {}).get("checkpoint_step") for a in trial.attempts] == [10, 20, 30, 40, None]
+
+
+def test_attempts_that_do_not_get_further_do(tmp_path: Path) -> None:
+    trial = campaign(
+        tmp_path / "c",
+        """
+        keep([10, 20, 20, 15, 30][params["attempt"]])
+        end(error="interrupted", message="SIGUSR2")
+        """,
+    )
+    assert trial.state == "failed"
+    assert len(trial.attempts) == 4  # 10 and 20 are free, the second 20 is the one retry, 15 is one too many
+
+
+def test_out_of_memory_halves_the_physical_batch_down_to_one(tmp_path: Path) -> None:
+    trial = campaign(
+        tmp_path / "c",
+        """
+        size = params["physical_batch_size"] or 6
+        end(error="out_of_memory", message="2 GiB", physical_batch_size=size)
+        """,
+        retries=0,
+    )
+    assert trial.state == "infeasible"
+    assert [(a.error or {}).get("smaller_batch") for a in trial.attempts] == [3, 1, None]
+
+
+def test_a_program_that_does_not_mind_its_batch_ends_too(tmp_path: Path) -> None:
+    trial = campaign(tmp_path / "c", 'end(error="out_of_memory", message="2 GiB", physical_batch_size=8)')
+    assert trial.state == "infeasible"
+    assert [(a.error or {}).get("smaller_batch") for a in trial.attempts] == [4, 2, 1, None]
+
+
+def test_a_command_is_ended_by_sigterm_at_once_and_tried_again(tmp_path: Path) -> None:
+    trial = campaign(
+        tmp_path / "c",
+        """
+        import signal, time
+        if not before:
+            job = json.loads((here / "claim").read_text())["pid"]
+            os.kill(job, signal.SIGUSR2)
+            time.sleep(0.2)
+            os.kill(job, signal.SIGTERM)
+            time.sleep(60)
+        end(value=2)
+        """,
+    )
+    assert (trial.state, trial.value) == ("completed", 2)
+    assert [(a.error or {}).get("kind") for a in trial.attempts] == ["interrupted", None]
+    assert "SIGTERM" in (trial.attempts[0].error or {})["message"]
