@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import logging
 import os
 import re
@@ -72,6 +73,8 @@ class Campaign:
         self._unsure: set[str] = set()  # tokens that may have been submitted: look before submitting
         self._backoff_s, self._submit_at, self._poll_at, self._history_at = 0.0, 0.0, 0.0, 0.0
         self._changed = True
+        self._silent_since: str | None = None
+        self._closing = ""  # why nothing more is submitted, while what runs is waited for
         self._unwritten_start: dict[str, Any] = {}
 
         with contextlib.ExitStack() as undo:
@@ -184,6 +187,8 @@ class Campaign:
         while True:
             self.tick()
             yield self.status()
+            if self._closing and not any(t.attempt and t.attempt.job for t in self.record.in_flight):
+                self.stop(self._closing)
             if self._stopping or self._finished():
                 return
             time.sleep(self.spec.operation.poll_s)
@@ -192,7 +197,9 @@ class Campaign:
         """One pass: commands, results, proposals, submissions."""
         self.take_commands()
         self.collect()
-        if not (self._stopping or self.record.halted):
+        now = datetime.datetime.now(datetime.UTC)
+        self._closing = self.spec.operation.used_up(now, self.record.gpu_hours(now))
+        if not (self._stopping or self.record.halted or self._closing):
             self.propose()
             self.submit()
         self._write_history()
@@ -307,7 +314,12 @@ class Campaign:
 
     def _note_submission(self, trial: TrialRecord, attempt: AttemptRecord, job: Any, *, adopted: bool) -> None:
         self._append(
-            "submitted", trial=trial.number, attempt=attempt.number, job=dataclasses.asdict(job), adopted=adopted
+            "submitted",
+            trial=trial.number,
+            attempt=attempt.number,
+            job=dataclasses.asdict(job),
+            gpus=int((self.spec.settings.get("launcher") or {}).get("gpus_per_trial", 0)),
+            adopted=adopted,
         )
         self._unsure.discard(attempt.token)
 
@@ -420,6 +432,8 @@ class Campaign:
         waiting = [(t, t.attempt) for t in self.record.in_flight if t.attempt is not None and t.attempt.job is not None]
         states = self.spec.launcher.poll([attempt.job for _, attempt in waiting if attempt.job is not None])
         tokens = {attempt.token for _, attempt in waiting}
+        if waiting:
+            self._note_scheduler(states)
         self._missing_since = {token: at for token, at in self._missing_since.items() if token in tokens}
         for trial, attempt in waiting:
             status = states.get(attempt.token, JobStatus(JobState.UNKNOWN))
@@ -433,6 +447,15 @@ class Campaign:
                     files = self.layout.attempt(trial.number, attempt.number)
                     failure = outcomes.silent_failure(files, attempt.job_id, status)
                     self._fail(trial, attempt, failure.kind, failure.message, {})
+
+    def _note_scheduler(self, states: Mapping[str, JobStatus]) -> None:
+        """Keep what the scheduler said, for whoever asks for the status."""
+        silent = all(status.state is JobState.UNKNOWN for status in states.values())
+        self._silent_since = (self._silent_since or utc_now()) if silent else None
+        jobs = {token: dataclasses.asdict(status) for token, status in states.items()}
+        view = {"at": utc_now(), "silent_since": self._silent_since, "jobs": jobs}
+        with contextlib.suppress(OSError):  # a courtesy
+            replace_text(self.layout.scheduler, dumps(view))
 
     def _stop_if_all_fail(self) -> None:
         limit = self.spec.operation.stop_after_failures

@@ -351,6 +351,8 @@ def _drive(config: Config, overrides: Sequence[str], *, take_over: bool) -> int:
     from hpo_cluster.campaign import Campaign
     from hpo_cluster.display import LiveDisplay, PlainDisplay
 
+    if config.dry_run:
+        return _preview(config, overrides)
     logging.getLogger("hpo_cluster").addHandler(logging.NullHandler())  # its messages go to the driver's log
     display = LiveDisplay() if sys.stdout.isatty() else PlainDisplay(lambda line: print(line, flush=True))
     with Campaign(campaign_spec(config, overrides, take_over=take_over)) as campaign:
@@ -365,6 +367,19 @@ def _drive(config: Config, overrides: Sequence[str], *, take_over: bool) -> int:
                 campaign.cancel_jobs()
         status = campaign.status()
     return _finish(config, campaign, status, interrupts)
+
+
+def _preview(config: Config, overrides: Sequence[str]) -> int:
+    """Print what a start would submit first. Creates nothing."""
+    from hpo_cluster.display import parameters_text
+    from hpo_cluster.preview import preview
+
+    count = 0
+    for label, parameters, script in preview(campaign_spec(config, overrides)):
+        count += 1
+        print(f"{label}  {parameters_text(parameters)}", script, sep="\n")
+    print(f"{config.campaign}: {count} trials would be submitted first; nothing was created")
+    return OK
 
 
 def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrupts: _Interrupts) -> int:

@@ -221,7 +221,7 @@ class _Composition:
     ) -> Config:
         campaign_dir = (self.cwd / campaign_dir).absolute()
         raw = _recorded(identity, operation, campaign_dir)
-        accepted = [*OPERATIONAL, "code", "launcher"]
+        accepted = [*OPERATIONAL, "code", "dry_run", "launcher"]
         items = []
         for item in self._items(overrides):
             top = item.parts[0]

@@ -48,6 +48,9 @@ class CampaignSettings(Operation):
     campaigns_dir: Path = Field(Path("campaigns"), description="folder of all campaigns")
     storage_dir: Path = Field(Path("storage"), description="shared folder of models and data: `storage:` in a path")
     seed: int = Field(0, strict=True, ge=0, description="everything random follows from it")
+    dry_run: bool = Field(
+        False, strict=True, description="print the first proposals and the submission scripts; create nothing"
+    )
     code: Literal["recorded", "current"] = Field(
         "recorded", description="code that the jobs run: the campaign's own copy, or this version from now on"
     )

@@ -27,6 +27,8 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     if status["baseline"] and status["baseline"]["value"] is not None:
         lines.append(_labelled("baseline", score(status["baseline"])))
     lines += [running_line(row) for row in status["running"]]
+    if (status.get("scheduler") or {}).get("silent_since"):
+        lines.append(f"  the scheduler has not answered since {status['scheduler']['silent_since']}; jobs may run on")
     lines += error_lines(status)
     if status["state"] == "stopped" and status["reason"] != "between ticks":
         lines.append(f"go on with:  hpo-cluster resume {status['dir']}")
@@ -72,6 +74,8 @@ def running_line(row: Mapping[str, Any]) -> str:
         parts.append(duration(row["elapsed_s"]))
     if row["job"] is not None:
         parts.append(f"job {row['job']}" + (f" on {row['node']}" if row["node"] else ""))
+    if row.get("scheduler") and str(row["scheduler"]).lower() != row.get("state"):
+        parts.append(f"({row['scheduler']})")
     if row["attempt"]:
         parts.append(f"attempt {row['attempt']}")
     return "  ".join(parts)

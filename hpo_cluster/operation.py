@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from hpo_cluster.policy import Failures
@@ -28,10 +30,22 @@ class Operation(BaseModel):
         ge=0,
         description="stop when the first so many trials of a start fail alike and none succeeds; 0: never",
     )
+    deadline: datetime.datetime | None = Field(
+        None, description="nothing is submitted after it: 2027-01-31T18:00 (local time, or with +01:00)"
+    )
+    max_gpu_hours: float | None = Field(None, gt=0, description="nothing is submitted once so many are used")
     failures: Failures = Field(Failures(), description="what becomes of a trial, by the kind of its failure")
     baseline: bool = Field(
         False, strict=True, description="whether the model before fine-tuning is evaluated too, outside the budget"
     )
+
+    def used_up(self, now: datetime.datetime, gpu_hours: float) -> str:
+        """Why nothing more may be submitted, besides the budget; empty where it may."""
+        if self.deadline is not None and now >= self.deadline.astimezone():
+            return f"the deadline {self.deadline.isoformat()} has passed"
+        if self.max_gpu_hours is not None and gpu_hours >= self.max_gpu_hours:
+            return f"{gpu_hours:.2f} GPU-hours are used, of max_gpu_hours={self.max_gpu_hours:g}"
+        return ""
 
     @property
     def slots(self) -> int:

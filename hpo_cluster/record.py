@@ -19,6 +19,7 @@ Events and what they say:
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ class AttemptRecord:
     started_at: str | None = None
     job_id: str | None = None
     node: str | None = None
+    gpus: int = 0
     ended_at: str | None = None
     error: dict[str, Any] | None = None
     over: bool = False
@@ -186,7 +188,7 @@ class Record:
             attempt.started_at = event.get("started_at", attempt.started_at)
             trial.started_at = trial.started_at or attempt.started_at
         if kind == "submitted" and attempt is not None:
-            attempt.job = JobRef(**event["job"])
+            attempt.job, attempt.gpus = JobRef(**event["job"]), event.get("gpus", 0)
             attempt.job_id = attempt.job_id or attempt.job.job_id
             trial.submitted_at = trial.submitted_at or attempt.job.submitted_at
             trial.state = State.SUBMITTED
@@ -232,6 +234,15 @@ class Record:
         sign = 1.0 if maximize else -1.0
         valued = [t for t in self.rows if t.in_budget and t.state is State.COMPLETED and t.value is not None]
         return max(valued, key=lambda t: (sign * (t.value or 0.0), -t.number), default=None)
+
+    def gpu_hours(self, now: datetime.datetime) -> float:
+        """GPU-hours that jobs have used, from claiming their attempt to their end or until `now`."""
+        seconds = 0.0
+        for attempt in (attempt for trial in self.trials.values() for attempt in trial.attempts):
+            if attempt.gpus and attempt.started_at:
+                end = datetime.datetime.fromisoformat(attempt.ended_at) if attempt.ended_at else now
+                seconds += attempt.gpus * (end - datetime.datetime.fromisoformat(attempt.started_at)).total_seconds()
+        return seconds / 3600
 
     @property
     def code(self) -> str | None:

@@ -6,6 +6,7 @@ import datetime
 import math
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def summarise(record: Record, layout: CampaignLayout, direction: str, *, driver_
     budget = operation.get("budget", 0)
     in_flight = record.in_flight
     finished = not in_flight and (record.stopped or {}).get("reason") == "finished"
+    view = read_json(layout.scheduler) or {}
     state = "running" if driver_alive else "finished" if finished else "stopped"
     return {
         "campaign": layout.dir.name,
@@ -56,7 +58,9 @@ def summarise(record: Record, layout: CampaignLayout, direction: str, *, driver_
         "counts": dict(Counter(str(t.state) for t in record.rows if t.number != BASELINE)),
         "best": _shown(record.best(maximize=direction == "maximize")),
         "baseline": _shown(record.trials.get(BASELINE)),
-        "running": [_running(trial, layout) for trial in in_flight],
+        "running": [_running(trial, layout, view.get("jobs", {})) for trial in in_flight],
+        "scheduler": {"at": view.get("at"), "silent_since": view.get("silent_since")} if view else None,
+        "gpu_hours": round(record.gpu_hours(datetime.datetime.now(datetime.UTC)), 3),
         "errors": [{"trial": t.number, **t.error} for t in record.rows if t.error is not None],
         "elapsed_s": _elapsed_s(record),
         "eta_s": _eta_s(record, budget, operation.get("workers", 1)) if state == "running" else None,
@@ -70,7 +74,7 @@ def _shown(trial: TrialRecord | None) -> dict[str, Any] | None:
     return {"trial": trial.number, "state": str(trial.state), **{name: getattr(trial, name) for name in names}}
 
 
-def _running(trial: TrialRecord, layout: CampaignLayout) -> dict[str, Any]:
+def _running(trial: TrialRecord, layout: CampaignLayout, jobs: Mapping[str, Any]) -> dict[str, Any]:
     attempt = trial.attempt
     progress: dict[str, Any] = {}
     if attempt is not None and trial.state is State.RUNNING:
@@ -81,9 +85,15 @@ def _running(trial: TrialRecord, layout: CampaignLayout) -> dict[str, Any]:
         "attempt": None if attempt is None else attempt.number,
         "job": None if attempt is None else attempt.job_id,
         "node": None if attempt is None else attempt.node,
+        "scheduler": _told(jobs.get(attempt.token)) if attempt is not None else None,
         **{name: progress.get(name) for name in ("phase", "step", "total", "loss")},
         "elapsed_s": None if attempt is None or attempt.started_at is None else _seconds_since(attempt.started_at),
     }
+
+
+def _told(job: Mapping[str, Any] | None) -> str | None:
+    """What the scheduler said of a job: in its own words where it has some."""
+    return None if job is None else str(job.get("detail") or job.get("state"))
 
 
 def _parse(text: str) -> datetime.datetime:

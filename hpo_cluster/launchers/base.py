@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hpo_cluster.trial import JobRef, JobStatus
 
@@ -28,7 +28,18 @@ class LauncherSettings(BaseModel):
     cpus_per_trial: int = Field(1, ge=1, description="CPU cores of one evaluation")
     walltime_min: int = Field(1440, ge=1, description="minutes after which a job is ended")
     setup: tuple[str, ...] = Field((), description="shell lines before the job's command (modules, environments)")
+    container: str | None = Field(
+        None, description="command that runs another in a container: singularity exec --nv image.sif (null: none)"
+    )
     poll_period_s: float = Field(1.0, gt=0, description="seconds between two questions to the scheduler")
+
+    @field_validator("container")
+    @classmethod
+    def _one_command(cls, container: str | None) -> str | None:
+        """A prefix of a shell command: one line, its quotes closed."""
+        if container is not None and ("\n" in container or not shlex.split(container)):
+            raise ValueError("must be one command on one line, such as: singularity exec --nv image.sif")
+        return container
 
 
 @dataclass(frozen=True)
@@ -40,10 +51,14 @@ class Submission:
     attempt_dir: Path
     job_dir: Path
 
-    def shell_line(self, environment: Mapping[str, str] | None = None) -> str:
-        """The command as one line for a shell, with the token (and `environment`) in its environment."""
+    def shell_line(self, environment: Mapping[str, str] | None = None, container: str | None = None) -> str:
+        """The command as one line for a shell, with the token (and `environment`) in its environment.
+
+        `container` comes before all of it, as it was written: what is set is set inside.
+        """
         variables = {TOKEN_VARIABLE: self.token, **(environment or {})}
-        return shlex.join(["env", *(f"{name}={value}" for name, value in variables.items()), *self.command])
+        line = shlex.join(["env", *(f"{name}={value}" for name, value in variables.items()), *self.command])
+        return f"{container} {line}" if container else line
 
 
 class Launcher(Protocol):
@@ -51,6 +66,10 @@ class Launcher(Protocol):
 
     backend: str
     poll_period_s: float
+
+    def script(self, submission: Submission) -> str:
+        """The text of the script that `submit` would hand over. Writes nothing."""
+        ...
 
     def submit(self, submission: Submission) -> JobRef:
         """Submit one job.

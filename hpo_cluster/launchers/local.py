@@ -49,6 +49,11 @@ class LocalLauncher:
         self._children: list[subprocess.Popen[bytes]] = []
         self._devices: dict[str, list[int]] = {}  # by token, of jobs seen alive
 
+    def script(self, submission: Submission) -> str:
+        """The text of the script that the job runs."""
+        line = submission.shell_line(container=self.settings.container)
+        return "\n".join(["#!/bin/bash", *self.settings.setup, f"exec {line}", ""])
+
     def submit(self, submission: Submission) -> JobRef:
         """Start the job's process; it is running when this returns."""
         devices = self._free_devices()
@@ -69,7 +74,7 @@ class LocalLauncher:
     def _start_controller(self, submission: Submission, devices: list[int]) -> subprocess.Popen[bytes]:
         """Start submitit's controller as `submitit.local.local.start_controller` does, but in a new session."""
         script = submission.job_dir / "job.sh"
-        script.write_text("\n".join(["#!/bin/bash", *self.settings.setup, f"exec {submission.shell_line()}", ""]))
+        script.write_text(self.script(submission))
         environment = {
             **os.environ,
             TOKEN_VARIABLE: submission.token,
