@@ -7,11 +7,13 @@ from typing import Any
 
 from hpo_cluster.launchers.base import Launcher, LauncherSettings
 from hpo_cluster.launchers.local import LocalLauncher, LocalSettings
+from hpo_cluster.launchers.oar import OarLauncher, OarSettings
 from hpo_cluster.launchers.slurm import SlurmLauncher, SlurmSettings
 
 #: Kind -> (settings, launcher).
 LAUNCHERS: Mapping[str, tuple[type[LauncherSettings], Callable[[Any], Launcher]]] = {
     "local": (LocalSettings, LocalLauncher),
+    "oar": (OarSettings, OarLauncher),
     "slurm": (SlurmSettings, SlurmLauncher),
 }
 

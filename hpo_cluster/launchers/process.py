@@ -5,12 +5,34 @@ from __future__ import annotations
 import ctypes
 import signal
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 from hpo_cluster.errors import SubmissionError
 
 PR_SET_PDEATHSIG = 1
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 2.0, 60.0
+
+Answer = TypeVar("Answer")
+
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class CommandError(SubmissionError):
+    """A scheduler's command ended with a status other than 0.
+
+    Args:
+        program: name of the command.
+        status: its exit status.
+        output: what it wrote, errors first.
+    """
+
+    def __init__(self, program: str, status: int, output: str) -> None:
+        self.program, self.status, self.output = program, status, output
+        lines = output.strip().splitlines() or ["no message"]
+        super().__init__(f"{program} failed with status {status}: {lines[-1]}")
 
 
 def _die_with_parent() -> None:
@@ -18,11 +40,14 @@ def _die_with_parent() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def call(command: Sequence[str], *, timeout_s: float) -> str:
+def call(
+    command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> str:
     """Standard output of a scheduler's command.
 
     Raises:
-        SubmissionError: where it cannot be started, fails or takes longer than `timeout_s` seconds.
+        SubmissionError: where it cannot be started or takes longer than `timeout_s` seconds; a `CommandError` where it
+            fails.
     """
     try:
         done = subprocess.run(
@@ -30,8 +55,11 @@ def call(command: Sequence[str], *, timeout_s: float) -> str:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=timeout_s,
             check=False,
+            env=env,
+            cwd=cwd,
             preexec_fn=_die_with_parent,
         )
     except FileNotFoundError as error:
@@ -40,6 +68,32 @@ def call(command: Sequence[str], *, timeout_s: float) -> str:
     except subprocess.TimeoutExpired as error:
         raise SubmissionError(f"{command[0]} did not answer within {timeout_s:g} s") from error
     if done.returncode != 0:
-        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        raise SubmissionError(f"{command[0]} failed with status {done.returncode}: {last}")
+        output = "\n".join(text.strip() for text in (done.stdout, done.stderr) if text.strip())
+        raise CommandError(command[0], done.returncode, output)
     return done.stdout
+
+
+class Backoff:
+    """After a question that was not answered, no other for a time that doubles with each failure."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._delay_s, self._until = 0.0, 0.0
+
+    def ask(self, question: Callable[[], Answer]) -> Answer:
+        """The answer to `question`.
+
+        Raises:
+            SubmissionError: where it was not answered, or where it is too early to ask again.
+        """
+        wait = self._until - self._clock()
+        if wait > 0:
+            raise SubmissionError(f"the scheduler did not answer; it is asked again in {wait:.0f} s")
+        try:
+            answer = question()
+        except SubmissionError:
+            self._delay_s = min(max(FIRST_BACKOFF_S, 2 * self._delay_s), LAST_BACKOFF_S)
+            self._until = self._clock() + self._delay_s
+            raise
+        self._delay_s, self._until = 0.0, 0.0
+        return answer

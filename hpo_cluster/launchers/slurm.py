@@ -7,25 +7,112 @@ attempt's token, so that a job is found again whatever became of the driver that
 
 from __future__ import annotations
 
-import getpass
+import contextlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from hpo_cluster.errors import SubmissionError
-from hpo_cluster.launchers.base import LauncherSettings, Submission, make_ref
-from hpo_cluster.launchers.process import call
-from hpo_cluster.trial import JobRef, JobState, JobStatus
+from hpo_cluster.launchers.base import LauncherSettings, Submission
+from hpo_cluster.launchers.process import CommandError, call
+from hpo_cluster.launchers.scheduler import Listed, Refusal, SchedulerLauncher, StateTable, refusal
+from hpo_cluster.trial import EndReason, JobRef, JobState, JobStatus
 
 SUBMIT_TIMEOUT_S = 60.0
-POLL_TIMEOUT_S = 20.0
+LIST_TIMEOUT_S = 20.0
+RECORDS_TIMEOUT_S = 10.0
 
-_PENDING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "CONFIGURING", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-_RUNNING = {"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT"}
-_PAUSED = {"SUSPENDED", "STOPPED"}
+#: Every state that squeue and sacct can report. A job of ours is never requeued, so that one that was preempted, or
+#: whose node failed, has ended.
+STATES: StateTable = {
+    "PENDING": (JobState.PENDING, None),
+    "CONFIGURING": (JobState.PENDING, None),
+    "POWER_UP_NODE": (JobState.PENDING, None),
+    "REQUEUED": (JobState.PENDING, None),
+    "REQUEUE_FED": (JobState.PENDING, None),
+    "REQUEUE_HOLD": (JobState.PENDING, None),
+    "RESV_DEL_HOLD": (JobState.PENDING, None),
+    "SPECIAL_EXIT": (JobState.PENDING, None),
+    "RUNNING": (JobState.RUNNING, None),
+    "COMPLETING": (JobState.RUNNING, None),
+    "RESIZING": (JobState.RUNNING, None),
+    "SIGNALING": (JobState.RUNNING, None),
+    "STAGE_OUT": (JobState.RUNNING, None),
+    "SUSPENDED": (JobState.PAUSED, None),
+    "STOPPED": (JobState.PAUSED, None),
+    "COMPLETED": (JobState.ENDED, EndReason.WELL),
+    "FAILED": (JobState.ENDED, EndReason.EXIT),
+    "TIMEOUT": (JobState.ENDED, EndReason.WALLTIME),
+    "DEADLINE": (JobState.ENDED, EndReason.WALLTIME),
+    "CANCELLED": (JobState.ENDED, EndReason.CANCELLED),
+    "PREEMPTED": (JobState.ENDED, EndReason.PREEMPTED),
+    "NODE_FAIL": (JobState.ENDED, EndReason.NODE),
+    "BOOT_FAIL": (JobState.ENDED, EndReason.NODE),
+    "OUT_OF_MEMORY": (JobState.ENDED, EndReason.OUT_OF_MEMORY),
+    # steps of a job's life that say nothing of whether it is over
+    "LAUNCH_FAILED": (JobState.UNKNOWN, None),
+    "RECONFIG_FAIL": (JobState.UNKNOWN, None),
+    "UPDATE_DB": (JobState.UNKNOWN, None),
+    "REVOKED": (JobState.UNKNOWN, None),  # another cluster of the federation runs it
+}
+
+#: Exit codes of a FAILED job that are not its program's doing: killed by SIGKILL (9:0, 137:0, 0:9), which nobody but
+#: the machine sends; 105:0, the step could not be launched. SIGUSR2 is our own warning, which the program did not heed.
+EXIT_CODES = {
+    "9:0": EndReason.NODE,
+    "137:0": EndReason.NODE,
+    "0:9": EndReason.NODE,
+    "105:0": EndReason.NODE,
+    "12:0": EndReason.WALLTIME,
+    "140:0": EndReason.WALLTIME,
+    "0:12": EndReason.WALLTIME,
+}
+#: In the log of a job that FAILED: srun's words for SIGKILL, and for a program that it could not start.
+NODE_WORDS = re.compile(
+    r"srun: error: (\S+: task \d+: Killed"
+    r"|Unable to create step for job .*(gres|Communication|Zero Bytes|Socket timed out)"
+    r"|Task launch for .* failed on node|Unable to confirm allocation|.*Communication connection failure)"
+    r"|\*\*\* REASON: ReqNodeNotAvail|slurmstepd.*: error: .*(Unable to create TMPDIR|couldn't chdir)",
+)
+
+#: What sbatch refuses, the first that matches.
+REFUSALS = (
+    Refusal(r"Max\w*Submit|submit(ted)? job limit|too many jobs", True, "The site limits how many jobs may wait."),
+    Refusal(r"Unable to contact slurm controller|timed out|Connection refused|try again|temporarily", True, ""),
+    Refusal(r"Required partition not available|Requested nodes are busy|not responding", True, ""),
+    Refusal(r"invalid partition|Requested nodes not in this partition", False, "Set launcher.partition (see sinfo)."),
+    Refusal(r"group not permitted to use this partition", False, "Set another launcher.partition or launcher.account."),
+    Refusal(r"invalid account", False, "Set launcher.account (see sacctmgr show associations user=$USER)."),
+    Refusal(r"invalid qos", False, "Set launcher.qos (see sacctmgr show qos)."),
+    Refusal(r"invalid feature", False, "Set launcher.constraint (see sinfo -o '%f')."),
+    Refusal(r"time limit is invalid|invalid --time|MaxWall", False, "Lower launcher.walltime_min."),
+    Refusal(r"gres\) specification", False, "The GPUs asked for do not exist; set launcher.gpus_per_trial or extra."),
+    Refusal(
+        r"node configuration is not available|partition configuration not available|More processors requested|"
+        r"Node count specification|Memory required by task|PerJobLimit|PerJob\b|MaxCpuPer|MaxGRESPer|MaxTRESPer",
+        False,
+        "No node can give that: lower launcher.gpus_per_trial, cpus_per_trial or mem_gb, or change the partition.",
+    ),
+    Refusal(
+        r"unrecognized option|invalid option|invalid (\S+ )?(argument|node name|license|wckey|dependency|nice|numeric)|"
+        r"Invalid --|requested reservation|reservation is invalid",
+        False,
+        "sbatch does not accept one of the options; see launcher.extra.",
+    ),
+    Refusal(r"Access/permission denied|invalid user id|user .* not found", False, "Ask the site for access."),
+)
+
+#: Options that would make two jobs of one attempt, or hide it.
+_OURS = ("job-name", "requeue", "array", "wrap", "output", "error", "parsable", "test-only")
+
+#: Settings in a user's environment that change what the commands do or say.
+_MEDDLING = re.compile(
+    r"(SQUEUE|SACCT|SCANCEL)_|SLURM_(?!CONF$|CLUSTERS$|JWT$)|SBATCH_(JOB_NAME|OUTPUT|ERROR|REQUEUE|ARRAY|SIGNAL|TIMELIMIT)"
+)
 
 
 class SlurmSettings(LauncherSettings):
@@ -40,19 +127,34 @@ class SlurmSettings(LauncherSettings):
     account: str | None = Field(None, description="account that is charged")
     qos: str | None = Field(None, description="quality of service")
     constraint: str | None = Field(None, description="features the node must have")
+    checkpoint_delay_s: int = Field(
+        90, ge=0, description="seconds before the walltime at which a job gets SIGUSR2, to save where it is (0: never)"
+    )
     extra: dict[str, str | int | bool] = Field(
         default_factory=dict, description="native sbatch options, passed through: {nodelist: node01}"
     )
 
+    @field_validator("extra")
+    @classmethod
+    def _not_ours(cls, extra: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        """Options that a job's identity or its files hang on are not the user's."""
+        for name, value in extra.items():
+            if name.replace("_", "-") in _OURS:
+                raise ValueError(f"{name} is set by the launcher; remove it")
+            if "\n" in str(value):
+                raise ValueError(f"{name} must be one line")
+        return extra
 
-class SlurmLauncher:
+
+class SlurmLauncher(SchedulerLauncher):
     """Submits each attempt as one batch job."""
 
     backend = "slurm"
+    records_are_optional = True  # many clusters run without accounting
 
     def __init__(self, settings: SlurmSettings) -> None:
+        super().__init__(settings)
         self.settings = settings
-        self.poll_period_s = settings.poll_period_s
 
     def script(self, submission: Submission) -> str:
         """The text of the submission script."""
@@ -83,12 +185,14 @@ class SlurmLauncher:
             "qos": settings.qos,
             "constraint": settings.constraint,
             "setup": list(settings.setup) or None,
-            "additional_parameters": {"no-requeue": True, **settings.extra},
+            "signal_delay_s": settings.checkpoint_delay_s,
+            "additional_parameters": {"no-requeue": True, **_flags(settings.extra)},
         }
         executor = PlainExecutor(folder=submission.job_dir)
         # submitit's default wckey would be refused where the site tracks them
         executor.update_parameters(wckey=None, **{name: value for name, value in wanted.items() if value is not None})
-        return executor, submission.shell_line({"OMP_NUM_THREADS": str(settings.cpus_per_trial)})
+        environment = {"OMP_NUM_THREADS": str(settings.cpus_per_trial)}
+        return executor, submission.shell_line(environment, settings.container)
 
     def submit(self, submission: Submission) -> JobRef:
         """Write the script into the job's folder and hand it to sbatch."""
@@ -96,42 +200,76 @@ class SlurmLauncher:
         submission.job_dir.mkdir(parents=True, exist_ok=True)
         script: Path = submission.job_dir / "submission.sh"
         script.write_text(executor._make_submission_file_text(command, uid=submission.token))
-        output = call(executor._make_submission_command(script), timeout_s=SUBMIT_TIMEOUT_S)
+        try:
+            output = _slurm(executor._make_submission_command(script), timeout_s=SUBMIT_TIMEOUT_S)
+        except CommandError as error:
+            raise refusal(error, REFUSALS) from error
         match = re.search(r"\bjob (\d+)", output)
         if match is None:
             raise SubmissionError(f"sbatch answered {output.strip()!r}, with no job id in it")
-        return make_ref(self.backend, match[1], submission.token)
+        return self._ref(match[1], submission)
 
-    def poll(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
-        """Status of each job by its token, from one squeue for all of them."""
-        if not refs:
+    def _list(self) -> dict[str, list[Listed]]:
+        command = ["squeue", "--noheader", f"--user={os.getuid()}", "--states=all", "--format=%i|%T|%j|%N|%r"]
+        jobs: dict[str, list[Listed]] = {}
+        for line in _slurm(command, timeout_s=LIST_TIMEOUT_S).splitlines():
+            fields = line.strip().split("|")
+            if len(fields) >= 3:
+                job_id, state, name, node, reason = [*fields, "", ""][:5]
+                status = job_status(state, detail=reason, node=node)
+                jobs.setdefault(name, []).append(Listed(job_id, status, settled=state != "FAILED"))
+        return jobs
+
+    def _unrecorded(self, ref: JobRef, job: Listed) -> JobStatus:
+        return job_status(job.status.detail, node=job.status.node or "", log=_log_end(ref))
+
+    def _ended(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
+        ours = {(ref.job_id, self.job_name(ref.token)): ref for ref in refs if ref.job_id.isdigit()}
+        if not ours:
             return {}
-        try:
-            queue = self._queue()
-        except SubmissionError:
-            return {ref.token: JobStatus(JobState.UNKNOWN) for ref in refs}
-        gone = ("", JobState.ENDED)
-        return {ref.token: JobStatus(queue.get(ref.token, gone)[1]) for ref in refs}
-
-    def _queue(self) -> dict[str, tuple[str, JobState]]:
-        """Job id and state of this user's jobs by name."""
-        command = ["squeue", "--noheader", f"--user={getpass.getuser()}", "--states=all", "--format=%i|%T|%j"]
-        rows = [line.strip().split("|", 2) for line in call(command, timeout_s=POLL_TIMEOUT_S).splitlines()]
-        return {name: (job_id, _state(state)) for job_id, state, name in (row for row in rows if len(row) == 3)}
+        command = ["sacct", "-X", "-n", "-P", "--duplicates", f"--jobs={','.join(job_id for job_id, _ in ours)}"]
+        command += ["--format=JobIDRaw,JobName,State,ExitCode,NodeList,Submit"]
+        told: dict[str, JobStatus] = {}
+        for line in _slurm(command, timeout_s=RECORDS_TIMEOUT_S).splitlines():
+            fields = line.strip().split("|")
+            ref = ours.get((fields[0], fields[1])) if len(fields) == 6 else None  # a recycled id has another name
+            if ref is not None:
+                told[ref.token] = job_status(fields[2], exit_code=fields[3], node=fields[4], log=_log_end(ref))
+        return told
 
     def cancel(self, ref: JobRef) -> None:
-        """scancel the job, by id and name, so that a recycled id harms nobody."""
-        call(["scancel", f"--name={ref.token}", ref.job_id], timeout_s=SUBMIT_TIMEOUT_S)
+        """scancel by name, so that a recycled id harms nobody and a job submitted twice ends twice."""
+        try:
+            _slurm(["scancel", f"--user={os.getuid()}", f"--name={ref.token}"], timeout_s=SUBMIT_TIMEOUT_S)
+        except CommandError as error:
+            if not re.search(r"invalid job id|already complet|already finished", error.output, re.IGNORECASE):
+                raise
 
-    def find(self, submission: Submission) -> JobRef | None:
-        """The pending or running job that has the token for its name."""
-        job_id, state = self._queue().get(submission.token, ("", JobState.ENDED))
-        return None if state is JobState.ENDED else make_ref(self.backend, job_id, submission.token)
+
+def _slurm(command: Sequence[str], *, timeout_s: float) -> str:
+    environment = {name: value for name, value in os.environ.items() if not _MEDDLING.match(name)}
+    return call(command, timeout_s=timeout_s, env=environment)
 
 
-def _state(state: str) -> JobState:
-    if state in _PENDING:
-        return JobState.PENDING
-    if state in _RUNNING:
-        return JobState.RUNNING
-    return JobState.PAUSED if state in _PAUSED else JobState.ENDED
+def _flags(extra: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+    """Options as submitit writes them; one that is false is not given."""
+    return {name.replace("_", "-"): value for name, value in extra.items() if value is not False}
+
+
+def _log_end(ref: JobRef) -> str:
+    """The last 4000 characters of what the job wrote on standard error."""
+    folder = ref.extra.get("job_dir") or Path(ref.extra.get("attempt_dir") or "/nowhere") / "job"
+    texts = []
+    with contextlib.suppress(OSError):
+        texts = [path.read_text(errors="replace")[-4000:] for path in Path(folder).glob(f"{ref.job_id}_*.err")]
+    return "\n".join(texts)
+
+
+def job_status(state: str, *, exit_code: str = "", detail: str = "", node: str = "", log: str = "") -> JobStatus:
+    """A job's state as squeue or sacct words it (``CANCELLED by 0``), in our words."""
+    word = state.split()[0].rstrip("+") if state.split() else ""
+    ours, reason = STATES.get(word, (JobState.UNKNOWN, None))
+    if word == "FAILED":
+        reason = EXIT_CODES.get(exit_code, EndReason.NODE if NODE_WORDS.search(log) else EndReason.EXIT)
+    said = " ".join(part for part in (state, exit_code, "" if detail == "None" else detail) if part)
+    return JobStatus(ours, reason, said, None if node in ("", "None assigned", "(null)") else node)

@@ -274,7 +274,7 @@ def test_all_faults_are_named_at_once() -> None:
         (["model=llama-3.2-1b"], "run: hpo-cluster prepare model=llama-3.2-1b"),
         (["data.path=/nowhere.json"], "data.path: /nowhere.json is no Alpaca-format data"),
         (["launcher.cpus_per_trial=0"], "launcher.cpus_per_trial=0: must be at least 1"),
-        (["launcher=pbs"], "launcher=pbs: is no option of launcher; accepted: local, slurm"),
+        (["launcher=pbs"], "launcher=pbs: is no option of launcher; accepted: local, oar, oar_besteffort, oar_chuc,"),
         (["launcher.setup=['export HF_TOKEN=abc']"], "launcher.setup.0: holds what looks like a token or password"),
         (["tasks.test=mmlu"], "tasks.test='mmlu': must be a list"),
         (["optimizer@x=bo"], "packages (@) are not accepted"),
