@@ -12,10 +12,10 @@ raises `AttemptError` to end with a typed error. Anybody can run the same attemp
     python jobs/lora.py campaigns/first/trials/t0007/a0 --copy-to /tmp/again
 
 **Interruption.** Slurm's ``--signal`` and OAR's ``--checkpoint`` send SIGUSR2 before the time is over, preemption sends
-SIGTERM. A program that calls ``main(evaluate, interruptible=True)`` finds the signal's name in `Attempt.interrupted`
-when it next looks; it then keeps what it has with `Attempt.save_checkpoint` and raises `Attempt.interruption`. The next
-attempt of the trial finds that folder among `Attempt.checkpoints`, as it finds the last one of an attempt that was
-killed without warning. A program that does not look is ended by SIGTERM at once, and begins anew.
+SIGTERM. A program that has set `Attempt.looks` finds the signal's name in `Attempt.interrupted` when it next looks; it
+then keeps what it has with `Attempt.save_checkpoint` and raises `Attempt.interruption`. The next attempt of the trial
+finds that folder among `Attempt.checkpoints`, as it finds the last one of an attempt that was killed without warning. A
+program that does not look works on after SIGUSR2, is ended by SIGTERM at once, and begins anew.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class Attempt:
         baseline: whether to score the model as it is, without training.
         previous: directories of the trial's earlier attempts, newest first.
         interrupted: name of the signal that asks the program to keep what it has and end; None: go on.
+        looks: whether the program looks at `interrupted` now and then, and so is not to be ended by a signal.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -89,6 +90,7 @@ class Attempt:
         self.baseline = bool(params.get("baseline", False))
         self.previous = [Path(folder) for folder in reversed(params.get("previous") or [])]
         self.interrupted: str | None = None
+        self.looks = False
         self.told: dict[str, Any] = {}
         self._progress_at = -math.inf
         self._seconds: dict[str, float] = {}
@@ -271,7 +273,8 @@ def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> i
         attempt.remove_checkpoints()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         traceback.print_exc()
-        kind = classify(error)
+        asked = attempt.interrupted is not None and isinstance(error, SystemExit)
+        kind = ErrorKind.INTERRUPTED if asked else classify(error)
         message = str(error) or type(error).__name__
         document = {
             **common,
@@ -300,17 +303,18 @@ def package_versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _signals(attempt: Attempt, *, interruptible: bool) -> Iterator[None]:
+def _signals(attempt: Attempt) -> Iterator[None]:
     """While this lasts, SIGUSR2 and SIGTERM interrupt the attempt."""
+    asked: set[int] = set()
 
     def handle(number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        log.warning("%s received", name)
-        if interruptible:
-            attempt.interrupted = attempt.interrupted or name
-        elif number == signal.SIGTERM:  # of use until its time is over, whatever SIGUSR2 announces
-            attempt.interrupted = name
-            raise attempt.interruption()
+        with contextlib.suppress(OSError):  # not logged: a signal may come while something else is
+            os.write(2, f"{name} received\n".encode())
+        attempt.interrupted = attempt.interrupted or name
+        if number == signal.SIGTERM and number not in asked and not attempt.looks:
+            asked.add(number)  # a second one must not disturb what the first has begun
+            raise SystemExit(str(attempt.interruption()))  # no Exception: those are often passed over
 
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield
@@ -323,16 +327,8 @@ def _signals(attempt: Attempt, *, interruptible: bool) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def main(
-    evaluate: Callable[[Attempt], Mapping[str, Any]], argv: list[str] | None = None, *, interruptible: bool = False
-) -> int:
-    """Entry point of a program in ``jobs/``: parse the attempt directory, run it.
-
-    Args:
-        evaluate: the work; its result.
-        argv: arguments; None: those of the process.
-        interruptible: whether `evaluate` looks at `Attempt.interrupted` by itself.
-    """
+def main(evaluate: Callable[[Attempt], Mapping[str, Any]], argv: list[str] | None = None) -> int:
+    """Entry point of a program in ``jobs/``: parse the attempt directory, run it."""
     parser = argparse.ArgumentParser(description="Evaluate one attempt of a campaign.")
     parser.add_argument("attempt_dir", type=Path, help="folder that holds params.json")
     parser.add_argument("--copy-to", type=Path, metavar="DIR", help="run a copy of the attempt in DIR, a new folder")
@@ -345,7 +341,7 @@ def main(
         directory = arguments.copy_to
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     attempt = Attempt(directory)
-    with _signals(attempt, interruptible=interruptible):
+    with _signals(attempt):
         status = run(attempt, evaluate)
     if arguments.copy_to is not None and status != CLAIMED_EXIT_STATUS:
         log.info("written: %s", directory / ("result.json" if status == 0 else "error.json"))

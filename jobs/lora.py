@@ -76,6 +76,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         run = Run(model, train, device)
         state = State()
         keep = Keeper(attempt, run, state)
+        attempt.looks = True  # from here on there is something to keep
 
         if not attempt.baseline:
             attempt.phase("train", physical_batch_size=run.physical)
@@ -98,6 +99,8 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         if objective.evaluation == "litgpt_cli":
             model.cpu()  # the classic route has its own copy on the device
             with tempfile.TemporaryDirectory(prefix=".litgpt-", dir=attempt.files.dir) as folder:
+                keep.save()
+                attempt.looks = False  # lm-eval's own model has nobody between its batches who could
                 lm = converted_lm(None if attempt.baseline else model, objective, train, device, Path(folder))
                 attempt.phase("score")
                 scores, sems = score(lm, tasks, objective.tasks.limit)
@@ -308,11 +311,15 @@ class Keeper:
         period = self.run.train.checkpoint_interval_s
         due = period > 0 and time.monotonic() - self.kept_at >= period
         if due or self.attempt.interrupted:
-            if self.state.step > 0:
-                self.attempt.save_checkpoint(self.state.step, self._write)
-            self.kept_at = time.monotonic()
+            self.save()
         if self.attempt.interrupted:
             raise self.attempt.interruption()
+
+    def save(self) -> None:
+        """Keep where the training is, once it has begun."""
+        if self.state.step > 0:
+            self.attempt.save_checkpoint(self.state.step, self._write)
+        self.kept_at = time.monotonic()
 
     def _write(self, folder: Path) -> None:
         from hpo_cluster.objectives.lit_checkpoint import write_checkpoint
@@ -544,4 +551,4 @@ def merged_lm(
 
 
 if __name__ == "__main__":
-    sys.exit(worker.main(evaluate, interruptible=True))
+    sys.exit(worker.main(evaluate))

@@ -95,7 +95,7 @@ def send(number: signal.Signals) -> Callable[[], None]:
 
 def run_as_job(folder: Path) -> dict[str, Any]:
     """Run an attempt in this process under the signal handlers of a job."""
-    status = worker.main(load_program().evaluate, [str(folder)], interruptible=True)
+    status = worker.main(load_program().evaluate, [str(folder)])
     return read(folder / ("error.json" if status else "result.json"))
 
 
@@ -220,6 +220,24 @@ def test_a_copy_run_by_hand_takes_and_removes_nothing(at_step: Any, data: Path, 
     assert worker.main(load_program().evaluate, [str(folder), "--copy-to", str(tmp_path / "copy")]) == 0
     assert read(tmp_path / "copy" / "result.json")["resumed_at"] == []
     assert (kept / "state.pt").exists()
+
+
+def test_the_classic_route_is_ended_at_once_with_its_training_kept(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hpo_cluster.objectives import lm_tasks
+
+    def slow(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR2)  # a warning: there may be time enough
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("still there")
+
+    monkeypatch.setattr(lm_tasks, "score", slow)
+    what = objective(data, **TRAINING).model_copy(update={"evaluation": "litgpt_cli"})
+    error = run_as_job(write_attempt(tmp_path / "a0", what))
+    assert (error["kind"], error["message"]) == ("interrupted", "SIGUSR2 asked to end during score")
+    assert worker.checkpoint_step(worker.AttemptLayout(tmp_path / "a0")) == 15
+    assert not list((tmp_path / "a0").glob(".litgpt*"))
 
 
 # --- out of memory ---------------------------------------------------------------------------------------------------
@@ -365,4 +383,4 @@ def test_a_command_is_ended_by_sigterm_at_once_and_tried_again(tmp_path: Path) -
     )
     assert (trial.state, trial.value) == ("completed", 2)
     assert [(a.error or {}).get("kind") for a in trial.attempts] == ["interrupted", None]
-    assert "SIGTERM" in (trial.attempts[0].error or {})["message"]
+    assert "asked to end during command" in (trial.attempts[0].error or {})["message"]
