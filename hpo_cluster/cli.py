@@ -123,6 +123,7 @@ def _dispatch(words: list[str]) -> int:
         "retry": _command,
         "stop": _command,
         "report": _report,
+        "doctor": _doctor,
         "prepare": _prepare,
     }
     return commands[command](arguments)
@@ -472,6 +473,23 @@ def _report(arguments: _Arguments) -> int:
     for path in write_report(arguments.folder()):
         print(_short_path(path))
     return OK
+
+
+def _doctor(arguments: _Arguments) -> int:
+    from hpo_cluster.compose import compose
+    from hpo_cluster.doctor import examine
+
+    config = _collecting(
+        arguments, lambda: compose(arguments.words, config_dir=arguments.config_dir, check_files=False)
+    )
+    faults = 0
+    for finding in examine(campaign_spec(config, arguments.words)):
+        print(f"{'ok   ' if finding.ok else 'FAULT'}  {finding.what}", flush=True)
+        if not finding.ok:
+            faults += 1
+            print(f"       -> {finding.remedy}", flush=True)
+    print("all is well" if not faults else f"{faults} to mend")
+    return BAD_END if faults else OK
 
 
 def _prepare(arguments: _Arguments) -> int:

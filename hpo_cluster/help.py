@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "stop": "let the driver, or the ticks, submit nothing more; jobs run on",
     "tick": "one short pass in place of a driver that stays, for cron: take in, propose, submit, exit",
     "report": "draw plots of a campaign",
+    "doctor": "check commands, storage, clock, queue, files, and run one tiny job",
     "prepare": "fetch model, data and tasks to shared storage, once",
 }
 
@@ -35,6 +36,7 @@ USAGE = {
     "stop": "hpo-cluster stop DIR",
     "tick": "hpo-cluster tick DIR [KEY=VALUE ...] [options]",
     "report": "hpo-cluster report DIR",
+    "doctor": "hpo-cluster doctor [KEY=VALUE ...] [options]",
     "prepare": "hpo-cluster prepare [KEY=VALUE ...] [options]",
 }
 
@@ -45,7 +47,7 @@ FLAGS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "--take-over": ("", ("run", "resume", "tick"), "drive on where another host's driver has died"),
     "--config-dir": (
         "DIR",
-        ("run", "resume", "tick", "prepare"),
+        ("run", "resume", "tick", "doctor", "prepare"),
         "a folder of space/NAME.yaml and the like, besides ./conf",
     ),
     "--json": ("", ("status",), "print the status as JSON"),
@@ -81,7 +83,7 @@ def command_help(command: str, cwd: Path, config_dir: Path | None = None) -> str
     lines = [f"usage: {USAGE[command]}", "", COMMANDS[command], "", "options:"]
     flags = {name: (arg, text) for name, (arg, commands, text) in FLAGS.items() if command in commands}
     lines += _table({f"{name} {arg}".strip(): text for name, (arg, text) in flags.items()})
-    if command in ("run", "prepare", "resume"):
+    if command in ("run", "prepare", "resume", "doctor", "tick"):
         lines += ["", "keys (KEY=VALUE; here with their defaults; --cfg job prints all values):"]
         keys = {f"{key}={value}": text for key, value, text in key_lines(conf_dir() / "config.yaml")}
         lines += _table({**keys, **SECTION_KEYS})

@@ -53,7 +53,7 @@ def read_identity(path: Path) -> dict[str, Any] | None:
     """The identity in ``campaign.yaml``; None where there is no such file."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except yaml.YAMLError as error:
         raise JournalError(f"{path}: cannot be read as YAML: {error}") from error

@@ -78,7 +78,7 @@ def test_version_and_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["rnu"], "'rnu': is no command; did you mean run? accepted: run, resume, status, report, prepare"),
+        (["rnu"], "'rnu': is no command; did you mean run? accepted: run, resume, status, why, tail"),
         (["budget=3"], "did you mean: hpo-cluster run budget=3?"),
         (["run", "--mulitrun"], "--mulitrun: is no option of run; did you mean --multirun?"),
         (["run", "--json"], "--json: is no option of run"),

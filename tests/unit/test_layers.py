@@ -19,7 +19,7 @@ LAYERS = {
     **dict.fromkeys(["surrogate", "optimizers"], "2a"),
     **dict.fromkeys(["worker", "objectives"], "2b"),
     **dict.fromkeys(["launchers"], "2c"),
-    **dict.fromkeys(["spec", "campaign", "outcomes", "code", "status", "story", "preview"], "3"),
+    **dict.fromkeys(["spec", "campaign", "outcomes", "code", "status", "story", "preview", "doctor"], "3"),
     **dict.fromkeys(["report", "prepare", "function_search", "replay"], "3"),
     **dict.fromkeys(["conftree", "config", "compose", "build", "help", "reference", "display", "cli", "__main__"], "4"),
 }

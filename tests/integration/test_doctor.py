@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hpo_cluster import cli
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_it_ends_with_a_job_and_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "FAULT" not in out
+    for part in (
+        "what objective=lora reads is there",
+        "was accepted",
+        f"it ran on {os.uname().nodename}",
+        "clock agrees",
+    ):
+        assert part in out
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_each_fault_has_its_remedy_and_no_job_is_submitted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = ["launcher=slurm", "model=llama-3.2-1b", "campaigns_dir=file/campaigns"]
+    assert cli.main(["doctor", *words]) == 1
+    out = capsys.readouterr().out
+    for part in ("lacks lit_model.pth", "prepare model=llama-3.2-1b", "command sbatch is not found", "Not a directory"):
+        assert part in out
+    assert out.count("FAULT") == out.count("->")
+    assert "was accepted" not in out
+
+
+def test_a_job_that_cannot_work_is_told_with_the_end_of_its_log(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", 'launcher.setup=["echo no such module >&2","exit 1"]', "grace_s=0.5"]) == 1
+    out = capsys.readouterr().out
+    assert "brought no result" in out
+    assert "no such module" in out
+    assert list(Path.cwd().iterdir()) == []
