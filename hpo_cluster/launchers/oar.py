@@ -191,6 +191,9 @@ class OarLauncher(SchedulerLauncher):
 
     def submit(self, submission: Submission) -> JobRef:
         """Write the script into the job's folder and hand it to oarsub."""
+        if re.search(r"[^\w ./+,:=@~-]", str(submission.job_dir)):
+            message = f"{submission.job_dir}: OAR cannot start a job in a directory with such characters in its path; "
+            raise SubmissionError(f"{message}use letters, digits, blanks and ._-+,:=@~", retriable=False)
         submission.job_dir.mkdir(parents=True, exist_ok=True)
         (submission.job_dir / "job.sh").write_text(self.script(submission))
         environment = {**os.environ, "PWD": str(submission.job_dir)}
@@ -266,9 +269,14 @@ def job_status(job: Mapping[str, Any]) -> JobStatus:
     events = {str(event.get("type")): event for event in job.get("events") or [] if isinstance(event, dict)}
     said = [word]
     if ours is JobState.ENDED:
-        how, words = exit_reason(job.get("exit_code"))
+        reason, words = exit_reason(job.get("exit_code"))
         why = next((event for event in EVENTS if event in events), None) if word == "Error" else None
-        reason = EVENTS[why] if why is not None else how
+        if why is not None:
+            reason = EVENTS[why]
+        elif reason is not EndReason.WELL and "CHECKPOINT" in events:  # it was warned, and ended of it
+            why = "CHECKPOINT"
+            evicted = "metasched" in str(events[why].get("description"))  # sarko warns of the walltime
+            reason = EndReason.PREEMPTED if evicted else EndReason.WALLTIME
         said += [part for part in (words, why) if part]
     return JobStatus(ours, reason, " ".join(said), str(nodes[0]) if nodes else None)
 

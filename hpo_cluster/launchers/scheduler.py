@@ -177,5 +177,5 @@ def refusal(error: CommandError, table: Sequence[Refusal], noise: str = r"(?!)")
     message = f"{error.program} failed with status {error.status}: {said}"
     for entry in table:
         if re.search(entry.pattern, error.output, re.IGNORECASE):
-            return SubmissionError(f"{message}. {entry.remedy}", retriable=entry.retriable)
+            return SubmissionError(f"{message}. {entry.remedy}".rstrip(". "), retriable=entry.retriable)
     return SubmissionError(message)
