@@ -158,8 +158,13 @@ class SlurmLauncher(SchedulerLauncher):
 
     def script(self, submission: Submission) -> str:
         """The text of the submission script."""
-        executor, command = self._executor(submission)
-        return str(executor._make_submission_file_text(command, uid=submission.token))
+        return self._text(*self._executor(submission), submission.token)
+
+    def _text(self, executor: Any, command: str, token: str) -> str:
+        text = str(executor._make_submission_file_text(command, uid=token))
+        if self.settings.checkpoint_delay_s or "signal" in self.settings.extra:
+            return text
+        return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#SBATCH --signal="))
 
     def _executor(self, submission: Submission) -> tuple[Any, str]:
         from submitit.slurm import slurm
@@ -199,7 +204,7 @@ class SlurmLauncher(SchedulerLauncher):
         executor, command = self._executor(submission)
         submission.job_dir.mkdir(parents=True, exist_ok=True)
         script: Path = submission.job_dir / "submission.sh"
-        script.write_text(executor._make_submission_file_text(command, uid=submission.token))
+        script.write_text(self._text(executor, command, submission.token))
         try:
             output = _slurm(executor._make_submission_command(script), timeout_s=SUBMIT_TIMEOUT_S)
         except CommandError as error:

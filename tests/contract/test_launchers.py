@@ -168,6 +168,14 @@ def test_the_slurm_script_says_what_was_asked_for(tmp_path: Path) -> None:
     assert ".pkl" not in script
 
 
+@pytest.mark.parametrize(("delay", "line"), [(90, "#SBATCH --signal=USR2@90"), (600, "USR2@600"), (0, None)])
+def test_a_slurm_job_is_warned_of_its_walltime(tmp_path: Path, delay: int, line: str | None) -> None:
+    from hpo_cluster.launchers.slurm import SlurmLauncher
+
+    script = SlurmLauncher(SlurmSettings(checkpoint_delay_s=delay)).script(submission(tmp_path, ""))
+    assert (line in script) if line else ("--signal" not in script)
+
+
 def test_without_the_commands_of_slurm_submission_fails_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
