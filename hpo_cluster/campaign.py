@@ -327,7 +327,8 @@ class Campaign:
         files = self.layout.attempt(trial.number, attempt.number)
         program = self.layout.code_dir / attempt.code / "jobs" / self.spec.objective.program
         command = (sys.executable, str(program.resolve()), str(files.dir.resolve()))
-        return Submission(attempt.token, command, files.dir.resolve(), files.job_dir.resolve())
+        exclude = self.record.bad_nodes(self.spec.operation.exclude_node_after)
+        return Submission(attempt.token, command, files.dir.resolve(), files.job_dir.resolve(), exclude)
 
     def _write_params(self, trial: TrialRecord, attempt: AttemptRecord, attempt_dir: Path) -> None:
         attempt_dir.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,12 @@ class Operation(BaseModel):
     retries: int = Field(
         2, strict=True, ge=0, description="new attempts of a trial whose job was lost to trouble that passes"
     )
+    exclude_node_after: int = Field(
+        2,
+        strict=True,
+        ge=0,
+        description="attempts that a node may lose before no more are sent to it; 0: any number",
+    )
     poll_s: float = Field(0.5, gt=0, description="seconds between two looks at the jobs' files")
     grace_s: float = Field(5.0, ge=0, description="seconds that a job's files may come after its end")
     stop_after_failures: int = Field(

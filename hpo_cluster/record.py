@@ -20,6 +20,7 @@ Events and what they say:
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,6 +235,13 @@ class Record:
         sign = 1.0 if maximize else -1.0
         valued = [t for t in self.rows if t.in_budget and t.state is State.COMPLETED and t.value is not None]
         return max(valued, key=lambda t: (sign * (t.value or 0.0), -t.number), default=None)
+
+    def bad_nodes(self, losses: int) -> tuple[str, ...]:
+        """Nodes on which so many attempts were lost to trouble of the node or its disk, in the order of their names."""
+        kinds = (ErrorKind.NODE, ErrorKind.DISK)
+        attempts = [attempt for trial in self.trials.values() for attempt in trial.attempts if attempt.error]
+        lost = Counter(a.node for a in attempts if a.node and (a.error or {})["kind"] in kinds)
+        return tuple(sorted(node for node, count in lost.items() if losses and count >= losses))
 
     def gpu_hours(self, now: datetime.datetime) -> float:
         """GPU-hours that jobs have used, from claiming their attempt to their end or until `now`."""

@@ -1,7 +1,7 @@
-"""Write the configuration reference, ``docs/reference/configuration.md``, of the typed configuration and of ``conf/``.
+"""Write what of ``docs/reference/`` is made of the code: the configuration, the failures and the schedulers' states.
 
 Usage: ``python tools/make_reference.py [--check]``; with ``--check`` nothing is written, and the exit status is 1 where
-the file is not current.
+a page is not current.
 """
 
 from __future__ import annotations
@@ -22,12 +22,24 @@ sys.path.insert(0, str(ROOT))
 
 from hpo_cluster.config import NESTED, OPERATIONAL, CampaignSettings  # noqa: E402
 from hpo_cluster.conftree import GROUPS, conf_dir, key_comments, options  # noqa: E402
-from hpo_cluster.launchers import LAUNCHERS  # noqa: E402
+from hpo_cluster.launchers import LAUNCHERS, oar, slurm  # noqa: E402
 from hpo_cluster.objectives import OBJECTIVES  # noqa: E402
 from hpo_cluster.optimizers.registry import OPTIMIZERS  # noqa: E402
+from hpo_cluster.outcomes import KINDS_OF_REASONS  # noqa: E402
 from hpo_cluster.policy import Failures  # noqa: E402
+from hpo_cluster.trial import DRIVER_KINDS  # noqa: E402
 
-TARGET = ROOT / "docs" / "reference" / "configuration.md"
+REFERENCE = ROOT / "docs" / "reference"
+
+FAILURES = """\
+# Failures and scheduler states
+
+<!-- Made by tools/make_reference.py of the tables in the code. Do not edit. -->
+
+What became of an attempt is read from its own files first, from its scheduler second, from the end of its log last.
+The kind decides what becomes of the trial: `retry` makes another attempt, `retries` of them at most; `requeue` makes
+another however often; the others are the state that the trial ends in. `failures.KIND=…` changes a policy.
+"""
 
 INTRODUCTION = """\
 # Configuration
@@ -42,9 +54,37 @@ Files of your own: `./conf/GROUP/NAME.yaml` of the directory where the command i
 """
 
 
-def reference_markdown() -> str:
-    """The whole page."""
-    return "\n".join(_lines()).rstrip() + "\n"
+def pages() -> dict[Path, str]:
+    """Every page by its path."""
+    made = {"configuration.md": _lines(), "failures.md": _failure_lines()}
+    return {REFERENCE / name: "\n".join(lines).rstrip() + "\n" for name, lines in made.items()}
+
+
+def _failure_lines() -> Iterator[str]:
+    yield FAILURES
+    learned = {"retry": "nothing", "requeue": "nothing", "failed": "nothing", "diverged": "a low value"}
+    policies = Failures()
+    rows = []
+    for name, field in Failures.model_fields.items():
+        finder = "the driver" if name in DRIVER_KINDS else "the job"
+        policy = policies.action(name)
+        rows.append((f"`{name}`", finder, field.description or "", policy, learned.get(policy, "a low value")))
+    yield from _table(("kind", "found by", "means", "policy", "what the optimizer learns"), rows)
+    yield "`out_of_memory` first makes another attempt with half the physical batch, as long as there is a half to try."
+    yield "An attempt that left a checkpoint further on than those before it uses up no retry.\n"
+    yield "## Why a job ended, and the kind it is taken for\n"
+    yield "Where the job published neither a result nor an error.\n"
+    yield from _table(("reason", "kind"), [(f"`{reason}`", f"`{kind}`") for reason, kind in KINDS_OF_REASONS.items()])
+    for title, module in (("Slurm", slurm), ("OAR", oar)):
+        yield f"## States of {title}\n"
+        rows2 = [(f"`{word}`", f"{state}", f"{reason or ''}") for word, (state, reason) in module.STATES.items()]
+        yield from _table(("state", "is taken for", "ended because"), rows2)
+        yield "Any other word is unknown, and unknown is never an end.\n"
+    yield "## Exit codes of Slurm jobs that FAILED\n"
+    codes = [(f"`{code}`", f"{why}") for code, why in slurm.EXIT_CODES.items()]
+    yield from _table(("exit code", "ended because"), codes)
+    yield "## Events of OAR jobs in Error\n"
+    yield from _table(("event", "ended because"), [(f"`{event}`", f"{why}") for event, why in oar.EVENTS.items()])
 
 
 def _lines() -> Iterator[str]:
@@ -185,17 +225,15 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the page, or check it."""
-    text = reference_markdown()
-    if "--check" in argv:
-        current = TARGET.is_file() and TARGET.read_text(encoding="utf-8") == text
-        if not current:
-            print(f"{TARGET.relative_to(ROOT)} is not current; run: python tools/make_reference.py", file=sys.stderr)
-        return 0 if current else 1
-    TARGET.parent.mkdir(parents=True, exist_ok=True)
-    TARGET.write_text(text, encoding="utf-8")
-    print(TARGET.relative_to(ROOT))
-    return 0
+    """Write the pages that are not current, or name them."""
+    stale = [path for path, text in pages().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if "--check" in argv:
+            print(f"{path.relative_to(ROOT)} is not current; run: python tools/make_reference.py", file=sys.stderr)
+        else:
+            path.write_text(pages()[path], encoding="utf-8")
+            print(path.relative_to(ROOT))
+    return 1 if stale and "--check" in argv else 0
 
 
 if __name__ == "__main__":

@@ -44,12 +44,13 @@ class LauncherSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Submission:
-    """One job to submit: a plain command on an attempt directory."""
+    """One job to submit: a plain command on an attempt directory, anywhere but on the nodes in `exclude`."""
 
     token: str
     command: tuple[str, ...]
     attempt_dir: Path
     job_dir: Path
+    exclude: tuple[str, ...] = ()  # nodes that have failed before, not to be used
 
     def shell_line(self, environment: Mapping[str, str] | None = None, container: str | None = None) -> str:
         """The command as one line for a shell, with the token (and `environment`) in its environment.

@@ -181,7 +181,10 @@ class OarLauncher(SchedulerLauncher):
         # of the launching directory, $PWD: oarsub takes no quotes in these names
         command += ["-O", "%jobid%_0_log.out", "-E", "%jobid%_0_log.err"]
         command += ["-l", f"{resources},walltime={hours}:{minutes:02d}:00"]
-        for option, value in (("-q", settings.queue), ("-p", settings.properties), ("--project", settings.project)):
+        conditions = [f"({settings.properties})"] if settings.properties and submission.exclude else []
+        conditions += [f"network_address <> '{node}'" for node in submission.exclude]
+        properties = " AND ".join(conditions) or settings.properties
+        for option, value in (("-q", settings.queue), ("-p", properties), ("--project", settings.project)):
             command += [] if value is None else [option, value]
         for kind in settings.types:
             command += ["-t", kind]

@@ -189,6 +189,7 @@ class SlurmLauncher(SchedulerLauncher):
             "account": settings.account,
             "qos": settings.qos,
             "constraint": settings.constraint,
+            "exclude": ",".join(submission.exclude) or None,
             "setup": list(settings.setup) or None,
             "signal_delay_s": settings.checkpoint_delay_s,
             "additional_parameters": {"no-requeue": True, **_flags(settings.extra)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -501,3 +502,15 @@ def test_oar_never_runs_a_job_twice(bad: dict[str, object]) -> None:
 
 def test_every_launcher_is_known() -> None:
     assert set(LAUNCHERS) >= {"local", "slurm", "oar"}
+
+
+def test_nodes_that_failed_are_left_out(tmp_path: Path) -> None:
+    from hpo_cluster.launchers.oar import OarLauncher, OarSettings
+    from hpo_cluster.launchers.slurm import SlurmLauncher
+
+    job = dataclasses.replace(submission(tmp_path, ""), exclude=("node01", "node02"))
+    assert "#SBATCH --exclude=node01,node02" in SlurmLauncher(SlurmSettings()).script(job)
+    asked = OarLauncher(OarSettings(properties="cluster='chuc'")).command(job)
+    condition = "(cluster='chuc') AND network_address <> 'node01' AND network_address <> 'node02'"
+    assert asked[asked.index("-p") + 1] == condition
+    assert "-p" not in OarLauncher(OarSettings()).command(submission(tmp_path, ""))
