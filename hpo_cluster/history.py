@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo_cluster.errors import JournalError
 from hpo_cluster.files import replace_text
-from hpo_cluster.identity import read_identity
+from hpo_cluster.identity import identity_of_campaign
 from hpo_cluster.layout import CampaignLayout
 from hpo_cluster.record import Record, TrialRecord
 
@@ -92,9 +91,7 @@ def load_history(campaign_dir: str | os.PathLike[str]) -> pd.DataFrame:
         JournalError: where there is no campaign, or its journal cannot be read.
     """
     layout = CampaignLayout(Path(campaign_dir))
-    identity = read_identity(layout.identity)
-    if identity is None:
-        raise JournalError(f"{layout.dir} is no campaign: it has no campaign.yaml")
+    identity = identity_of_campaign(layout.identity)
     maximize = identity["direction"] == "maximize"
     return to_frame(Record.read(layout.events), list(identity["space"]), maximize=maximize)
 

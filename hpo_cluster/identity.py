@@ -62,6 +62,14 @@ def read_identity(path: Path) -> dict[str, Any] | None:
     return data
 
 
+def identity_of_campaign(path: Path) -> dict[str, Any]:
+    """The identity in ``campaign.yaml``. Raises JournalError where there is no campaign."""
+    identity = read_identity(path)
+    if identity is None:
+        raise JournalError(f"{path.parent} is no campaign: it has no {path.name}")
+    return identity
+
+
 def settle_identity(path: Path, identity: Mapping[str, Any]) -> None:
     """Write ``campaign.yaml`` once; raise IdentityError where it exists and says otherwise."""
     text = yaml.safe_dump(dict(identity), sort_keys=False, allow_unicode=True)

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hpo_cluster.errors import JournalError
 from hpo_cluster.files import read_json
-from hpo_cluster.identity import read_identity
+from hpo_cluster.identity import identity_of_campaign
 from hpo_cluster.layout import CampaignLayout
 from hpo_cluster.lock import STALE_AFTER_S, heartbeat_age_s, is_locked, read_lock
 from hpo_cluster.record import Record, TrialRecord
@@ -26,9 +25,7 @@ def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
         JournalError: where there is no campaign, or its journal cannot be read.
     """
     layout = CampaignLayout(Path(campaign_dir))
-    identity = read_identity(layout.identity)
-    if identity is None:
-        raise JournalError(f"{layout.dir} is no campaign: it has no campaign.yaml")
+    identity = identity_of_campaign(layout.identity)
     owner = read_lock(layout.lock)
     alive = owner is not None and (
         is_locked(layout.lock) if owner.get("host") == os.uname().nodename else heartbeat_age_s(owner) < STALE_AFTER_S
