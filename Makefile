@@ -8,7 +8,7 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types check bundle check-bundle reference clean
+.PHONY: help run test test-cluster lint types check bundle check-bundle reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,10 @@ run: $(VENV)/installed  ## install, then run the default campaign: 16 real fine-
 
 test: $(VENV)/installed-dev  ## install, then run all tests
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --quiet
+
+test-cluster: $(VENV)/installed-dev  ## as root on Debian: install and start a Slurm and an OAR, run the tests against both
+	tests/cluster/install
+	tests/cluster/run $(abspath $(BIN)/python)
 
 lint: $(VENV)/installed-dev  ## style, and formatting
 	$(BIN)/ruff check .

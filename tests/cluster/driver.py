@@ -1,0 +1,57 @@
+"""A driver in a process of its own, for any cluster; `python driver.py CAMPAIGN_DIR OPTIONS_JSON`.
+
+Options: `launcher` (its settings, with its kind), `steps` (what an attempt does, by the end of its directory's path, as
+in ``t0000/a0``), `step` (what the others do), `operation`, `limits` (seconds that a scheduler's command may take) and
+`kill_at` with `when`, as in `support.drivers`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from support import drivers
+
+from hpo_cluster.campaign import Campaign
+from hpo_cluster.launchers import LAUNCHERS, make_launcher
+from hpo_cluster.objectives.command import CommandObjective
+from hpo_cluster.spec import CampaignSpec
+
+
+def command(log: Path, options: dict[str, Any]) -> str:
+    """Log the attempt, do its step, print the value: the digits of x and k."""
+    cases = [f"*/{end}) {step};;" for end, step in options.get("steps", {}).items()]
+    case = f"case $HPO_CLUSTER_ATTEMPT_DIR in {' '.join(cases)} *) {options.get('step', 'sleep 0.5')};; esac"
+    note = f"echo ${{{{HPO_CLUSTER_ATTEMPT_DIR#*/trials/}}}} >> {log}"
+    return f"{note}; {case}; " + """echo '{{"value": '{x}{k}'}}'"""
+
+
+def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
+    """The campaign that `options` describe."""
+    made = drivers.spec(directory, {"operation": {"poll_s": 0.1, "grace_s": 2, **options.get("operation", {})}})
+    objective = CommandObjective(command=command(directory.parent / "log", options), cwd=str(directory.parent))
+    settings = dict(options["launcher"])
+    launcher = make_launcher(LAUNCHERS[settings["kind"]][0](**settings))
+    return dataclasses.replace(made, objective=objective, launcher=launcher)
+
+
+def main() -> None:
+    """Drive the campaign to its end, or until the moment to die."""
+    directory, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+    module = importlib.import_module(f"hpo_cluster.launchers.{options['launcher']['kind']}")
+    for name, seconds in options.get("limits", {}).items():
+        assert hasattr(module, name), name
+        setattr(module, name, seconds)
+    if "kill_at" in options:
+        drivers.kill_around(options["kill_at"], options["when"])
+    with Campaign(spec(directory, options)) as campaign:
+        for _ in campaign.drive():
+            pass
+
+
+if __name__ == "__main__":
+    main()

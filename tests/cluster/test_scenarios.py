@@ -1,0 +1,243 @@
+"""What happens to a campaign on a cluster: each scenario once, on every scheduler.
+
+Each ends with the right history, and with no evaluation lost or made twice: `CampaignOnACluster.check`.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+from campaigns import CampaignOnACluster
+from clusters import Cluster, wait
+
+from hpo_cluster.journal import read_events
+
+Make: TypeAlias = Callable[..., CampaignOnACluster]
+Reference: TypeAlias = list[dict[str, Any]]
+
+#: Longer than any scenario: an attempt that does this never ends by itself.
+FOR_EVER = "sleep 1000"
+
+
+# ------------------------------------------------------------------------------------------------------- jobs and nodes
+
+
+def test_a_whole_campaign_with_four_workers(campaign: Make, reference: Reference) -> None:
+    one = campaign(operation={"budget": 12})
+    assert one.run() == 0, one.story()
+    one.check(reference)
+
+
+def test_an_exception_in_the_job_fails_its_trial_alone(campaign: Make, reference: Reference) -> None:
+    one = campaign(steps={"t0001/a0": "echo broken >&2; exit 7"})
+    assert one.run() == 0, one.story()
+    one.check(reference, kinds={1: ["code"]}, states={1: "failed"})
+
+
+def test_a_running_job_cancelled_by_hand_is_tried_again(cluster: Cluster, campaign: Make, reference: Reference) -> None:
+    one = campaign(steps={"t0000/a0": FOR_EVER})
+    one.start()
+    one.claim()
+    cluster.cancel(one.job())
+    one.finish()
+    one.check(reference, kinds={0: ["cancelled|interrupted"]})
+
+
+def test_a_waiting_job_cancelled_by_hand_is_tried_again(cluster: Cluster, campaign: Make, reference: Reference) -> None:
+    other = cluster.fill(300)
+    wait(lambda: cluster.state(other) == "running", 60, "the cluster to be full")
+    one = campaign()
+    one.start()
+    job = one.job()
+    wait(lambda: cluster.state(job) == "pending", 30, "the job to wait")
+    cluster.cancel(job)
+    wait(lambda: len(one.trials[0].attempts) == 2, 60, f"another attempt\n{one.story()}")
+    cluster.cancel(other)
+    one.finish()
+    one.check(reference, kinds={0: ["cancelled"]}, lost_before_start={0: 1})
+
+
+@pytest.mark.only("slurm")
+def test_a_node_crashes_with_its_job(cluster: Cluster, campaign: Make, reference: Reference) -> None:
+    one = campaign(steps={"t0000/a0": FOR_EVER}, launcher={"walltime_min": 1}, operation={"workers": 1})
+    one.start()
+    cluster.crash_node(one.claim()["node"])
+    one.finish(300)
+    one.check(reference, kinds={0: [cluster.crash_kind]})
+
+
+@pytest.mark.only("slurm")
+def test_a_node_is_set_down_by_the_administrator(cluster: Cluster, campaign: Make, reference: Reference) -> None:
+    one = campaign(steps={"t0000/a0": FOR_EVER}, operation={"workers": 1})
+    one.start()
+    cluster.set_down(one.claim()["node"])
+    one.finish()
+    one.check(reference, kinds={0: ["node|interrupted"]})
+
+
+@pytest.mark.only("slurm")
+def test_a_suspended_job_is_waited_for(cluster: Cluster, campaign: Make, reference: Reference) -> None:
+    one = campaign(steps={"t0000/a0": "sleep 8"})
+    one.start()
+    one.claim()
+    cluster.suspend(one.job())
+    wait(lambda: cluster.state(one.job()) == "suspended", 30, "the job to be suspended")
+    time.sleep(10)
+    assert len(one.trials[0].attempts) == 1
+    assert not one.trials[0].state.ended
+    cluster.resume(one.job())
+    one.finish()
+    one.check(reference)
+
+
+@pytest.mark.only("slurm")
+def test_a_preempted_job_is_tried_again(cluster: Cluster, campaign: Make, reference: Reference) -> None:
+    one = campaign(steps={"t0000/a0": FOR_EVER}, operation={"workers": 1}, launcher=cluster.preemption_settings)
+    one.start()
+    one.claim()
+    other = cluster.fill(300, urgent=True)
+    wait(lambda: cluster.state(other) == "running", 90, "the other job to have its place")
+    wait(lambda: len(one.trials[0].attempts) == 2, 60, f"another attempt\n{one.story()}")
+    cluster.cancel(other)
+    one.finish()
+    one.check(reference, kinds={0: ["preempted|interrupted"]})
+
+
+@pytest.mark.only("slurm")
+def test_a_job_over_its_walltime_that_takes_no_notice_of_the_warning(campaign: Make, reference: Reference) -> None:
+    one = campaign(
+        steps={"t0000/a0": f"trap '' USR2 TERM; {FOR_EVER}"}, launcher={"walltime_min": 1, "checkpoint_delay_s": 10}
+    )
+    one.start()
+    one.claim()
+    one.finish(240)
+    one.check(reference, kinds={0: ["walltime|interrupted"]})
+
+
+# ------------------------------------------------------------------------------------------------------- the controller
+
+
+@pytest.mark.only("slurm")
+@pytest.mark.parametrize("way", ["stopped", "killed"])
+def test_the_controller_is_down_while_jobs_wait_and_run(
+    cluster: Cluster, campaign: Make, reference: Reference, way: str
+) -> None:
+    other = cluster.fill(300, but=1)
+    wait(lambda: cluster.state(other) == "running", 60, "the cluster to be almost full")
+    one = campaign(
+        steps={"t0000/a0": "sleep 30"}, operation={"workers": 2, "max_in_flight": 2}, launcher=cluster.big_job
+    )
+    one.start()
+    one.claim()
+    waiting = one.job(1)
+    assert cluster.state(waiting) == "pending"
+    time.sleep(10)  # Slurm saves what it knows every few seconds: what is younger is forgotten when it is killed
+    cluster.stop_controller() if way == "stopped" else cluster.kill_controller()
+    time.sleep(30)
+    cluster.mend()
+    cluster.cancel(other)
+    one.finish(240)
+    one.check(reference)
+
+
+# -------------------------------------------------------------------------------------------------------------- drivers
+
+#: created, started, asked, and intent, submitted, running, ended for each of 4 trials, asked again in between, stopped.
+EVENTS = 22
+SAMPLE = {"slurm": range(EVENTS), "oar": (3, 4, 7, 11)}
+
+
+@pytest.mark.only("slurm")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_driver_is_killed_at_an_event_of_its_journal(
+    cluster: Cluster, campaign: Make, reference: Reference, when: str
+) -> None:
+    def scenario(kill_at: int) -> str:
+        one = campaign(operation={"workers": 2})
+        try:
+            assert one.run(kill_at=kill_at, when=when) in (-9, 0), one.story()
+            seen = len(list(read_events(one.layout.events)))
+            assert seen == kill_at + (when == "after") or seen < EVENTS, one.story()
+            assert one.run() == 0, one.story()
+            one.check(reference)
+        except AssertionError as error:
+            return f"killed {when} event {kill_at}: {error}\n"
+        return ""
+
+    with ThreadPoolExecutor(6) as pool:
+        faults = list(pool.map(scenario, SAMPLE[cluster.kind]))
+    assert "".join(faults) == ""
+
+
+@pytest.mark.only("slurm")
+def test_a_second_driver_is_refused_and_takes_over_when_the_first_is_dead(campaign: Make, reference: Reference) -> None:
+    one = campaign(step="sleep 4")
+    first = one.start()
+    one.claim()
+    assert one.run() != 0
+    assert "another driver" in one.story().lower() or "locked" in one.story().lower()
+    assert first.poll() is None
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert one.run() == 0, one.story()
+    one.check(reference)
+
+
+# ----------------------------------------------------------------------------------------------- the submission command
+
+#: What the first call of the submission command does; `real` is the scheduler's own.
+SUBMISSIONS = {
+    "fails": "echo 'Socket timed out on send/recv operation' >&2; exit 1",
+    "hangs": "exec sleep 1000",
+    "dies when it has submitted": 'real "$@" > /dev/null; kill -9 $$',
+    "hangs when it has submitted": 'real "$@" > /dev/null; exec sleep 1000',
+    "says nothing when it has submitted": 'real "$@" > /dev/null',
+}
+
+
+def wrapper(cluster: Cluster, folder: Path, first_call: str) -> Path:
+    """A folder with a submission command whose first call is `first_call`, and whose others are the scheduler's."""
+    path = folder / "bin"
+    path.mkdir()
+    path.chmod(0o777)
+    command = path / cluster.submit_command
+    real = f'real() {{ /usr/bin/{cluster.submit_command} "$@"; }}'
+    command.write_text(
+        f'#!/bin/bash\n{real}\nif mkdir {path}/called 2>/dev/null; then\n{first_call}\nelse real "$@"\nfi\n'
+    )
+    command.chmod(0o755)
+    return path
+
+
+@pytest.mark.only("slurm")
+@pytest.mark.parametrize("first_call", SUBMISSIONS)
+def test_the_submission_command(cluster: Cluster, campaign: Make, reference: Reference, first_call: str) -> None:
+    one = campaign(limits={"SUBMIT_TIMEOUT_S": 5})
+    one.start(path=wrapper(cluster, one.folder, SUBMISSIONS[first_call]))
+    one.finish()
+    assert (one.folder / "bin" / "called").is_dir()
+    one.check(reference)
+
+
+@pytest.mark.only("slurm")
+def test_a_submission_outlives_its_driver_and_acts_when_the_next_has_looked(
+    cluster: Cluster, campaign: Make, reference: Reference
+) -> None:
+    one = campaign(operation={"workers": 1})
+    acted = one.folder / "bin" / "acted"
+    late = f'sleep 12; /usr/bin/{cluster.submit_command} "$@"; touch {acted}'
+    survivor = f"setsid bash -c '{late}' - \"$@\" > {acted}.out 2>&1 < /dev/null &\nsleep 1000"
+    path = wrapper(cluster, one.folder, survivor)
+    one.start(path=path)
+    wait((path / "called").is_dir, 60, "the submission")
+    one.kill_driver()
+    one.start(step="sleep 4", path=path)
+    wait(acted.exists, 60, "the late submission")
+    one.finish()
+    one.check(reference)
