@@ -7,14 +7,18 @@ outcomes. It is trained on the canonical points of what was really evaluated.
 Trials that diverged or were infeasible count as the worst value observed so far, recomputed at each fit; trials that
 failed or were cancelled for reasons that have nothing to do with their configuration are not told.
 
-The *outcome* decides what the process sees of a value ``y``. ``raw``: ``y``. ``clip``: ``max(y, median)``, so that a
-cliff or a deep valley, which a stationary process would spend its length-scales on, becomes flat ground; where more
-than half of the values share the maximum nothing would be left, and ``raw`` is used.
+The *outcome* decides what the process sees of a value ``y``, with ``m`` the median and ``b`` the best of the values, so
+that a cliff or a deep valley is not what a stationary process spends its length-scales on:
 
-Median regret after 40 sequential trials, clip against raw on the same seeds (four of cliff, three of the others; too
-few to tell factors below two): cliff 7e-6 and 2e-3, himmelblau 0.02 and 0.4, hartmann6 0.1 and 0.2, branin 0.008 and
-0.003, ackley_shifted 4.8 and 4.9, levy 8 and 1.2. Fine-tuning has a cliff, so clip is the default; where a smooth
-objective has one wide basin, as levy, raw is the better choice.
+    raw     ``y``
+    soft    ``m - s log(1 + (m - y) / s)`` below ``m``, where ``s`` is ``b - m``, at least `SOFT_FLOOR` of the spread,
+            and ``y`` from ``m`` on. Strictly monotone, slope 1 at ``m``: what is low stays low, but comes nearer
+    clip    ``max(y, m)``: all that is low becomes flat ground, at the height of the median
+    winsor  ``max(y, q - 2 (b - q))`` with ``q`` the median of the upper half
+
+Where ``clip`` or ``winsor`` would leave nothing of different values, ``raw`` is used. On a plateau beside a cliff both
+lift the cliff's foot to nearly the height of the plateau; soft keeps it apart, and is the default.
+``docs/design/bo_outcome.md`` has the measurements, which do not tell the scales apart on smooth functions.
 
 References: C. Hvarfner, E. O. Hellsten and L. Nardi, "Vanilla Bayesian Optimization Performs Great in High Dimensions",
 ICML 2024 (arXiv:2402.02229), for the prior; M. Balandat et al., "BoTorch: A Framework for Efficient Monte-Carlo
@@ -41,7 +45,10 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-Outcome: TypeAlias = Literal["clip", "raw"]
+Outcome: TypeAlias = Literal["soft", "clip", "winsor", "raw"]
+
+#: Least scale of the outcome `soft`, as a share of the spread of the targets: more than half of them may be the best.
+SOFT_FLOOR = 1e-3
 
 
 class SurrogateError(Exception):
@@ -110,6 +117,26 @@ class Features:
         return ends[axis] - self.start[axis]
 
 
+def scaled(targets: NDArray[np.float64], outcome: Outcome) -> NDArray[np.float64]:
+    """What the process sees of maximised targets (``n``), in their units: never of another order, see the module.
+
+    Where nothing is left of different targets, they are returned as they are.
+    """
+    if outcome == "raw" or len(targets) == 0 or not np.ptp(targets) > 0:
+        return targets
+    best, median = targets.max(), np.median(targets)
+    if outcome == "soft":
+        scale = max(best - median, SOFT_FLOOR * np.ptp(targets))
+        depth = np.maximum(median - targets, 0.0) / scale
+        return np.where(targets < median, median - scale * np.log1p(depth), targets)
+    if outcome == "winsor":
+        upper = np.median(np.sort(targets)[len(targets) // 2 :])
+        raised = np.maximum(targets, upper - 2 * (best - upper))
+    else:
+        raised = np.maximum(targets, median)
+    return raised if np.ptp(raised) > 0 else targets
+
+
 @dataclass(frozen=True)
 class Observations:
     """What the surrogate is trained on.
@@ -140,10 +167,7 @@ class Observations:
 
     def outcomes(self, outcome: Outcome) -> NDArray[np.float64]:
         """The targets (``n``) as the process sees them."""
-        if outcome == "raw" or len(self.targets) == 0:
-            return self.targets
-        clipped = np.maximum(self.targets, np.median(self.targets))
-        return clipped if np.ptp(clipped) > 0 else self.targets
+        return scaled(self.targets, outcome)
 
     def digest(self) -> bytes:
         """Equal for equal points and targets in the same order."""
@@ -239,7 +263,7 @@ def fit(features: Features, observations: Observations, outcome: Outcome, seed: 
     return Surrogate(features, observations, outcomes, model)
 
 
-def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "clip", seed: int = 0) -> int | None:
+def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft", seed: int = 0) -> int | None:
     """Number of the evaluated trial with the best posterior mean.
 
     With noisy values the highest one is partly luck; the mean borrows from the neighbours. Where no model can be fitted

@@ -17,7 +17,7 @@ Symbols: ``x`` point, ``f`` the process (see `hpo_cluster.surrogate`), ``X`` obs
     log_ei    log E[ max(0, f(x) - y+) ], analytic; with P not empty, log of the expected *joint* improvement of x and P
               over y+ by Monte Carlo (qLogEI with P appended), because the analytic form knows no pending points
 
-Deviations from the papers: the process sees the outcomes of `outcome`, clipped below their median by default; trials
+Deviations from the papers: the process sees the outcomes of `outcome`, drawn in below their median by default; trials
 that diverged or were infeasible count as the worst value so far, there is no separate model of feasibility yet, so
 nothing more than a low value keeps the search away from them; integers and choices are relaxed for the gradient steps,
 then rounded, improved by a local search over their values and polished in the real parameters alone; a configuration
@@ -63,8 +63,9 @@ class BOSettings(OptimizerSettings):
     initial: int = Field(default=10, ge=1, le=100_000, description="trials of the initial design before the model")
     initial_design: Literal["lhs", "sobol"] = Field(default="lhs", description="how the initial trials are spread")
     outcome: Outcome = Field(
-        default="clip",
-        description="what the model sees of a value: clip raises all below the median to it, raw leaves them alone",
+        default="soft",
+        description="what the model sees of values: soft draws those below the median nearer to it by a logarithm, "
+        "clip raises them to it, winsor raises what is far below the upper half, raw leaves them alone",
     )
     replicates: bool = Field(
         default=False, description="allow a configuration that was evaluated before to be proposed again"

@@ -85,15 +85,20 @@ def test_says_how_it_decided() -> None:
 
 @pytest.mark.parametrize("acquisition", ["qlognei", "log_ei"])
 def test_pending_trials_push_the_next_one_away(acquisition: str) -> None:
+    """Much further than a trial that was cancelled, whose configuration only may not come again."""
     rows = bowl(14)
-    optimizer = make_optimizer("bo", SQUARE, initial=4, acquisition=acquisition)
-    (first,) = optimizer.ask(frame(SQUARE, rows), 1).proposals
-    place = dict(first.parameters)
-    alone = SQUARE.encode(place)
-    optimizer = make_optimizer("bo", SQUARE, initial=4, acquisition=acquisition)
-    pending = [*rows, told(14, place, state="running")]
-    (second,) = optimizer.ask(frame(SQUARE, pending), 1).proposals
-    assert np.abs(SQUARE.encode(second.parameters) - alone).max() > 0.02
+
+    def ask(*more: dict[str, Any]) -> dict[str, Any]:
+        optimizer = make_optimizer("bo", SQUARE, initial=4, acquisition=acquisition)
+        return dict(optimizer.ask(frame(SQUARE, [*rows, *more]), 1).proposals[0].parameters)
+
+    place = ask()
+    pending, cancelled = (
+        np.abs(SQUARE.encode(ask(told(14, place, state=state))) - SQUARE.encode(place)).max()
+        for state in ("running", "cancelled")
+    )
+    assert pending > 0.01
+    assert pending > 5 * cancelled
 
 
 def test_failed_trials_are_not_told_but_diverged_ones_are() -> None:

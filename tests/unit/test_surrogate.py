@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ import pytest
 
 from hpo_cluster.optimizers.rows import Rows
 from hpo_cluster.space import Categorical, Float, Integer, Space
-from hpo_cluster.surrogate import Features, Observations, SurrogateError, fit, quiet_torch, recommend
+from hpo_cluster.surrogate import Features, Observations, Outcome, SurrogateError, fit, quiet_torch, recommend, scaled
 
 LINE = Space({"x": Float(0.0, 1.0)})
 MIXED = Space(
@@ -86,6 +86,62 @@ def test_outcomes() -> None:
     assert observations.outcomes("clip").tolist() == [2, 2, 2, 3, 10]
     tied = Observations.of(Rows.read(LINE, frame.assign(target=[0.0, 1.0, 1.0, 1.0, 1.0])))
     assert tied.outcomes("clip").tolist() == [0, 1, 1, 1, 1]
+
+
+CASES = {
+    "cliff below": [0.23, 0.24, 0.27, 0.86, 0.89, 0.9, 0.91],
+    "cliff, mostly bad": [0.2, 0.21, 0.22, 0.23, 0.24, 0.5, 0.9],
+    "half are the best": [0.1, 0.2, 1.0, 1.0, 1.0, 1.0],
+    "one is bad": [-1e6, 1.0, 1.0, 1.0, 1.0],
+    "one is good": [0.0, 0.0, 0.0, 0.0, 1.0],
+    "two": [-3.0, 2.0],
+    "wide": [-1e12, -1e6, -10.0, 0.0, 1e-3],
+}
+
+
+@pytest.mark.parametrize("outcome", get_args(Outcome))
+@pytest.mark.parametrize("values", CASES.values(), ids=CASES.keys())
+def test_no_outcome_changes_the_order_or_the_best(outcome: Outcome, values: list[float]) -> None:
+    targets = np.array(values)
+    seen = scaled(targets, outcome)
+    assert np.all(np.diff(seen) >= 0)
+    assert seen.max() == targets.max()
+    assert np.all(seen >= targets)
+    assert np.ptp(seen) > 0
+    top = targets >= np.median(targets)
+    if outcome != "winsor":
+        assert seen[top].tolist() == targets[top].tolist()
+    if outcome in ("soft", "raw"):  # nothing is lost
+        assert np.all(np.diff(seen)[np.diff(targets) > 0] > 0)
+    shuffled = np.random.default_rng(0).permutation(len(targets))
+    assert scaled(targets[shuffled], outcome) == pytest.approx(seen[shuffled])
+
+
+@pytest.mark.parametrize("outcome", get_args(Outcome))
+@pytest.mark.parametrize("values", [[], [0.4], [0.4, 0.4], [-2.0] * 7])
+def test_an_outcome_of_equal_values_is_what_they_are(outcome: Outcome, values: list[float]) -> None:
+    assert scaled(np.array(values), outcome).tolist() == values
+
+
+@pytest.mark.parametrize("outcome", get_args(Outcome))
+def test_an_outcome_minds_no_units(outcome: Outcome) -> None:
+    targets = np.random.default_rng(2).normal(size=13)
+    assert scaled(100 * targets - 7, outcome) == pytest.approx(100 * scaled(targets, outcome) - 7)
+
+
+def test_soft_has_no_kink_and_keeps_the_cliff_low() -> None:
+    targets = np.array(CASES["cliff below"])
+    soft = scaled(targets, "soft")
+    assert soft.tolist()[3:] == targets.tolist()[3:]  # from the median on as they are
+    assert soft[2] == pytest.approx(0.86 - 0.05 * math.log(1 + 0.59 / 0.05))
+    below = np.array([0.0, 1.0 - 1e-6, 1.0, 2.0, 3.0])
+    seen = scaled(below, "soft")
+    assert (seen[2] - seen[1]) / 1e-6 == pytest.approx(1.0, abs=1e-5)  # slope 1 at the median, from both sides
+
+
+def test_winsor_is_where_the_best_half_ends() -> None:
+    targets = np.array([0.0, 5.0, 6.0, 8.0, 9.0, 10.0])
+    assert scaled(targets, "winsor").tolist() == [7, 7, 7, 8, 9, 10]  # upper half 8, 9, 10: 9 - 2 * (10 - 9)
 
 
 def test_the_fit_follows_the_data() -> None:
