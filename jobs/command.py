@@ -27,6 +27,10 @@ from hpo_cluster.trial import ErrorKind
 TAIL_LINES = 30
 #: How long to wait for output once the command has ended: a process it left behind may hold the stream open.
 DRAIN_S = 5.0
+#: Exit statuses of a command that a warning or a request to end has ended, its own or as a shell tells of its child.
+SIGNALLED = {
+    sign * int(number) + offset for number in (signal.SIGUSR2, signal.SIGTERM) for sign, offset in ((-1, 0), (1, 128))
+}
 #: From the request to end to the order.
 TERMINATE_S = 10.0
 
@@ -71,6 +75,8 @@ def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
     if status != 0:
         if output is not None and output.get("error"):
             raise reported_error(output)
+        if attempt.interrupted and status in SIGNALLED:
+            raise attempt.interruption()
         shown = err.text() or out.text() or "(no output)"
         raise AttemptError(ErrorKind.CODE, f"{ending(status, settings['timeout_s'])}: {command}\n{shown[-3000:]}")
     if output is None:

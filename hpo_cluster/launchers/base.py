@@ -98,6 +98,11 @@ class Launcher(Protocol):
         ...
 
 
+def warning_s(delay_s: int, walltime_min: int) -> int:
+    """Seconds before its walltime that a job is warned: `delay_s`, but a third of the walltime at most."""
+    return min(delay_s, walltime_min * 60 // 3)
+
+
 def make_ref(backend: str, job_id: str, token: str, **extra: Any) -> JobRef:
     """A handle on a job submitted now, from this host."""
     now = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from hpo_cluster.errors import SubmissionError
-from hpo_cluster.launchers.base import LauncherSettings, Submission
+from hpo_cluster.launchers.base import LauncherSettings, Submission, warning_s
 from hpo_cluster.launchers.process import CommandError, call
 from hpo_cluster.launchers.scheduler import Listed, Refusal, SchedulerLauncher, StateTable, refusal, user_name
 from hpo_cluster.trial import EndReason, JobRef, JobState, JobStatus
@@ -188,8 +188,8 @@ class OarLauncher(SchedulerLauncher):
             command += [] if value is None else [option, value]
         for kind in settings.types:
             command += ["-t", kind]
-        if settings.checkpoint_delay_s:
-            command += ["--checkpoint", str(settings.checkpoint_delay_s), "--signal", str(int(signal.SIGUSR2))]
+        if delay_s := warning_s(settings.checkpoint_delay_s, settings.walltime_min):
+            command += ["--checkpoint", str(delay_s), "--signal", str(int(signal.SIGUSR2))]
         return [*command, *_options(settings.extra), shlex.join(["/bin/bash", str(script)])]
 
     def submit(self, submission: Submission) -> JobRef:
@@ -290,8 +290,6 @@ def exit_reason(status: Any) -> tuple[EndReason | None, str]:
         return None, ""
     code = status >> 8
     number = status & 0x7F or (code - 128 if code > 128 else 0)  # a shell says of its child 128 + signal
-    if number == signal.SIGKILL:  # which nobody but the machine sends
-        return EndReason.NODE, "killed by SIGKILL"
     if number == signal.SIGUSR2:  # our own warning before the walltime, which the program did not heed
         return EndReason.WALLTIME, "ended by SIGUSR2"
     if number:

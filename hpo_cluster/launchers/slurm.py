@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from hpo_cluster.errors import SubmissionError
-from hpo_cluster.launchers.base import LauncherSettings, Submission
+from hpo_cluster.launchers.base import LauncherSettings, Submission, warning_s
 from hpo_cluster.launchers.process import CommandError, call
 from hpo_cluster.launchers.scheduler import Listed, Refusal, SchedulerLauncher, StateTable, refusal
 from hpo_cluster.trial import EndReason, JobRef, JobState, JobStatus
@@ -60,21 +60,17 @@ STATES: StateTable = {
     "REVOKED": (JobState.UNKNOWN, None),  # another cluster of the federation runs it
 }
 
-#: Exit codes of a FAILED job that are not its program's doing: killed by SIGKILL (9:0, 137:0, 0:9), which nobody but
-#: the machine sends; 105:0, the step could not be launched. SIGUSR2 is our own warning, which the program did not heed.
+#: Exit codes of a FAILED job that are not its program's doing: 105:0, the step was not launched; SIGUSR2 is our own
+#: warning, which the program did not heed. SIGKILL (9:0) has many senders: it says nothing of the node.
 EXIT_CODES = {
-    "9:0": EndReason.NODE,
-    "137:0": EndReason.NODE,
-    "0:9": EndReason.NODE,
     "105:0": EndReason.NODE,
     "12:0": EndReason.WALLTIME,
     "140:0": EndReason.WALLTIME,
     "0:12": EndReason.WALLTIME,
 }
-#: In the log of a job that FAILED: srun's words for SIGKILL, and for a program that it could not start.
+#: In the log of a job that FAILED: srun's words for a program that it could not start.
 NODE_WORDS = re.compile(
-    r"srun: error: (\S+: task \d+: Killed"
-    r"|Unable to create step for job .*(gres|Communication|Zero Bytes|Socket timed out)"
+    r"srun: error: (Unable to create step for job .*(gres|Communication|Zero Bytes|Socket timed out)"
     r"|Task launch for .* failed on node|Unable to confirm allocation|.*Communication connection failure)"
     r"|\*\*\* REASON: ReqNodeNotAvail|slurmstepd.*: error: .*(Unable to create TMPDIR|couldn't chdir)",
 )
@@ -191,7 +187,7 @@ class SlurmLauncher(SchedulerLauncher):
             "constraint": settings.constraint,
             "exclude": ",".join(submission.exclude) or None,
             "setup": list(settings.setup) or None,
-            "signal_delay_s": settings.checkpoint_delay_s,
+            "signal_delay_s": warning_s(settings.checkpoint_delay_s, settings.walltime_min),
             "additional_parameters": {"no-requeue": True, **_flags(settings.extra)},
         }
         executor = PlainExecutor(folder=submission.job_dir)

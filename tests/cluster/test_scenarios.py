@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import pytest
 from campaigns import CampaignOnACluster
-from clusters import Cluster, wait
+from clusters import Cluster, Slurm, kill, wait
 
 from hpo_cluster.journal import read_events
 
@@ -241,3 +241,32 @@ def test_a_submission_outlives_its_driver_and_acts_when_the_next_has_looked(
     wait(acted.exists, 60, "the late submission")
     one.finish()
     one.check(reference)
+
+
+def test_a_job_over_its_walltime_is_tried_again(campaign: Make, reference: Reference) -> None:
+    one = campaign(steps={"t0000/a0": FOR_EVER}, launcher={"walltime_min": 1})
+    one.start()
+    one.claim()
+    one.finish(240)
+    one.check(reference, kinds={0: ["walltime|interrupted"]})
+
+
+def test_a_job_whose_process_is_killed_is_tried_again(campaign: Make, reference: Reference) -> None:
+    one = campaign(steps={"t0000/a0": FOR_EVER})
+    one.start()
+    pid = one.claim()["pid"]
+    kill(pid)
+    one.finish()
+    one.check(reference, kinds={0: ["vanished"]})
+
+
+@pytest.mark.only("slurm")
+@pytest.mark.parametrize("way", ["gone", "hanging"])
+def test_accounting_out_of_order(cluster: Slurm, campaign: Make, reference: Reference, way: str) -> None:
+    one = campaign(steps={"t0000/a0": FOR_EVER, "t0001/a0": "exit 7"})
+    one.start()
+    pid = one.claim()["pid"]
+    cluster.stop_accounting() if way == "gone" else cluster.freeze_accounting()
+    kill(pid)
+    one.finish()
+    one.check(reference, kinds={0: ["vanished"], 1: ["code"]}, states={1: "failed"})

@@ -304,7 +304,7 @@ class TestSlurmFollowed:
     ) -> None:
         monkeypatch.setattr("hpo_cluster.launchers.slurm.RECORDS_TIMEOUT_S", 0.2)
         (tmp_path / "job").mkdir()
-        (tmp_path / "job" / "2_0_log.err").write_text("srun: error: node01: task 0: Killed\n")
+        (tmp_path / "job" / "2_0_log.err").write_text("srun: error: Task launch for StepId=65.0 failed on node n1\n")
         commands(tmp_path, squeue="echo '2|FAILED|t2|node01|NonZeroExitCode'", sacct="exec sleep 30")
         began = time.monotonic()
         refs = old_ref("slurm", "1", "t1"), old_ref("slurm", "2", "t2", job_dir=str(tmp_path / "job"))
@@ -315,7 +315,7 @@ class TestSlurmFollowed:
         commands(tmp_path, squeue="echo '2|FAILED|t2|node01|NonZeroExitCode'", sacct="echo '2|t2|RUNNING|0:0|node01|x'")
         ref = old_ref("slurm", "2", "t2")
         assert self.ask(launcher, ref) == [("running", None)]
-        commands(tmp_path, sacct="echo '2|t2|FAILED|9:0|node01|x'")
+        commands(tmp_path, sacct="echo '2|t2|FAILED|105:0|node01|x'")
         assert self.ask(launcher, ref) == [("ended", EndReason.NODE)]
 
     def test_a_new_job_is_not_taken_for_one_that_left(self, launcher: Launcher, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_every_state_is_in_the_table_with_a_reason_where_it_is_an_end(table: slu
     [
         ("COMPLETED", "0:0", "", EndReason.WELL),
         ("FAILED", "1:0", "Traceback", EndReason.EXIT),
-        ("FAILED", "9:0", "", EndReason.NODE),
+        ("FAILED", "9:0", "", EndReason.EXIT),
         ("FAILED", "105:0", "", EndReason.NODE),
         ("FAILED", "12:0", "", EndReason.WALLTIME),
         ("FAILED", "1:0", "srun: error: Unable to create step for job 94: Invalid generic resource (gres)",
@@ -63,8 +63,8 @@ def test_an_unknown_word_ends_nothing(word: str) -> None:
     [
         ("Terminated", 0, "SWITCH_INTO_TERMINATE_STATE", EndReason.WELL),
         ("Terminated", 768, "SWITCH_INTO_TERMINATE_STATE", EndReason.EXIT),
-        ("Terminated", 9, "", EndReason.NODE),
-        ("Terminated", 137 << 8, "", EndReason.NODE),
+        ("Terminated", 9, "", EndReason.EXIT),
+        ("Terminated", 137 << 8, "", EndReason.EXIT),
         ("Terminated", 12, "CHECKPOINT", EndReason.WALLTIME),
         ("Terminated", 11, "", EndReason.EXIT),
         ("Error", None, "WALLTIME FRAG_JOB_REQUEST SEND_KILL_JOB SWITCH_INTO_ERROR_STATE", EndReason.WALLTIME),
