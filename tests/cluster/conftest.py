@@ -11,8 +11,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from campaigns import CampaignOnACluster
 from clusters import CLUSTERS, Cluster
+from on_a_cluster import CampaignOnACluster
 from support import drivers
 
 from hpo_cluster.launchers import LAUNCHERS
@@ -21,12 +21,11 @@ MOST_TRIALS = 12
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each test once on each scheduler, or on the one that it is marked `only` for; each scheduler on one worker."""
+    """Each test once on each scheduler, or on the one that it is marked `only` for."""
     if "cluster" in metafunc.fixturenames:
         only = metafunc.definition.get_closest_marker("only")
         kinds = [kind for kind in CLUSTERS if kind in LAUNCHERS and (only is None or kind in only.args)]
-        marked = [pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in kinds]
-        metafunc.parametrize("cluster", marked, indirect=True)
+        metafunc.parametrize("cluster", kinds, indirect=True)
 
 
 @pytest.fixture(scope="session")

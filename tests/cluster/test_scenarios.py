@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-from campaigns import CampaignOnACluster
 from clusters import Cluster, Slurm, kill, wait
+from on_a_cluster import CampaignOnACluster
 
 from hpo_cluster.journal import read_events
 
