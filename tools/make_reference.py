@@ -226,12 +226,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def main(argv: Sequence[str]) -> int:
     """Write the pages that are not current, or name them."""
-    stale = [path for path, text in pages().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    made = pages()
+    stale = [path for path, text in made.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         if "--check" in argv:
             print(f"{path.relative_to(ROOT)} is not current; run: python tools/make_reference.py", file=sys.stderr)
         else:
-            path.write_text(pages()[path], encoding="utf-8")
+            path.write_text(made[path], encoding="utf-8")
             print(path.relative_to(ROOT))
     return 1 if stale and "--check" in argv else 0
 

@@ -8,17 +8,23 @@ round to a configuration already seen are passed over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.optimizers.rows import Key, free_point, key_of
+from hpo_cluster.optimizers.rows import Key, Rows, free_point, key_of
 from hpo_cluster.space import Space
-from hpo_cluster.trial import derive_seed
+from hpo_cluster.trial import Ask, Proposal, derive_seed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Block number -> points (``m x d``, unit cube) of that block.
 Block = Callable[[int], NDArray[np.float64]]
+
+EMPTY: Mapping[str, Any] = {}
 
 #: Blocks in a row without a free configuration before the rest of a finite space is drawn from directly.
 PATIENCE = 8
@@ -36,6 +42,22 @@ class Design:
     def __init__(self, space: Space, block: Block, seed: int) -> None:
         self.space, self.block, self.seed = space, block, seed
         self._blocks: dict[int, NDArray[np.float64]] = {}  # a cache: `block` gives the same again
+
+    def ask(
+        self, history: pd.DataFrame, n: int, decision: Mapping[str, Any], unspent: Mapping[str, Any] = EMPTY
+    ) -> Ask:
+        """The next `n` points as proposals, with `decision`, and `unspent` beside it while points are left."""
+        rows = Rows.read(self.space, history)
+        taken = rows.taken()
+        proposals: list[Proposal] = []
+        for trial in range(rows.next_trial, rows.next_trial + n):
+            found = self.next(taken, trial)
+            if found is None:
+                return Ask(tuple(proposals), decision={**decision, "exhausted": True})
+            point, index = found
+            taken.add(key_of(self.space, point))
+            proposals.append(Proposal(self.space.decode(point), {"point": index}))
+        return Ask(tuple(proposals), decision={**decision, **unspent})
 
     def next(self, taken: set[Key], trial: int) -> tuple[NDArray[np.float64], int | None] | None:
         """First canonical point (``d``) that is not taken, with its index in the sequence.

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING
 
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.design import Design, sobol_block
-from hpo_cluster.optimizers.rows import Rows, key_of
 from hpo_cluster.space import Space
-from hpo_cluster.trial import Ask, Proposal
+from hpo_cluster.trial import Ask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,14 +47,4 @@ class Sobol:
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        rows = Rows.read(self.space, history)
-        taken = rows.taken()
-        proposals: list[Proposal] = []
-        for trial in range(rows.next_trial, rows.next_trial + n):
-            found = self._design.next(taken, trial)
-            if found is None:
-                return Ask(tuple(proposals), decision={"optimizer": "sobol", "exhausted": True})
-            point, index = found
-            taken.add(key_of(self.space, point))
-            proposals.append(Proposal(self.space.decode(point), {"point": index}))
-        return Ask(tuple(proposals), decision={"optimizer": "sobol"})
+        return self._design.ask(history, n, {"optimizer": "sobol"})

@@ -66,7 +66,8 @@ def village(builder: ModuleType, report: dict[str, Any]) -> dict[str, dict[str, 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """The tokenizer of the checkpoint as the evaluation loads it."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     return transformers.AutoTokenizer.from_pretrained(str(BUNDLE / "checkpoint"))
 
 
@@ -159,8 +160,8 @@ def test_bundle_is_small() -> None:
 
 
 def test_litgpt_and_transformers_agree(tokenizer: Any, builder: ModuleType, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
     from litgpt.config import Config
     from litgpt.model import GPT
     from litgpt.scripts.convert_lit_checkpoint import convert_lit_checkpoint
