@@ -94,6 +94,11 @@ class _Builder:
             self.faults += objective.space_faults(space)
         if objective is not None and top is not None and top.baseline and not objective.has_baseline:
             self.faults.append(f"baseline=True: objective={objective.kind} has no baseline; accepted: false")
+        beside = getattr(launcher, "trials_per_node", 1)
+        if top is not None and top.slots < beside:
+            self.faults.append(
+                f"workers={top.slots}: launcher.trials_per_node={beside} wants at least as many, best a multiple of it"
+            )
         if objective is not None and top is not None and check_files:
             found = objective.file_faults(lambda path: resolve(path, top.storage_dir))
             self.faults += [fault for fault in found if fault.partition(".")[0] not in self.broken]

@@ -23,29 +23,28 @@ import datetime
 import logging
 import os
 import re
-import secrets
 import socket
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from hpo_cluster import code as code_copy
 from hpo_cluster import inbox, outcomes
+from hpo_cluster.beside import Beside
 from hpo_cluster.errors import HpoClusterError, SubmissionError
-from hpo_cluster.files import dumps, read_json, redact, replace_text
+from hpo_cluster.files import read_json, redact
 from hpo_cluster.history import to_frame, write_history
 from hpo_cluster.identity import settle_identity
 from hpo_cluster.journal import Event, Journal
-from hpo_cluster.launchers.base import Submission, make_ref
-from hpo_cluster.layout import AttemptLayout, CampaignLayout
+from hpo_cluster.layout import CampaignLayout
 from hpo_cluster.lock import DriverLock
 from hpo_cluster.record import AttemptRecord, Record, TrialRecord, asked_rows
 from hpo_cluster.spec import CampaignSpec
 from hpo_cluster.status import summarise
-from hpo_cluster.trial import BASELINE, ErrorKind, JobState, JobStatus, Origin, State, derive_seed, trial_label
+from hpo_cluster.submissions import Member, claimed_job, make_submission, new_token, write_params
+from hpo_cluster.trial import BASELINE, ErrorKind, JobRef, JobState, JobStatus, Origin, State, derive_seed
+from hpo_cluster.watch import JobWatch
 from hpo_cluster.worker import SCHEMA, checkpoint_step, package_versions, utc_now
 
 if TYPE_CHECKING:
@@ -69,11 +68,10 @@ class Campaign:
         self.reason = ""  # why the driver stops before the budget is spent
         self._stopping = False
         self._exhausted = False
-        self._missing_since: dict[str, float] = {}  # token -> when its job was first seen ended, without a file
-        self._unsure: set[str] = set()  # tokens that may have been submitted: look before submitting
-        self._backoff_s, self._submit_at, self._poll_at, self._history_at = 0.0, 0.0, 0.0, 0.0
+        self._unsure: set[str] = set()  # names of jobs that may have been submitted: look before submitting
+        self._held: set[int] = set()  # trials whose job is being submitted or cancelled just now
+        self._backoff_s, self._submit_at, self._history_at = 0.0, 0.0, 0.0
         self._changed = True
-        self._silent_since: str | None = None
         self._closing = ""  # why nothing more is submitted, while what runs is waited for
         self._unwritten_start: dict[str, Any] = {}
 
@@ -85,6 +83,13 @@ class Campaign:
             undo.enter_context(self._log_file())
             self.journal = undo.enter_context(Journal(self.layout.events))
             self.record = Record(self.journal.events)
+            operation = spec.operation
+            self._watch = JobWatch(
+                self.layout, spec.launcher.poll_period_s, operation.grace_s, operation.unknown_after_s
+            )
+            # a scheduler that is slow to answer, or does not, keeps nobody from taking in results
+            self._launcher_call = Beside(self._read_all_files, operation.poll_s)
+            undo.callback(self._launcher_call.close)
             self._start()
             self._open = undo.pop_all()
 
@@ -132,7 +137,7 @@ class Campaign:
         news = any(last.get(key) != self._unwritten_start[key] for key in ("operation", "settings", "code"))
         if news or not self.spec.tick:  # a tick that finds nothing to do leaves no trace
             self._write_start()
-        self._unsure = {t.attempt.token for t in self.record.in_flight if t.attempt and t.attempt.job is None}
+        self._unsure = {t.attempt.job_name for t in self.record.in_flight if t.attempt and t.attempt.job is None}
 
     def _write_start(self) -> None:
         start, self._unwritten_start = self._unwritten_start, {}
@@ -217,7 +222,7 @@ class Campaign:
                 if command.verb == "stop":
                     self.stop("stopped from another terminal")
                 elif trial is not None and command.verb == "cancel" and not trial.state.ended:
-                    self._cancel(trial)
+                    self._cancel([trial])
                 elif trial is not None and command.verb == "retry" and trial.state.ended and trial.value is None:
                     self._append("reopened", trial=trial.number)
             command.path.unlink(missing_ok=True)
@@ -225,17 +230,42 @@ class Campaign:
     def cancel_jobs(self) -> None:
         """End every job in flight, once what has finished is taken in. Cancelled trials do not count for the budget."""
         self.collect()
-        for trial in self.record.in_flight:
-            self._cancel(trial)
+        self._cancel(self.record.in_flight)
 
-    def _cancel(self, trial: TrialRecord) -> None:
-        attempt = trial.attempt
-        if attempt is not None and attempt.job is not None:
-            try:
-                self.spec.launcher.cancel(attempt.job)
-            except SubmissionError as error:
-                log.warning("trial=%d job=%s not cancelled: %s", trial.number, attempt.job.job_id, error)
-        self._end(trial, attempt, State.CANCELLED)
+    def _cancel(self, trials: Sequence[TrialRecord]) -> None:
+        """End these trials: their jobs, or where others share one with them, their part of it."""
+        numbers = {trial.number for trial in trials}
+        shared = {a.job_name for t, a in self._with_job() if t.number not in numbers}
+        jobs: dict[str, JobRef] = {}
+        for trial in trials:
+            attempt = trial.attempt
+            if attempt is not None and attempt.job is not None and attempt.job_name not in shared:
+                jobs[attempt.job_name] = attempt.job
+            elif attempt is not None:
+                files = self.layout.attempt(trial.number, attempt.number)
+                files.dir.mkdir(parents=True, exist_ok=True)
+                files.cancel.touch()
+        with self._holding(trials):
+            for job in jobs.values():
+                try:
+                    self._launcher_call(lambda job=job: self.spec.launcher.cancel(job))  # type: ignore[misc]
+                except SubmissionError as error:
+                    log.warning("job=%s not cancelled: %s", job.job_id, error)
+        for trial in trials:
+            self._end(trial, trial.attempt, State.CANCELLED)
+
+    @contextlib.contextmanager
+    def _holding(self, trials: Sequence[TrialRecord]) -> Iterator[None]:
+        """While this lasts, the files of these trials are left alone."""
+        self._held = {trial.number for trial in trials}
+        try:
+            yield
+        finally:
+            self._held = set()
+
+    def _with_job(self) -> list[Member]:
+        """The trials whose job is, or may be, in the hands of the scheduler."""
+        return [(t, t.attempt) for t in self.record.in_flight if t.attempt is not None and t.attempt.job is not None]
 
     def status(self) -> dict[str, Any]:
         """Where the campaign is, as `hpo_cluster.status.campaign_status` gives it."""
@@ -264,110 +294,109 @@ class Campaign:
             row = {"trial": BASELINE, "parameters": {}, "seed": seed, "origin": Origin.BASELINE}
             self._append("asked", trials=[row], decision={})
         while not self._exhausted:
-            in_flight = self.record.in_flight
-            committed = self.record.spent + sum(trial.in_budget for trial in in_flight)
-            free = min(operation.slots - len(in_flight), operation.budget - committed)
+            committed = self.record.spent + sum(trial.in_budget for trial in self.record.in_flight)
+            free = min(self._free_slots(), operation.budget - committed)
             if free <= 0:
                 return
             ask = self.spec.optimizer.ask(self.history(), free)
             rows = asked_rows(ask, self.record.next_trial, self.spec.seed)
             if not rows:
-                self._exhausted = not in_flight
+                self._exhausted = not self.record.in_flight
                 return
             self._append("asked", trials=rows, decision=dict(ask.decision))
 
+    @property
+    def _jobs_at_most(self) -> int:
+        return max(1, self.spec.operation.slots // self.spec.launcher.trials_per_node)
+
+    def _jobs(self) -> set[str]:
+        return {attempt.job_name for _, attempt in self._with_job()}
+
+    def _free_slots(self) -> int:
+        """How many more trials would have a job at once; a job's places are free again when all of it has ended."""
+        waiting = len(self.record.in_flight) - len(self._with_job())
+        return (self._jobs_at_most - len(self._jobs())) * self.spec.launcher.trials_per_node - waiting
+
     def submit(self) -> None:
-        """Submit a job for each trial that has none; where the scheduler does not take it, wait and try again."""
+        """Submit a job for the trials that have none; where the scheduler does not take it, wait and try again."""
         if time.monotonic() < self._submit_at:
             return
-        for trial in self.record.in_flight:
-            if trial.attempt is None or trial.attempt.job is None:
+        for group in self._waiting():
+            trials = [trial for trial in group if not trial.state.ended]  # while others were being submitted
+            if not trials:
+                continue
+            known = trials[0].attempt is not None and trials[0].attempt.job_name in self._unsure
+            if not known and len(self._jobs()) >= self._jobs_at_most:
+                return
+            with self._holding(trials):
                 try:
-                    self._submit(trial)
+                    self._submit(trials)
                 except SubmissionError as error:
                     if not error.retriable:
-                        self.stop(f"the job of trial {trial.number} cannot be submitted: {error}")
+                        self.stop(f"the job of trial {trials[0].number} cannot be submitted: {error}")
                         return
                     self._backoff_s = min(max(FIRST_BACKOFF_S, 2 * self._backoff_s), LAST_BACKOFF_S)
                     self._submit_at = time.monotonic() + self._backoff_s
-                    log.warning("trial=%d not submitted, again in %.0f s: %s", trial.number, self._backoff_s, error)
+                    log.warning("trial=%d not submitted, again in %.0f s: %s", trials[0].number, self._backoff_s, error)
                     return
-                self._backoff_s = 0.0
+            self._backoff_s = 0.0
 
-    def _submit(self, trial: TrialRecord) -> None:
-        attempt = trial.attempt
-        if attempt is None:
-            number = len(trial.attempts)
-            token = f"hpo-{self.layout.dir.name}-{trial_label(trial.number)}-a{number}-{secrets.token_hex(4)}"
-            self._append("intent", trial=trial.number, attempt=number, token=token, code=self.code)
-            attempt = trial.attempts[-1]
-        submission = self._submission(trial, attempt)
-        if attempt.token in self._unsure:
-            job = self.spec.launcher.find(submission) or self._claimed_job(submission)
-            if job is not None:
-                self._note_submission(trial, attempt, job, adopted=True)
-                return
-        self._write_params(trial, attempt, submission.attempt_dir)
-        self._unsure.add(attempt.token)
-        job = self.spec.launcher.submit(submission)
-        self._note_submission(trial, attempt, job, adopted=False)
+    def _waiting(self) -> list[list[TrialRecord]]:
+        """The trials without a job, those together that are to share one."""
+        begun: dict[str, list[TrialRecord]] = {}
+        fresh: list[TrialRecord] = []
+        for trial in self.record.in_flight:
+            if trial.attempt is None:
+                fresh.append(trial)
+            elif trial.attempt.job is None:
+                begun.setdefault(trial.attempt.job_name, []).append(trial)
+        size = self.spec.launcher.trials_per_node
+        return [*begun.values(), *(fresh[i : i + size] for i in range(0, len(fresh), size))]
 
-    def _note_submission(self, trial: TrialRecord, attempt: AttemptRecord, job: Any, *, adopted: bool) -> None:
-        self._append(
-            "submitted",
-            trial=trial.number,
-            attempt=attempt.number,
-            job=dataclasses.asdict(job),
-            gpus=int((self.spec.settings.get("launcher") or {}).get("gpus_per_trial", 0)),
-            adopted=adopted,
-        )
-        self._unsure.discard(attempt.token)
-
-    def _submission(self, trial: TrialRecord, attempt: AttemptRecord) -> Submission:
-        files = self.layout.attempt(trial.number, attempt.number)
-        program = self.layout.code_dir / attempt.code / "jobs" / self.spec.objective.program
-        command = (sys.executable, str(program.resolve()), str(files.dir.resolve()))
+    def _submit(self, trials: Sequence[TrialRecord]) -> None:
+        job_name: str | None = None
+        for trial in trials:
+            if trial.attempt is None:
+                number = len(trial.attempts)
+                token = new_token(self.layout.dir.name, trial.number, number)
+                job_name = job_name or token
+                fields = {"attempt": number, "token": token, "job_name": job_name, "code": self.code}
+                self._append("intent", trial=trial.number, **fields)
+        members = [(trial, trial.attempts[-1]) for trial in trials]
         exclude = self.record.bad_nodes(self.spec.operation.exclude_node_after)
-        return Submission(attempt.token, command, files.dir.resolve(), files.job_dir.resolve(), exclude)
+        submission = make_submission(self.spec, self.layout, members, exclude)
+        launcher = self.spec.launcher
+        if submission.token in self._unsure:
+            siblings = (a.job for _, a in self._with_job() if a.job_name == submission.token)
+            job = next(siblings, None) or self._launcher_call(lambda: launcher.find(submission))
+            job = job or claimed_job(self.spec, self.layout, members)
+            if job is not None:
+                self._note_submission(members, job, adopted=True)
+                return
+        for member in members:
+            write_params(self.spec, self.layout, member)
+        self._unsure.add(submission.token)
+        self._note_submission(members, self._launcher_call(lambda: launcher.submit(submission)), adopted=False)
 
-    def _write_params(self, trial: TrialRecord, attempt: AttemptRecord, attempt_dir: Path) -> None:
-        attempt_dir.mkdir(parents=True, exist_ok=True)
-        params = {
-            "schema": SCHEMA,
-            "campaign": self.layout.dir.name,
-            "trial": trial.number,
-            "attempt": attempt.number,
-            "token": attempt.token,
-            "code": attempt.code,
-            "seed": trial.seed,
-            "baseline": trial.number == BASELINE,
-            "previous": [str(self.layout.attempt(trial.number, n).dir.resolve()) for n in range(attempt.number)],
-            "physical_batch_size": trial.physical_batch_size,
-            "parameters": trial.parameters,
-            "settings": self.spec.objective.job_settings(self.spec.resolve),
-        }
-        replace_text(AttemptLayout(attempt_dir).params, dumps(params))
-
-    def _claimed_job(self, submission: Submission) -> Any:
-        """The job that claimed the attempt, or has ended it: the scheduler no longer knows it, its files do."""
-        files = AttemptLayout(submission.attempt_dir)
-        claim = read_json(files.claim) or read_json(files.result) or read_json(files.error)
-        if claim is None or claim.get("token") != submission.token:
-            return None
-        extra = {"pid_started": claim.get("pid_started"), "attempt_dir": str(submission.attempt_dir)}
-        ref = make_ref(self.spec.launcher.backend, str(claim["job"]), submission.token, **extra)
-        return dataclasses.replace(ref, host=str(claim["host"]))
+    def _note_submission(self, members: Sequence[Member], job: JobRef, *, adopted: bool) -> None:
+        common = {"job": dataclasses.asdict(job), "gpus": self.spec.gpus_per_trial, "adopted": adopted}
+        for trial, attempt in members:
+            self._append("submitted", trial=trial.number, attempt=attempt.number, **common)
+        self._unsure.discard(job.token)
 
     # ------------------------------------------------------------------------------------------------------ collect
 
     def collect(self) -> None:
         """Take in what jobs have published, and what has become of those that have not."""
-        for trial in self.record.in_flight:
-            self._read_files(trial)
-        if time.monotonic() >= self._poll_at:
+        self._read_all_files()
+        if self._watch.due():
             self._poll_jobs()
-            self._poll_at = time.monotonic() + self.spec.launcher.poll_period_s
         self._stop_if_all_fail()
+
+    def _read_all_files(self) -> None:
+        for trial in self.record.in_flight:
+            if trial.number not in self._held:
+                self._read_files(trial)
 
     def _read_files(self, trial: TrialRecord) -> None:
         for attempt in trial.attempts:  # an attempt that was given up may have finished all the same
@@ -430,33 +459,19 @@ class Campaign:
         self._append("ended", trial=trial.number, attempt=number, state=state, **fields)
 
     def _poll_jobs(self) -> None:
-        waiting = [(t, t.attempt) for t in self.record.in_flight if t.attempt is not None and t.attempt.job is not None]
-        states = self.spec.launcher.poll([attempt.job for _, attempt in waiting if attempt.job is not None])
-        tokens = {attempt.token for _, attempt in waiting}
-        if waiting:
-            self._note_scheduler(states)
-        self._missing_since = {token: at for token, at in self._missing_since.items() if token in tokens}
-        for trial, attempt in waiting:
-            status = states.get(attempt.token, JobStatus(JobState.UNKNOWN))
-            if status.state is not JobState.ENDED:
-                self._missing_since.pop(attempt.token, None)
-            elif time.monotonic() - self._missing_since.setdefault(attempt.token, time.monotonic()) >= (
-                self.spec.operation.grace_s
-            ):
+        jobs = {a.job_name: a.job for _, a in self._with_job() if a.job is not None}
+        if not jobs:
+            return
+        told = self._launcher_call(lambda: self.spec.launcher.poll(list(jobs.values())))
+        states = {name: told.get(name, JobStatus(JobState.UNKNOWN)) for name in jobs}
+        self._watch.take(states)
+        for trial, attempt in self._with_job():
+            if attempt.job_name in states and self._watch.is_lost(attempt.job_name):
                 self._read_files(trial)
                 if not trial.state.ended and trial.attempt is attempt:
                     files = self.layout.attempt(trial.number, attempt.number)
-                    failure = outcomes.silent_failure(files, attempt.job_id, status)
+                    failure = outcomes.silent_failure(files, attempt.job_id, states[attempt.job_name])
                     self._fail(trial, attempt, failure.kind, failure.message, {})
-
-    def _note_scheduler(self, states: Mapping[str, JobStatus]) -> None:
-        """Keep what the scheduler said, for whoever asks for the status."""
-        silent = all(status.state is JobState.UNKNOWN for status in states.values())
-        self._silent_since = (self._silent_since or utc_now()) if silent else None
-        jobs = {token: dataclasses.asdict(status) for token, status in states.items()}
-        view = {"at": utc_now(), "silent_since": self._silent_since, "jobs": jobs}
-        with contextlib.suppress(OSError):  # a courtesy
-            replace_text(self.layout.scheduler, dumps(view))
 
     def _stop_if_all_fail(self) -> None:
         limit = self.spec.operation.stop_after_failures

@@ -376,9 +376,9 @@ def _preview(config: Config, overrides: Sequence[str]) -> int:
     from hpo_cluster.preview import preview
 
     count = 0
-    for label, parameters, script in preview(campaign_spec(config, overrides)):
-        count += 1
-        print(f"{label}  {parameters_text(parameters)}", script, sep="\n")
+    for trials, script in preview(campaign_spec(config, overrides)):
+        count += len(trials)
+        print(*(f"{label}  {parameters_text(parameters)}" for label, parameters in trials), script, sep="\n")
     print(f"{config.campaign}: {count} trials would be submitted first; nothing was created")
     return OK
 

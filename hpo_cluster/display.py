@@ -29,6 +29,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     lines += [running_line(row) for row in status["running"]]
     if (status.get("scheduler") or {}).get("silent_since"):
         lines.append(f"  the scheduler has not answered since {status['scheduler']['silent_since']}; jobs may run on")
+    lines += [f"  {notice}" for notice in status.get("notices", [])]
     lines += error_lines(status)
     if status["state"] == "stopped" and status["reason"] != "between ticks":
         lines.append(f"go on with:  hpo-cluster resume {status['dir']}")
@@ -124,6 +125,7 @@ class PlainDisplay:
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
         self._seen: dict[int, tuple[Any, ...]] | None = None
+        self._noticed: set[str] = set()
 
     def remember(self, trials: Mapping[int, Any]) -> None:
         """Take all this as known."""
@@ -153,6 +155,10 @@ class PlainDisplay:
             if record.error is not None:
                 parts.append(f"error={record.error['kind']}")
             self._write(" ".join(parts))
+        for notice in status["notices"]:
+            if (trial := notice.partition(":")[0]) not in self._noticed:
+                self._noticed.add(trial)
+                self._write(notice)
 
     def __enter__(self) -> Self:
         return self

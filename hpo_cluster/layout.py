@@ -67,6 +67,11 @@ class AttemptLayout:
         return self.dir / "checkpoint"
 
     @property
+    def cancel(self) -> Path:
+        """Says that the attempt is not wanted any more, where its job cannot be cancelled for it."""
+        return self.dir / "cancel"
+
+    @property
     def job_dir(self) -> Path:
         """Submission script, standard output and standard error."""
         return self.dir / "job"

@@ -30,6 +30,9 @@ class Operation(BaseModel):
     )
     poll_s: float = Field(0.5, gt=0, description="seconds between two looks at the jobs' files")
     grace_s: float = Field(5.0, ge=0, description="seconds that a job's files may come after its end")
+    unknown_after_s: float = Field(
+        900.0, ge=0, description="seconds after which you are told of a job that the scheduler says nothing about"
+    )
     stop_after_failures: int = Field(
         3,
         strict=True,

@@ -7,7 +7,7 @@ Events and what they say:
 | ``created`` | campaign, code | first line |
 | ``started`` | host, pid, operation, overrides, code, versions, tick | a driver, or a tick, took the campaign |
 | ``asked`` | trials, decision | one `Optimizer.ask`, all or nothing |
-| ``intent`` | trial, attempt, token, code | a job is about to be submitted |
+| ``intent`` | trial, attempt, token, job_name, code | a job is about to be submitted |
 | ``submitted`` | trial, attempt, job, adopted | the scheduler has it (or: a job of that token was found) |
 | ``running`` | trial, attempt, job, node, started_at | the job has claimed its attempt |
 | ``attempt_failed`` | trial, attempt, kind, message | the attempt is lost, the trial goes on |
@@ -33,10 +33,11 @@ from hpo_cluster.trial import BASELINE, Ask, ErrorKind, JobRef, Origin, Proposal
 
 @dataclass
 class AttemptRecord:
-    """One job, from the intent to submit it to its end."""
+    """One try at a trial, from the intent to submit it to its end. Its job may hold others beside it."""
 
     number: int
     token: str
+    job_name: str
     code: str
     job: JobRef | None = None
     started_at: str | None = None
@@ -180,7 +181,8 @@ class Record:
     @staticmethod
     def _advance(trial: TrialRecord, kind: str, event: Event) -> None:
         if kind == "intent":
-            trial.attempts.append(AttemptRecord(event["attempt"], event["token"], event["code"]))
+            names = event["token"], event.get("job_name") or event["token"]
+            trial.attempts.append(AttemptRecord(event["attempt"], *names, event["code"]))
             return
         attempt = trial.attempts[event["attempt"]] if event.get("attempt") is not None else None
         if attempt is not None:

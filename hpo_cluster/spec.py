@@ -37,6 +37,11 @@ class CampaignSpec:
     take_over: bool = False
     tick: bool = False  # one short pass: leave no trace where nothing happens
 
+    @property
+    def gpus_per_trial(self) -> int:
+        """GPUs that one evaluation has."""
+        return int((self.settings.get("launcher") or {}).get("gpus_per_trial", 0))
+
 
 def identity_of(
     space: Space, objective: Objective, optimizer: str, settings: Mapping[str, Any], seed: int

@@ -15,7 +15,7 @@ from hpo_cluster.identity import identity_of_campaign
 from hpo_cluster.layout import CampaignLayout
 from hpo_cluster.lock import STALE_AFTER_S, heartbeat_age_s, is_locked, read_lock
 from hpo_cluster.record import Record, TrialRecord
-from hpo_cluster.trial import BASELINE, State
+from hpo_cluster.trial import BASELINE, State, trial_label
 
 
 def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -41,6 +41,7 @@ def summarise(record: Record, layout: CampaignLayout, direction: str, *, driver_
     in_flight = record.in_flight
     finished = not in_flight and (record.stopped or {}).get("reason") == "finished"
     view = read_json(layout.scheduler) or {}
+    running = [_running(trial, layout, view.get("jobs", {})) for trial in in_flight]
     state = "running" if driver_alive else "finished" if finished else "stopped"
     return {
         "campaign": layout.dir.name,
@@ -55,7 +56,8 @@ def summarise(record: Record, layout: CampaignLayout, direction: str, *, driver_
         "counts": dict(Counter(str(t.state) for t in record.rows if t.number != BASELINE)),
         "best": _shown(record.best(maximize=direction == "maximize")),
         "baseline": _shown(record.trials.get(BASELINE)),
-        "running": [_running(trial, layout, view.get("jobs", {})) for trial in in_flight],
+        "running": running,
+        "notices": _notices(running, layout, operation.get("unknown_after_s", math.inf)),
         "scheduler": {"at": view.get("at"), "silent_since": view.get("silent_since")} if view else None,
         "gpu_hours": round(record.gpu_hours(datetime.datetime.now(datetime.UTC)), 3),
         "errors": [{"trial": t.number, **t.error} for t in record.rows if t.error is not None],
@@ -82,10 +84,25 @@ def _running(trial: TrialRecord, layout: CampaignLayout, jobs: Mapping[str, Any]
         "attempt": None if attempt is None else attempt.number,
         "job": None if attempt is None else attempt.job_id,
         "node": None if attempt is None else attempt.node,
-        "scheduler": _told(jobs.get(attempt.token)) if attempt is not None else None,
+        "scheduler": _told(jobs.get(attempt.job_name)) if attempt is not None else None,
+        "unknown_since": (jobs.get(attempt.job_name) or {}).get("unknown_since") if attempt is not None else None,
         **{name: progress.get(name) for name in ("phase", "step", "total", "loss")},
         "elapsed_s": None if attempt is None or attempt.started_at is None else _seconds_since(attempt.started_at),
     }
+
+
+def _notices(running: list[dict[str, Any]], layout: CampaignLayout, unknown_after_s: float) -> list[str]:
+    """What somebody should look into: jobs that nothing has been known of for long."""
+    notices = []
+    for row in running:
+        if row["unknown_since"] and (silent_s := _seconds_since(row["unknown_since"])) >= unknown_after_s:
+            label, minutes = trial_label(row["trial"]), round(silent_s / 60)
+            ways = f"hpo-cluster cancel {layout.dir} {row['trial']}, then hpo-cluster retry {layout.dir} {row['trial']}"
+            notices.append(
+                f"{label}: nothing is known of job {row['job']} for {minutes} min ({row['scheduler']}). It is waited "
+                f"for; where you know that it is lost:  {ways}"
+            )
+    return notices
 
 
 def _told(job: Mapping[str, Any] | None) -> str | None:

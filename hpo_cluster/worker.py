@@ -245,8 +245,11 @@ def classify(error: BaseException) -> str:
 
 
 def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> int:
-    """Claim, evaluate, publish. Returns the exit status: 0 result, 1 error, 3 claimed by another job."""
+    """Claim, evaluate, publish. Returns the exit status: 0 result, 1 error, 3 not ours (or no longer wanted)."""
     started_at = utc_now()
+    if attempt.files.cancel.exists():
+        log.warning("attempt cancelled before it began; nothing done")
+        return CLAIMED_EXIT_STATUS
     if not claim(attempt, started_at):
         owner = read_json(attempt.files.claim) or {}
         log.warning("attempt claimed already by job %s on %s; nothing done", owner.get("job"), owner.get("host"))

@@ -44,13 +44,14 @@ class LauncherSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Submission:
-    """One job to submit: a plain command on an attempt directory, anywhere but on the nodes in `exclude`."""
+    """One job to submit: a plain command on attempt directories, anywhere but on the nodes in `exclude`."""
 
     token: str
     command: tuple[str, ...]
     attempt_dir: Path
     job_dir: Path
     exclude: tuple[str, ...] = ()  # nodes that have failed before, not to be used
+    trials: int = 1  # evaluated side by side by the command: the job gets so many times what one takes
 
     def shell_line(self, environment: Mapping[str, str] | None = None, container: str | None = None) -> str:
         """The command as one line for a shell, with the token (and `environment`) in its environment.
@@ -67,6 +68,7 @@ class Launcher(Protocol):
 
     backend: str
     poll_period_s: float
+    trials_per_node: int
 
     def script(self, submission: Submission) -> str:
         """The text of the script that `submit` would hand over. Writes nothing."""

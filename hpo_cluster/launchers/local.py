@@ -42,6 +42,7 @@ class LocalLauncher:
     """Runs each job as a process of its own."""
 
     backend = "local"
+    trials_per_node = 1  # a machine of one's own needs no bundling
 
     def __init__(self, settings: LocalSettings) -> None:
         self.settings = settings
@@ -143,12 +144,10 @@ class LocalLauncher:
     def find(self, submission: Submission) -> JobRef | None:
         """The job whose environment holds the token; its session's leader is the controller."""
         needle = f"{TOKEN_VARIABLE}={submission.token}".encode()
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
+        for pid in sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
             with contextlib.suppress(OSError):
-                if needle in (entry / "environ").read_bytes().split(b"\0"):
-                    return self._ref(os.getpgid(int(entry.name)), submission, [])
+                if needle in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    return self._ref(os.getpgid(pid), submission, [])  # the eldest: others may have groups of their own
         return None
 
 

@@ -19,9 +19,17 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from hpo_cluster.errors import SubmissionError
-from hpo_cluster.launchers.base import LauncherSettings, Submission, warning_s
+from hpo_cluster.launchers.base import Submission, warning_s
 from hpo_cluster.launchers.process import CommandError, call
-from hpo_cluster.launchers.scheduler import Listed, Refusal, SchedulerLauncher, StateTable, refusal, user_name
+from hpo_cluster.launchers.scheduler import (
+    Listed,
+    Refusal,
+    SchedulerLauncher,
+    SchedulerSettings,
+    StateTable,
+    refusal,
+    user_name,
+)
 from hpo_cluster.trial import EndReason, JobRef, JobState, JobStatus
 
 SUBMIT_TIMEOUT_S = 60.0
@@ -105,7 +113,7 @@ _FILES = ("n", "name", "array", "array-param-file", "resubmit", "S", "scanscript
 _MODES = ("interactive", "C", "connect", "d", "directory", "J", "json", "X", "xml", "Y", "yaml", "D", "dumper")
 
 
-class OarSettings(LauncherSettings):
+class OarSettings(SchedulerSettings):
     """An OAR cluster, from its frontend."""
 
     kind: Literal["oar"] = "oar"
@@ -113,7 +121,6 @@ class OarSettings(LauncherSettings):
     cpus_per_trial: int = Field(
         8, ge=1, description="threads of one evaluation, and cores asked for where no GPU is (OAR ties cores to GPUs)"
     )
-    poll_period_s: float = Field(10.0, gt=0, description="seconds between two questions to the scheduler")
     queue: str | None = Field(None, description="queue (null: the cluster's default)")
     properties: str | None = Field(None, description="resources that will do, in SQL: cluster='chuc' (null: any)")
     resources: str | None = Field(
@@ -121,9 +128,6 @@ class OarSettings(LauncherSettings):
     )
     types: tuple[str, ...] = Field((), description="types of job: besteffort, exotic, ...")
     project: str | None = Field(None, description="project that is charged")
-    checkpoint_delay_s: int = Field(
-        90, ge=0, description="seconds before the walltime at which a job gets SIGUSR2, to save where it is (0: never)"
-    )
     extra: dict[str, str | int | bool | list[str]] = Field(
         default_factory=dict, description="native oarsub options, passed through: {notify: mail:me@lab.org}"
     )
@@ -167,14 +171,15 @@ class OarLauncher(SchedulerLauncher):
         """The text of the job's script."""
         settings = self.settings
         line = submission.shell_line({"OMP_NUM_THREADS": str(settings.cpus_per_trial)}, settings.container)
-        own_gpus = [_OWN_GPUS.format(wanted=settings.gpus_per_trial)] if settings.gpus_per_trial else []
+        gpus = submission.trials * settings.gpus_per_trial
+        own_gpus = [_OWN_GPUS.format(wanted=gpus)] if gpus else []
         return "\n".join(["#!/bin/bash", *own_gpus, *settings.setup, f"exec {line}", ""])
 
     def command(self, submission: Submission) -> list[str]:
         """The submission command."""
         settings = self.settings
         hours, minutes = divmod(settings.walltime_min, 60)
-        cores, gpus = settings.cpus_per_trial, settings.gpus_per_trial
+        cores, gpus = submission.trials * settings.cpus_per_trial, submission.trials * settings.gpus_per_trial
         resources = settings.resources or (f"nodes=1/gpu={gpus}" if gpus else f"nodes=1/core={cores}")
         script = submission.job_dir / "job.sh"
         command = ["oarsub", "-n", self.job_name(submission.token)]

@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from hpo_cluster.errors import SubmissionError
 from hpo_cluster.launchers.base import LauncherSettings, Submission, make_ref
 from hpo_cluster.launchers.process import Backoff, CommandError
@@ -40,6 +42,18 @@ class Listed:
     settled: bool = True
 
 
+class SchedulerSettings(LauncherSettings):
+    """What both batch schedulers accept."""
+
+    poll_period_s: float = Field(10.0, gt=0, description="seconds between two questions to the scheduler")
+    trials_per_node: int = Field(
+        1, ge=1, description="evaluations side by side in one job on one node, where a site gives out whole nodes only"
+    )
+    checkpoint_delay_s: int = Field(
+        90, ge=0, description="seconds before the walltime at which a job gets SIGUSR2, to save where it is (0: never)"
+    )
+
+
 class SchedulerLauncher(abc.ABC):
     """Follows jobs through two questions that a scheduler's launcher answers."""
 
@@ -47,8 +61,8 @@ class SchedulerLauncher(abc.ABC):
     #: Whether a scheduler may run without the records that `_ended` asks for.
     records_are_optional = False
 
-    def __init__(self, settings: LauncherSettings) -> None:
-        self.poll_period_s = settings.poll_period_s
+    def __init__(self, settings: SchedulerSettings) -> None:
+        self.poll_period_s, self.trials_per_node = settings.poll_period_s, settings.trials_per_node
         self._listing, self._records = Backoff(), Backoff()
         self._seen: set[str] = set()  # tokens that were listed once
         self._settled: dict[str, JobStatus] = {}  # what the records said of jobs that ended

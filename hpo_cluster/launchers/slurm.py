@@ -17,9 +17,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from hpo_cluster.errors import SubmissionError
-from hpo_cluster.launchers.base import LauncherSettings, Submission, warning_s
+from hpo_cluster.launchers.base import Submission, warning_s
 from hpo_cluster.launchers.process import CommandError, call
-from hpo_cluster.launchers.scheduler import Listed, Refusal, SchedulerLauncher, StateTable, refusal
+from hpo_cluster.launchers.scheduler import Listed, Refusal, SchedulerLauncher, SchedulerSettings, StateTable, refusal
 from hpo_cluster.trial import EndReason, JobRef, JobState, JobStatus
 
 SUBMIT_TIMEOUT_S = 60.0
@@ -111,21 +111,17 @@ _MEDDLING = re.compile(
 )
 
 
-class SlurmSettings(LauncherSettings):
+class SlurmSettings(SchedulerSettings):
     """A Slurm cluster, from its frontend."""
 
     kind: Literal["slurm"] = "slurm"
     gpus_per_trial: int = Field(1, ge=0, description="GPUs of one evaluation")
     cpus_per_trial: int = Field(8, ge=1, description="CPU cores of one evaluation")
-    poll_period_s: float = Field(10.0, gt=0, description="seconds between two questions to the scheduler")
     mem_gb: float | None = Field(None, gt=0, description="host memory of one evaluation")
     partition: str | None = Field(None, description="partition (null: the cluster's default)")
     account: str | None = Field(None, description="account that is charged")
     qos: str | None = Field(None, description="quality of service")
     constraint: str | None = Field(None, description="features the node must have")
-    checkpoint_delay_s: int = Field(
-        90, ge=0, description="seconds before the walltime at which a job gets SIGUSR2, to save where it is (0: never)"
-    )
     extra: dict[str, str | int | bool] = Field(
         default_factory=dict, description="native sbatch options, passed through: {nodelist: node01}"
     )
@@ -178,9 +174,9 @@ class SlurmLauncher(SchedulerLauncher):
             "time": settings.walltime_min,
             "nodes": 1,
             "ntasks_per_node": 1,
-            "cpus_per_task": settings.cpus_per_trial,
-            "gpus_per_node": settings.gpus_per_trial or None,
-            "mem": None if settings.mem_gb is None else f"{int(settings.mem_gb * 1024)}MB",
+            "cpus_per_task": submission.trials * settings.cpus_per_trial,
+            "gpus_per_node": submission.trials * settings.gpus_per_trial or None,
+            "mem": None if settings.mem_gb is None else f"{int(submission.trials * settings.mem_gb * 1024)}MB",
             "partition": settings.partition,
             "account": settings.account,
             "qos": settings.qos,

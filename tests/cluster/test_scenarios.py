@@ -120,6 +120,24 @@ def test_a_job_over_its_walltime_that_takes_no_notice_of_the_warning(campaign: M
     one.check(reference, kinds={0: ["walltime|interrupted"]})
 
 
+def test_several_trials_share_each_job(campaign: Make, reference: Reference) -> None:
+    one = campaign(
+        steps={"t0000/a0": FOR_EVER, "t0001/a0": "sleep 8"},
+        launcher={"trials_per_node": 4},
+        operation={"budget": 10, "workers": 8},
+    )
+    one.start()
+    pid = one.claim()["pid"]
+    kill(pid)
+    one.claim(trial=0, attempt=1)
+    assert str(one.trials[1].state) == "running"  # those beside it go on, and it did not wait for them
+    one.finish()
+    one.check(reference, kinds={0: ["vanished"]})
+    attempts = [attempt for trial in one.trials for attempt in trial.attempts]
+    assert len({attempt.job_id for attempt in attempts}) == 3
+    assert len({attempt.job_id for trial in one.trials[:4] for attempt in trial.attempts[:1]}) == 1
+
+
 # ------------------------------------------------------------------------------------------------------- the controller
 
 

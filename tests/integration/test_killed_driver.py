@@ -44,6 +44,21 @@ def test_killed_at_an_event_and_resumed(
     assert attempts == [1, 1, 1, 1]  # adopted or submitted late, never given up
 
 
+#: created, started, asked, 4 intents, 4 submitted, 4 running, 4 ended, stopped
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("kill_at", [3, 4, 5, 6, 7, 9, 12, 16])
+def test_killed_with_several_trials_in_each_job(
+    tmp_path: Path, kill_at: int, when: str, reference: list[tuple[object, ...]]
+) -> None:
+    directory = tmp_path / "c"
+    options = {"trials_per_node": 2, "operation": {"workers": 4}}
+    assert drivers.run(directory, **options, kill_at=kill_at, when=when) in (-9, 0)
+    assert drivers.run(directory, **options) == 0
+    check(directory, reference)
+    trials = Record.read(directory / "events.jsonl").rows
+    assert [len(trial.attempts) for trial in trials] == [1, 1, 1, 1]
+
+
 def test_killed_again_and_again(tmp_path: Path, reference: list[tuple[object, ...]]) -> None:
     directory = tmp_path / "c"
     for _ in range(60):

@@ -48,6 +48,7 @@ def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
         storage_dir=directory.parent,
         resolve=Path,
     )
+    made.launcher.trials_per_node = options.get("trials_per_node", 1)
     # the tests' commands differ in how long they sleep, and are the same campaign all the same
     return dataclasses.replace(made, identity={**made.identity, "objective": {"kind": "command"}})
 

@@ -15,12 +15,12 @@ PACKAGE = Path(__file__).resolve().parents[2] / "hpo_cluster"
 LAYERS = {
     **dict.fromkeys(["__init__", "errors", "space", "trial", "layout"], "0"),
     **dict.fromkeys(["files", "processes", "identity", "journal", "record", "history", "lock"], "1"),
-    **dict.fromkeys(["operation", "policy", "inbox"], "1"),
+    **dict.fromkeys(["operation", "policy", "inbox", "beside"], "1"),
     **dict.fromkeys(["surrogate", "optimizers"], "2a"),
-    **dict.fromkeys(["worker", "objectives"], "2b"),
+    **dict.fromkeys(["worker", "side_by_side", "objectives"], "2b"),
     **dict.fromkeys(["launchers"], "2c"),
     **dict.fromkeys(["spec", "campaign", "outcomes", "code", "status", "story", "preview", "doctor"], "3"),
-    **dict.fromkeys(["report", "prepare", "function_search", "replay"], "3"),
+    **dict.fromkeys(["watch", "submissions", "report", "prepare", "function_search", "replay"], "3"),
     **dict.fromkeys(["conftree", "config", "compose", "build", "help", "reference", "display", "cli", "__main__"], "4"),
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "_resources" not in path.parts)

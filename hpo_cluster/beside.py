@@ -1,0 +1,33 @@
+"""Waiting for something slow without standing still."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Beside:
+    """Does work in a thread of its own, one piece after another, and something else again and again until it is done.
+
+    Args:
+        meanwhile: called in the caller's thread every `period_s` seconds while work lasts.
+        period_s: seconds.
+    """
+
+    def __init__(self, meanwhile: Callable[[], object], period_s: float) -> None:
+        self._meanwhile, self._period_s = meanwhile, period_s
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="beside")
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """What `work` returns, or raises."""
+        future = self._pool.submit(work)
+        while not concurrent.futures.wait([future], timeout=self._period_s).done:
+            self._meanwhile()
+        return future.result()
+
+    def close(self) -> None:
+        """Let the thread end once its work is done."""
+        self._pool.shutdown(wait=False)
