@@ -33,17 +33,18 @@ from hpo_cluster import code as code_copy
 from hpo_cluster import inbox, outcomes
 from hpo_cluster.beside import Beside
 from hpo_cluster.errors import HpoClusterError, SubmissionError
-from hpo_cluster.files import read_json, redact
+from hpo_cluster.files import read_json, redact, refresh
 from hpo_cluster.history import to_frame, write_history
 from hpo_cluster.identity import settle_identity
 from hpo_cluster.journal import Event, Journal
 from hpo_cluster.layout import CampaignLayout
 from hpo_cluster.lock import DriverLock
+from hpo_cluster.processes import cap_memory, uncap_memory
 from hpo_cluster.record import AttemptRecord, Record, TrialRecord, asked_rows
 from hpo_cluster.spec import CampaignSpec
 from hpo_cluster.status import summarise
 from hpo_cluster.submissions import Member, claimed_job, make_submission, new_token, write_params
-from hpo_cluster.trial import BASELINE, ErrorKind, JobRef, JobState, JobStatus, Origin, State, derive_seed
+from hpo_cluster.trial import BASELINE, Ask, ErrorKind, JobRef, JobState, JobStatus, Origin, State, derive_seed
 from hpo_cluster.watch import JobWatch
 from hpo_cluster.worker import SCHEMA, checkpoint_step, package_versions, utc_now
 
@@ -90,6 +91,9 @@ class Campaign:
             # a scheduler that is slow to answer, or does not, keeps nobody from taking in results
             self._launcher_call = Beside(self._read_all_files, operation.poll_s)
             undo.callback(self._launcher_call.close)
+            if spec.launcher.backend != "local" and operation.driver_memory_gb is not None:
+                cap_memory(operation.driver_memory_gb)
+                undo.callback(uncap_memory)
             self._start()
             self._open = undo.pop_all()
 
@@ -298,12 +302,24 @@ class Campaign:
             free = min(self._free_slots(), operation.budget - committed)
             if free <= 0:
                 return
-            ask = self.spec.optimizer.ask(self.history(), free)
+            ask = self._ask(free)
             rows = asked_rows(ask, self.record.next_trial, self.spec.seed)
             if not rows:
                 self._exhausted = not self.record.in_flight
                 return
             self._append("asked", trials=rows, decision=dict(ask.decision))
+
+    def _ask(self, n: int) -> Ask:
+        try:
+            return self.spec.optimizer.ask(self.history(), n)
+        except (MemoryError, RuntimeError) as error:  # torch raises the latter
+            if not (isinstance(error, MemoryError) or "allocate memory" in str(error)):
+                raise
+            limit = self.spec.operation.driver_memory_gb
+            raise HpoClusterError(
+                f"the optimizer needs more memory than driver_memory_gb={limit} allows, or than there is. Nothing is "
+                f"lost. Where the frontend has more:  hpo-cluster resume {self.layout.dir} driver_memory_gb=16"
+            ) from error
 
     @property
     def _jobs_at_most(self) -> int:
@@ -395,7 +411,8 @@ class Campaign:
 
     def _read_all_files(self) -> None:
         for trial in self.record.in_flight:
-            if trial.number not in self._held:
+            if trial.number not in self._held and trial.attempts:
+                refresh(self.layout.attempt(trial.number, trial.attempts[-1].number).dir)
                 self._read_files(trial)
 
     def _read_files(self, trial: TrialRecord) -> None:

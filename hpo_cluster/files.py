@@ -35,14 +35,21 @@ def publish_once(path: Path, text: str) -> bool:
     """Create `path` whole with `text` unless it exists. Returns False, changing nothing, where it exists already.
 
     A hard link is atomic on every POSIX file system, NFS included, where exclusive creation followed by a write
-    could be seen half done.
+    could be seen half done. Where NFS loses the answer to a link that it made, and asks again, the answer is that the
+    file exists: it is ours all the same.
     """
     with _whole(path, text) as temporary:
         try:
             os.link(temporary, path)
         except FileExistsError:
-            return False
+            return path.samefile(temporary)
     return True
+
+
+def refresh(directory: Path) -> None:
+    """Ask a shared file system what is in a directory: NFS remembers for a minute that a file was not there."""
+    with contextlib.suppress(OSError):
+        os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
 
 
 def dumps(data: Any) -> str:

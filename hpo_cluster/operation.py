@@ -43,6 +43,9 @@ class Operation(BaseModel):
         None, description="nothing is submitted after it: 2027-01-31T18:00 (local time, or with +01:00)"
     )
     max_gpu_hours: float | None = Field(None, gt=0, description="nothing is submitted once so many are used")
+    driver_memory_gb: float | None = Field(
+        8.0, gt=0, description="memory that the driver may take on a cluster's frontend; null: any"
+    )
     failures: Failures = Field(Failures(), description="what becomes of a trial, by the kind of its failure")
     baseline: bool = Field(
         False, strict=True, description="whether the model before fine-tuning is evaluated too, outside the budget"

@@ -1,9 +1,31 @@
-"""Telling one process from another: a pid is recycled, the pair of pid and start time is not."""
+"""Telling one process from another (a pid is recycled, pid and start time together are not), and their limits."""
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
+
+_first_limit: tuple[int, int] | None = None  # of this process's memory, before it was capped
+
+
+def cap_memory(gigabytes: float) -> None:
+    """From now on, this process gets no more memory than so much: it is a guest on the frontend.
+
+    What it starts is not capped where it calls `uncap_memory` before all else.
+    """
+    global _first_limit
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    _first_limit = _first_limit or (soft, hard)
+    wanted = int(gigabytes * 2**30)
+    limits = [limit for limit in (_first_limit[0], hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([wanted, *limits]), hard))
+
+
+def uncap_memory() -> None:
+    """Lift the cap again."""
+    if _first_limit is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, _first_limit)
 
 
 def process_start(pid: int) -> str | None:

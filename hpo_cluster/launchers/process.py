@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from hpo_cluster.errors import SubmissionError
+from hpo_cluster.processes import uncap_memory
 
 PR_SET_PDEATHSIG = 1
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 2.0, 60.0
@@ -35,9 +36,13 @@ class CommandError(SubmissionError):
         super().__init__(f"{program} failed with status {status}: {lines[-1]}")
 
 
-def _die_with_parent() -> None:
-    """In the child: be killed when the driver dies, so that it cannot submit minutes later on its own."""
+def _begin_child() -> None:
+    """In the child: be killed when the driver dies, so that it cannot submit minutes later on its own.
+
+    And be free of the driver's limits, which schedulers pass on to the jobs.
+    """
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    uncap_memory()
 
 
 def call(
@@ -60,7 +65,7 @@ def call(
             check=False,
             env=env,
             cwd=cwd,
-            preexec_fn=_die_with_parent,
+            preexec_fn=_begin_child,
         )
     except FileNotFoundError as error:
         message = f"{command[0]}: command not found; is this a frontend of the cluster?"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hpo_cluster.cli import campaign_spec
+from hpo_cluster.commands.drive import campaign_spec
 from hpo_cluster.compose import compose, compose_all, compose_resume, expand
 from hpo_cluster.config import CampaignSettings, Config, to_plain, to_yaml
 from hpo_cluster.conftree import GROUPS, conf_dir, key_comments, options

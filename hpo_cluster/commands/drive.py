@@ -1,0 +1,283 @@
+"""The commands that drive a campaign, or tell its driver something."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from hpo_cluster.commands.arguments import Arguments, collecting, short_path
+from hpo_cluster.errors import ConfigError, LockedError
+
+if TYPE_CHECKING:
+    from hpo_cluster.campaign import Campaign
+    from hpo_cluster.config import Config
+    from hpo_cluster.spec import CampaignSpec
+
+OK, BAD_END, INTERRUPTED = 0, 1, 130
+
+#: Seconds after the first Ctrl-C in which a second one cancels the jobs.
+SECOND_CTRL_C_S = 3.0
+
+
+def run(arguments: Arguments) -> int:
+    """Start campaigns, or go on with those of these names."""
+    from hpo_cluster.compose import compose_all, expand
+
+    check_files = "--cfg" not in arguments.flags
+
+    def compose() -> tuple[list[list[str]], list[Config]]:
+        combinations = expand(arguments.words) if "--multirun" in arguments.flags else [arguments.words]
+        return combinations, compose_all(combinations, config_dir=arguments.config_dir, check_files=check_files)
+
+    combinations, configs = collecting(arguments, compose)
+    if not check_files:
+        return print_configs(configs)
+    code = OK
+    for number, (config, overrides) in enumerate(zip(configs, combinations, strict=True), 1):
+        if len(configs) > 1:
+            print(f"campaign {number} of {len(configs)}: {config.campaign}")
+        ended = _drive(config, overrides, take_over="--take-over" in arguments.flags)
+        code = max(code, ended)
+        if ended == INTERRUPTED:
+            break
+    return code
+
+
+def resume(arguments: Arguments) -> int:
+    """Go on with a campaign."""
+    config = recorded_config(arguments, arguments.words[1:], check_files="--cfg" not in arguments.flags)
+    if "--cfg" in arguments.flags:
+        return print_configs([config])
+    return _drive(config, arguments.words[1:], take_over="--take-over" in arguments.flags)
+
+
+def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_files: bool) -> Config:
+    """The configuration of an existing campaign, as it was last run but for `overrides`."""
+    from hpo_cluster.compose import compose_resume
+    from hpo_cluster.identity import read_identity
+    from hpo_cluster.layout import CampaignLayout
+    from hpo_cluster.record import Record
+
+    folder = arguments.folder()
+    layout = CampaignLayout(folder)
+    starts = Record.read(layout.events).starts
+    operation = {**starts[-1]["operation"], **starts[-1].get("settings", {})} if starts else {}
+    return compose_resume(
+        read_identity(layout.identity) or {},
+        operation,
+        overrides,
+        campaign_dir=folder,
+        config_dir=arguments.config_dir,
+        check_files=check_files,
+    )
+
+
+def tick(arguments: Arguments) -> int:
+    """One short pass over a campaign."""
+    from hpo_cluster.campaign import Campaign
+    from hpo_cluster.display import PlainDisplay
+
+    config = recorded_config(arguments, arguments.words[1:], check_files=True)
+    spec = campaign_spec(config, arguments.words[1:], take_over="--take-over" in arguments.flags)
+    display = PlainDisplay(lambda line: print(line, flush=True))
+    try:
+        with Campaign(dataclasses.replace(spec, tick=True)) as campaign:
+            display.remember(campaign.record.trials)
+            campaign.tick()
+            display.update(campaign.status(), campaign.record.trials)
+            if campaign.record.halted:
+                print(f"stopped from another terminal; go on with:  hpo-cluster resume {arguments.words[0]}")
+            return BAD_END if campaign.reason else OK
+    except LockedError as error:
+        print(error)  # a driver is at work: nothing to do for us
+        return OK
+
+
+def post(arguments: Arguments) -> int:
+    """Leave a command for the driver; where there is none, carry it out."""
+    from hpo_cluster import inbox
+    from hpo_cluster.layout import CampaignLayout
+    from hpo_cluster.record import Record
+    from hpo_cluster.story import find_trial
+    from hpo_cluster.trial import trial_label
+
+    folder = arguments.folder()
+    layout = CampaignLayout(folder)
+    trials: list[int | None] = [*arguments.trials()]
+    record = Record.read(layout.events)
+    faults = []
+    for number in arguments.trials():
+        trial = find_trial(record, folder, number)
+        if arguments.command == "cancel" and trial.state.ended:
+            faults.append(f"{trial_label(number)} is {trial.state}: only a trial under way can be cancelled")
+        if arguments.command == "retry" and (not trial.state.ended or trial.value is not None):
+            faults.append(f"{trial_label(number)} is {trial.state}: only one that ended without a value can be retried")
+    if faults:
+        raise ConfigError(faults, f"hpo-cluster status {folder}")
+    for meant in trials or [None]:
+        inbox.post(layout.inbox_dir, inbox.verb(arguments.command), meant)
+    return _serve(arguments)
+
+
+def _serve(arguments: Arguments) -> int:
+    """Carry out what waits in the inbox, unless a driver does."""
+    from hpo_cluster.campaign import Campaign
+
+    config = recorded_config(Arguments("resume", arguments.words[:1]), [], check_files=False)
+    try:
+        with Campaign(dataclasses.replace(campaign_spec(config), tick=True)) as campaign:
+            campaign.take_commands()
+    except LockedError:
+        print(f"{arguments.command}: told the driver, which takes it in within seconds")
+        return OK
+    done = {
+        "cancel": "cancelled",
+        "retry": f"will be tried again; go on with:  hpo-cluster resume {arguments.words[0]}",
+        "stop": "stopped: ticks submit nothing more",
+    }
+    print(f"{' '.join([*arguments.words[1:], done[arguments.command]])}")
+    return OK
+
+
+def print_configs(configs: Sequence[Config]) -> int:
+    """Print configurations as YAML, as ``--cfg job`` asks for."""
+    from hpo_cluster.config import to_yaml
+
+    print("---\n".join(to_yaml(config) for config in configs), end="")
+    return OK
+
+
+def campaign_spec(config: Config, overrides: Sequence[str] = (), *, take_over: bool = False) -> CampaignSpec:
+    """The campaign of a configuration, ready to be opened."""
+    from hpo_cluster.operation import Operation
+    from hpo_cluster.spec import make_spec
+
+    return make_spec(
+        config.campaign_dir,
+        space=config.space,
+        objective=config.objective,
+        optimizer=config.optimizer.name,
+        optimizer_settings=config.optimizer.settings,
+        seed=config.seed,
+        launcher=config.launcher,
+        operation=Operation(**config.model_dump(include=set(Operation.model_fields))),
+        storage_dir=config.storage_dir,
+        resolve=config.resolve,
+        overrides=tuple(overrides),
+        code=config.code,
+        take_over=take_over,
+    )
+
+
+def _drive(config: Config, overrides: Sequence[str], *, take_over: bool) -> int:
+    from hpo_cluster.campaign import Campaign
+    from hpo_cluster.display import LiveDisplay, PlainDisplay
+
+    if config.dry_run:
+        return _preview(config, overrides)
+    logging.getLogger("hpo_cluster").addHandler(logging.NullHandler())  # its messages go to the driver's log
+    display = LiveDisplay() if sys.stdout.isatty() else PlainDisplay(lambda line: print(line, flush=True))
+    with Campaign(campaign_spec(config, overrides, take_over=take_over)) as campaign:
+        if dead := campaign.lock.taken_over:
+            print(f"taken over from the driver that died: process {dead['pid']} on {dead.get('host')}", flush=True)
+        with _Interrupts(campaign) as interrupts:
+            with display:
+                for status in campaign.drive():
+                    display.update(status, campaign.record.trials)
+            interrupts.wait_for_second()
+            if interrupts.count > 1:
+                campaign.cancel_jobs()
+        status = campaign.status()
+    return _finish(config, campaign, status, interrupts)
+
+
+def _preview(config: Config, overrides: Sequence[str]) -> int:
+    """Print what a start would submit first. Creates nothing."""
+    from hpo_cluster.display import parameters_text
+    from hpo_cluster.preview import preview
+
+    count = 0
+    for trials, script in preview(campaign_spec(config, overrides)):
+        count += len(trials)
+        print(*(f"{label}  {parameters_text(parameters)}" for label, parameters in trials), script, sep="\n")
+    print(f"{config.campaign}: {count} trials would be submitted first; nothing was created")
+    return OK
+
+
+def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrupts: _Interrupts) -> int:
+    from hpo_cluster.display import summary_lines
+
+    folder = short_path(config.campaign_dir)
+    resume = f"hpo-cluster resume {folder}"
+    if interrupts.count:
+        jobs = "its jobs are cancelled" if interrupts.count > 1 else f"{status['in_flight']} jobs run on"
+        print(f"interrupted: {status['done']} of {status['budget']} done, {jobs}. Go on with:\n  {resume}")
+        return INTERRUPTED
+    files = {"history": campaign.layout.history, "log": campaign.log_path}
+    if plot := _draw(config.campaign_dir):
+        files["plot"] = plot
+    tasks = getattr(config.objective, "tasks", None)
+    status = {
+        **status,
+        "state": "stopped" if campaign.reason else "finished",
+        "reason": campaign.reason or None,
+        "eta_s": None,
+    }
+    tests = tuple(tasks.test) if tasks is not None else ()
+    short = {label: short_path(path) for label, path in files.items()}
+    print("\n".join(summary_lines(status, config.objective.metric, tests, short)))
+    if campaign.reason:
+        print(f"Go on, once that is mended:\n  {resume}")
+    return BAD_END if campaign.reason or status["best"] is None else OK
+
+
+def _draw(campaign_dir: Path) -> Path | None:
+    """Draw the report; a plot that fails is no reason to call a finished campaign a failure."""
+    try:
+        from hpo_cluster.report import write_report
+
+        paths = write_report(campaign_dir)
+    except Exception as error:
+        print(f"no plot: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
+    return paths[0] if paths else None
+
+
+class _Interrupts:
+    """Ctrl-C: once stops submitting and leaves the jobs running, twice cancels them. SIGTERM is as once."""
+
+    def __init__(self, campaign: Campaign) -> None:
+        self.count = 0
+        self._campaign = campaign
+        self._terminated = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self._terminated = self._terminated or number == signal.SIGTERM
+        self._campaign.stop("interrupted")
+        if self.count == 1 and not self._terminated:
+            message = f"stopping; jobs run on. Ctrl-C again within {SECOND_CTRL_C_S:.0f} s cancels them"
+            print(message, file=sys.stderr, flush=True)
+        if self.count > 2:
+            signal.default_int_handler(number, frame)
+
+    def wait_for_second(self) -> None:
+        """Give a user who pressed Ctrl-C once the time to press it again."""
+        end = time.monotonic() + SECOND_CTRL_C_S
+        while self.count == 1 and not self._terminated and time.monotonic() < end:
+            time.sleep(0.05)
+
+    def __enter__(self) -> _Interrupts:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,47 @@
+"""Files on a shared file system: late, lost answers, stale handles."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from hpo_cluster import files, outcomes
+from hpo_cluster.layout import AttemptLayout
+
+
+def test_the_first_to_publish_wins(tmp_path: Path) -> None:
+    assert files.publish_once(tmp_path / "claim", "first")
+    assert not files.publish_once(tmp_path / "claim", "second")
+    assert (tmp_path / "claim").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["claim"]
+
+
+def test_a_link_whose_answer_was_lost_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def made_and_asked_again(source: Path, target: Path) -> None:
+        link(source, target)
+        raise FileExistsError(errno.EEXIST, "File exists")
+
+    monkeypatch.setattr(os, "link", made_and_asked_again)
+    assert files.publish_once(tmp_path / "claim", "ours")
+    assert (tmp_path / "claim").read_text() == "ours"
+
+
+def test_a_stale_handle_is_no_result_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = AttemptLayout(tmp_path)
+    attempt.result.write_text(files.dumps({"token": "t", "metrics": {"value": 1.0}}))
+    read = Path.read_text
+
+    def stale(path: Path, *args: object, **options: object) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "read_text", stale)
+    assert outcomes.valid_result(attempt, "t") is None
+    files.refresh(tmp_path / "gone")  # no error where the directory is not to be had
+    monkeypatch.setattr(Path, "read_text", read)
+    files.refresh(tmp_path)
+    assert outcomes.valid_result(attempt, "t") is not None
