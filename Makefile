@@ -8,7 +8,7 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-cluster lint types check bundle check-bundle reference clean
+.PHONY: help run test test-cluster soak lint types check bundle check-bundle reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,10 @@ test: $(VENV)/installed-dev  ## install, then run all tests
 test-cluster: $(VENV)/installed-dev  ## as root on Debian: install and start a Slurm and an OAR, run the tests against both
 	tests/cluster/install
 	tests/cluster/run $(abspath $(BIN)/python)
+
+soak: $(VENV)/installed-dev  ## as root on Debian: hundreds of trials on 64 Slurm nodes, while jobs and drivers are killed
+	tests/cluster/install
+	tests/cluster/soak $(abspath $(BIN)/python)
 
 lint: $(VENV)/installed-dev  ## style, and formatting
 	$(BIN)/ruff check .
