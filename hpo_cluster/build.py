@@ -94,6 +94,13 @@ class _Builder:
             self.faults += objective.space_faults(space)
         if objective is not None and top is not None and top.baseline and not objective.has_baseline:
             self.faults.append(f"baseline=True: objective={objective.kind} has no baseline; accepted: false")
+        if objective is not None and isinstance(launcher, LauncherSettings):
+            most, wanted = objective.gpus_at_most, launcher.gpus_per_trial
+            if most is not None and wanted > most:
+                self.faults.append(
+                    f"launcher.gpus_per_trial={wanted}: objective={objective.kind} uses {most} of them; where whole nodes "
+                    "are given out, put several evaluations on one with launcher.trials_per_node"
+                )
         beside = getattr(launcher, "trials_per_node", 1)
         if top is not None and top.slots < beside:
             self.faults.append(

@@ -426,6 +426,8 @@ class Campaign:
             return
         files = self.layout.attempt(trial.number, current.number)
         failure = outcomes.reported_failure(files, current.token)
+        if failure is not None and outcomes.awaits_reason(failure):
+            return  # the scheduler may say who asked it to end, once the job is over
         if failure is not None:
             self._fail(trial, current, failure.kind, failure.message, dict(failure.seen))
         elif trial.state is State.SUBMITTED:
@@ -483,12 +485,20 @@ class Campaign:
         states = {name: told.get(name, JobStatus(JobState.UNKNOWN)) for name in jobs}
         self._watch.take(states)
         for trial, attempt in self._with_job():
-            if attempt.job_name in states and self._watch.is_lost(attempt.job_name):
-                self._read_files(trial)
-                if not trial.state.ended and trial.attempt is attempt:
-                    files = self.layout.attempt(trial.number, attempt.number)
-                    failure = outcomes.silent_failure(files, attempt.job_id, states[attempt.job_name])
-                    self._fail(trial, attempt, failure.kind, failure.message, {})
+            status = states.get(attempt.job_name)
+            if status is None or status.state is not JobState.ENDED:
+                continue
+            self._read_files(trial)
+            if trial.state.ended or trial.attempt is not attempt:
+                continue
+            files = self.layout.attempt(trial.number, attempt.number)
+            failure = outcomes.reported_failure(files, attempt.token)
+            if failure is not None:
+                failure = outcomes.explained(failure, status)
+            elif self._watch.is_lost(attempt.job_name):
+                failure = outcomes.silent_failure(files, attempt.job_id, status)
+            if failure is not None:
+                self._fail(trial, attempt, failure.kind, failure.message, dict(failure.seen))
 
     def _stop_if_all_fail(self) -> None:
         limit = self.spec.operation.stop_after_failures

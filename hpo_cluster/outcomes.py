@@ -13,6 +13,7 @@ from typing import Any
 from hpo_cluster.files import read_json
 from hpo_cluster.layout import AttemptLayout
 from hpo_cluster.trial import EndReason, ErrorKind, JobStatus
+from hpo_cluster.watch import seconds_since
 from hpo_cluster.worker import result_faults
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,11 @@ KINDS_OF_REASONS: Mapping[EndReason, ErrorKind] = {
     EndReason.EXIT: ErrorKind.VANISHED,
     EndReason.FORGOTTEN: ErrorKind.VANISHED,
 }
+
+#: Those of them for which jobs are asked to end.
+REASONS_TO_END = frozenset({ErrorKind.WALLTIME, ErrorKind.PREEMPTED, ErrorKind.NODE, ErrorKind.CANCELLED})
+#: Seconds after its report in which the scheduler's reason is waited for.
+REASON_WITHIN_S = 60.0
 
 #: The same by what its log ends with, where the scheduler says no more than that it is over.
 KINDS_OF_WORDS: tuple[tuple[re.Pattern[str], ErrorKind], ...] = (
@@ -71,6 +77,22 @@ def reported_failure(files: AttemptLayout, token: str) -> Failure | None:
         return Failure(ErrorKind.BAD_RESULT, f"{files.result.name}: {'; '.join(faults)}")
     error = document_of(files.error, token)
     return None if error is None else Failure(str(error.get("kind")), str(error.get("message")), error)
+
+
+def awaits_reason(failure: Failure) -> bool:
+    """Whether an attempt has only just said that it was asked to end: its scheduler may soon say why."""
+    ended_at = failure.seen.get("ended_at")
+    if failure.kind != ErrorKind.INTERRUPTED or not isinstance(ended_at, str):
+        return False
+    return seconds_since(ended_at) < REASON_WITHIN_S
+
+
+def explained(failure: Failure, status: JobStatus) -> Failure:
+    """A reported failure, with the scheduler's reason where all that the attempt knows is that it was asked to end."""
+    kind = KINDS_OF_REASONS[status.reason] if status.reason is not None else ErrorKind.VANISHED
+    if failure.kind != ErrorKind.INTERRUPTED or kind not in REASONS_TO_END:
+        return failure
+    return Failure(kind, f"{failure.message} ({status.detail})", failure.seen)
 
 
 def silent_failure(files: AttemptLayout, job_id: str | None, status: JobStatus) -> Failure:

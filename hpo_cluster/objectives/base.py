@@ -62,6 +62,11 @@ class Objective(Settings, ABC):
         """Whether there is something to evaluate before any tuning."""
         return False
 
+    @property
+    def gpus_at_most(self) -> int | None:
+        """How many GPUs one evaluation can use; None: any number."""
+        return None
+
     def own_space(self) -> Space | None:
         """The search space the objective brings, where the configuration names none."""
         return None

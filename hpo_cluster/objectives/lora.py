@@ -137,6 +137,11 @@ class LoraObjective(Objective):
         """Whether there is something to evaluate before any tuning: the model as it is."""
         return True
 
+    @property
+    def gpus_at_most(self) -> int | None:
+        """How many GPUs one evaluation can use: the recipe trains and scores on one."""
+        return 1
+
     def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
         """The ``settings`` of ``params.json``: plain JSON, every path absolute."""
         settings = self.model_dump(mode="json")

@@ -274,6 +274,14 @@ def test_all_faults_are_named_at_once() -> None:
         (["model=llama-3.2-1b"], "run: hpo-cluster prepare model=llama-3.2-1b"),
         (["data.path=/nowhere.json"], "data.path: /nowhere.json is no Alpaca-format data"),
         (["launcher.cpus_per_trial=0"], "launcher.cpus_per_trial=0: must be at least 1"),
+        (
+            ["launcher=slurm", "launcher.gpus_per_trial=4"],
+            "objective=lora uses 1 of them; where whole nodes are given out",
+        ),
+        (
+            ["launcher=slurm", "launcher.trials_per_node=4"],
+            "workers=2: launcher.trials_per_node=4 wants at least as many",
+        ),
         (["launcher=pbs"], "launcher=pbs: is no option of launcher; accepted: local, oar, oar_besteffort, oar_chuc,"),
         (["launcher.setup=['export HF_TOKEN=abc']"], "launcher.setup.0: holds what looks like a token or password"),
         (["tasks.test=mmlu"], "tasks.test='mmlu': must be a list"),
