@@ -98,8 +98,8 @@ class _Builder:
             most, wanted = objective.gpus_at_most, launcher.gpus_per_trial
             if most is not None and wanted > most:
                 self.faults.append(
-                    f"launcher.gpus_per_trial={wanted}: objective={objective.kind} uses at most {most}; where whole nodes "
-                    "are given out, launcher.trials_per_node puts several evaluations on one"
+                    f"launcher.gpus_per_trial={wanted}: objective={objective.kind} uses at most {most}; where whole "
+                    "nodes are given out, launcher.trials_per_node puts several evaluations on one"
                 )
         beside = getattr(launcher, "trials_per_node", 1)
         if top is not None and top.slots < beside:
