@@ -96,11 +96,9 @@ def measure(one: CampaignOnACluster, options: argparse.Namespace, killed: int) -
     """What the campaign's journal tells: figures, and faults."""
     events = list(read_events(one.layout.events))
     trials = Record(events).rows
-    spans = [(seconds(t.started_at), seconds(t.ended_at)) for t in trials if t.started_at and t.ended_at]
-    last = [t.attempts[-1] for t in trials]
-    ran = [(seconds(a.started_at), seconds(t.ended_at)) for t, a in zip(trials, last, strict=True)
-           if a.started_at and t.ended_at]  # fmt: skip
-    waits = latencies(events, [end for _, end in spans])
+    last = [(trial, trial.attempts[-1]) for trial in trials]
+    ran = [(seconds(a.started_at), seconds(t.ended_at)) for t, a in last if a.started_at and t.ended_at]
+    waits = latencies(events, [end for _, end in ran])
     queries = collections.Counter((one.folder / "queries").read_text().split())
     wall_s = seconds(events[-1]["at"]) - seconds(events[0]["at"])
     failures = [a.error for t in trials for a in t.attempts if a.error]
