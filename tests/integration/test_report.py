@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import yaml
 
-from hpo_cluster import report
 from hpo_cluster.errors import JournalError
 from hpo_cluster.files import dumps
 from hpo_cluster.journal import Journal
 from hpo_cluster.layout import CampaignLayout
 from hpo_cluster.objectives.synthetic import SyntheticObjective
-from hpo_cluster.report import read_campaign, write_report
+from hpo_cluster.report import figures, read_campaign, write_report
 from hpo_cluster.space import Categorical, Float, Integer, Space
 
 LORA_SPACE = Space(
@@ -162,11 +161,11 @@ def test_the_best_so_far_never_gets_worse_nor_goes_back_in_time(
     for end, minute in zip(ends, (4, 3, 9, 6, 12), strict=True):  # journaled in another order than they ended
         end["ended_at"] = stamp(minute)
     campaign = read_campaign(synthetic(tmp_path / "c", ends))
-    figures: list[Any] = []
-    monkeypatch.setattr(report, "_png", lambda figure: figures.append(figure) or b"")
-    report.draw_best_by_time(campaign)
-    report.draw_best_by_evaluations(campaign)
-    by_time, by_evaluations = (figure.axes[0].lines[0].get_xydata().tolist() for figure in figures)
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "_png", lambda figure: drawn.append(figure) or b"")
+    figures.draw_best_by_time(campaign)
+    figures.draw_best_by_evaluations(campaign)
+    by_time, by_evaluations = (figure.axes[0].lines[0].get_xydata().tolist() for figure in drawn)
     assert [x for x, _ in by_time] == pytest.approx([2, 3, 5, 8, 11])
     assert [y for _, y in by_time[1:]] == [9, 8, 7, 7]
     assert math.isnan(by_time[0][1])

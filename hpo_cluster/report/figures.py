@@ -1,4 +1,4 @@
-"""A campaign as pictures and one page: derived from its journal, written whole, made again at any time.
+"""The figures: each function returns a PNG, or None where there is nothing to draw.
 
 Only evaluated trials are drawn: values that an optimizer inherited, approximated or imputed are its own business.
 A trial without a value (diverged, failed) stands on a strip along the lower edge of the axes. The colours are those of
@@ -8,30 +8,17 @@ M. Okabe and K. Ito, told apart by colour-blind readers too, and each state has 
 from __future__ import annotations
 
 import io
-import logging
 import math
-import os
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo_cluster.errors import ConfigError, JournalError
-from hpo_cluster.files import read_json, replace_text
-from hpo_cluster.history import METRIC_PREFIX, load_history
-from hpo_cluster.identity import read_identity
-from hpo_cluster.layout import CampaignLayout
-from hpo_cluster.objectives import parse_objective
-from hpo_cluster.objectives.base import Objective
-from hpo_cluster.objectives.lora import LoraObjective
-from hpo_cluster.space import Categorical, Integer, Space
-from hpo_cluster.trial import BASELINE, Origin, State, trial_label
+from hpo_cluster.history import METRIC_PREFIX
+from hpo_cluster.report.campaign import Campaign, shorten
+from hpo_cluster.space import Categorical, Integer
+from hpo_cluster.trial import State
 
 if TYPE_CHECKING:
     import pandas as pd
-
-log = logging.getLogger(__name__)
 
 BLUE, VERMILION, GREY, GREEN, PURPLE = "#0072B2", "#D55E00", "#555555", "#009E73", "#CC79A7"
 #: Colour and marker of the states that are drawn.
@@ -41,135 +28,10 @@ STATE_STYLE = {
     State.INFEASIBLE: (PURPLE, "s"),
     State.FAILED: (GREY, "+"),
 }
-BEST_ROWS = 10
-#: Values needed before the recommendation by posterior mean is more than an echo of the best value.
-MIN_FOR_MODEL = 4
-MAX_OTHER_METRICS = 4
 #: Height, in the axes' own units, of the strip of the trials without a value.
 STRIP = 0.035
 #: Inches; a title and a legend need that much.
 MIN_WIDTH = 6.4
-
-
-@dataclass(frozen=True)
-class Campaign:
-    """What the pages and pictures are made from."""
-
-    layout: CampaignLayout
-    name: str
-    identity: dict[str, Any]
-    space: Space
-    metric: str
-    maximize: bool
-    others: tuple[str, ...]  # metrics to set against the optimised one
-    others_are_tests: bool
-    history: pd.DataFrame
-    sems: dict[int, dict[str, float]]  # standard errors that the results report, by trial and metric
-
-    @property
-    def ended(self) -> pd.DataFrame:
-        """Evaluated trials that have ended, in the order in which they did."""
-        frame = self.history
-        drawn = frame["state"].isin([str(state) for state in STATE_STYLE]) & (frame["origin"] == str(Origin.EVALUATED))
-        return frame[drawn].sort_values("ended_seq", kind="stable")
-
-    @property
-    def ranked(self) -> pd.DataFrame:
-        """Evaluated trials with a value, the best first."""
-        frame = self.ended[self.ended["value"].notna()]
-        return frame.sort_values(["value", "trial"], ascending=[not self.maximize, True], kind="stable")
-
-    @property
-    def baseline(self) -> pd.Series | None:
-        """The model before fine-tuning, where it was scored."""
-        rows = self.history[(self.history["trial"] == BASELINE) & self.history["value"].notna()]
-        return None if rows.empty else rows.iloc[0]
-
-    @property
-    def title(self) -> str:
-        """The name, short enough for the head of a figure."""
-        return _short(self.name, 36)
-
-    @property
-    def goal(self) -> str:
-        """The optimised metric and its direction, in words."""
-        return f"{self.metric} ({'higher' if self.maximize else 'lower'} is better)"
-
-
-def write_report(campaign_dir: str | os.PathLike[str]) -> list[Path]:
-    """Write ``report/report.md`` and its figures.
-
-    Returns:
-        The files written, the page first. Figures that nothing can be drawn in yet are left out.
-
-    Raises:
-        JournalError: where there is no campaign.
-    """
-    campaign = read_campaign(Path(campaign_dir))
-    directory = campaign.layout.report_dir
-    directory.mkdir(exist_ok=True)
-    figures: list[tuple[str, str, Path]] = []
-    for stem, title, draw in (
-        ("best_by_evaluations", "Best so far against evaluations", draw_best_by_evaluations),
-        ("best_by_time", "Best so far against time", draw_best_by_time),
-        ("parameters", "Score by each parameter", draw_parameters),
-        ("validation_test", "Validation against test" if campaign.others_are_tests else "Other metrics", draw_others),
-    ):
-        path = directory / f"{stem}.png"
-        picture = draw(campaign)
-        if picture is None:
-            path.unlink(missing_ok=True)
-        else:
-            _replace_bytes(path, picture)
-            figures.append((stem, title, path))
-    page = directory / "report.md"
-    replace_text(page, render_page(campaign, [(title, path.name) for _, title, path in figures]))
-    return [page, *(path for _, _, path in figures)]
-
-
-def read_campaign(campaign_dir: Path) -> Campaign:
-    """Gather what the report is made from. Raises JournalError where there is no campaign."""
-    layout = CampaignLayout(campaign_dir)
-    identity = read_identity(layout.identity)
-    if identity is None:
-        raise JournalError(f"{layout.dir} is no campaign: it has no campaign.yaml")
-    history = load_history(campaign_dir)
-    try:
-        objective: Objective | None = parse_objective(identity["objective"])
-    except ConfigError as error:  # of another version, perhaps: the history can be drawn all the same
-        log.warning("campaign=%s objective=unreadable reason=%s", layout.dir, error)
-        objective = None
-    metric = (objective.metric if objective else None) or "value"
-    direction = identity.get("direction") or (objective.direction if objective else "maximize")
-    columns = map(str, history.columns)
-    known = [column.removeprefix(METRIC_PREFIX) for column in columns if column.startswith(METRIC_PREFIX)]
-    tests = isinstance(objective, LoraObjective)
-    if isinstance(objective, LoraObjective):
-        others = [f"{task}/{objective.tasks.metric}" for task in objective.tasks.test]
-    else:
-        others = known
-    chosen = [name for name in others if name in known and name != metric]
-    return Campaign(
-        layout=layout,
-        name=layout.dir.resolve().name,
-        identity=identity,
-        space=Space.from_json(identity["space"]),
-        metric=metric,
-        maximize=direction == "maximize",
-        others=tuple(chosen if tests else chosen[:MAX_OTHER_METRICS]),
-        others_are_tests=tests,
-        history=history,
-        sems={int(trial): _sems(layout, int(trial)) for trial in history["trial"]},
-    )
-
-
-def _sems(layout: CampaignLayout, trial: int) -> dict[str, float]:
-    results = (layout.trials_dir / trial_label(trial)).glob("a*/result.json")
-    sems = next(((read_json(result) or {}).get("sems") for result in results), None)  # an attempt of a trial has one
-    return {str(name): float(sem) for name, sem in sems.items()} if isinstance(sems, dict) else {}
-
-
-# Figures: each function returns a PNG, or None where there is nothing to draw.
 
 
 def draw_best_by_evaluations(campaign: Campaign) -> bytes | None:
@@ -237,7 +99,7 @@ def draw_parameters(campaign: Campaign) -> bytes | None:
             spread = 0.3 if len(ended) > 1 else 0.0
             jitter = [spread * ((i * 0.618034) % 1 - 0.5) for i in range(len(ended))]
             x = [positions[choice] + shift for choice, shift in zip(ended[name], jitter, strict=True)]
-            axes.set_xticks(list(positions.values()), [_short(choice) for choice in positions])
+            axes.set_xticks(list(positions.values()), [shorten(choice) for choice in positions])
             axes.set_xlim(-0.5, len(positions) - 0.5)
         else:
             x = [float(value) for value in ended[name]]
@@ -411,126 +273,3 @@ def _time_unit(seconds: float) -> tuple[float, str]:
         if seconds < limit:
             return float(divisor), unit
     return 86400.0, "days"
-
-
-def _short(choice: Any, length: int = 12) -> str:
-    text = str(choice)
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _replace_bytes(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-# The page.
-
-
-def render_page(campaign: Campaign, figures: Sequence[tuple[str, str]]) -> str:
-    """The report as Markdown; `figures` are (title, file name)."""
-    identity, ranked = campaign.identity, campaign.ranked
-    kind = (identity.get("objective") or {}).get("kind", "?")
-    optimizer = identity.get("optimizer") or {}
-    optimizer_name = optimizer.get("name", "?") if isinstance(optimizer, dict) else optimizer
-    lines = [
-        f"# Campaign {campaign.name}",
-        "",
-        f"Objective `{kind}`, metric `{campaign.metric}` ({'maximised' if campaign.maximize else 'minimised'}), "
-        f"optimizer `{optimizer_name}`, seed {identity.get('seed', '?')}.",
-        "",
-        *_counts(campaign),
-        "",
-        "## Best",
-        "",
-    ]
-    if ranked.empty:
-        lines.append("No trial has a value yet." if campaign.ended.empty else "No trial ended with a value.")
-    else:
-        lines.append(f"By measured value: {_describe(campaign, ranked.iloc[0])}")
-        if advice := _recommendation(campaign):
-            lines += ["", advice]
-    if campaign.baseline is not None:
-        lines += ["", f"Baseline: {_value(campaign.baseline)}{_other_scores(campaign, campaign.baseline)}."]
-    if not ranked.empty:
-        lines += ["", f"## The {min(BEST_ROWS, len(ranked))} best of {len(ranked)}", "", *_table(campaign)]
-    if failures := _failures(campaign):
-        lines += ["", "## Without a value", "", *failures]
-    for title, name in figures:
-        lines += ["", f"## {title}", "", f"![{title}]({name})"]
-    return "\n".join(lines) + "\n"
-
-
-def _counts(campaign: Campaign) -> list[str]:
-    frame = campaign.history[campaign.history["trial"] != BASELINE]
-    evaluated = frame[frame["origin"] == str(Origin.EVALUATED)]
-    counts = {str(state): int((evaluated["state"] == str(state)).sum()) for state in State}
-    text = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    settled = len(frame) - len(evaluated)
-    more = f"; {settled} more rows need no job (inherited, approximated or imported)" if settled else ""
-    return [f"Trials: {text or 'none yet'}{more}."]
-
-
-def _value(row: Any) -> str:
-    sem = float(row["value_sem"]) if row["value_sem"] is not None else math.nan
-    return f"{float(row['value']):.6g}" + (f" ± {sem:.2g}" if math.isfinite(sem) else "")
-
-
-def _other_scores(campaign: Campaign, row: Any) -> str:
-    scores = [f"`{name}` {float(row[METRIC_PREFIX + name]):.6g}" for name in campaign.others]
-    return f" ({', '.join(scores)})" if scores else ""
-
-
-def _parameters(campaign: Campaign, row: Any) -> str:
-    return ", ".join(f"`{name}={_cell(row[name])}`" for name in campaign.space.names)
-
-
-def _describe(campaign: Campaign, row: Any) -> str:
-    scores = _other_scores(campaign, row)
-    return f"trial {int(row['trial'])}, {_value(row)}{scores}, with {_parameters(campaign, row)}."
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _table(campaign: Campaign) -> list[str]:
-    names = [*campaign.space.names]
-    head = ["trial", campaign.metric, *campaign.others, *names]
-    lines = ["| " + " | ".join(head) + " |", "|" + " ---: |" * len(head)]
-    for _, row in campaign.ranked.head(BEST_ROWS).iterrows():
-        others = [_cell(float(row[METRIC_PREFIX + name])) for name in campaign.others]
-        cells = [str(int(row["trial"])), _value(row), *others, *(_cell(row[name]) for name in names)]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return lines
-
-
-def _failures(campaign: Campaign) -> list[str]:
-    frame = campaign.ended[campaign.ended["value"].isna()]
-    errors: dict[str, list[int]] = {}
-    for _, row in frame.iterrows():
-        error = str(row["error"]).splitlines()[0][:160] if isinstance(row["error"], str) else str(row["state"])
-        errors.setdefault(error, []).append(int(row["trial"]))
-    lines = []
-    for error, trials in sorted(errors.items(), key=lambda entry: -len(entry[1])):
-        shown = ", ".join(map(str, trials[:8])) + (", …" if len(trials) > 8 else "")
-        lines.append(f"- {len(trials)} × {error} (trials {shown})")
-    return lines[:BEST_ROWS]
-
-
-def _recommendation(campaign: Campaign) -> str | None:
-    """The evaluated trial of the best posterior mean, where there is enough to fit a surrogate."""
-    if len(campaign.ranked) < MIN_FOR_MODEL:
-        return None
-    from hpo_cluster.surrogate import recommend
-
-    trial = recommend(campaign.history, campaign.space)
-    if trial is None:
-        return None
-    if trial == int(campaign.ranked.iloc[0]["trial"]):
-        return "By posterior mean (recommended, since a single measurement is partly luck): the same trial."
-    row = campaign.ranked[campaign.ranked["trial"] == trial].iloc[0]
-    return f"By posterior mean (recommended, since a single measurement is partly luck): {_describe(campaign, row)}"

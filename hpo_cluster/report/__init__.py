@@ -1,0 +1,54 @@
+"""A campaign as pictures and one page: derived from its journal, written whole, made again at any time."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from hpo_cluster.files import replace_text
+from hpo_cluster.report.campaign import read_campaign
+from hpo_cluster.report.figures import draw_best_by_evaluations, draw_best_by_time, draw_others, draw_parameters
+from hpo_cluster.report.page import render_page
+
+__all__ = ["read_campaign", "write_report"]
+
+
+def write_report(campaign_dir: str | os.PathLike[str]) -> list[Path]:
+    """Write ``report/report.md`` and its figures.
+
+    Returns:
+        The files written, the page first. Figures that nothing can be drawn in yet are left out.
+
+    Raises:
+        JournalError: where there is no campaign.
+    """
+    campaign = read_campaign(Path(campaign_dir))
+    directory = campaign.layout.report_dir
+    directory.mkdir(exist_ok=True)
+    figures: list[tuple[str, str, Path]] = []
+    for stem, title, draw in (
+        ("best_by_evaluations", "Best so far against evaluations", draw_best_by_evaluations),
+        ("best_by_time", "Best so far against time", draw_best_by_time),
+        ("parameters", "Score by each parameter", draw_parameters),
+        ("validation_test", "Validation against test" if campaign.others_are_tests else "Other metrics", draw_others),
+    ):
+        path = directory / f"{stem}.png"
+        picture = draw(campaign)
+        if picture is None:
+            path.unlink(missing_ok=True)
+        else:
+            _replace_bytes(path, picture)
+            figures.append((stem, title, path))
+    page = directory / "report.md"
+    replace_text(page, render_page(campaign, [(title, path.name) for _, title, path in figures]))
+    return [page, *(path for _, _, path in figures)]
+
+
+def _replace_bytes(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,121 @@
+"""The page: one text file that a person reads and a program can render."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from hpo_cluster.history import METRIC_PREFIX
+from hpo_cluster.report.campaign import Campaign
+from hpo_cluster.trial import BASELINE, Origin, State
+
+BEST_ROWS = 10
+#: Values needed before the recommendation by posterior mean is more than an echo of the best value.
+MIN_FOR_MODEL = 4
+
+
+def render_page(campaign: Campaign, figures: Sequence[tuple[str, str]]) -> str:
+    """The report as Markdown; `figures` are (title, file name)."""
+    identity, ranked = campaign.identity, campaign.ranked
+    kind = (identity.get("objective") or {}).get("kind", "?")
+    optimizer = identity.get("optimizer") or {}
+    optimizer_name = optimizer.get("name", "?") if isinstance(optimizer, dict) else optimizer
+    lines = [
+        f"# Campaign {campaign.name}",
+        "",
+        f"Objective `{kind}`, metric `{campaign.metric}` ({'maximised' if campaign.maximize else 'minimised'}), "
+        f"optimizer `{optimizer_name}`, seed {identity.get('seed', '?')}.",
+        "",
+        *_counts(campaign),
+        "",
+        "## Best",
+        "",
+    ]
+    if ranked.empty:
+        lines.append("No trial has a value yet." if campaign.ended.empty else "No trial ended with a value.")
+    else:
+        lines.append(f"By measured value: {_describe(campaign, ranked.iloc[0])}")
+        if advice := _recommendation(campaign):
+            lines += ["", advice]
+    if campaign.baseline is not None:
+        lines += ["", f"Baseline: {_value(campaign.baseline)}{_other_scores(campaign, campaign.baseline)}."]
+    if not ranked.empty:
+        lines += ["", f"## The {min(BEST_ROWS, len(ranked))} best of {len(ranked)}", "", *_table(campaign)]
+    if failures := _failures(campaign):
+        lines += ["", "## Without a value", "", *failures]
+    for title, name in figures:
+        lines += ["", f"## {title}", "", f"![{title}]({name})"]
+    return "\n".join(lines) + "\n"
+
+
+def _counts(campaign: Campaign) -> list[str]:
+    frame = campaign.history[campaign.history["trial"] != BASELINE]
+    evaluated = frame[frame["origin"] == str(Origin.EVALUATED)]
+    counts = {str(state): int((evaluated["state"] == str(state)).sum()) for state in State}
+    text = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    settled = len(frame) - len(evaluated)
+    more = f"; {settled} more rows need no job (inherited, approximated or imported)" if settled else ""
+    return [f"Trials: {text or 'none yet'}{more}."]
+
+
+def _value(row: Any) -> str:
+    sem = float(row["value_sem"]) if row["value_sem"] is not None else math.nan
+    return f"{float(row['value']):.6g}" + (f" ± {sem:.2g}" if math.isfinite(sem) else "")
+
+
+def _other_scores(campaign: Campaign, row: Any) -> str:
+    scores = [f"`{name}` {float(row[METRIC_PREFIX + name]):.6g}" for name in campaign.others]
+    return f" ({', '.join(scores)})" if scores else ""
+
+
+def _parameters(campaign: Campaign, row: Any) -> str:
+    return ", ".join(f"`{name}={_cell(row[name])}`" for name in campaign.space.names)
+
+
+def _describe(campaign: Campaign, row: Any) -> str:
+    scores = _other_scores(campaign, row)
+    return f"trial {int(row['trial'])}, {_value(row)}{scores}, with {_parameters(campaign, row)}."
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(campaign: Campaign) -> list[str]:
+    names = [*campaign.space.names]
+    head = ["trial", campaign.metric, *campaign.others, *names]
+    lines = ["| " + " | ".join(head) + " |", "|" + " ---: |" * len(head)]
+    for _, row in campaign.ranked.head(BEST_ROWS).iterrows():
+        others = [_cell(float(row[METRIC_PREFIX + name])) for name in campaign.others]
+        cells = [str(int(row["trial"])), _value(row), *others, *(_cell(row[name]) for name in names)]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return lines
+
+
+def _failures(campaign: Campaign) -> list[str]:
+    frame = campaign.ended[campaign.ended["value"].isna()]
+    errors: dict[str, list[int]] = {}
+    for _, row in frame.iterrows():
+        error = str(row["error"]).splitlines()[0][:160] if isinstance(row["error"], str) else str(row["state"])
+        errors.setdefault(error, []).append(int(row["trial"]))
+    lines = []
+    for error, trials in sorted(errors.items(), key=lambda entry: -len(entry[1])):
+        shown = ", ".join(map(str, trials[:8])) + (", …" if len(trials) > 8 else "")
+        lines.append(f"- {len(trials)} × {error} (trials {shown})")
+    return lines[:BEST_ROWS]
+
+
+def _recommendation(campaign: Campaign) -> str | None:
+    """The evaluated trial of the best posterior mean, where there is enough to fit a surrogate."""
+    if len(campaign.ranked) < MIN_FOR_MODEL:
+        return None
+    from hpo_cluster.surrogate import recommend
+
+    trial = recommend(campaign.history, campaign.space)
+    if trial is None:
+        return None
+    if trial == int(campaign.ranked.iloc[0]["trial"]):
+        return "By posterior mean (recommended, since a single measurement is partly luck): the same trial."
+    row = campaign.ranked[campaign.ranked["trial"] == trial].iloc[0]
+    return f"By posterior mean (recommended, since a single measurement is partly luck): {_describe(campaign, row)}"
