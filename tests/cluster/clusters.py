@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -77,7 +78,9 @@ class Cluster(ABC):
         checkout: copy of the project that this cluster's user can read.
         preemption_settings: launcher settings of jobs that others may push aside.
         big_job: launcher settings of a job that has a node for itself.
-        crash_kind: what the scheduler says of a job whose node crashed.
+        kill_at_each: 1 for drivers killed around every event of their journal, 4 for every fourth.
+        forgets_s: what is younger than that, a controller that is killed has not saved, and forgets.
+        set_down_kind: what the scheduler says of a job whose node was taken out.
     """
 
     kind: str
@@ -86,7 +89,9 @@ class Cluster(ABC):
     checkout: Path
     preemption_settings: dict[str, Any]
     big_job: dict[str, Any]
-    crash_kind: str
+    kill_at_each: int
+    forgets_s: float
+    set_down_kind: str
 
     def settings(self) -> dict[str, Any]:
         """Launcher settings that fit this cluster."""
@@ -105,9 +110,9 @@ class Cluster(ABC):
             environment["PATH"] = f"{path}:{environment['PATH']}"
         return subprocess.Popen([str(part) for part in command], env=environment, **chosen, **options)
 
-    def as_user(self, *command: str | Path, timeout: float = 60) -> str:
+    def as_user(self, *command: str | Path, timeout: float = 60, path: Path | None = None) -> str:
         """Output of a command of the user that submits."""
-        process = self.start_as_user(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = self.start_as_user(*command, path=path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         text, _ = process.communicate(timeout=timeout)
         assert process.returncode == 0, f"{command}: status {process.returncode}\n{text}"
         return str(text).strip()
@@ -119,6 +124,10 @@ class Cluster(ABC):
     @abstractmethod
     def state(self, job: str) -> str:
         """What the scheduler's own command says of a job, in lower case; empty where it says nothing."""
+
+    @abstractmethod
+    def jobs(self, name: str) -> list[str]:
+        """The jobs of that name that wait or run."""
 
     @abstractmethod
     def cancel(self, job: str) -> None:
@@ -139,6 +148,14 @@ class Cluster(ABC):
     @abstractmethod
     def resume(self, job: str) -> None:
         """The administrator lets it run on."""
+
+    @abstractmethod
+    def submit_driver(self, *arguments: str | Path) -> str:
+        """The user runs a driver as a job of its own, with the file in jobs/ that is meant for it."""
+
+    @abstractmethod
+    def warn(self, job: str) -> None:
+        """A running job is told, as its submission asked for, that its walltime is over soon."""
 
     @abstractmethod
     def crash_node(self, node: str) -> None:
@@ -166,7 +183,9 @@ class Slurm(Cluster):
 
     kind = "slurm"
     submit_command = "sbatch"
-    crash_kind = "node"
+    kill_at_each = 1
+    forgets_s = 10.0
+    set_down_kind = "node"
 
     def __init__(self) -> None:
         self.root = ROOT / "slurm"
@@ -194,6 +213,9 @@ class Slurm(Cluster):
     def state(self, job: str) -> str:
         return self._tool("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T", check=False).lower()
 
+    def jobs(self, name: str) -> list[str]:
+        return self._tool("squeue", "--noheader", f"--name={name}", "--format=%i").split()
+
     def cancel(self, job: str) -> None:
         self._tool("scancel", job)
 
@@ -211,6 +233,13 @@ class Slurm(Cluster):
 
     def resume(self, job: str) -> None:
         self._tool("scontrol", "resume", job)
+
+    def submit_driver(self, *arguments: str | Path) -> str:
+        command = ("sbatch", "--parsable", "--output=/dev/null", self.checkout / "jobs" / "driver.slurm", *arguments)
+        return self.as_user(*command, path=self.python.parent)
+
+    def warn(self, job: str) -> None:
+        self._tool("scancel", "--batch", "--signal=TERM", job)
 
     def crash_node(self, node: str) -> None:
         daemon = self.pid(f"slurmd-{node}")
@@ -272,13 +301,16 @@ class Oar(Cluster):
 
     kind = "oar"
     submit_command = "oarsub"
-    crash_kind = "walltime"
+    kill_at_each = 4  # its jobs take a few seconds to start
+    forgets_s = 0.0
+    set_down_kind = "cancelled"  # by root: the same as if root had called oardel
     states: ClassVar = {"waiting": "pending", "tolaunch": "pending", "tohold": "pending", "launching": "pending"}
 
     def __init__(self) -> None:
         self.root = ROOT / "oar"
         self.run = self.root / "run"
-        self.preemption_settings: dict[str, Any] = {"types": ["besteffort"]}
+        # warned first, and killed that much later
+        self.preemption_settings: dict[str, Any] = {"types": ["besteffort"], "checkpoint_delay_s": 5}
         self.big_job = {"cpus_per_trial": 4}
         readable = ROOT / "readable"
         output(HERE / "readable", sys.executable, readable, timeout=600)
@@ -314,8 +346,11 @@ class Oar(Cluster):
     def cancel(self, job: str) -> None:
         self.as_user("oardel", job)
 
-    def _queue(self) -> list[str]:
-        return list(json.loads(self._tool("oarstat", "-J") or "{}"))
+    def _queue(self) -> dict[str, dict[str, Any]]:
+        return dict(json.loads(self._tool("oarstat", "-J") or "{}"))
+
+    def jobs(self, name: str) -> list[str]:
+        return [job for job, said in self._queue().items() if said["name"] == name]
 
     def cancel_all(self) -> None:
         if jobs := self._queue():
@@ -326,7 +361,10 @@ class Oar(Cluster):
         left = "chiclet-1.lille.grid5000.fr"
         place = ("-p", f"host!='{left}'") if but else ()
         wanted = ("-l", f"nodes={len(self._nodes()) - but},walltime=0:20:0", "-O", "/dev/null", "-E", "/dev/null")
-        said = self.as_user("oarsub", *place, *wanted, f"sleep {seconds}")
+        return self._submitted("oarsub", *place, *wanted, f"sleep {seconds}")
+
+    def _submitted(self, *command: str) -> str:
+        said = self.as_user(*command)
         match = re.search(r"OAR_JOB_ID=(\d+)", said)
         assert match is not None, said
         return match[1]
@@ -336,6 +374,13 @@ class Oar(Cluster):
 
     def resume(self, job: str) -> None:
         self._tool("oarresume", job)
+
+    def submit_driver(self, *arguments: str | Path) -> str:
+        line = shlex.join(map(str, (self.checkout / "jobs" / "driver.oar", *arguments)))
+        return self._submitted("oarsub", "-O", "/dev/null", "-E", "/dev/null", "-S", line)
+
+    def warn(self, job: str) -> None:
+        self._tool("oardel", "-c", job)
 
     def crash_node(self, node: str) -> None:
         daemon = int((self.run / f"sshd-{node.split('.')[0]}.pid").read_text())
