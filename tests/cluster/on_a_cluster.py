@@ -63,6 +63,10 @@ class CampaignOnACluster:
         self.drivers[-1].send_signal(signal.SIGKILL)
         self.drivers[-1].wait()
 
+    def open_gate(self) -> None:
+        """Let attempts go on that wait for a file named ``gate`` where they run."""
+        (self.folder / "gate").touch()
+
     def close(self) -> None:
         """End what is left of the campaign: drivers first, then what jobs left behind."""
         for driver in self.drivers:

@@ -23,6 +23,8 @@ Reference: TypeAlias = list[dict[str, Any]]
 
 #: Longer than any scenario: an attempt that does this never ends by itself.
 FOR_EVER = "sleep 1000"
+#: Ends when `CampaignOnACluster.open_gate` has been called.
+GATE = "until test -e gate; do sleep 0.2; done"
 
 
 # ------------------------------------------------------------------------------------------------------- jobs and nodes
@@ -80,12 +82,13 @@ def test_a_node_is_set_down_by_the_administrator(cluster: Cluster, campaign: Mak
 
 
 def test_a_suspended_job_is_waited_for(cluster: Cluster, campaign: Make, reference: Reference) -> None:
-    one = campaign(steps={"t0000/a0": "sleep 8"})
+    one = campaign(steps={"t0000/a0": GATE})
     one.start()
     one.claim()
     cluster.suspend(one.job())
     wait(lambda: cluster.state(one.job()) == "suspended", 30, "the job to be suspended")
-    time.sleep(10)
+    one.open_gate()
+    time.sleep(8)
     assert len(one.trials[0].attempts) == 1
     assert not one.trials[0].state.ended
     cluster.resume(one.job())
@@ -125,7 +128,7 @@ def test_a_job_whose_process_is_killed_is_tried_again(campaign: Make, reference:
 
 def test_several_trials_share_each_job(campaign: Make, reference: Reference) -> None:
     one = campaign(
-        steps={"t0000/a0": FOR_EVER, "t0001/a0": "sleep 8"},
+        steps={"t0000/a0": FOR_EVER, "t0001/a0": GATE},
         launcher={"trials_per_node": 4},
         operation={"budget": 10, "workers": 8},
     )
@@ -134,6 +137,7 @@ def test_several_trials_share_each_job(campaign: Make, reference: Reference) -> 
     kill(pid)
     one.claim(trial=0, attempt=1)
     assert str(one.trials[1].state) == "running"  # those beside it go on, and it did not wait for them
+    one.open_gate()
     one.finish()
     one.check(reference, kinds={0: ["vanished"]})
     attempts = [attempt for trial in one.trials for attempt in trial.attempts]
@@ -194,7 +198,7 @@ def test_the_driver_is_killed_at_an_event_of_its_journal(
 
 
 def test_a_second_driver_is_refused_and_takes_over_when_the_first_is_dead(campaign: Make, reference: Reference) -> None:
-    one = campaign(step="sleep 4")
+    one = campaign(step=GATE)
     first = one.start()
     one.claim()
     assert one.run() != 0
@@ -202,6 +206,7 @@ def test_a_second_driver_is_refused_and_takes_over_when_the_first_is_dead(campai
     assert first.poll() is None
     first.send_signal(signal.SIGKILL)
     first.wait()
+    one.open_gate()
     assert one.run() == 0, one.story()
     one.check(reference)
 
