@@ -78,6 +78,7 @@ class Cluster(ABC):
         checkout: copy of the project that this cluster's user can read.
         preemption_settings: launcher settings of jobs that others may push aside.
         big_job: launcher settings of a job that has a node for itself.
+        fine_tunings: how many are made of the bundled one.
         kill_at_each: 1 for drivers killed around every event of their journal, 4 for every fourth.
         forgets_s: what is younger than that, a controller that is killed has not saved, and forgets.
         set_down_kind: what the scheduler says of a job whose node was taken out.
@@ -89,6 +90,7 @@ class Cluster(ABC):
     checkout: Path
     preemption_settings: dict[str, Any]
     big_job: dict[str, Any]
+    fine_tunings: int
     kill_at_each: int
     forgets_s: float
     set_down_kind: str
@@ -183,6 +185,7 @@ class Slurm(Cluster):
 
     kind = "slurm"
     submit_command = "sbatch"
+    fine_tunings = 12
     kill_at_each = 1
     forgets_s = 10.0
     set_down_kind = "node"
@@ -301,7 +304,8 @@ class Oar(Cluster):
 
     kind = "oar"
     submit_command = "oarsub"
-    kill_at_each = 4  # its jobs take a few seconds to start
+    fine_tunings = 6
+    kill_at_each = 4  # its jobs take seconds to start: a sample
     forgets_s = 0.0
     set_down_kind = "cancelled"  # by root: the same as if root had called oardel
     states: ClassVar = {"waiting": "pending", "tolaunch": "pending", "tohold": "pending", "launching": "pending"}
@@ -309,8 +313,8 @@ class Oar(Cluster):
     def __init__(self) -> None:
         self.root = ROOT / "oar"
         self.run = self.root / "run"
-        # warned first, and killed that much later
-        self.preemption_settings: dict[str, Any] = {"types": ["besteffort"], "checkpoint_delay_s": 5}
+        # killed at once: one that was warned is killed when OAR next schedules, after a minute where all is quiet
+        self.preemption_settings: dict[str, Any] = {"types": ["besteffort"], "checkpoint_delay_s": 0}
         self.big_job = {"cpus_per_trial": 4}
         readable = ROOT / "readable"
         output(HERE / "readable", sys.executable, readable, timeout=600)
@@ -355,7 +359,8 @@ class Oar(Cluster):
     def cancel_all(self) -> None:
         if jobs := self._queue():
             self._tool("oardel", *jobs, check=False)
-        wait(lambda: not self._queue(), 90, "an empty queue")
+            wait(lambda: not self._queue(), 90, "an empty queue")
+            self.mend()  # a node whose job did not end well is suspected
 
     def fill(self, seconds: int, *, but: int = 0, urgent: bool = False) -> str:
         left = "chiclet-1.lille.grid5000.fr"
@@ -397,15 +402,10 @@ class Oar(Cluster):
         self._tool("oarnodesetting", "-s", "Absent", "-h", node)
 
     def mend(self) -> None:
-        down = []
-        if (self.run / "almighty.pid").exists():
-            down = [node for node in self._nodes() if "Alive" not in self._tool("oarnodes", "-s", node, check=False)]
         for file in self.run.glob("sshd-*.pid"):
             if not is_alive(int(file.read_text())):
                 file.unlink()
         self._tool(HERE / "oar" / "start", timeout=700)
-        for node in down:
-            self._tool("oarnodesetting", "-s", "Alive", "-h", node)
 
     def stop_controller(self) -> None:
         self._tool(HERE / "oar" / "stop-server")
