@@ -78,7 +78,6 @@ class Cluster(ABC):
         checkout: copy of the project that this cluster's user can read.
         preemption_settings: launcher settings of jobs that others may push aside.
         big_job: launcher settings of a job that has a node for itself.
-        fine_tunings: how many are made of the bundled one.
         kill_at_each: 1 for drivers killed around every event of their journal, 4 for every fourth.
         forgets_s: what is younger than that, a controller that is killed has not saved, and forgets.
         set_down_kind: what the scheduler says of a job whose node was taken out.
@@ -90,7 +89,6 @@ class Cluster(ABC):
     checkout: Path
     preemption_settings: dict[str, Any]
     big_job: dict[str, Any]
-    fine_tunings: int
     kill_at_each: int
     forgets_s: float
     set_down_kind: str
@@ -185,7 +183,6 @@ class Slurm(Cluster):
 
     kind = "slurm"
     submit_command = "sbatch"
-    fine_tunings = 12
     kill_at_each = 1
     forgets_s = 10.0
     set_down_kind = "node"
@@ -304,7 +301,6 @@ class Oar(Cluster):
 
     kind = "oar"
     submit_command = "oarsub"
-    fine_tunings = 6
     kill_at_each = 4  # its jobs take seconds to start: a sample
     forgets_s = 0.0
     set_down_kind = "cancelled"  # by root: the same as if root had called oardel
