@@ -184,18 +184,11 @@ class _Builder:
                     f"conf/space/NAME.yaml), or 'space={INLINE}'"
                 )
             return own
-        mappings = {name: entry for name, entry in entries.items() if isinstance(entry, Mapping)}
-        self.faults += [
-            f"space.{name}={entry!r}: is no parameter; accepted: a mapping such as {{low: 1e-5, high: 1e-1, log: true}}"
-            for name, entry in entries.items()
-            if name not in mappings
-        ]
         try:
-            space = Space.from_json(mappings)
+            return Space.from_json(entries)
         except ConfigError as error:
-            self.faults += error.faults if mappings else ()
+            self.faults += error.faults
             return None
-        return space if len(mappings) == len(entries) else None
 
     def _section(self, section: str) -> BaseModel | None:
         if section in self.broken:

@@ -30,7 +30,6 @@ from hpo_cluster.config import (
     HINT,
     NESTED,
     OPERATIONAL,
-    PARAMETER_FIELDS,
     CampaignSettings,
     Config,
     field_names,
@@ -41,6 +40,7 @@ from hpo_cluster.conftree import GROUPS, conf_dir, hidden, options, search_dirs
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.policy import Failures
+from hpo_cluster.space import PARAMETER_FIELDS, SPACE_KEYS, parameter_names
 
 _KEY = re.compile(r"(?:\+\+?|~)?([A-Za-z_][\w.@-]*)(?:=|$)")
 
@@ -377,12 +377,13 @@ class _Composition:
             return False
         if section == "space":
             space = raw.get("space") or {}
-            new = item.add and len(rest) == 1
-            if new or (rest[0] in space and (len(rest) == 1 or (len(rest) == 2 and rest[1] in PARAMETER_FIELDS))):
+            whole = len(rest) == 1 and (item.add or rest[0] in space or rest[0] in SPACE_KEYS)
+            if whole or (len(rest) == 2 and rest[0] in parameter_names(space) and rest[1] in PARAMETER_FIELDS):
                 return True
             if len(rest) == 1 and isinstance(item.value, Mapping) and not meant(item.key, accepted):
                 self.faults.append(f"{item.key}: is no parameter of the space; to add it: '+{item.text}'")
                 return False
+            accepted += [f"space.{key}" for key in SPACE_KEYS]
         elif item.key in accepted or (len(rest) > 1 and f"{section}.{rest[0]}" in _open_keys(raw)):
             return True
         self._unknown(item, accepted)

@@ -34,8 +34,6 @@ DISCRIMINATORS = {"optimizer": "name", "objective": "kind", "launcher": "kind"}
 #: Relative paths in these keys are meant from where the command is typed.
 PATH_KEYS = (("model", "checkpoint_dir"), ("data", "path"), ("tasks", "include_path"), ("objective", "cwd"))
 
-PARAMETER_FIELDS = ("type", "low", "high", "log", "choices", "ordered")
-
 
 class CampaignSettings(Operation):
     """The keys of ``config.yaml`` that belong to no group."""

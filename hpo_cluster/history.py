@@ -12,6 +12,7 @@ from hpo_cluster.files import replace_text
 from hpo_cluster.identity import identity_of_campaign
 from hpo_cluster.layout import CampaignLayout
 from hpo_cluster.record import Record, TrialRecord
+from hpo_cluster.space import parameter_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +94,7 @@ def load_history(campaign_dir: str | os.PathLike[str]) -> pd.DataFrame:
     layout = CampaignLayout(Path(campaign_dir))
     identity = identity_of_campaign(layout.identity)
     maximize = identity["direction"] == "maximize"
-    return to_frame(Record.read(layout.events), list(identity["space"]), maximize=maximize)
+    return to_frame(Record.read(layout.events), parameter_names(identity["space"]), maximize=maximize)
 
 
 def write_history(frame: pd.DataFrame, path: Path) -> None:

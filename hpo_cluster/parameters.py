@@ -1,0 +1,350 @@
+"""Parameters of a search space: their ranges and scales, when they are active, and what is believed of them.
+
+Each maps its values to positions ``u`` of the unit interval and back. An integer parameter with n values divides the
+interval into n bins of equal width (on its scale) and is *rounded* to the value of its bin, never truncated; the
+canonical position is the middle of the bin. A categorical parameter does the same with its choices in the order given.
+
+A *prior* says where good values are believed to lie. Of a number it is a normal distribution around ``center``, cut off
+at the ends of the range, whose standard deviation ``spread`` is a share of the range on the parameter's scale; of a
+choice it is one weight for each. `warp` takes a uniform position to one distributed as the prior.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Value: TypeAlias = float | int | str | bool
+#: Active only where each of these parameters has the value, or one of the values, given.
+Condition: TypeAlias = Mapping[str, Value | Sequence[Value]]
+
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Where a number is believed to be good.
+
+    Args:
+        center: the most likely value, in the parameter's own units.
+        spread: standard deviation as a share of the range, on the parameter's scale: 0.1 is rather sure, 0.3 vague.
+    """
+
+    center: float
+    spread: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditional:
+    """What all parameters share.
+
+    Args:
+        when: for each parent the value, or the values, with which this parameter is active; no parent: always.
+    """
+
+    when: Condition = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "when", {parent: _several(values) for parent, values in self.when.items()})
+
+    @property
+    def conditions(self) -> Mapping[str, tuple[Value, ...]]:
+        """For each parent the values with which this parameter is active."""
+        return self.when  # type: ignore[return-value]  # made so above
+
+
+@dataclass(frozen=True)
+class Number(Conditional):
+    """What real and integer parameters share."""
+
+    low: float
+    high: float
+    log: bool = False
+    prior: Prior | None = field(default=None, kw_only=True)
+
+    def encode(self, value: Value) -> float:
+        """Position of `value` in the unit interval. Raises ValueError outside the range."""
+        raise NotImplementedError
+
+    def faults(self) -> list[str]:
+        """What is wrong with the range and the prior; empty when nothing is."""
+        found = _range_faults(self.low, self.high, self.log)
+        if self.prior is None or found:
+            return found
+        if not self.low <= self.prior.center <= self.high:
+            found.append(f"prior.center={self.prior.center:g}: is outside {self.low:g} to {self.high:g}")
+        if not (math.isfinite(self.prior.spread) and self.prior.spread > 0):
+            found.append(f"prior.spread={self.prior.spread:g}: must be above 0, a share of the range such as 0.2")
+        return found
+
+    def warp(self, u: float) -> float:
+        """Position distributed as the prior, for a uniform one."""
+        if self.prior is None:
+            return u
+        low, high, mean, spread = self._cut()
+        share = min(max(low + u * (high - low), 1e-16), 1 - 1e-16)
+        return min(max(mean + spread * _NORMAL.inv_cdf(share), 0.0), 1.0)
+
+    def log_prior(self, u: float) -> float:
+        """Logarithm of the prior's density at a position, as against a uniform one."""
+        if self.prior is None:
+            return 0.0
+        low, high, mean, spread = self._cut()
+        return -0.5 * ((u - mean) / spread) ** 2 - math.log(spread * math.sqrt(2 * math.pi) * (high - low))
+
+    def _cut(self) -> tuple[float, float, float, float]:
+        """Shares of the normal distribution below both ends of the interval, its mean and standard deviation there."""
+        assert self.prior is not None
+        mean, spread = _position(self, self.prior.center), self.prior.spread
+        return _NORMAL.cdf(-mean / spread), _NORMAL.cdf((1 - mean) / spread), mean, spread
+
+
+@dataclass(frozen=True)
+class Float(Number):
+    """A real parameter in ``[low, high]``, uniform on a linear or a logarithmic scale."""
+
+    @property
+    def cardinality(self) -> int | None:
+        """Number of distinct values; None when there is no end of them."""
+        return None
+
+    def decode(self, u: float) -> float:
+        """Value at position `u` of the unit interval."""
+        if u <= 0.0 or u >= 1.0:
+            return float(self.low if u <= 0.0 else self.high)
+        if not self.log:
+            return float(min(max(self.low + u * (self.high - self.low), self.low), self.high))
+        value = math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low)))
+        return float(min(max(value, self.low), self.high))
+
+    def encode(self, value: Value) -> float:
+        """Position of `value` in the unit interval. Raises ValueError outside the range."""
+        number = as_number(value)
+        slack = 1e-9 * (abs(self.low) + abs(self.high))
+        if not self.low - slack <= number <= self.high + slack:
+            raise ValueError(f"{value!r} is outside {self.low:g} to {self.high:g}")
+        number = min(max(number, self.low), self.high)
+        if not self.log:
+            return (number - self.low) / (self.high - self.low)
+        return (math.log(number) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
+
+
+@dataclass(frozen=True)
+class Integer(Number):
+    """An integer parameter in ``low..high``, both ends included, on a linear or a logarithmic scale."""
+
+    low: int
+    high: int
+
+    @property
+    def cardinality(self) -> int:
+        """Number of distinct values."""
+        return self.high - self.low + 1
+
+    def _ends(self) -> tuple[float, float]:
+        low, high = self.low - 0.5, self.high + 0.5
+        return (math.log(low), math.log(high)) if self.log else (low, high)
+
+    def decode(self, u: float) -> int:
+        """The integer whose bin holds position `u` of the unit interval."""
+        low, high = self._ends()
+        x = low + min(max(u, 0.0), 1.0) * (high - low)
+        return int(min(max(math.floor((math.exp(x) if self.log else x) + 0.5), self.low), self.high))
+
+    def encode(self, value: Value) -> float:
+        """Middle of the bin of `value` in the unit interval. Raises ValueError where it is no integer of the range."""
+        number = as_number(value)
+        if number != round(number) or not self.low <= number <= self.high:
+            raise ValueError(f"{value!r} is no integer from {self.low} to {self.high}")
+        low, high = self._ends()
+        left, right = number - 0.5, number + 0.5
+        if self.log:
+            left, right = math.log(left), math.log(right)
+        return ((left + right) / 2 - low) / (high - low)
+
+
+@dataclass(frozen=True)
+class Categorical(Conditional):
+    """One of several choices. `ordered` says that neighbours in the list are alike (powers of two, sizes).
+
+    Args:
+        choices: the values, at least two.
+        ordered: whether their order means something.
+        prior: one weight above zero for each choice; only their ratios count.
+    """
+
+    choices: tuple[Value, ...]
+    ordered: bool = False
+    prior: tuple[float, ...] | None = field(default=None, kw_only=True)
+
+    @property
+    def cardinality(self) -> int:
+        """Number of choices."""
+        return len(self.choices)
+
+    def faults(self) -> list[str]:
+        """What is wrong with the choices and the prior; empty when nothing is."""
+        if len(self.choices) < 2:
+            return [f"needs at least two choices, has {len(self.choices)}"]
+        if len({(type(choice), choice) for choice in self.choices}) < len(self.choices):
+            return [f"has a choice twice: {list(self.choices)}"]
+        if self.prior is not None:
+            if len(self.prior) != len(self.choices):
+                return [f"prior has {len(self.prior)} weights for {len(self.choices)} choices"]
+            if not all(math.isfinite(weight) and weight > 0 for weight in self.prior):
+                return [f"prior={list(self.prior)}: weights must be above 0; leave out a choice that is never wanted"]
+        return []
+
+    def decode(self, u: float) -> Value:
+        """The choice whose bin holds position `u` of the unit interval."""
+        return self.choices[self._index(u)]
+
+    def encode(self, value: Value) -> float:
+        """Middle of the bin of `value` in the unit interval. Raises ValueError where it is none of the choices."""
+        for index, choice in enumerate(self.choices):
+            if same(choice, value):
+                return (index + 0.5) / len(self.choices)
+        raise ValueError(f"{value!r} is none of {list(self.choices)}")
+
+    def warp(self, u: float) -> float:
+        """Position distributed as the prior, for a uniform one."""
+        if self.prior is None:
+            return u
+        shares = np.cumsum(self.prior) / sum(self.prior)
+        index = int(np.searchsorted(shares, u, side="right"))
+        return (min(index, len(self.choices) - 1) + 0.5) / len(self.choices)
+
+    def log_prior(self, u: float) -> float:
+        """Logarithm of the prior's density at a position, as against a uniform one."""
+        if self.prior is None:
+            return 0.0
+        return math.log(self.prior[self._index(u)] * len(self.choices) / sum(self.prior))
+
+    def _index(self, u: float) -> int:
+        return min(int(min(max(u, 0.0), 1.0) * len(self.choices)), len(self.choices) - 1)
+
+
+Parameter: TypeAlias = Float | Integer | Categorical
+
+_FIELDS = {
+    "float": {"low", "high", "log", "prior", "when"},
+    "int": {"low", "high", "log", "prior", "when"},
+    "bool": {"prior", "when"},
+    "categorical": {"choices", "ordered", "prior", "when"},
+}
+#: Every key of a parameter.
+PARAMETER_FIELDS = ("type", "low", "high", "log", "choices", "ordered", "prior", "when")
+
+
+def parameter_from_json(entry: Mapping[str, Any]) -> Parameter:
+    """A parameter of plain data, short forms included; see `hpo_cluster.space.Space.from_json`. Raises ValueError."""
+    fields = dict(entry)
+    if isinstance(fields.get("ordered"), (list, tuple)) and "choices" not in fields:
+        fields |= {"choices": fields["ordered"], "ordered": True}
+    low, high = fields.get("low"), fields.get("high")
+    kind = fields.pop("type", None)
+    if kind is None:
+        integers = all(isinstance(end, int) and not isinstance(end, bool) for end in (low, high))
+        kind = "categorical" if "choices" in fields else "int" if integers else "float"
+    if kind not in _FIELDS:
+        raise ValueError(f"type {kind!r} is unknown; accepted: {', '.join(_FIELDS)}")
+    if unknown := sorted(set(fields) - _FIELDS[kind]):
+        raise ValueError(f"{', '.join(unknown)}: unknown for type {kind}; accepted: {sorted(_FIELDS[kind])}")
+    when = fields.get("when") or {}
+    if not isinstance(when, Mapping):
+        raise ValueError(f"when={when!r}: must be a mapping from parameter to value, such as {{schedule: cosine}}")
+    if kind == "bool":
+        return Categorical((False, True), when=when, prior=_weights(fields.get("prior")))
+    if kind == "categorical":
+        if not isinstance(fields.get("choices"), (list, tuple)):
+            raise ValueError("choices must be a list")
+        ordered = bool(fields.get("ordered", False))
+        return Categorical(tuple(fields["choices"]), ordered, when=when, prior=_weights(fields.get("prior")))
+    if missing := [end for end in ("low", "high") if fields.get(end) is None]:
+        raise ValueError(f"needs {' and '.join(missing)}")
+    log = fields.get("log", False)
+    if not isinstance(log, bool):
+        raise ValueError(f"log={log!r} must be true or false")
+    ends, prior = (as_number(low), as_number(high)), _normal(fields.get("prior"))
+    if kind == "float":
+        return Float(*ends, log, when=when, prior=prior)
+    if any(end != round(end) for end in ends):
+        raise ValueError(f"an int needs integer ends, not {low!r} and {high!r}")
+    return Integer(int(ends[0]), int(ends[1]), log, when=when, prior=prior)
+
+
+def parameter_to_json(parameter: Parameter) -> dict[str, Any]:
+    """Inverse of `parameter_from_json`; what is not used is left out."""
+    out: dict[str, Any]
+    if isinstance(parameter, Categorical):
+        out = {"type": "categorical", "choices": list(parameter.choices), "ordered": parameter.ordered}
+        if parameter.prior is not None:
+            out["prior"] = list(parameter.prior)
+    else:
+        kind = "float" if isinstance(parameter, Float) else "int"
+        out = {"type": kind, "low": parameter.low, "high": parameter.high, "log": parameter.log}
+        if parameter.prior is not None:
+            out["prior"] = {"center": parameter.prior.center, "spread": parameter.prior.spread}
+    if parameter.when:
+        out["when"] = {parent: list(values) for parent, values in parameter.conditions.items()}
+    return out
+
+
+def _normal(prior: Any) -> Prior | None:
+    if prior is None:
+        return None
+    if not isinstance(prior, Mapping) or set(prior) != {"center", "spread"}:
+        raise ValueError(f"prior={prior!r}: a number's prior is {{center: VALUE, spread: SHARE OF THE RANGE}}")
+    return Prior(as_number(prior["center"]), as_number(prior["spread"]))
+
+
+def _weights(prior: Any) -> tuple[float, ...] | None:
+    if prior is None:
+        return None
+    if not isinstance(prior, (list, tuple)):
+        raise ValueError(f"prior={prior!r}: a choice's prior is a list of weights, one for each choice")
+    return tuple(as_number(weight) for weight in prior)
+
+
+def as_number(value: Any) -> float:
+    """A number of any kind as a float; raises ValueError for anything else, booleans included."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
+
+
+def same(choice: Value, value: Value) -> bool:
+    """Whether two values are one: 1 and 1.0 are, 1 and true are not."""
+    return choice == value and isinstance(choice, bool) == isinstance(value, bool)
+
+
+def _several(values: Value | Sequence[Value]) -> tuple[Value, ...]:
+    if isinstance(values, Sequence) and not isinstance(values, str):
+        return tuple(values)
+    return (values,)
+
+
+def _position(parameter: Number, value: float) -> float:
+    """Position of any number of the range, whole or not."""
+    low, high = float(parameter.low), float(parameter.high)
+    if isinstance(parameter, Integer):
+        low, high = low - 0.5, high + 0.5
+    if parameter.log:
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return (value - low) / (high - low)
+
+
+def _range_faults(low: float, high: float, log: bool) -> list[str]:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return [f"the ends must be finite, not {low:g} and {high:g}"]
+    faults = []
+    if low >= high:
+        faults.append(f"empty range: low {low:g} must be below high {high:g}")
+    if log and low <= 0:
+        faults.append(f"a log scale needs low above 0, not {low:g}")
+    return faults
