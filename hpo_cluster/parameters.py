@@ -86,7 +86,8 @@ class Number(Conditional):
         """Position distributed as the prior, for a uniform one."""
         if self.prior is None:
             return u
-        low, high, mean, spread = self._cut()
+        mean, spread = self.prior_position
+        low, high = _NORMAL.cdf(-mean / spread), _NORMAL.cdf((1 - mean) / spread)
         share = min(max(low + u * (high - low), 1e-16), 1 - 1e-16)
         return min(max(mean + spread * _NORMAL.inv_cdf(share), 0.0), 1.0)
 
@@ -94,14 +95,15 @@ class Number(Conditional):
         """Logarithm of the prior's density at a position, as against a uniform one."""
         if self.prior is None:
             return 0.0
-        low, high, mean, spread = self._cut()
-        return -0.5 * ((u - mean) / spread) ** 2 - math.log(spread * math.sqrt(2 * math.pi) * (high - low))
+        mean, spread = self.prior_position
+        inside = _NORMAL.cdf((1 - mean) / spread) - _NORMAL.cdf(-mean / spread)
+        return -0.5 * ((u - mean) / spread) ** 2 - math.log(spread * math.sqrt(2 * math.pi) * inside)
 
-    def _cut(self) -> tuple[float, float, float, float]:
-        """Shares of the normal distribution below both ends of the interval, its mean and standard deviation there."""
+    @property
+    def prior_position(self) -> tuple[float, float]:
+        """Mean and standard deviation of the prior in the unit interval, before it is cut off at its ends."""
         assert self.prior is not None
-        mean, spread = _position(self, self.prior.center), self.prior.spread
-        return _NORMAL.cdf(-mean / spread), _NORMAL.cdf((1 - mean) / spread), mean, spread
+        return _position(self, self.prior.center), self.prior.spread
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,11 @@ class Integer(Number):
         """Number of distinct values."""
         return self.high - self.low + 1
 
+    @property
+    def values(self) -> Sequence[int]:
+        """All of them, in order."""
+        return range(self.low, self.high + 1)
+
     def _ends(self) -> tuple[float, float]:
         low, high = self.low - 0.5, self.high + 0.5
         return (math.log(low), math.log(high)) if self.log else (low, high)
@@ -186,6 +193,11 @@ class Categorical(Conditional):
     def cardinality(self) -> int:
         """Number of choices."""
         return len(self.choices)
+
+    @property
+    def values(self) -> Sequence[Value]:
+        """All of them, in order."""
+        return self.choices
 
     def faults(self) -> list[str]:
         """What is wrong with the choices and the prior; empty when nothing is."""

@@ -147,7 +147,7 @@ class Space:
             return float(math.prod(counts.values()))
         others = [name for name in self.order if name not in self.parents]
         total = 0
-        for configuration in self._combinations(parents):
+        for configuration in self.combinations(parents):
             total += math.prod(counts[name] for name in others if self.is_active(name, configuration))
         return float(total)
 
@@ -269,6 +269,31 @@ class Space:
                 found[name] = wanted[0] if wanted else parameter.decode(parameter.warp(0.5))
         return {name: found[name] for name in self.parameters if name in found}
 
+    def combinations(self, names: Sequence[str]) -> Iterator[Configuration]:
+        """Every combination of the active values of some discrete parameters, the last one changing fastest.
+
+        Args:
+            names: each after those that it depends on, as in `order`; combinations of all of them are configurations.
+
+        Raises:
+            ValueError: where a real parameter is active among them.
+        """
+        return self._extended({}, names)
+
+    def _extended(self, found: Configuration, names: Sequence[str]) -> Iterator[Configuration]:
+        if not names:
+            yield found
+            return
+        name, rest = names[0], names[1:]
+        if not self.is_active(name, found):
+            yield from self._extended(found, rest)
+            return
+        parameter = self.parameters[name]
+        if isinstance(parameter, Float):
+            raise ValueError(f"{name} is real: it has no list of values")
+        for value in parameter.values:
+            yield from self._extended({**found, name: value}, rest)
+
     def to_json(self) -> dict[str, Any]:
         """The space as plain data, in the form of a file of ``conf/space/``; what is not used is left out."""
         out: dict[str, Any] = {name: parameter_to_json(parameter) for name, parameter in self}
@@ -305,22 +330,6 @@ class Space:
             others = _faults(parameters, names) if names else []
             raise ConfigError([*faults, *others, *_parsed(constraints, parameters, names)[1]])
         return cls(parameters, constraints, start)
-
-    def _combinations(self, names: Sequence[str]) -> Iterator[Configuration]:
-        """Every combination of active values of some discrete parameters, each after those that it depends on."""
-        done: list[Configuration] = [{}]
-        for name in names:
-            parameter = self.parameters[name]
-            count = parameter.cardinality or 0
-            if isinstance(parameter, Categorical):
-                values: list[Value] = list(parameter.choices)
-            else:
-                values = [int(parameter.low) + i for i in range(count)]
-            more = []
-            for found in done:
-                more += [{**found, name: value} for value in values] if self.is_active(name, found) else [found]
-            done = more
-        yield from done
 
     def _value_faults(self, configuration: Mapping[str, Value]) -> list[str]:
         faults = [_unknown(name, self.parameters) for name in configuration if name not in self.parameters]
@@ -366,7 +375,7 @@ class Space:
         small = self.size <= PROBES
         drawn = np.empty((0, self.dim)) if small else self.warp(rng.random((PROBES, self.dim)))
         probes = 0
-        for configuration in self._combinations(self._order) if small else map(self.decode, drawn):
+        for configuration in self.combinations(self._order) if small else map(self.decode, drawn):
             probes += 1
             holds = [constraint.holds(configuration) for constraint in self.constraints]
             held = [count + hold for count, hold in zip(held, holds, strict=True)]

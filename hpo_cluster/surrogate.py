@@ -60,7 +60,8 @@ class Features:
 
     A real parameter is its coordinate in the unit cube. An integer, an ordered choice or a choice of two is its
     coordinate stretched so that its first and last value are 0 and 1. An unordered choice of more is one column for
-    each value, 1 for the one chosen (one-hot).
+    each value, 1 for the one chosen (one-hot). The column of an inactive parameter is 0.5, and one-hot columns share
+    1 equally, so that all its values are alike.
 
     Args:
         space: the space of the points.
@@ -88,11 +89,14 @@ class Features:
     def encode(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Columns (``n x c``) of canonical points (``n x d``)."""
         out = np.zeros((len(points), self.dim))
+        active = self.space.active(points)
         for axis, (start, (first, last)) in enumerate(zip(self.start, self._ends, strict=True)):
             if self.one_hot[axis]:
+                count = self._count(axis)
                 out[np.arange(len(points)), start + self._index(axis, points[:, axis])] = 1.0
+                out[~active[:, axis], start : start + count] = 1 / count
             else:
-                out[:, start] = (points[:, axis] - first) / (last - first)
+                out[:, start] = np.where(active[:, axis], (points[:, axis] - first) / (last - first), 0.5)
         return out
 
     def decode(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -105,6 +109,29 @@ class Features:
             else:
                 out[:, axis] = first + columns[:, start] * (last - first)
         return self.space.snap(out)
+
+    def log_prior(self, columns: torch.Tensor) -> torch.Tensor:
+        """Logarithm of the priors' density (``...``), up to a constant, at columns (``... x c``); it has a gradient.
+
+        Between two values of a discrete parameter it is interpolated. Unordered choices of more than two, which have
+        no values in between, are left out.
+        """
+        import torch
+
+        total = torch.zeros(columns.shape[:-1], dtype=columns.dtype)
+        for axis, (_, parameter) in enumerate(self.space):
+            if parameter.prior is None or self.one_hot[axis]:
+                continue
+            column, (first, last) = columns[..., self.start[axis]], self._ends[axis]
+            if isinstance(parameter, Categorical):
+                logs = torch.log(torch.tensor(parameter.prior, dtype=columns.dtype))
+                at = column * (len(logs) - 1)
+                below = at.detach().floor().long().clamp(0, len(logs) - 2)
+                total = total + torch.lerp(logs[below], logs[below + 1], at - below)
+            else:
+                mean, spread = parameter.prior_position
+                total = total - 0.5 * ((first + column * (last - first) - mean) / spread) ** 2
+        return total
 
     def _index(self, axis: int, u: NDArray[np.float64]) -> NDArray[np.int64]:
         """Which choice coordinates (``n``) stand for."""

@@ -8,7 +8,9 @@ References: S. Ament, S. Daulton, D. Eriksson, M. Balandat and E. Bakshy, "Unexp
 Improvement for Bayesian Optimization", NeurIPS 2023 (arXiv:2310.20708), for LogEI and qLogNEI; B. Letham, B. Karrer,
 G. Ottoni and E. Bakshy, "Constrained Bayesian Optimization with Noisy Experiments", Bayesian Analysis 14(2), 495-519,
 2019, for the noisy expected improvement; D. R. Jones, M. Schonlau and W. J. Welch, "Efficient Global Optimization of
-Expensive Black-Box Functions", Journal of Global Optimization 13, 455-492, 1998.
+Expensive Black-Box Functions", Journal of Global Optimization 13, 455-492, 1998; C. Hvarfner, D. Stoll, A. Souza,
+M. Lindauer, F. Hutter and L. Nardi, "piBO: Augmenting Acquisition Functions with User Beliefs for Bayesian
+Optimization", ICLR 2022 (arXiv:2204.11051), for the priors.
 
 Symbols: ``x`` point, ``f`` the process (see `hpo_cluster.surrogate`), ``X`` observed points, ``P`` pending points,
 ``y+`` best outcome observed.
@@ -16,6 +18,15 @@ Symbols: ``x`` point, ``f`` the process (see `hpo_cluster.surrogate`), ``X`` obs
     qlognei   log E[ max(0, f(x) - max f(X u P)) ], expectation over the joint posterior of f at x, X and P
     log_ei    log E[ max(0, f(x) - y+) ], analytic; with P not empty, log of the expected *joint* improvement of x and P
               over y+ by Monte Carlo (qLogEI with P appended), because the analytic form knows no pending points
+
+Where the space has priors, their joint density ``pi`` has a say that decays: what is maximised is the acquisition's
+logarithm plus ``prior_weight / n * log pi(x)`` with ``n`` proposals since the initial design (piBO), and the initial
+design lies denser where the priors are high.
+
+Conditional parameters: an inactive one is at 0.5 for the process (one-hot columns share 1), gradient steps move the
+active ones alone, and the local search changes the parents. Constraints: samples are drawn until enough are allowed;
+gradient steps that lead out of what is allowed are taken back along their line to its edge, from where a random local
+search goes on.
 
 Deviations from the papers: the process sees the outcomes of `outcome`, drawn in below their median by default; trials
 that diverged or were infeasible count as the worst value so far, there is no separate model of feasibility yet, so
@@ -49,6 +60,12 @@ Points: TypeAlias = NDArray[np.float64]
 #: Finite spaces with at most this many free configurations are scored whole instead of searched.
 ENUMERATED = 2000
 
+#: Blocks of samples drawn at most until enough of them are allowed.
+MOST_BLOCKS = 32
+
+#: Standard deviations, as shares of an axis, of the rounds of the random search for what constraints allow.
+STEPS = (0.1, 0.03, 0.01, 0.003)
+
 #: Steps to other values that the local search tries along an integer axis, in both directions.
 STRIDES = (1, 2, 4, 8)
 
@@ -69,6 +86,9 @@ class BOSettings(OptimizerSettings):
     )
     replicates: bool = Field(
         default=False, description="allow a configuration that was evaluated before to be proposed again"
+    )
+    prior_weight: float = Field(
+        default=5.0, ge=0, description="say of the space's priors, divided by the number of proposals; 0: none"
     )
     restarts: int = Field(default=4, ge=1, le=64, description="starting points of the acquisition's optimization")
     raw_samples: int = Field(default=384, ge=8, le=65536, description="points scored to choose the starts from")
@@ -136,7 +156,8 @@ class BO:
             surrogate = self._surrogate(observations)
             decision["model"] = {"outcome": self.settings.outcome, **surrogate.describe()}
             seed = derive_seed(self.seed, "ask", trial)
-            found = _search(self.space, surrogate, pending, taken, self.settings, seed)
+            weight = self.settings.prior_weight / (begun - self.settings.initial + 1) if self.space.has_prior else 0.0
+            found = _search(self.space, surrogate, pending, taken, self.settings, weight, seed)
         except SurrogateError as error:
             decision["fallback"] = str(error)
             return self._designed(trial, taken, {"phase": "model", "fallback": str(error)})
@@ -158,7 +179,13 @@ class BO:
 
 
 def _search(
-    space: Space, surrogate: Surrogate, pending: Sequence[Points], taken: set[Key], settings: BOSettings, seed: int
+    space: Space,
+    surrogate: Surrogate,
+    pending: Sequence[Points],
+    taken: set[Key],
+    settings: BOSettings,
+    prior_weight: float,
+    seed: int,
 ) -> tuple[Points, float] | None:
     """The free canonical point (``d``) of the highest acquisition value found, and that value.
 
@@ -168,6 +195,7 @@ def _search(
         pending: canonical points in flight.
         taken: configurations that may not be proposed, unless the settings allow replicates.
         settings: of the optimizer.
+        prior_weight: of the logarithm of the priors' density beside that of the acquisition.
         seed: of this proposal.
 
     Returns:
@@ -182,19 +210,27 @@ def _search(
     rng = np.random.default_rng(seed)
     with quiet_torch(seed):
         try:
-            acquisition = _acquisition(surrogate, pending, settings, seed)
+            expected = _acquisition(surrogate, pending, settings, seed)
+
+            def acquisition(columns: torch.Tensor) -> torch.Tensor:
+                value: torch.Tensor = expected(columns)
+                if prior_weight > 0:
+                    value = value + prior_weight * surrogate.features.log_prior(columns.squeeze(-2))
+                return value
 
             def score(points: Points) -> NDArray[np.float64]:
                 with torch.no_grad():
                     columns = surrogate.tensor(points).unsqueeze(1)
-                    parts = [acquisition(columns[i : i + 512]) for i in range(0, len(columns), 512)]
-                return np.asarray(torch.cat(parts).numpy(), dtype=np.float64)
+                    parts = [expected(columns[i : i + 512]) for i in range(0, len(columns), 512)]
+                values = np.asarray(torch.cat(parts).numpy(), dtype=np.float64)
+                return values + prior_weight * space.log_prior(points) if prior_weight > 0 else values
 
             if space.size - len(banned) <= ENUMERATED:
                 candidates = remaining_points(space, banned)
             else:
                 candidates = _climb(space, surrogate, acquisition, score, settings, rng)
             candidates = _free(space, candidates, banned)
+            candidates = candidates[space.allowed(candidates)]
             if len(candidates) == 0:
                 rest = free_point(space, banned, rng)
                 if rest is None:
@@ -243,6 +279,9 @@ def _climb(
 ) -> Points:
     """Canonical candidates (``m x d``): samples, and where gradients and local search lead from the best of them."""
     samples = space.snap(np.concatenate([_spread(space, settings, rng), _around(surrogate, settings, rng)]))
+    samples = samples[space.allowed(samples)]
+    if len(samples) == 0:
+        return samples
     values = score(samples)
     starts = samples[_diverse(samples, values, settings.restarts)]
     mixed = any(not isinstance(parameter, Float) for _, parameter in space)
@@ -253,13 +292,26 @@ def _climb(
         candidates.append(_improve(space, score, climbed))
         if real:
             candidates.append(_ascend(surrogate, acquisition, candidates[-1], relax=False))
+    if space.constraints:
+        candidates.append(_wander(space, score, candidates[-1], rng))
     return np.concatenate(candidates)
 
 
 def _spread(space: Space, settings: BOSettings, rng: np.random.Generator) -> Points:
+    """Points (``m x d``) all over the space; where it has priors every other one of them; where not all are allowed, as
+    many as it takes for `raw_samples` that are, within reason."""
     from scipy.stats import qmc
 
-    return np.asarray(qmc.Sobol(space.dim, rng=rng).random(settings.raw_samples), dtype=np.float64)
+    engine = qmc.Sobol(space.dim, rng=rng)
+    blocks, wanted = list[Points](), settings.raw_samples
+    for _ in range(MOST_BLOCKS if space.constraints else 1):
+        points = np.asarray(engine.random(settings.raw_samples), dtype=np.float64)
+        points[::2] = space.warp(points[::2])
+        blocks.append(points[space.allowed(points)])
+        wanted -= len(blocks[-1])
+        if wanted <= 0:
+            break
+    return np.concatenate(blocks)
 
 
 def _around(surrogate: Surrogate, settings: BOSettings, rng: np.random.Generator) -> Points:
@@ -289,19 +341,25 @@ def _diverse(points: Points, values: NDArray[np.float64], count: int) -> NDArray
 def _ascend(surrogate: Surrogate, acquisition: Any, starts: Points, *, relax: bool) -> Points:
     """Canonical points (``k x d``) after L-BFGS-B on the columns from each start.
 
-    One-hot columns stay as they are; those of integers and ordered choices move with `relax`, and are rounded then.
+    One-hot columns and those of inactive parameters and of parents stay as they are; those of integers and ordered
+    choices move with `relax`, and are rounded then. What the constraints do not allow is drawn back towards its start.
     """
     import torch
     from botorch.generation import gen_candidates_scipy
 
-    features = surrogate.features
-    free = np.zeros(features.dim, dtype=bool)
-    for (_, parameter), start, one_hot in zip(features.space, features.start, features.one_hot, strict=True):
-        free[start] = isinstance(parameter, Float) or (relax and not one_hot)
+    features, space = surrogate.features, surrogate.features.space
+    free = np.zeros((len(starts), features.dim), dtype=bool)
+    active, parents = space.active(starts), space.parents
+    for axis, ((name, parameter), start, one_hot) in enumerate(
+        zip(space, features.start, features.one_hot, strict=True)
+    ):
+        if isinstance(parameter, Float) or (relax and not one_hot and name not in parents):
+            free[:, start] = active[:, axis]
     if not free.any():
         return starts
     x = surrogate.tensor(starts).unsqueeze(1)
-    low, high = torch.where(torch.from_numpy(free), 0.0, x), torch.where(torch.from_numpy(free), 1.0, x)
+    moves = torch.from_numpy(free).unsqueeze(1)
+    low, high = torch.where(moves, 0.0, x), torch.where(moves, 1.0, x)
     every = bool(free.all())
     climbed, _ = gen_candidates_scipy(
         x,
@@ -311,7 +369,42 @@ def _ascend(surrogate: Surrogate, acquisition: Any, starts: Points, *, relax: bo
         options={"maxiter": 60},
         use_parallel_mode=every,
     )
-    return features.decode(climbed.detach().squeeze(1).numpy())
+    return _drawn_back(space, starts, features.decode(climbed.detach().squeeze(1).numpy()))
+
+
+def _drawn_back(space: Space, starts: Points, ends: Points) -> Points:
+    """Canonical points (``k x d``): each end that is allowed, else the point next to it, on the way there, that is."""
+    out = ends.copy()
+    for i in np.flatnonzero(~space.allowed(ends)):
+        out[i], low, high = starts[i], 0.0, 1.0
+        for _ in range(20):
+            share = (low + high) / 2
+            point = space.snap((starts[i] + share * (ends[i] - starts[i]))[None])
+            if space.allowed(point)[0]:
+                out[i], low = point[0], share
+            else:
+                high = share
+    return out
+
+
+def _wander(
+    space: Space, score: Callable[[Points], NDArray[np.float64]], starts: Points, rng: np.random.Generator
+) -> Points:
+    """Canonical points (``k x d``) after random steps, ever smaller, from each start to what is better and allowed."""
+    current, values = starts.copy(), score(starts)
+    for step in STEPS:
+        for i in range(len(current)):
+            count = 8 * space.dim
+            moved = rng.random((count, space.dim)) < max(0.3, 2 / space.dim)
+            steps = np.where(moved, rng.normal(scale=step, size=(count, space.dim)), 0.0)
+            points = space.snap(np.clip(current[i] + steps, 0.0, 1.0))
+            points = points[space.allowed(points)]
+            if len(points) == 0:
+                continue
+            scores = np.nan_to_num(score(points), nan=-np.inf)
+            if scores.max() > values[i]:
+                current[i], values[i] = points[int(scores.argmax())], scores.max()
+    return current
 
 
 def _improve(space: Space, score: Callable[[Points], NDArray[np.float64]], starts: Points, rounds: int = 6) -> Points:
@@ -325,6 +418,8 @@ def _improve(space: Space, score: Callable[[Points], NDArray[np.float64]], start
         scores = np.split(score(np.concatenate(list(moves.values()))), np.cumsum([len(m) for m in moves.values()])[:-1])
         active = []
         for (i, neighbours), neighbour_values in zip(moves.items(), scores, strict=True):
+            if len(neighbours) == 0:
+                continue
             best = int(np.argmax(np.nan_to_num(neighbour_values, nan=-np.inf)))
             if neighbour_values[best] > values[i] + 1e-9:
                 current[i], values[i] = neighbours[best], neighbour_values[best]
@@ -335,16 +430,21 @@ def _improve(space: Space, score: Callable[[Points], NDArray[np.float64]], start
 
 
 def _neighbours(space: Space, point: Points) -> Points:
-    """Canonical points (``m x d``) that differ from `point` (``d``) in the value of one discrete parameter."""
+    """Allowed canonical points (``m x d``) that differ from `point` (``d``) in one active discrete parameter.
+
+    Parameters that become active by that take the middle of their range.
+    """
     out = []
-    for axis, (_, parameter) in enumerate(space):
-        if isinstance(parameter, Float):
+    active, parents = space.active(point[None])[0], space.parents
+    for axis, (name, parameter) in enumerate(space):
+        if isinstance(parameter, Float) or not active[axis]:
             continue
         for u in parameter_neighbours(parameter, float(point[axis])):
             neighbour = point.copy()
             neighbour[axis] = u
-            out.append(neighbour)
-    return np.array(out, dtype=np.float64).reshape(-1, len(point))
+            out.append(space.snap(neighbour[None])[0] if name in parents else neighbour)
+    found = np.array(out, dtype=np.float64).reshape(-1, len(point))
+    return found[space.allowed(found)]
 
 
 def parameter_neighbours(parameter: Integer | Categorical, u: float) -> list[float]:

@@ -3,7 +3,8 @@
 A *design* is an endless sequence of points of the unit cube, cut into blocks. What is proposed next is the first point
 of the sequence whose configuration the history does not hold. In an ordinary campaign that is point number t for
 trial t; imported trials take nothing from the design, a cancelled trial's point is handed out again, and points that
-round to a configuration already seen are passed over.
+round to a configuration already seen are passed over, and so are those that the constraints do not allow. Where the
+space has priors, the points are warped, so that they lie denser where good values are believed to be.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ Block = Callable[[int], NDArray[np.float64]]
 
 EMPTY: Mapping[str, Any] = {}
 
-#: Blocks in a row without a free configuration before the rest of a finite space is drawn from directly.
-PATIENCE = 8
+#: Blocks in a row without a new configuration before the rest of a finite space is drawn from directly, and how many
+#: points they must have where most may be not allowed.
+PATIENCE, PATIENCE_CONSTRAINED = 8, 4096
 
 
 class Design:
@@ -41,7 +43,7 @@ class Design:
 
     def __init__(self, space: Space, block: Block, seed: int) -> None:
         self.space, self.block, self.seed = space, block, seed
-        self._blocks: dict[int, NDArray[np.float64]] = {}  # a cache: `block` gives the same again
+        self._blocks: dict[int, tuple[NDArray[np.float64], NDArray[np.bool_]]] = {}  # a cache: points, which allowed
 
     def ask(
         self, history: pd.DataFrame, n: int, decision: Mapping[str, Any], unspent: Mapping[str, Any] = EMPTY
@@ -74,18 +76,25 @@ class Design:
         return None if rest is None else (rest, None)
 
     def _points(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """Canonical points in order; ends where `PATIENCE` blocks in a row repeat configurations seen before."""
-        index, number, stale = 0, 0, 0
+        """Canonical points that are allowed, in order, with their indices in the sequence.
+
+        Ends where `PATIENCE` blocks in a row have nothing new.
+        """
+        index, number, stale, passed = 0, 0, 0, 0
+        least = PATIENCE_CONSTRAINED if self.space.constraints else 0
         seen: set[Key] = set()
-        while stale < PATIENCE:
+        while stale < PATIENCE or passed < least:
             if number not in self._blocks:
-                self._blocks[number] = self.space.snap(self.block(number))
+                points = self.space.snap(self.space.warp(self.block(number)))
+                self._blocks[number] = points, self.space.allowed(points)
             before = len(seen)
-            for point in self._blocks[number]:
-                yield index, point
-                seen.add(key_of(self.space, point))
+            points, allowed = self._blocks[number]
+            for point, good in zip(points, allowed, strict=True):
+                if good:
+                    yield index, point
+                    seen.add(key_of(self.space, point))
                 index += 1
-            stale = stale + 1 if len(seen) == before else 0
+            stale, passed = (stale + 1, passed + len(points)) if len(seen) == before else (0, 0)
             number += 1
 
 

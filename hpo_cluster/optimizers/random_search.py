@@ -9,7 +9,8 @@ Research 13, 281-305, 2012.
 Symbols: ``d`` number of parameters; ``t`` number of the trial; ``u_t`` point of the unit cube.
 
 Deviations from the paper: a configuration that was drawn before is drawn again while others remain, which happens in
-finite spaces only; when none remain the optimizer is exhausted.
+finite spaces only; when none remain the optimizer is exhausted. A configuration that the constraints do not allow is
+drawn again; where the space has priors, points are drawn from them.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from hpo_cluster.optimizers.grid import Grid, GridSettings
 from hpo_cluster.optimizers.lhs import LatinHypercube, LHSSettings
 from hpo_cluster.optimizers.random_search import RandomSearch, RandomSettings
 from hpo_cluster.optimizers.sobol import Sobol, SobolSettings
+from hpo_cluster.optimizers.start import Started
 from hpo_cluster.space import Space
 
 
@@ -38,7 +39,7 @@ OPTIMIZERS: Mapping[str, Entry] = {
 
 
 def make_optimizer(name: str, space: Space, seed: int = 0, **settings: Any) -> Optimizer:
-    """The optimizer of that name.
+    """The optimizer of that name; where the space has starting points, it proposes them first.
 
     Args:
         name: a key of `OPTIMIZERS`.
@@ -51,7 +52,7 @@ def make_optimizer(name: str, space: Space, seed: int = 0, **settings: Any) -> O
     """
     entry = _entry(name)
     optimizer: Optimizer = entry.optimizer(space, make_settings(name, settings), seed)
-    return optimizer
+    return Started(optimizer) if space.start else optimizer
 
 
 def make_settings(name: str, settings: Mapping[str, Any]) -> OptimizerSettings:

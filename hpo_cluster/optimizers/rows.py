@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.space import Categorical, Configuration, Space, Value
+from hpo_cluster.space import Categorical, Configuration, Float, Space, Value
 from hpo_cluster.trial import Origin, State
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Identity of a configuration: equal keys mean "the same evaluation".
 Key: TypeAlias = tuple[float, ...]
+
+#: Random points drawn, where there are constraints, for each allowed one that is wanted.
+DRAWS_PER_ALLOWED = 100
 
 #: Finite spaces up to this size are enumerated when drawing no longer finds a free configuration.
 ENUMERABLE = 100_000
@@ -111,7 +114,7 @@ class Rows:
                 continue
             last = max(last, trial)
             try:
-                configuration = {name: _plain(space, name, columns[name][i]) for name in space.names}
+                configuration = _configuration(space, columns, i)
                 point = space.encode(configuration)
             except (KeyError, ConfigError):
                 outside += 1
@@ -146,16 +149,24 @@ def key_of(space: Space, point: NDArray[np.float64]) -> Key:
 
 
 def free_point(space: Space, taken: set[Key], rng: np.random.Generator, draws: int = 200) -> NDArray[np.float64] | None:
-    """A uniform canonical point whose configuration is not taken; None when there is none left.
+    """A canonical point, uniform or as the priors have it, whose configuration is allowed and not taken.
 
-    Draws up to `draws` points, then lists what remains of the space where it is finite and small enough.
+    Draws up to `draws` allowed points, then lists what remains of the space where it is finite and small enough.
+    None when there is none left.
     """
     if len(taken) >= space.size and not any(True for _ in _remaining(space, taken)):
         return None
-    for _ in range(draws):
-        point = space.encode(space.decode(rng.random(space.dim)))
+    tries = draws * (DRAWS_PER_ALLOWED if space.constraints else 1)
+    for _ in range(tries):
+        configuration = space.decode(space.warp(rng.random((1, space.dim)))[0])
+        if not space.allows(configuration):
+            continue
+        point = space.encode(configuration)
         if key_of(space, point) not in taken:
             return point
+        draws -= 1
+        if draws == 0:
+            break
     if space.size > ENUMERABLE:
         return None
     remaining = list(_remaining(space, taken))
@@ -163,30 +174,33 @@ def free_point(space: Space, taken: set[Key], rng: np.random.Generator, draws: i
 
 
 def remaining_points(space: Space, taken: set[Key]) -> NDArray[np.float64]:
-    """Canonical points (``m x d``) of every configuration of a finite space that is not taken, in a fixed order."""
+    """Canonical points (``m x d``) of all allowed configurations of a finite space that are not taken, in order."""
     return np.array(list(_remaining(space, taken)), dtype=np.float64).reshape(-1, space.dim)
 
 
 def _remaining(space: Space, taken: set[Key]) -> Iterator[NDArray[np.float64]]:
-    for point in _every(space):
-        if key_of(space, point) not in taken:
-            yield point
-
-
-def _every(space: Space) -> Iterator[NDArray[np.float64]]:
-    axes = [axis_values(space, name) for name in space.names]
-    for index in np.ndindex(*(len(axis) for axis in axes)):
-        yield np.array([axis[i] for axis, i in zip(axes, index, strict=True)], dtype=np.float64)
+    for configuration in space.combinations(space.order):
+        if space.allows(configuration):
+            point = space.encode(configuration)
+            if key_of(space, point) not in taken:
+                yield point
 
 
 def axis_values(space: Space, name: str) -> NDArray[np.float64]:
     """Canonical coordinates (``k``, increasing) of a parameter that has finitely many values."""
     parameter = space.parameters[name]
-    if isinstance(parameter, Categorical):
-        return np.array([parameter.encode(choice) for choice in parameter.choices])
-    if parameter.cardinality is None:
+    if isinstance(parameter, Float):
         raise ValueError(f"{name} is real: it has no list of values")
-    return np.array([parameter.encode(value) for value in range(int(parameter.low), int(parameter.high) + 1)])
+    return np.array([parameter.encode(value) for value in parameter.values])
+
+
+def _configuration(space: Space, columns: dict[str, list[Any]], i: int) -> Configuration:
+    """The active parameters of a row, in the order of the space. Raises KeyError where one has no column."""
+    found = Configuration()
+    for name in space.order:
+        if space.is_active(name, found):
+            found[name] = _plain(space, name, columns[name][i])
+    return {name: found[name] for name in space.names if name in found}
 
 
 def _plain(space: Space, name: str, value: Any) -> Value:
@@ -196,7 +210,8 @@ def _plain(space: Space, name: str, value: Any) -> Value:
     parameter = space.parameters[name]
     if isinstance(parameter, Categorical):
         same = [choice for choice in parameter.choices if choice == value and type(choice) is type(value)]
-        alike = [choice for choice in parameter.choices if choice == value or str(choice) == str(value)]
+        texts = {str(value), str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)}
+        alike = [choice for choice in parameter.choices if choice == value or str(choice) in texts]
         return (same or alike or [value])[0]
     if isinstance(value, str):
         try:

@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 
 from hpo_cluster.optimizers.base import Optimizer
-from hpo_cluster.space import Categorical, Configuration, Float, Integer, Space
+from hpo_cluster.space import Categorical, Configuration, Float, Integer, Prior, Space
 from hpo_cluster.trial import Ask
 
 Make = Callable[..., Optimizer]
@@ -38,8 +38,41 @@ MIXED = Space(
         "bias": Categorical((False, True)),
     }
 )
+CONDITIONAL = Space(
+    {
+        "alpha": Float(1.0, 64.0, log=True, when={"scaling": "free"}),
+        "schedule": Categorical(("constant", "cosine", "linear")),
+        "warmup": Float(0.0, 1.0, when={"schedule": ("cosine", "linear")}),
+        "adapter": Categorical((False, True), prior=(1, 2)),
+        "rank": Integer(1, 64, log=True, when={"adapter": True}),
+        "scaling": Categorical(("free", "rank", "root"), when={"adapter": True}),
+        "merged": Categorical((False, True), when={"adapter": True}),
+        "bits": Categorical((4, 8, 16), ordered=True, when={"merged": False}),
+        "learning_rate": Float(1e-5, 1e-1, log=True, prior=Prior(1e-3, 0.2)),
+    }
+)
+CONSTRAINED = Space(
+    {
+        "a": Float(0.0, 1.0),
+        "b": Float(0.0, 1.0),
+        "batch": Integer(1, 64),
+        "query": Categorical((False, True)),
+        "key": Categorical((False, True)),
+        "value_": Categorical((False, True)),
+        "c": Float(0.0, 1.0, when={"query": True}),
+    },
+    constraints=["a + b <= 1", "query + key + value_ >= 1", "batch * a <= 8", "a + c <= 1.2"],
+)
 FINITE = Space({"depth": Integer(1, 3), "bias": Categorical((False, True))})
-SPACES = {"real": REAL, "mixed": MIXED, "finite": FINITE}
+FINITE_CONDITIONAL = Space(
+    {
+        "kind": Categorical(("a", "b"), when={"bias": True}),
+        "depth": Integer(1, 3),
+        "bias": Categorical((False, True)),
+    },
+    constraints=["depth + bias <= 3"],
+)
+SPACES = {"real": REAL, "mixed": MIXED, "conditional": CONDITIONAL, "constrained": CONSTRAINED}
 
 COLUMNS = ["trial", "state", "origin", "value", "value_sem", "target"]
 
@@ -72,12 +105,12 @@ def row(
 
 
 def completed(space: Space, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of different random configurations."""
+    """Rows of different random configurations that are allowed."""
     rng = np.random.default_rng(seed)
     seen: list[Configuration] = []
     while len(seen) < count:
         configuration = space.decode(rng.random(space.dim))
-        if configuration not in seen:
+        if configuration not in seen and space.allows(configuration):
             seen.append(configuration)
     return [row(space, trial, configuration) for trial, configuration in enumerate(seen)]
 
@@ -96,6 +129,11 @@ def answers(ask: Ask) -> list[tuple[Configuration, dict[str, Any]]]:
     return [(dict(proposal.parameters), dict(proposal.info)) for proposal in ask.proposals]
 
 
+def parameters(space: Space, row: dict[str, Any]) -> Configuration:
+    """The configuration of a row."""
+    return {name: row[name] for name in space.names if name in row}
+
+
 def configurations(ask: Ask) -> list[Configuration]:
     return [dict(proposal.parameters) for proposal in ask.proposals]
 
@@ -107,7 +145,7 @@ class OptimizerContract:
     def make(self) -> Make:
         raise NotImplementedError("a subclass says how its optimizer is made")
 
-    @pytest.fixture(params=["real", "mixed"])
+    @pytest.fixture(params=sorted(SPACES))
     def space(self, request: pytest.FixtureRequest) -> Space:
         return SPACES[request.param]
 
@@ -149,9 +187,9 @@ class OptimizerContract:
         asked += configurations(optimizer.ask(frame(space, completed(space, 8)), 3))
         for configuration in asked:
             space.check(configuration)
-            assert list(configuration) == list(space.names)
-            for name, parameter in space:
-                value = configuration[name]
+            assert list(configuration) == [name for name in space.names if name in configuration]
+            for name, value in configuration.items():
+                parameter = space.parameters[name]
                 if isinstance(parameter, Categorical):
                     assert any(value == choice and type(value) is type(choice) for choice in parameter.choices)
                 else:
@@ -161,7 +199,7 @@ class OptimizerContract:
         rows = eventful(space)
         ask = make(space).ask(frame(space, rows), 2)
         assert len(ask.proposals) == 2
-        begun = [{name: r[name] for name in space.names} for r in rows if r["state"] != "cancelled"]
+        begun = [parameters(space, r) for r in rows if r["state"] != "cancelled"]
         assert not any(configuration in begun for configuration in configurations(ask))
 
     @pytest.mark.parametrize("state", ["diverged", "failed", "cancelled", "running"])
@@ -180,19 +218,22 @@ class OptimizerContract:
         for _ in range(3):
             for configuration in configurations(optimizer.ask(frame(space, rows), 3)):
                 rows.append(row(space, len(rows), configuration))
-        seen = [tuple(r[name] for name in space.names) for r in rows]
+        seen = [tuple(parameters(space, r).items()) for r in rows]
         assert len(set(seen)) == len(seen)
 
-    def test_a_finite_space_is_exhausted(self, make: Make) -> None:
-        optimizer, rows = make(FINITE), list[dict[str, Any]]()
+    @pytest.mark.parametrize(("space", "size"), [(FINITE, 6), (FINITE_CONDITIONAL, 7)], ids=["plain", "conditional"])
+    def test_a_finite_space_is_exhausted(self, make: Make, space: Space, size: int) -> None:
+        optimizer, rows = make(space), list[dict[str, Any]]()
         for _ in range(20):
-            asked = configurations(optimizer.ask(frame(FINITE, rows), 4))
+            asked = configurations(optimizer.ask(frame(space, rows), 4))
             if not asked:
                 break
-            rows += [row(FINITE, len(rows) + i, configuration) for i, configuration in enumerate(asked)]
-        assert len(rows) == FINITE.size
-        assert len({tuple(r[name] for name in FINITE.names) for r in rows}) == FINITE.size
-        ask = optimizer.ask(frame(FINITE, rows), 2)
+            for configuration in asked:
+                space.check(configuration)
+            rows += [row(space, len(rows) + i, configuration) for i, configuration in enumerate(asked)]
+        assert len(rows) == size
+        assert len({tuple(parameters(space, r).items()) for r in rows}) == size
+        ask = optimizer.ask(frame(space, rows), 2)
         assert not ask.proposals
         assert ask.decision["exhausted"] is True
 
@@ -249,7 +290,7 @@ class OptimizerContract:
         rows.append({**rows[1], "trial": -1, "origin": "baseline"})
         ask = make(space).ask(frame(space, rows), 2)
         assert len(ask.proposals) == 2
-        known = [{name: r[name] for name in space.names} for r in rows]
+        known = [parameters(space, r) for r in rows]
         assert not any(configuration in known for configuration in configurations(ask))
 
     def test_a_history_read_back_from_csv_means_the_same(self, make: Make, space: Space, tmp_path: Path) -> None:

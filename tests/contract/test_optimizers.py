@@ -8,11 +8,22 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from optimizer_contract import FINITE, REAL, SPACES, Make, OptimizerContract, completed, configurations, frame
+from optimizer_contract import (
+    FINITE,
+    REAL,
+    SPACES,
+    Make,
+    OptimizerContract,
+    completed,
+    configurations,
+    frame,
+    parameters,
+    row,
+)
 
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.optimizers.registry import OPTIMIZERS, make_optimizer, make_settings
-from hpo_cluster.space import Categorical, Float, Integer, Space
+from hpo_cluster.space import Categorical, Float, Integer, Prior, Space
 
 #: Settings that make a model-based optimizer quick, its model being asked after few trials.
 QUICK: dict[str, dict[str, Any]] = {"bo": {"initial": 4, "restarts": 1, "raw_samples": 32, "mc_samples": 16}}
@@ -153,3 +164,61 @@ def test_values_without_targets_are_refused() -> None:
     history = frame(REAL, completed(REAL, 3)).drop(columns="target")
     with pytest.raises(ConfigError, match="no column target"):
         make_optimizer("bo", REAL).ask(history, 1)
+
+
+# ------------------------------------------------------------------------- starting points, priors, what is allowed
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("base", sorted(SPACES))
+def test_starting_points_come_first_whatever_the_optimizer(name: str, base: str) -> None:
+    space = SPACES[base]
+    starts = [parameters(space, r) for r in completed(space, 2, seed=7)]
+    started = Space(space.parameters, [c.text for c in space.constraints], [*starts, starts[0]])
+    optimizer = make_optimizer(name, started, 3, **QUICK.get(name, {}))
+    ask = optimizer.ask(pd.DataFrame(), 4)
+    assert configurations(ask)[:2] == list(started.start[:2])
+    assert [proposal.info.get("phase") for proposal in ask.proposals[:2]] == ["start", "start"]
+    rows = list[dict[str, Any]]()
+    for configuration in configurations(ask):  # asking n times for one is the same
+        single = optimizer.ask(frame(started, rows), 1)
+        assert configurations(single) == [configuration]
+        rows.append(row(started, len(rows), configuration, "proposed"))
+    rows[0]["state"] = "cancelled"
+    assert configurations(optimizer.ask(frame(started, rows), 1)) == [started.start[0]]
+
+
+@pytest.mark.parametrize("name", ["random", "lhs", "sobol"])
+def test_designs_are_denser_where_the_prior_is_high(name: str) -> None:
+    space = Space(
+        {
+            "x": Float(0.0, 1.0, prior=Prior(0.2, 0.05)),
+            "c": Categorical(("a", "b"), prior=(1, 9)),
+            "y": Float(0.0, 1.0),
+        }
+    )
+    asked = configurations(make_optimizer(name, space, 1).ask(pd.DataFrame(), 64))
+    assert sum(0.1 < float(c["x"]) < 0.3 for c in asked) >= 58
+    assert sum(c["c"] == "b" for c in asked) >= 50
+    assert 20 <= sum(float(c["y"]) < 0.5 for c in asked) <= 44
+
+
+def test_grid_holds_what_is_allowed_once() -> None:
+    space = Space(
+        {"n": Integer(1, 4), "b": Categorical((False, True)), "m": Integer(1, 3, when={"b": True})},
+        constraints=["n + m <= 5"],
+    )
+    asked = configurations(make_optimizer("grid", space, levels=4, shuffle=False).ask(pd.DataFrame(), 99))
+    expected = [{"n": n, "b": False} for n in (1, 2, 3, 4)]
+    expected += [{"n": n, "b": True, "m": m} for n in (1, 2, 3, 4) for m in (1, 2, 3) if n + m <= 5]
+    assert sorted(asked, key=str) == sorted(expected, key=str)
+    with pytest.raises(ConfigError, match="allow none of the grid's 9 points"):
+        make_optimizer("grid", Space({"x": Float(0, 1), "y": Float(0, 1)}, ["0.6 < x < 0.9"]))
+
+
+def test_a_design_goes_on_where_little_is_allowed() -> None:
+    space = Space({"x": Float(0, 1), "y": Float(0, 1)}, ["x + y <= 0.05"])  # one point in 800
+    for name in ("random", "lhs", "sobol"):
+        asked = configurations(make_optimizer(name, space).ask(pd.DataFrame(), 5))
+        assert len(asked) == 5
+        assert all(space.allows(configuration) for configuration in asked)
