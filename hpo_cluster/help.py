@@ -55,7 +55,8 @@ FLAGS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
 }
 
 SECTION_KEYS = {
-    "space.PARAMETER.high": "likewise low, log, type, choices; ~space.NAME removes one, +space.NAME={...} adds one",
+    "space.PARAMETER.high": "likewise low, log, choices, when, prior; ~space.NAME removes one, +space.NAME={} adds one",
+    "space.constraints": "what is allowed: ['a + b <= 1']; space.start: configurations to begin with",
     "optimizer.KEY": "a setting of the chosen optimizer; likewise objective, model, data, tasks, train, launcher",
 }
 

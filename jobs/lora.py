@@ -381,11 +381,16 @@ def make_plan(train: TrainSettings, examples: int) -> Plan:
 
 
 def learning_rate(train: TrainSettings, plan: Plan, step: int) -> float:
-    """Learning rate of a step (from 0): linear from zero over the warm-up, then a cosine to zero."""
-    if step < train.lr_warmup_steps:
-        return train.learning_rate * step / train.lr_warmup_steps
-    period = max(1, plan.schedule - train.lr_warmup_steps)
-    return train.learning_rate * (1 + math.cos(math.pi * (step - train.lr_warmup_steps) / period)) / 2
+    """Learning rate of a step (from 0): linear from zero over the warm-up, then as the schedule has it."""
+    warmup = train.warmup_steps(plan.schedule)
+    if step < warmup:
+        return train.learning_rate * step / warmup
+    if train.lr_schedule == "constant":
+        return train.learning_rate
+    period = max(1, plan.schedule - warmup)
+    if train.lr_schedule == "linear":
+        return train.learning_rate * max(0.0, 1 - (step - warmup) / period)
+    return train.learning_rate * (1 + math.cos(math.pi * (step - warmup) / period)) / 2
 
 
 def micro_batch_order(examples: int, micro_batch_size: int, seed: int) -> Iterator[list[int]]:
@@ -411,7 +416,9 @@ def make_optimizer(model: Any, train: TrainSettings) -> torch.optim.AdamW:
 
     adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
     betas = (train.beta1, train.beta2)
-    return torch.optim.AdamW(adapter, lr=train.learning_rate, betas=betas, weight_decay=train.weight_decay)
+    return torch.optim.AdamW(
+        adapter, lr=train.learning_rate, betas=betas, eps=train.epsilon, weight_decay=train.weight_decay
+    )
 
 
 def fine_tune(

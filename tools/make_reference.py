@@ -27,6 +27,7 @@ from hpo_cluster.objectives import OBJECTIVES  # noqa: E402
 from hpo_cluster.optimizers.registry import OPTIMIZERS  # noqa: E402
 from hpo_cluster.outcomes import KINDS_OF_REASONS  # noqa: E402
 from hpo_cluster.policy import Failures  # noqa: E402
+from hpo_cluster.space import parameter_names  # noqa: E402
 from hpo_cluster.trial import DRIVER_KINDS  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -138,13 +139,19 @@ def _titled(group: str, name: str, cls: type[BaseModel]) -> Iterator[str]:
 def _parameters() -> Iterator[str]:
     yield "A parameter is `{type, low, high, log}`, or `{type: categorical, choices, ordered}`; without `type`, choices"
     yield "make a categorical parameter, two integers an `int`, anything else a `float`. Written on the command line:"
-    yield "`'space={lr: {low: 1e-5, high: 1e-1, log: true}, layers: {low: 1, high: 4}}'`.\n"
-    rows = []
+    yield "`'space={lr: {low: 1e-5, high: 1e-1, log: true}, layers: {low: 1, high: 4}}'`. Each may have `when`, the"
+    yield "values of other parameters with which it is active, and `prior`, where good values are believed to be;"
+    yield "`constraints` and `start` stand beside them: see [Describe a space](../howto/describe_a_space.md).\n"
+    rows, constraints = [], []
     for name, option in options("space", [conf_dir()]).items():
         comments = key_comments(option.path)
-        for parameter in map(str, OmegaConf.to_container(OmegaConf.load(option.path)) or {}):
+        entries = OmegaConf.to_container(OmegaConf.load(option.path)) or {}
+        assert isinstance(entries, dict)
+        constraints += [(f"`{name}`", f"`{text}`") for text in entries.get("constraints", ())]
+        for parameter in parameter_names({str(key): entry for key, entry in entries.items()}):
             rows.append((f"`{name}`", f"`{parameter}`", _range(option.path, parameter), comments.get(parameter, "")))
     yield from _table(("option", "parameter", "range", "meaning"), rows)
+    yield from _table(("option", "constraint"), constraints)
 
 
 def _range(path: Path, parameter: str) -> str:

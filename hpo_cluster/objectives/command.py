@@ -3,7 +3,8 @@
 The last line that the command prints on standard output is a JSON object, such as ``{"value": 0.81}``. Each
 ``{name}`` in the command stands for the parameter of that name, ``{seed}`` for the trial's seed, and braces of the
 shell's own are doubled: ``${{HOME}}``. Values are quoted for the shell, so no quotes belong around a placeholder; a
-boolean is written ``true`` or ``false``. The program is ``jobs/command.py``.
+boolean is written ``true`` or ``false``, and an inactive parameter is an empty text. The program is
+``jobs/command.py``.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def render(command: str, parameters: Mapping[str, Value], seed: int) -> str:
     for text, name, _, _ in string.Formatter().parse(command):
         parts.append(text)
         if name is not None:
-            parts.append(shlex.quote(_text(values[name])))
+            parts.append(shlex.quote(_text(values.get(name, ""))))
     return "".join(parts)
 
 

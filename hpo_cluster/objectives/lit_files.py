@@ -20,7 +20,7 @@ from hpo_cluster.objectives.lora import LORA_MATRICES, LoraObjective, TrainSetti
 def lora_settings(train: TrainSettings) -> dict[str, Any]:
     """LitGPT's names and values of the LoRA settings."""
     chosen = {f"lora_{name}": getattr(train, f"lora_{name}") for name in LORA_MATRICES}
-    return {"lora_r": train.lora_rank, "lora_alpha": train.lora_alpha, "lora_dropout": train.lora_dropout, **chosen}
+    return {"lora_r": train.lora_rank, "lora_alpha": train.alpha, "lora_dropout": train.lora_dropout, **chosen}
 
 
 def weights_dtype(train: TrainSettings) -> torch.dtype:

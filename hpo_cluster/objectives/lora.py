@@ -7,20 +7,25 @@ setting of the same name, so anything in `TrainSettings` can be tuned or fixed.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
 
 from hpo_cluster.objectives.base import Objective, PathResolver, Settings
-from hpo_cluster.space import Space
+from hpo_cluster.space import Categorical, Parameter, Space, Value
 
 #: What LoRA can be put on; a setting ``lora_<name>`` each.
 LORA_MATRICES = ("query", "key", "value", "projection", "mlp", "head")
 
 #: Training settings that are no matter of search.
 FIXED_SETTINGS = ("seed", "physical_batch_size", "checkpoint_interval_s")
+
+#: Random configurations that are tried for rules that concern several settings.
+PROBES = 1000
 
 CHECKPOINT_FILES = ("lit_model.pth", "model_config.yaml", "tokenizer.json", "tokenizer_config.json")
 
@@ -67,8 +72,14 @@ class TrainSettings(Settings):
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean of the gradient")
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the mean of its square")
+    epsilon: float = Field(1e-8, gt=0, description="AdamW's term beside the root of that mean")
     lora_rank: int = Field(8, ge=1, description="rank of the LoRA matrices")
     lora_alpha: float = Field(16, gt=0, description="LoRA scale: the update is multiplied by alpha / rank")
+    lora_alpha_rule: Literal["free", "rank", "root"] = Field(
+        "free",
+        description="free: lora_alpha as it is; rank or root: lora_alpha_factor times the rank or its square root",
+    )
+    lora_alpha_factor: float = Field(2.0, gt=0, description="alpha by the rank or its root, where the rule says so")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout before the LoRA matrices")
     lora_query: bool = Field(True, description="LoRA on the query projection")
     lora_key: bool = Field(True, description="LoRA on the key projection")
@@ -83,7 +94,13 @@ class TrainSettings(Settings):
     physical_batch_size: int | None = Field(
         None, ge=1, description="sequences on the device at once; changes no result; null: micro_batch_size"
     )
-    lr_warmup_steps: int = Field(100, ge=0, description="optimizer steps of linear warm-up before the cosine")
+    lr_warmup_steps: int = Field(100, ge=0, description="optimizer steps of linear warm-up before the schedule")
+    lr_warmup_share: float | None = Field(
+        None, ge=0, le=1, description="warm-up as a share of the schedule's steps; null: lr_warmup_steps"
+    )
+    lr_schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="learning rate after the warm-up: a cosine or a line to zero, or constant"
+    )
     max_seq_length: int | None = Field(None, ge=1, description="longer examples are cut; null: the model's block size")
     precision: Literal["bf16-true", "bf16-mixed", "32-true"] = Field("bf16-true", description="LitGPT precision")
     validation_batches: int = Field(100, ge=0, description="micro-batches of the final validation loss, at most")
@@ -91,6 +108,21 @@ class TrainSettings(Settings):
         300, ge=0, description="seconds between two checkpoints; changes no result; 0: only when a signal asks for one"
     )
     seed: int | None = Field(None, ge=0, description="fixes the training seed; null: from campaign seed and trial")
+
+    @property
+    def alpha(self) -> float:
+        """LoRA's alpha by its rule. With ``root`` the update's scale is factor / sqrt(rank), rank-stabilised LoRA.
+
+        Reference: D. Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023
+        (arXiv:2312.03732).
+        """
+        if self.lora_alpha_rule == "free":
+            return self.lora_alpha
+        return self.lora_alpha_factor * (self.lora_rank if self.lora_alpha_rule == "rank" else self.lora_rank**0.5)
+
+    def warmup_steps(self, schedule: int) -> int:
+        """Optimizer steps of the warm-up of a schedule of so many steps."""
+        return self.lr_warmup_steps if self.lr_warmup_share is None else round(self.lr_warmup_share * schedule)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -153,7 +185,7 @@ class LoraObjective(Objective):
         return settings
 
     def space_faults(self, space: Space) -> list[str]:
-        """Parameters that tune no training setting, or whose ends the setting does not accept."""
+        """Parameters that tune no training setting, values that the setting does not accept alone or with others."""
         faults = []
         fields = [name for name in TrainSettings.model_fields if name not in FIXED_SETTINGS]
         for name, parameter in space:
@@ -162,12 +194,29 @@ class LoraObjective(Objective):
                 hint = f"did you mean {close[0]!r}?" if close else f"accepted: {', '.join(fields)}"
                 faults.append(f"space.{name}: objective=lora has no training setting of that name; {hint}")
                 continue
-            for u in (0.0, 1.0):
+            for value in ends(parameter):
                 try:
-                    effective_train(self.train, {name: parameter.decode(u)})
-                except ValueError:
-                    faults.append(f"space.{name}: the training setting does not accept {parameter.decode(u)!r}")
-        return faults
+                    effective_train(self.train, {name: value})
+                except ValidationError as error:
+                    if any(entry["loc"] == (name,) for entry in error.errors()):
+                        faults.append(f"space.{name}: the training setting does not accept {value!r}")
+        return faults or self._joint_faults(space)
+
+    def _joint_faults(self, space: Space) -> list[str]:
+        """What some allowed configurations lack as a whole, found by trying many of them."""
+        found: dict[str, str] = {}
+        rng = np.random.default_rng(0)
+        for configuration in filter(space.allows, map(space.decode, rng.random((PROBES, space.dim)))):
+            try:
+                effective_train(self.train, configuration)
+            except ValidationError as error:
+                for entry in error.errors():
+                    reason = entry["msg"].removeprefix("Value error, ")
+                    rule = reason.partition("=")[0].partition(";")[0]
+                    seen = {n: v for n, v in configuration.items() if n in reason} or configuration
+                    found.setdefault(rule, f"{reason}, at {json.dumps(seen)}")
+        hint = "exclude it with a constraint: space.constraints"
+        return [f"space: a configuration is not accepted: {fault}; {hint}" for fault in found.values()]
 
     def file_faults(self, resolve: PathResolver) -> list[str]:
         """Which files the jobs would miss, each with what to do about it."""
@@ -191,6 +240,13 @@ def _is_data(path: Path) -> bool:
     if path.is_dir():
         return (path / "train.json").is_file() and (path / "val.json").is_file()
     return path.suffix == ".json" and path.is_file()
+
+
+def ends(parameter: Parameter) -> tuple[Value, ...]:
+    """The values of a parameter that its setting has to accept, so that it accepts all."""
+    if isinstance(parameter, Categorical):
+        return parameter.choices
+    return parameter.decode(0.0), parameter.decode(1.0)
 
 
 def effective_train(train: TrainSettings, parameters: Mapping[str, Any]) -> TrainSettings:

@@ -71,6 +71,8 @@ class SyntheticObjective(Objective):
             if name not in own.names:
                 faults.append(f"space.{name}: is no parameter of {self.function}; {accepted}")
                 continue
+            if parameter.when:
+                faults.append(f"space.{name}.when: {self.function} always needs all its parameters; leave it out")
             for u in (0.0, 1.0):
                 try:
                     own.parameters[name].encode(parameter.decode(u))

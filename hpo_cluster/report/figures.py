@@ -94,6 +94,7 @@ def draw_parameters(campaign: Campaign) -> bytes | None:
     ranked = campaign.ranked
     for index, (name, parameter) in enumerate(campaign.space):
         axes = cells[index]
+        ended = campaign.ended[campaign.ended[name].notna()]  # where the parameter is active
         if isinstance(parameter, Categorical):
             positions = {choice: i for i, choice in enumerate(parameter.choices)}
             spread = 0.3 if len(ended) > 1 else 0.0
@@ -114,7 +115,7 @@ def draw_parameters(campaign: Campaign) -> bytes | None:
                 margin = 0.04 * (parameter.high - parameter.low)
                 axes.set_xlim(parameter.low - margin, parameter.high + margin)
         _draw_states(axes, x, ended)
-        if not ranked.empty:
+        if not ranked.empty and ranked.iloc[0]["trial"] in set(ended["trial"]):
             place = list(ended["trial"]).index(ranked.iloc[0]["trial"])
             ring = {"facecolors": "none", "edgecolors": GREEN, "linewidths": 2, "s": 110}
             axes.scatter([x[place]], [ranked.iloc[0]["value"]], label="best", zorder=5, **ring)
@@ -126,8 +127,10 @@ def draw_parameters(campaign: Campaign) -> bytes | None:
     for row in range(rows):
         grid[row, 0].set_ylabel(campaign.metric)
     figure.suptitle(f"{campaign.title}: score by each parameter", x=0.01, ha="left")
-    handles, labels = cells[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    found: dict[str, Any] = {}  # in the first cell, unless its parameter is inactive somewhere
+    for axes in cells:
+        found |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=len(found), frameon=False)
     return _png(figure)
 
 

@@ -70,7 +70,7 @@ def _other_scores(campaign: Campaign, row: Any) -> str:
 
 
 def _parameters(campaign: Campaign, row: Any) -> str:
-    return ", ".join(f"`{name}={_cell(row[name])}`" for name in campaign.space.names)
+    return ", ".join(f"`{name}={_cell(row[name])}`" for name in campaign.space.names if _cell(row[name]))
 
 
 def _describe(campaign: Campaign, row: Any) -> str:
@@ -79,6 +79,9 @@ def _describe(campaign: Campaign, row: Any) -> str:
 
 
 def _cell(value: Any) -> str:
+    """A value as text; empty for that of an inactive parameter."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

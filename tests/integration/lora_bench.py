@@ -146,7 +146,7 @@ def litgpt_run(out: Path, what: LoraObjective, monkeypatch: Any, seed: int = 133
             log_interval=1,
             global_batch_size=train.global_batch_size,
             micro_batch_size=train.micro_batch_size,
-            lr_warmup_steps=train.lr_warmup_steps,
+            lr_warmup_steps=train.warmup_steps(train.max_steps or 0),
             epochs=train.epochs,
             max_steps=train.max_steps,
         ),
@@ -157,12 +157,14 @@ def litgpt_run(out: Path, what: LoraObjective, monkeypatch: Any, seed: int = 133
                 "lr": train.learning_rate,
                 "weight_decay": train.weight_decay,
                 "betas": (train.beta1, train.beta2),
+                "eps": train.epsilon,
             },
         },
         logger_name="csv",
         seed=seed,
         **{k: getattr(train, k) for k in LORA_ARGUMENTS},
         lora_r=train.lora_rank,
+        lora_alpha=train.alpha,
     )
     accumulation = train.global_batch_size // train.micro_batch_size
     for row in csv.DictReader(next(out.rglob("metrics.csv")).open()):
@@ -176,7 +178,6 @@ def litgpt_run(out: Path, what: LoraObjective, monkeypatch: Any, seed: int = 133
 
 
 LORA_ARGUMENTS = (
-    "lora_alpha",
     "lora_dropout",
     "lora_query",
     "lora_key",

@@ -12,6 +12,20 @@ CASES = {
     "max_steps, mask_prompt": ({"max_steps": 4, "micro_batch_size": 8, "lora_key": False}, False),
     "bf16-true": ({"max_steps": 4, "lora_dropout": 0.2, "precision": "bf16-true"}, True),
     "bf16-mixed": ({"max_steps": 4, "lora_dropout": 0.2, "precision": "bf16-mixed"}, True),
+    "what the study did not tune": (
+        {
+            "max_steps": 4,
+            "lora_alpha_rule": "root",
+            "lora_alpha_factor": 5.0,
+            "lora_projection": False,
+            "lora_head": True,
+            "beta1": 0.8,
+            "beta2": 0.95,
+            "epsilon": 1e-4,
+            "lr_warmup_share": 0.5,
+        },
+        False,
+    ),
 }
 
 

@@ -184,6 +184,34 @@ def test_learning_rates_are_those_of_litgpts_schedule(warmup: int) -> None:
         schedule.step()
 
 
+def test_other_schedules_and_a_warm_up_that_is_a_share_of_them() -> None:
+    job = load_program()
+    settings = {"learning_rate": 0.1, "lr_warmup_share": 0.25, "global_batch_size": 2, "lr_warmup_steps": 7}
+    cosine = TrainSettings(**settings)
+    plan = job.make_plan(cosine, 16)
+    assert plan.schedule == 8
+    warm = [0.0, 0.05, 0.1]
+    rates = {
+        name: [job.learning_rate(TrainSettings(**settings, lr_schedule=name), plan, step) for step in range(10)]
+        for name in ("cosine", "linear", "constant")
+    }
+    assert all(values[:3] == pytest.approx(warm) for values in rates.values())
+    assert rates["constant"][3:] == [0.1] * 7
+    assert rates["linear"][2:] == pytest.approx([0.1 * (1 - i / 6) for i in range(7)] + [0.0])
+    fixed = TrainSettings(learning_rate=0.1, lr_warmup_steps=2, global_batch_size=2)
+    assert rates["cosine"] == [job.learning_rate(fixed, plan, step) for step in range(10)]
+
+
+@pytest.mark.parametrize(("rule", "scale"), [("free", 3 / 4), ("rank", 5.0), ("root", 5 / 2)])
+def test_alpha_is_free_or_follows_the_rank_or_its_root(rule: str, scale: float, data: Path) -> None:
+    job = load_program()
+    train = objective(data, lora_rank=4, lora_alpha=3, lora_alpha_factor=5.0, lora_alpha_rule=rule, epsilon=1e-5).train
+    model = job.load_model(BUNDLE / "checkpoint", train, torch.device("cpu"), baseline=False)
+    scales = {module.scaling for module in model.modules() if getattr(module, "r", 0) > 0}
+    assert scales == {scale}
+    assert job.make_optimizer(model, train).defaults["eps"] == 1e-5
+
+
 def test_divergence_ends_the_attempt_at_once(data: Path, tmp_path: Path) -> None:
     error = run_attempt(tmp_path / "a0", objective(data, learning_rate=1e3, lr_warmup_steps=0, epochs=20))
     assert error["kind"] == "diverged"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -17,8 +18,8 @@ from hpo_cluster.config import CampaignSettings, Config, to_plain, to_yaml
 from hpo_cluster.conftree import GROUPS, conf_dir, key_comments, options
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.objectives import parse_objective
-from hpo_cluster.objectives.lora import LoraObjective
-from hpo_cluster.space import Categorical, Float, Integer, Space
+from hpo_cluster.objectives.lora import LORA_MATRICES, LoraObjective
+from hpo_cluster.space import Categorical, Float, Integer, Prior, Space
 from hpo_cluster.spec import decided
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,9 +167,8 @@ def test_a_space_file_of_the_working_directory_and_of_a_config_dir(here: Path) -
     expected = Space({"learning_rate": Float(1e-4, 1e-2, log=True)})
     assert compose(["space=mine_conf"], check_files=False).space == expected
     assert compose(["space=mine_extra"], config_dir=Path("extra"), check_files=False).space == expected
-    assert "space=mine_extra: is no option of space; accepted: lora, lora_512, own, village, mine_conf;" in faults_of(
-        "space=mine_extra"
-    )
+    accepted = "lora, lora_512, lora_extended, own, village, village_extended, mine_conf;"
+    assert f"space=mine_extra: is no option of space; accepted: {accepted}" in faults_of("space=mine_extra")
 
 
 def test_a_file_that_hydra_would_silently_ignore_is_a_fault(here: Path) -> None:
@@ -419,3 +419,79 @@ def test_open_settings_are_decided_once() -> None:
     assert decided("lhs", {"points": None}, 48, recorded) == {"points": 24}
     assert decided("lhs", {"points": 7}, 48, recorded) == {"points": 7}
     assert decided("bo", {"initial": 8}, 48, recorded) == {"initial": 8}
+
+
+# ------------------------------------------------------------------------------ conditions, constraints, priors, starts
+
+
+def test_the_extended_spaces_tune_what_the_study_did_not() -> None:
+    study = compose(["experiment=ola2025_bo"], check_files=False)
+    for overrides in (["space=lora_extended", "train=ola2025"], ["space=village_extended"]):
+        space = compose(overrides, check_files=False).space
+        assert set(study.space.names) < set(space.names)
+        assert {f"lora_{matrix}" for matrix in LORA_MATRICES} < set(space.names)
+        assert {"beta1", "beta2", "epsilon", "lr_schedule", "lr_warmup_share", "precision", "epochs"} < set(space.names)
+        drawn = [space.decode(point) for point in np.random.default_rng(0).random((300, space.dim))]
+        allowed = [configuration for configuration in drawn if space.allows(configuration)]
+        assert 200 < len(allowed) < 300
+        for c in allowed:
+            assert any(c[f"lora_{matrix}"] for matrix in LORA_MATRICES)
+            assert ("lora_alpha" in c) is (c["lora_alpha_rule"] == "free")
+            assert ("lora_alpha_factor" in c) is (c["lora_alpha_rule"] != "free")
+
+
+def test_what_stands_beside_the_parameters_can_be_typed() -> None:
+    config = compose(
+        [
+            "space.constraints=['lora_alpha <= 4 * lora_rank']",
+            "space.start=[{lora_rank: 16, lora_alpha: 32}, {learning_rate: 1e-3}]",
+            "space.learning_rate.prior={center: 3e-3, spread: 0.2}",
+            "+space.lr_schedule={choices: [cosine, linear]}",
+            "space.weight_decay.when={lr_schedule: cosine}",
+        ],
+        check_files=False,
+    )
+    space = config.space
+    assert [constraint.text for constraint in space.constraints] == ["lora_alpha <= 4 * lora_rank"]
+    assert [c["lora_rank"] for c in space.start] == [16, 7]
+    assert space.parameters["learning_rate"] == Float(1e-4, 1e-1, log=True, prior=Prior(3e-3, 0.2))
+    assert space.parameters["weight_decay"].when == {"lr_schedule": ("cosine",)}
+    assert Space.from_json(yaml.safe_load(yaml.safe_dump(config.identity()["space"]))) == space
+    plain = ["space.constraints=['lora_alpha <= 4 * lora_rank']", "~space.constraints"]
+    assert compose(plain, check_files=False).space == compose([], check_files=False).space
+
+
+def test_all_faults_of_a_space_are_named_at_once() -> None:
+    told = faults_of(
+        "space.constraints=['lora_alhpa <= 4 * lora_rank', 'lora_rank + 1']",
+        "space.learning_rate.prior={center: 3, spread: 0.2}",
+        "space.lora_dropout.when={lora_mpl: true}",
+        "space.lora_rank.low=two",
+    )
+    for expected in (
+        "5 faults",
+        "space.constraints, 'lora_alhpa <= 4 * lora_rank': 'lora_alhpa' is no parameter; did you mean lora_alpha?",
+        "space.constraints, 'lora_rank + 1': is no comparison; write one such as a + b <= 1",
+        "space.learning_rate: prior.center=3: is outside 0.0001 to 0.1",
+        "space.lora_dropout.when.lora_mpl: is no parameter of the space",
+        "space.lora_rank: 'two' is no number",
+    ):
+        assert expected in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["space.constraints=['lora_rank > 32']"], "only 0 of 10000 random configurations are allowed"),
+        (["space.start=[{lora_rnak: 3}]"], "space.start[0].lora_rnak: is no parameter of the space; did you mean"),
+        (["space.start=[{lora_rank: 99}]"], "space.start[0].lora_rank: 99 is no integer from 2 to 32"),
+        (["space.constrains=[x]"], "space.constrains: is no key; did you mean space.constraints?"),
+        (["space.constraints=3"], "space.constraints=3: must be a list of comparisons"),
+        (["space=village_extended", "space.constraints=[]"], "LoRA needs one matrix at least"),
+        (["space=village_extended", "train.micro_batch_size=16", "train.global_batch_size=16"], "is no multiple of"),
+        (["+space.precision={choices: [bf16-true, fp16]}"], "the training setting does not accept 'fp16'"),
+        (["objective=synthetic", "+space.b={type: bool}", "space.x1.when={b: true}"], "always needs all its"),
+    ],
+)  # fmt: skip
+def test_faults_of_what_stands_beside_the_parameters(overrides: list[str], expected: str) -> None:
+    assert expected in faults_of(*overrides)
