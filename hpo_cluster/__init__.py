@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from hpo_cluster.function_search import optimize
     from hpo_cluster.history import load_history
     from hpo_cluster.optimizers.registry import make_optimizer
-    from hpo_cluster.space import Categorical, Float, Integer, Space
+    from hpo_cluster.space import Categorical, Float, Integer, Prior, Space
 
 __version__ = "0.1.0"
 
-__all__ = ["Categorical", "Float", "Integer", "Space", "load_history", "make_optimizer", "optimize"]
+__all__ = ["Categorical", "Float", "Integer", "Prior", "Space", "load_history", "make_optimizer", "optimize"]
 
 _HOMES = {
     "Categorical": "space",
     "Float": "space",
     "Integer": "space",
+    "Prior": "space",
     "Space": "space",
     "load_history": "history",
     "make_optimizer": "optimizers.registry",

@@ -71,7 +71,7 @@ class Result:
 
 def optimize(
     fn: Function,
-    space: Space | Mapping[str, Mapping[str, Any]],
+    space: Space | Mapping[str, Any],
     *,
     optimizer: str = "bo",
     budget: int = 30,
@@ -84,9 +84,11 @@ def optimize(
     """Optimise `fn` over `space`.
 
     Args:
-        fn: called as ``fn(**parameters)``. Returns a number, or a dictionary whose field ``value`` is optimised; its
-            other number fields are metrics, and ``value_sem`` is the standard error.
-        space: a Space, or its JSON form: ``{"lr": {"low": 1e-5, "high": 1e-1, "log": True}}``.
+        fn: called as ``fn(**parameters)``; an inactive parameter is left out, so give it a default. Returns a number,
+            or a dictionary whose field ``value`` is optimised; its other number fields are metrics, and ``value_sem``
+            is the standard error.
+        space: a Space, or its JSON form: ``{"lr": {"low": 1e-5, "high": 1e-1, "log": True}}``; with conditions,
+            constraints, priors and starting points as ``docs/howto/describe_a_space.md`` has them.
         optimizer: a name that `hpo_cluster.make_optimizer` knows.
         budget: evaluations in all.
         workers: evaluations at once. With 1, `fn` is called in this process; with more, in that many forked ones, where

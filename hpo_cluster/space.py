@@ -358,7 +358,7 @@ class Space:
             whole = self.complete(partial)
             try:
                 self.check(whole)
-                found.append(self.decode(self.encode(whole)))
+                found.append({name: _plain(self.parameters[name], value) for name, value in whole.items()})
             except ConfigError as error:
                 added = ", ".join(f"{name}={value}" for name, value in whole.items() if name not in partial)
                 hint = f" (with {added}, which it leaves open)" if added else ""
@@ -490,6 +490,11 @@ def _kind(parameter: Parameter) -> Kind:
     if any(texts):
         return "text" if all(texts) else "mixed"
     return "bool" if all(isinstance(choice, bool) for choice in parameter.choices) else "number"
+
+
+def _plain(parameter: Parameter, value: Value) -> Value:
+    """A value as the parameter has it: 8 for 8.0 of an integer."""
+    return float(value) if isinstance(parameter, Float) else parameter.decode(parameter.encode(value))
 
 
 def _condition(parameter: Parameter) -> str:

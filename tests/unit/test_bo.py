@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from hpo_cluster.objectives.functions import FUNCTIONS, TestFunction
 from hpo_cluster.optimizers import bo as bo_module
 from hpo_cluster.optimizers.bo import parameter_neighbours
 from hpo_cluster.optimizers.registry import make_optimizer
-from hpo_cluster.space import Categorical, Configuration, Float, Integer, Space
-from hpo_cluster.surrogate import SurrogateError
+from hpo_cluster.space import Categorical, Configuration, Float, Integer, Prior, Space
+from hpo_cluster.surrogate import Features, SurrogateError
 
 SQUARE = Space({"x": Float(0.0, 1.0), "y": Float(0.0, 1.0)})
 
@@ -195,3 +196,103 @@ def test_functions_have_their_optimum_where_they_say(function: TestFunction) -> 
     rng = np.random.default_rng(0)
     values = [function.evaluate(function.space.decode(rng.random(function.space.dim))) for _ in range(300)]
     assert min(values) >= function.optimum
+
+
+# ------------------------------------------------------------------------------ conditions, constraints, priors
+
+
+def best_of(space: Space, score: Callable[[Any], float], count: int, **settings: Any) -> tuple[Configuration, float]:
+    """The best configuration of a sequential campaign and its score; everything proposed is allowed, and only once."""
+    optimizer, rows = make_optimizer("bo", space, 0, **settings), list[dict[str, Any]]()
+    asked: list[Configuration] = []
+    for trial in range(count):
+        (proposal,) = optimizer.ask(frame(space, rows), 1).proposals
+        space.check(proposal.parameters)
+        assert proposal.parameters not in asked
+        asked.append(dict(proposal.parameters))
+        rows.append(told(trial, dict(proposal.parameters), score(proposal.parameters)))
+    best = max(asked, key=score)
+    return best, score(best)
+
+
+def test_finds_an_optimum_on_the_edge_of_what_is_allowed() -> None:
+    space = Space(SQUARE.parameters, ["x + y <= 1"])
+    best, value = best_of(space, lambda c: -((c["x"] - 0.8) ** 2) - (c["y"] - 0.9) ** 2, 16, initial=6)
+    assert value > -0.245 - 1e-3  # at (0.45, 0.55)
+    assert best["x"] + best["y"] > 1 - 1e-2  # type: ignore[operator]
+
+
+def test_finds_the_best_branch_and_its_best_values() -> None:
+    space = Space(
+        {
+            "rate": Float(1e-4, 1.0, log=True, when={"kind": "b"}),
+            "u": Float(0.0, 1.0, when={"kind": "a"}),
+            "kind": Categorical(("a", "b", "c")),
+            "n": Integer(1, 32, when={"kind": ("b", "c")}),
+        }
+    )
+
+    def score(c: Any) -> float:
+        if c["kind"] == "a":
+            return -float((c["u"] - 0.3) ** 2)
+        middle = 20 if c["kind"] == "b" else 5
+        top = 1 - (math.log10(c["rate"]) + 2.7) ** 2 / 4 if c["kind"] == "b" else 0.5
+        return top - ((c["n"] - middle) / 32) ** 2
+
+    best, value = best_of(space, score, 22, initial=8)
+    assert best["kind"] == "b"
+    assert value > 0.99
+
+
+def test_columns_of_inactive_parameters_are_all_alike() -> None:
+    space = Space(
+        {
+            "use": Categorical((False, True)),
+            "c": Categorical(("a", "b", "d", "e"), when={"use": True}),
+            "n": Integer(1, 64, log=True, when={"use": True}),
+        }
+    )
+    features = Features(space)
+    off, on = space.encode({"use": False}), space.encode({"use": True, "c": "d", "n": 64})
+    assert features.encode(np.array([off, on])) == pytest.approx(
+        np.array([[0, 0.25, 0.25, 0.25, 0.25, 0.5], [1, 0, 0, 1, 0, 1]])
+    )
+    assert features.decode(features.encode(np.array([off, on]))) == pytest.approx(np.array([off, on]))
+
+
+def test_the_prior_has_a_say_that_decays() -> None:
+    believed = Space({name: Float(0.0, 1.0, prior=Prior(0.9, 0.1)) for name in "xy"})
+    rows = bowl(14, centre=0.4)
+    more = [*rows, *(row | {"trial": 14 + i} for i, row in enumerate(bowl(30, 0.4, seed=1)))]
+
+    def distance(weight: float, history: list[dict[str, Any]]) -> float:
+        optimizer = make_optimizer("bo", believed, 1, initial=8, prior_weight=weight)
+        (proposal,) = optimizer.ask(frame(believed, history), 1).proposals
+        return abs(float(proposal.parameters["x"]) - 0.4)
+
+    away = [distance(50.0, rows), distance(0.0, rows), distance(50.0, more)]
+    assert away[0] > 0.3
+    assert away[1] < 0.15
+    assert away[2] < away[0]
+
+
+def test_the_models_prior_is_the_spaces_at_its_values_and_has_a_gradient() -> None:
+    import torch
+
+    space = Space(
+        {
+            "x": Float(1e-4, 1.0, log=True, prior=Prior(1e-2, 0.2)),
+            "n": Integer(1, 9, prior=Prior(3, 0.2)),
+            "b": Categorical((False, True), prior=(1, 3)),
+            "o": Categorical((2, 4, 8), ordered=True, prior=(1, 2, 5)),
+        }
+    )
+    features = Features(space)
+    points = space.snap(np.random.default_rng(0).random((20, 4)))
+    columns = torch.from_numpy(features.encode(points)).requires_grad_()
+    ours = features.log_prior(columns)
+    theirs = space.log_prior(points)
+    assert ours.detach().numpy() - ours[0].item() == pytest.approx(theirs - theirs[0])
+    ours.sum().backward()
+    assert columns.grad is not None
+    assert bool(torch.all(columns.grad[:, 2] > 0))
