@@ -16,6 +16,7 @@ priors make likely. *Starting points* are configurations to be evaluated first.
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -71,7 +72,7 @@ INACTIVE = 0.5
 PROBES, LEAST_ALLOWED = 10_000, 5
 
 #: Combinations of parents' values up to which the size of a conditional space is counted.
-COUNTED = 100_000
+COUNTED = 10_000
 
 
 class Space:
@@ -126,12 +127,12 @@ class Space:
         """Number of parameters, d."""
         return len(self.parameters)
 
-    @property
+    @functools.cached_property
     def parents(self) -> frozenset[str]:
         """Parameters that others depend on."""
         return frozenset(parent for conditions in self._conditions.values() for parent in conditions)
 
-    @property
+    @functools.cached_property
     def size(self) -> float:
         """Number of distinct configurations, infinite with a real parameter.
 
@@ -228,7 +229,7 @@ class Space:
                 out[:, axis] = [parameter.warp(float(u)) for u in out[:, axis]]
         return out
 
-    @property
+    @functools.cached_property
     def has_prior(self) -> bool:
         """Whether any parameter has a prior."""
         return any(parameter.prior is not None for _, parameter in self)

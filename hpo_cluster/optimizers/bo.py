@@ -25,8 +25,8 @@ design lies denser where the priors are high.
 
 Conditional parameters: an inactive one is at 0.5 for the process (one-hot columns share 1), gradient steps move the
 active ones alone, and the local search changes the parents. Constraints: samples are drawn until enough are allowed;
-gradient steps that lead out of what is allowed are taken back along their line to its edge, from where a random local
-search goes on.
+gradient steps that lead out of what is allowed are taken back along their line to its edge, from where, if they bound a
+real parameter, a random local search goes on.
 
 Deviations from the papers: the process sees the outcomes of `outcome`, drawn in below their median by default; trials
 that diverged or were infeasible count as the worst value so far, there is no separate model of feasibility yet, so
@@ -292,7 +292,8 @@ def _climb(
         candidates.append(_improve(space, score, climbed))
         if real:
             candidates.append(_ascend(surrogate, acquisition, candidates[-1], relax=False))
-    if space.constraints:
+    bounded = {name for constraint in space.constraints for name in constraint.names}
+    if any(isinstance(space.parameters[name], Float) for name in bounded):
         candidates.append(_wander(space, score, candidates[-1], rng))
     return np.concatenate(candidates)
 
@@ -394,7 +395,7 @@ def _wander(
     current, values = starts.copy(), score(starts)
     for step in STEPS:
         for i in range(len(current)):
-            count = 8 * space.dim
+            count = min(8 * space.dim, 64)
             moved = rng.random((count, space.dim)) < max(0.3, 2 / space.dim)
             steps = np.where(moved, rng.normal(scale=step, size=(count, space.dim)), 0.0)
             points = space.snap(np.clip(current[i] + steps, 0.0, 1.0))

@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import hpo_cluster
 from hpo_cluster import cli, status
-from hpo_cluster.errors import ConfigError
+from hpo_cluster.errors import ConfigError, IdentityError
 from hpo_cluster.function_search import AllFailedError, optimize
 from hpo_cluster.history import HISTORY_COLUMNS, TAIL_COLUMNS
+from hpo_cluster.journal import read_events
 from hpo_cluster.layout import PACKAGE_DIR
+from hpo_cluster.replay import replay
 
 SPACE = {"x": {"low": -5.0, "high": 5.0}, "n": {"low": 1, "high": 4}}
 
@@ -226,7 +229,21 @@ def bowl(x, n):
 
 def broken(x, n):
     raise ValueError("no such file")
+
+def branch(kind, rate, bias, momentum=None, layers=0):
+    assert (momentum is None) == (kind == "plain") and rate * (momentum or 0) <= 0.5
+    return {"value": rate + (momentum or 0) + layers + bias}
 """
+
+BRANCHES = {
+    "rate": {"low": 0.0, "high": 1.0},
+    "momentum": {"low": 0.0, "high": 1.0, "when": {"kind": "momentum"}},
+    "kind": {"choices": ["plain", "momentum"]},
+    "bias": {"type": "bool"},
+    "layers": {"ordered": [1, 2, 4], "when": {"bias": True}},
+    "constraints": ["rate * momentum <= 0.5"],
+    "start": [{"rate": 0.25, "kind": "momentum"}, {"kind": "plain", "bias": False}],
+}
 
 
 @pytest.fixture
@@ -256,6 +273,31 @@ def test_a_campaign_of_optimize_is_resumed_from_the_command_line(module: Any, tm
     optimize(module.bowl, SPACE, optimizer="random", budget=1, campaign="first")
     assert cli.main(["resume", "campaigns/first", "budget=2"]) == 0
     assert len(hpo_cluster.load_history("campaigns/first")) == 2
+
+
+def test_a_conditional_space_goes_through_journal_resume_and_csv(module: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"optimizer": "bo", "initial": 5, "campaign": "tree"}
+    optimize(module.branch, BRANCHES, budget=6, **options)
+    again = optimize(module.branch, BRANCHES, budget=8, **options)
+    folder = tmp_path / "campaigns" / "tree"
+    history = hpo_cluster.load_history(folder)
+    assert len(history) == 8
+    assert set(history["state"]) == {"completed"}
+    assert history.loc[0, ["rate", "kind", "momentum"]].tolist() == [0.25, "momentum", 0.5]
+    assert history.loc[1, ["rate", "kind", "bias"]].tolist() == [0.5, "plain", False]
+    assert history["momentum"].isna().tolist() == (history["kind"] == "plain").tolist()
+    assert history["layers"].isna().tolist() == [not bias for bias in history["bias"]]
+    assert ("momentum" in again.parameters) == (again.parameters["kind"] == "momentum")
+
+    space = hpo_cluster.Space.from_json(BRANCHES)
+    optimizer = hpo_cluster.make_optimizer("bo", space, 0, initial=5)
+    assert replay(list(read_events(folder / "events.jsonl")), optimizer, maximize=True) == []
+    csv = pd.read_csv(folder / "history.csv", float_precision="round_trip")
+    assert optimizer.ask(csv, 1) == optimizer.ask(history, 1)
+    assert cli.main(["resume", "campaigns/tree", "budget=9"]) == 0
+    assert cli.main(["report", "campaigns/tree"]) == 0
+    with pytest.raises(IdentityError, match=r"constraints"):
+        optimize(module.branch, {**BRANCHES, "constraints": ["rate * momentum <= 0.4"]}, budget=9, **options)
 
 
 def test_a_campaign_that_only_fails_says_why(module: Any) -> None:

@@ -197,3 +197,7 @@ def test_ending_the_job_ends_its_command(tmp_path: Path) -> None:
         job.terminate()
     assert process_start(int((tmp_path / "child").read_text())) is None
     assert not (attempt / "result.json").exists()
+
+
+def test_an_inactive_parameter_is_an_empty_text() -> None:
+    assert render("train --kind {kind} --rate {rate}", {"kind": "plain"}, 0) == "train --kind plain --rate ''"
