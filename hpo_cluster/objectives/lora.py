@@ -200,7 +200,23 @@ class LoraObjective(Objective):
                 except ValidationError as error:
                     if any(entry["loc"] == (name,) for entry in error.errors()):
                         faults.append(f"space.{name}: the training setting does not accept {value!r}")
+        faults += self._without_effect(space)
         return faults or self._joint_faults(space)
+
+    def _without_effect(self, space: Space) -> list[str]:
+        """Parameters whose setting is not read, as other settings are."""
+        idle = {}
+        if "lora_alpha_rule" not in space.parameters:
+            rule = self.train.lora_alpha_rule
+            idle["lora_alpha_factor" if rule == "free" else "lora_alpha"] = f"train.lora_alpha_rule={rule}"
+        if "lr_warmup_share" in space.parameters:
+            idle["lr_warmup_steps"] = "space.lr_warmup_share"
+        elif self.train.lr_warmup_share is not None:
+            idle["lr_warmup_steps"] = f"train.lr_warmup_share={self.train.lr_warmup_share:g}"
+        found = [(name, why) for name, why in idle.items() if name in space.parameters]
+        return [
+            f"space.{name}: has no effect with {why}; change that, or leave the parameter out" for name, why in found
+        ]
 
     def _joint_faults(self, space: Space) -> list[str]:
         """What some allowed configurations lack as a whole, found by trying many of them."""

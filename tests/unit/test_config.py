@@ -490,6 +490,9 @@ def test_all_faults_of_a_space_are_named_at_once() -> None:
         (["space=village_extended", "space.constraints=[]"], "LoRA needs one matrix at least"),
         (["space=village_extended", "train.micro_batch_size=16", "train.global_batch_size=16"], "is no multiple of"),
         (["+space.precision={choices: [bf16-true, fp16]}"], "the training setting does not accept 'fp16'"),
+        (["+space.lora_alpha_factor={low: 1, high: 4}"], "has no effect with train.lora_alpha_rule=free"),
+        (["train.lora_alpha_rule=root"], "space.lora_alpha: has no effect with train.lora_alpha_rule=root"),
+        (["space=village_extended", "+space.lr_warmup_steps={low: 0, high: 9}"], "with space.lr_warmup_share"),
         (["objective=synthetic", "+space.b={type: bool}", "space.x1.when={b: true}"], "always needs all its"),
     ],
 )  # fmt: skip
