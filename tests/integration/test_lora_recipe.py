@@ -27,8 +27,9 @@ from lora_bench import (
 )
 
 from hpo_cluster import worker
+from hpo_cluster.compose import compose
 from hpo_cluster.objectives import lm_tasks
-from hpo_cluster.objectives.lora import TrainSettings
+from hpo_cluster.objectives.lora import LORA_MATRICES, TrainSettings
 
 SCORES = [f"village_{split}/{metric}" for split in ("val", "test") for metric in ("acc", "acc_norm")]
 
@@ -102,6 +103,52 @@ def test_learning_rate_zero_leaves_the_base_model(data: Path, tmp_path: Path) ->
         what = objective(data, lora_head=True, lora_dropout=0.3)
         result = run_attempt(tmp_path / f"a{number}", what, parameters=parameters)
         assert {**result["metrics"], "train_loss": None} == base["metrics"]
+
+
+#: A value of each parameter of the extended spaces other than the one in `lora_bench.TRAIN`.
+OTHERWISE: dict[str, Any] = {
+    **{f"lora_{matrix}": matrix == "head" for matrix in LORA_MATRICES},
+    "lora_rank": 4,
+    "lora_alpha_rule": "root",
+    "lora_alpha": 3,
+    "lora_alpha_factor": 5.0,
+    "lora_dropout": 0.2,
+    "learning_rate": 1e-3,
+    "lr_schedule": "constant",
+    "lr_warmup_share": 0.1,
+    "weight_decay": 0.1,
+    "beta1": 0.8,
+    "beta2": 0.99,
+    "epsilon": 1e-4,
+    "global_batch_size": 4,
+    "precision": "bf16-mixed",
+    "epochs": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def plain_weights(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("plain") / "a0"
+    run_attempt(folder, objective(data, limit=1, validation_batches=0))
+    return adapter(folder)
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_every_parameter_of_the_extended_spaces_takes_effect(
+    name: str, data: Path, tmp_path: Path, plain_weights: dict[str, torch.Tensor]
+) -> None:
+    what = objective(data, limit=1, validation_batches=0, lora_alpha_rule="rank" if "factor" in name else "free")
+    result = run_attempt(tmp_path / "a0", what, parameters={name: OTHERWISE[name]})
+    weights = adapter(tmp_path / "a0")
+    assert result["train"][name] == OTHERWISE[name]
+    same = {n for n in weights.keys() & plain_weights.keys() if weights[n].equal(plain_weights[n])}
+    assert weights.keys() != plain_weights.keys() or len(same) < len(weights) / 2
+
+
+def test_each_of_them_was_tried() -> None:
+    for space in ("lora_extended", "village_extended"):
+        config = compose([f"space={space}"], check_files=False)
+        assert set(config.space.names) == set(OTHERWISE)
 
 
 @pytest.mark.parametrize("physical", [1, 3, 8, 100])
