@@ -96,6 +96,7 @@ class Space:
         constraints: Sequence[str] = (),
         start: Sequence[Mapping[str, Value]] = (),
     ) -> None:
+        constraints = [constraints] if isinstance(constraints, str) else constraints
         parsed, faults = _parsed(constraints, parameters, parameters)
         faults = [*_faults(parameters, parameters), *faults]
         if faults:
