@@ -38,6 +38,7 @@ from hpo_cluster.config import (
 )
 from hpo_cluster.conftree import GROUPS, conf_dir, hidden, options, search_dirs
 from hpo_cluster.errors import ConfigError
+from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.policy import Failures
 from hpo_cluster.space import PARAMETER_FIELDS, SPACE_KEYS, parameter_names
@@ -221,13 +222,15 @@ class _Composition:
     ) -> Config:
         campaign_dir = (self.cwd / campaign_dir).absolute()
         raw = _recorded(identity, operation, campaign_dir)
-        accepted = [*OPERATIONAL, "code", "dry_run", "launcher"]
+        cls = OBJECTIVES[str(identity["objective"].get("kind"))]
+        theirs = [name if name.partition(".")[0] in NESTED else f"objective.{name}" for name in cls.OPERATIONAL]
+        accepted = [*OPERATIONAL, "code", "dry_run", "launcher", *theirs]
         items = []
         for item in self._items(overrides):
             top = item.parts[0]
             if top in ("campaign", "campaigns_dir"):
                 self.faults.append(f"{item.text}: the folder {campaign_dir} says which campaign is meant")
-            elif top in accepted:
+            elif top in accepted or ".".join(item.parts) in accepted:
                 items.append(item)
             elif top in GROUPS or top in CampaignSettings.model_fields:
                 self.faults.append(
@@ -400,7 +403,13 @@ class _Composition:
 
 def _recorded(identity: Mapping[str, Any], operation: Mapping[str, Any], campaign_dir: Path) -> dict[str, Any]:
     """Identity and operation of a campaign in the shape of ``conf/config.yaml``."""
-    objective = dict(identity["objective"])
+    objective = copy.deepcopy(dict(identity["objective"]))
+    for name, value in (operation.get("objective") or {}).items():
+        *path, key = name.split(".")
+        inside = objective
+        for section in path:
+            inside = inside[section]
+        inside[key] = value
     sections = {name: objective.pop(name) for name in NESTED if name in objective}
     kept = {key: value for key, value in operation.items() if key in (*OPERATIONAL, "launcher")}
     return copy.deepcopy(

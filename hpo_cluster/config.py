@@ -96,7 +96,7 @@ def to_plain(config: Config) -> dict[str, Any]:
     """The configuration in the shape of ``conf/config.yaml`` and its groups, as it is typed."""
     plain = config.model_dump(mode="json", include=set(CampaignSettings.model_fields))
     identity = config.identity()
-    objective = identity["objective"]
+    objective = config.objective.model_dump(mode="json")
     sections = {key: objective.pop(key) for key in NESTED if key in objective}
     plain |= {"space": identity["space"], "optimizer": identity["optimizer"], "objective": objective, **sections}
     return {**plain, "launcher": config.launcher.model_dump(mode="json")}

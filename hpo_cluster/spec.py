@@ -49,7 +49,7 @@ def identity_of(
     """What a campaign is, as plain data: written once into ``campaign.yaml``, and compared at each start."""
     return {
         "space": space.to_json(),
-        "objective": objective.model_dump(mode="json"),
+        "objective": objective.identity(),
         "optimizer": {"name": optimizer, **settings},
         "direction": objective.direction,
         "seed": seed,
@@ -102,6 +102,10 @@ def make_spec(
         launcher=make_launcher(launcher),
         operation=operation,
         resolve=resolve,
-        settings={"storage_dir": str(storage_dir), "launcher": launcher.model_dump(mode="json")},
+        settings={
+            "storage_dir": str(storage_dir),
+            "launcher": launcher.model_dump(mode="json"),
+            "objective": objective.operational(),
+        },
         **options,
     )

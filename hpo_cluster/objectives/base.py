@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,6 +23,18 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def divided(settings: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Plain settings without those of the dotted `names`, and these by name."""
+    taken = {}
+    for name in names:
+        *sections, key = name.split(".")
+        inside = settings
+        for section in sections:
+            inside = inside[section]
+        taken[name] = inside.pop(key)
+    return settings, taken
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a result file means: `value` in the user's direction, its standard error, and every metric by name."""
@@ -35,8 +47,19 @@ class Outcome:
 class Objective(Settings, ABC):
     """An objective is its settings and what they mean. It knows nothing of optimizers or schedulers."""
 
+    #: Settings that change no result, and so may change in the life of a campaign; a dot leads into a section.
+    OPERATIONAL: ClassVar[tuple[str, ...]] = ()
+
     kind: str
     direction: Literal["maximize", "minimize"] = "maximize"
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that make the objective what it is, as plain data."""
+        return divided(self.model_dump(mode="json"), self.OPERATIONAL)[0]
+
+    def operational(self) -> dict[str, Any]:
+        """The others, by their dotted names."""
+        return divided(self.model_dump(mode="json"), self.OPERATIONAL)[1]
 
     @property
     @abstractmethod

@@ -139,6 +139,8 @@ class TrainSettings(Settings):
 class LoraObjective(Objective):
     """LoRA fine-tune, then score."""
 
+    OPERATIONAL = ("train.physical_batch_size", "train.checkpoint_interval_s", "keep_adapter")
+
     kind: Literal["lora"] = "lora"
     model: ModelSettings
     data: DataSettings

@@ -375,7 +375,7 @@ def test_the_identity_is_plain_and_comes_back(here: Path) -> None:
         identity = yaml.safe_load(yaml.safe_dump(config.identity(), sort_keys=False))
         assert list(identity) == ["space", "objective", "optimizer", "direction", "seed"]
         assert Space.from_json(identity["space"]) == config.space
-        assert parse_objective(identity["objective"]) == config.objective
+        assert parse_objective(identity["objective"]).identity() == config.objective.identity()
         operation = recorded_operation(config)
         again = compose_resume(identity, operation, [], campaign_dir=config.campaign_dir, check_files=False)
         assert to_plain(again) == to_plain(config)
@@ -400,6 +400,20 @@ def test_resuming_changes_operational_keys_only() -> None:
     assert "seed=1: belongs to the campaign's identity and cannot change; accepted: storage_dir, budget" in text
     assert "hpo-cluster run optimizer=lhs campaign=NEW_NAME" in text
     assert "wrokers: is no key; did you mean workers?" in text
+
+
+def test_settings_that_change_no_result_may_change_when_resuming() -> None:
+    config = compose(["train.physical_batch_size=4"])
+    identity, operation = config.identity(), recorded_operation(config)
+    assert "physical_batch_size" not in identity["objective"]["train"]
+    changes = ["train.checkpoint_interval_s=60", "objective.keep_adapter=false"]
+    again = compose_resume(identity, operation, changes, campaign_dir=config.campaign_dir)
+    assert isinstance(again.objective, LoraObjective)
+    train = again.objective.train
+    assert (train.physical_batch_size, train.checkpoint_interval_s, again.objective.keep_adapter) == (4, 60, False)
+    assert again.identity() == identity
+    with pytest.raises(ConfigError, match=r"train.epochs=2: belongs to .* train.physical_batch_size"):
+        compose_resume(identity, operation, ["train.epochs=2"], campaign_dir=config.campaign_dir)
 
 
 def test_resuming_a_python_function() -> None:
