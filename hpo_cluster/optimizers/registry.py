@@ -19,6 +19,7 @@ from hpo_cluster.optimizers.lhs import LatinHypercube, LHSSettings
 from hpo_cluster.optimizers.random_search import RandomSearch, RandomSettings
 from hpo_cluster.optimizers.sobol import Sobol, SobolSettings
 from hpo_cluster.optimizers.start import Started
+from hpo_cluster.optimizers.soo import SOO, SOOSettings
 from hpo_cluster.space import Space
 
 
@@ -35,6 +36,7 @@ OPTIMIZERS: Mapping[str, Entry] = {
     "sobol": Entry(SobolSettings, Sobol),
     "grid": Entry(GridSettings, Grid),
     "bo": Entry(BOSettings, BO),
+    "soo": Entry(SOOSettings, SOO),
 }
 
 

@@ -1,0 +1,139 @@
+"""The partition algorithms once more, sequential and plain, to hold the product against: no code is shared with it.
+
+Exact fractions for real sides, lists of coordinates for finite ones, every leaf looked at in every step.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+
+def soo(space, f, n, K, eligibility, strict, h_max=None, resolution=1e-4):
+    """Configurations that SOO evaluates, in order: n of them, or all there are."""
+    asked, values = [], {}
+
+    class EnoughError(Exception):
+        pass
+
+    def evaluate(box):
+        configuration = space.decode(centre(space, box))
+        name = tuple(configuration.values())
+        if name not in values:
+            if len(asked) == n:
+                raise EnoughError
+            asked.append(configuration)
+            values[name] = f(configuration)
+        return values[name]
+
+    def openable(leaf):
+        return bool(sides_to_cut(space, leaf["box"], resolution))
+
+    def best_of(depth, sweep):
+        some = [leaf for leaf in leaves if leaf["depth"] == depth and openable(leaf)]
+        if eligibility == "next_sweep":
+            some = [leaf for leaf in some if leaf["sweep"] < sweep]
+        top = max((leaf["g"] for leaf in some), default=None)
+        return next((leaf for leaf in some if leaf["g"] == top), None)
+
+    def divide(leaf, sweep):
+        leaves.remove(leaf)
+        axis = sides_to_cut(space, leaf["box"], resolution)[0]
+        made = []
+        for part in parts(space, leaf["box"], axis, K):
+            made.append({"box": part, "depth": leaf["depth"] + 1, "g": evaluate(part), "sweep": sweep})
+        leaves.extend(made)
+
+    whole = [whole_side(parameter) for _, parameter in space]
+    try:
+        leaves = [{"box": whole, "depth": 0, "g": evaluate(whole), "sweep": -1}]
+        sweep = 0
+        while any(openable(leaf) for leaf in leaves):
+            nu, h, opened = -math.inf, 0, False
+            at_start = max(leaf["depth"] for leaf in leaves)
+            while h <= (at_start if eligibility == "frozen" else max(leaf["depth"] for leaf in leaves)):
+                if h_max == "sqrt" and h > math.ceil(math.sqrt(len(asked))):
+                    break
+                if isinstance(h_max, int) and h > h_max:
+                    break
+                leaf = best_of(h, sweep)
+                if leaf is not None and (leaf["g"] > nu or (leaf["g"] == nu and not strict)):
+                    nu, opened = leaf["g"], True
+                    divide(leaf, sweep)
+                h += 1
+            if not opened and not any(leaf["sweep"] == sweep - 1 for leaf in leaves if eligibility == "next_sweep"):
+                rest = [leaf for leaf in leaves if openable(leaf)]
+                shallow = [leaf for leaf in rest if leaf["depth"] == min(other["depth"] for other in rest)]
+                top = max(leaf["g"] for leaf in shallow)
+                divide(next(leaf for leaf in shallow if leaf["g"] == top), sweep)
+            sweep += 1
+    except EnoughError:
+        pass
+    return asked
+
+
+def coordinates(parameter):
+    """Canonical coordinates of a finite parameter's values, in order."""
+    values = parameter.choices if hasattr(parameter, "choices") else range(parameter.low, parameter.high + 1)
+    return [parameter.encode(value) for value in values]
+
+
+def whole_side(parameter):
+    """(low, high) of a real parameter, the list of all coordinates of a finite one."""
+    return (Fraction(0), Fraction(1)) if parameter.cardinality is None else coordinates(parameter)
+
+
+def edges_of(parameter, side):
+    """Where a finite side begins and ends: halfway to the values outside."""
+    every = coordinates(parameter)
+    first, last = every.index(side[0]), every.index(side[-1])
+    low = 0.0 if first == 0 else (every[first - 1] + every[first]) / 2
+    high = 1.0 if last == len(every) - 1 else (every[last] + every[last + 1]) / 2
+    return low, high
+
+
+def centre(space, box):
+    """Point of the unit cube in the middle of a box."""
+    point = []
+    for (_, parameter), side in zip(space, box, strict=True):
+        if parameter.cardinality is None:
+            point.append(float((side[0] + side[1]) / 2))
+        else:
+            middle = sum(edges_of(parameter, side)) / 2
+            nearest = min(abs(u - middle) for u in side)
+            point.append(min(u for u in side if abs(u - middle) <= nearest + 1e-9))
+    return point
+
+
+def share(parameter, side):
+    """Width of a side, to be compared with others."""
+    if parameter.cardinality is None:
+        return float(side[1] - side[0])
+    every = coordinates(parameter)
+    return (side[-1] - side[0]) / (every[-1] - every[0])
+
+
+def sides_to_cut(space, box, resolution):
+    """Axes of the longest sides among those that can be cut."""
+    able = {}
+    for axis, ((_, parameter), side) in enumerate(zip(space, box, strict=True)):
+        width = share(parameter, side)
+        if (width >= resolution) if parameter.cardinality is None else (len(side) > 1):
+            able[axis] = width
+    return [axis for axis, width in able.items() if width == max(able.values())]
+
+
+def parts(space, box, axis, K):
+    """The boxes that a cut into K makes."""
+    parameter = list(space.parameters.values())[axis]
+    side = box[axis]
+    if parameter.cardinality is None:
+        step = (side[1] - side[0]) / K
+        cut = [(side[0] + i * step, side[0] + (i + 1) * step) for i in range(K)]
+    elif hasattr(parameter, "choices") and not parameter.ordered:
+        cut = [[u] for u in side]
+    else:
+        low, high = edges_of(parameter, side)
+        number = [math.floor(K * (u - low) / (high - low) + K * 1e-9 / (high - low)) for u in side]
+        cut = [[u for u, i in zip(side, number, strict=True) if i == part] for part in range(K)]
+    return [[*box[:axis], part, *box[axis + 1 :]] for part in cut if part]

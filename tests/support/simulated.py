@@ -1,0 +1,73 @@
+"""A campaign without jobs: simulated workers, the journal's events in memory, any outcome for a trial."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hpo_cluster.history import to_frame
+from hpo_cluster.optimizers.base import Optimizer
+from hpo_cluster.record import Record, asked_rows
+from hpo_cluster.space import Configuration, Space
+from hpo_cluster.trial import Ask, Origin
+
+#: State and value that a trial ends with.
+Outcome = tuple[str, float | None]
+
+
+class Simulation:
+    """Drives an optimizer; `evaluated` and `asks` hold what was asked for, in order."""
+
+    def __init__(self, space: Space, outcome: Callable[[int, Configuration], Outcome], seed: int = 0) -> None:
+        self.space, self.outcome = space, outcome
+        self.record, self.seq, self.now = Record(), 0, 0.0
+        self.rng = np.random.default_rng(seed)
+        self.running: list[tuple[float, int]] = []
+        self.evaluated: list[Configuration] = []
+        self.asks: list[tuple[pd.DataFrame, int, Ask]] = []
+
+    def append(self, event: str, **fields: Any) -> None:
+        self.record.apply({"seq": self.seq, "at": "", "event": event, **fields})
+        self.seq += 1
+
+    def history(self) -> pd.DataFrame:
+        return to_frame(self.record, self.space.names, maximize=True)
+
+    def run(self, optimizer: Optimizer, evaluations: int, workers: int = 1) -> Simulation:
+        while True:
+            free = min(workers - len(self.running), evaluations - len(self.evaluated))
+            if free > 0:
+                self.ask(optimizer, free)
+            if not self.running:
+                return self
+            self.end_next()
+
+    def ask(self, optimizer: Optimizer, n: int) -> None:
+        history = self.history()
+        ask = optimizer.ask(history, n)
+        self.asks.append((history, n, ask))
+        rows = asked_rows(ask, self.record.next_trial, 0)
+        if rows:
+            self.append("asked", trials=rows)
+        for row in rows:
+            if row["origin"] == Origin.EVALUATED:
+                self.append("intent", trial=row["trial"], attempt=0, token="", code="")
+                self.evaluated.append(row["parameters"])
+                heapq.heappush(self.running, (self.now + self.rng.uniform(0.5, 1.5), row["trial"]))
+
+    def end_next(self) -> None:
+        self.now, number = heapq.heappop(self.running)
+        state, value = self.outcome(number, self.record.trials[number].parameters)
+        self.append("ended", trial=number, attempt=0, state=state, value=value, metrics={})
+
+
+def wavy(space: Space, seed: int) -> Callable[[Configuration], float]:
+    """A function with many optima, in any space."""
+    rng = np.random.default_rng(seed)
+    frequencies, phases = rng.normal(0, 4, (6, space.dim)), rng.uniform(0, 2 * math.pi, 6)
+    return lambda configuration: float(np.cos(frequencies @ space.encode(configuration) + phases).sum())
