@@ -31,14 +31,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.optimizers.rows import Rows
+from hpo_cluster.optimizers.rows import Row, Rows
 from hpo_cluster.space import Categorical, Space
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ Outcome: TypeAlias = Literal["soft", "clip", "winsor", "raw"]
 
 #: Least scale of the outcome `soft`, as a share of the spread of the targets: more than half of them may be the best.
 SOFT_FLOOR = 1e-3
+
+#: Greatest depth that `unscaled` climbs down, so that the target stays a number.
+DEEPEST = 50.0
 
 
 class SurrogateError(Exception):
@@ -164,6 +167,22 @@ def scaled(targets: NDArray[np.float64], outcome: Outcome) -> NDArray[np.float64
     return raised if np.ptp(raised) > 0 else targets
 
 
+def unscaled(outcome_value: float, targets: NDArray[np.float64], outcome: Outcome) -> float:
+    """The target that an outcome stands for: the inverse of `scaled` for ``soft``, the same for the other scales.
+
+    Args:
+        outcome_value: in the scale of the outcomes, anywhere.
+        targets: the ones observed (``n``).
+        outcome: the scale.
+    """
+    if outcome != "soft" or len(targets) == 0 or not np.ptp(targets) > 0:
+        return outcome_value
+    best, median = targets.max(), np.median(targets)
+    scale = max(best - median, SOFT_FLOOR * np.ptp(targets))
+    depth = min(max(median - outcome_value, 0.0) / scale, DEEPEST)
+    return float(median - scale * np.expm1(depth)) if depth > 0 else outcome_value
+
+
 @dataclass(frozen=True)
 class Observations:
     """What the surrogate is trained on.
@@ -183,11 +202,17 @@ class Observations:
     @classmethod
     def of(cls, rows: Rows) -> Observations:
         """The rows that tell something. Without one measured value there are none."""
+        return cls.of_rows(rows.space, rows)
+
+    @classmethod
+    def of_rows(cls, space: Space, rows: Iterable[Row]) -> Observations:
+        """The same for some rows, in their order."""
+        rows = list(rows)
         worst = min((row.target for row in rows if row.observed), default=None)
         told = [row for row in rows if row.observed or row.low] if worst is not None else []
         return cls(
             trials=np.array([row.trial for row in told], dtype=np.int64),
-            points=np.array([row.point for row in told], dtype=np.float64).reshape(-1, rows.space.dim),
+            points=np.array([row.point for row in told], dtype=np.float64).reshape(-1, space.dim),
             targets=np.array([row.target if row.observed else worst for row in told], dtype=np.float64),
             measured=np.array([row.observed for row in told], dtype=np.bool_),
         )
@@ -224,6 +249,32 @@ class Surrogate:
         with quiet_torch(0), torch.no_grad():
             mean = self.model.posterior(self.tensor(points)).mean.squeeze(-1)
         return np.asarray(mean.numpy(), dtype=np.float64)
+
+    def believe(
+        self, points: NDArray[np.float64], pending: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Posterior mean and standard deviation (``m`` each, units of the outcomes), the latter with pending trials.
+
+        Where a trial runs is known, what it will tell is not: the mean stays, the variance falls by what an observation
+        there will explain (Desautels, Krause and Burdick, JMLR 15, 2014, section 3).
+
+        Args:
+            points: canonical points (``m x d``).
+            pending: those in flight (``p x d``, p may be 0).
+        """
+        import torch
+
+        with quiet_torch(0), torch.no_grad():
+            posterior = self.model.posterior(self.tensor(np.concatenate([points, pending])))
+            mean = posterior.mean.squeeze(-1)[: len(points)].numpy()
+            covariance = posterior.distribution.covariance_matrix.numpy()
+        variance, count = covariance.diagonal()[: len(points)].copy(), len(points)
+        if len(pending):
+            noise = float(self.model.likelihood.noise.detach().reshape(-1)[0]) * float(self.outcomes.var(ddof=1))
+            across = covariance[:count, count:]
+            explained = np.linalg.solve(covariance[count:, count:] + noise * np.eye(len(pending)), across.T)
+            variance -= (across * explained.T).sum(axis=1)
+        return np.asarray(mean, dtype=np.float64), np.sqrt(np.maximum(variance, 0.0))
 
     def tensor(self, points: NDArray[np.float64]) -> torch.Tensor:
         """Columns (``m x c``, float64) of canonical points (``m x d``)."""

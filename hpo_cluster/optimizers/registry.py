@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from hpo_cluster.errors import ConfigError
+from hpo_cluster.optimizers.bamsoo import BaMSOO, BaMSOOSettings
 from hpo_cluster.optimizers.base import Optimizer, OptimizerSettings
 from hpo_cluster.optimizers.bo import BO, BOSettings
 from hpo_cluster.optimizers.grid import Grid, GridSettings
@@ -37,6 +38,7 @@ OPTIMIZERS: Mapping[str, Entry] = {
     "grid": Entry(GridSettings, Grid),
     "bo": Entry(BOSettings, BO),
     "soo": Entry(SOOSettings, SOO),
+    "bamsoo": Entry(BaMSOOSettings, BaMSOO),
 }
 
 

@@ -167,7 +167,9 @@ class Search:
         """Take a row that the search did not ask for as under way, or as what it is."""
         evaluation = self._evaluation(key_of(self.space, row.point), row.configuration, row.point, {})
         if evaluation.status in (Status.IDLE, Status.QUEUED, Status.APPROXIMATED):
-            evaluation.status, evaluation.value = Status.PENDING, None
+            approximated = row.origin is Origin.APPROXIMATED
+            evaluation.status = Status.APPROXIMATED if approximated else Status.PENDING
+            evaluation.value = row.target if approximated and math.isfinite(row.target) else None
             self.changed(evaluation)
 
     def ended(self, row: Row) -> None:
@@ -176,7 +178,7 @@ class Search:
         if row.observed:
             self.best = row.target if self.best is None else max(self.best, row.target)
             self.lowest = row.target if self.lowest is None else min(self.lowest, row.target)
-        if evaluation.status is not Status.PENDING:
+        if evaluation.status is not Status.PENDING or row.origin is Origin.APPROXIMATED:
             return  # a configuration that was evaluated before: its first value stands
         if row.state is State.CANCELLED:
             evaluation.status = Status.QUEUED if evaluation.nodes else Status.IDLE

@@ -9,22 +9,41 @@ import math
 from fractions import Fraction
 
 
-def soo(space, f, n, K, eligibility, strict, h_max=None, resolution=1e-4):
-    """Configurations that SOO evaluates, in order: n of them, or all there are."""
-    asked, values = [], {}
+def soo(space, f, n, K, eligibility, strict, h_max=None, resolution=1e-4, screen=None):
+    """Configurations that SOO evaluates, in order: n of them, or all there are.
+
+    With `screen` it is BaMSOO: ``screen(configuration, evaluated, N)`` gives L and U by a model of the evaluated
+    (configuration, value) pairs, or None where there is no model.
+    """
+    asked, values, bounds, screened, doubtful = [], {}, {}, [0], []
 
     class EnoughError(Exception):
         pass
 
-    def evaluate(box):
+    def evaluate(configuration):
+        if len(asked) == n:
+            raise EnoughError
+        asked.append(configuration)
+        values[tuple(configuration.values())] = f(configuration)
+        doubtful.clear()
+
+    def score(box):
         configuration = space.decode(centre(space, box))
         name = tuple(configuration.values())
         if name not in values:
-            if len(asked) == n:
-                raise EnoughError
-            asked.append(configuration)
-            values[name] = f(configuration)
-        return values[name]
+            screened[0] += 1
+            known = screen and screen(configuration, [(c, values[tuple(c.values())]) for c in asked], screened[0])
+            if known and known[1] < max(values.values()):
+                bounds[name] = known[0]
+                doubtful.append((known[1], configuration))
+            else:
+                evaluate(configuration)
+        if len(doubtful) == 8 * K:
+            evaluate(max(doubtful, key=lambda entry: entry[0])[1])
+        return name
+
+    def g(leaf):
+        return values.get(leaf["name"], bounds.get(leaf["name"]))
 
     def openable(leaf):
         return bool(sides_to_cut(space, leaf["box"], resolution))
@@ -33,20 +52,18 @@ def soo(space, f, n, K, eligibility, strict, h_max=None, resolution=1e-4):
         some = [leaf for leaf in leaves if leaf["depth"] == depth and openable(leaf)]
         if eligibility == "next_sweep":
             some = [leaf for leaf in some if leaf["sweep"] < sweep]
-        top = max((leaf["g"] for leaf in some), default=None)
-        return next((leaf for leaf in some if leaf["g"] == top), None)
+        top = max((g(leaf) for leaf in some), default=None)
+        return next((leaf for leaf in some if g(leaf) == top), None)
 
     def divide(leaf, sweep):
         leaves.remove(leaf)
         axis = sides_to_cut(space, leaf["box"], resolution)[0]
-        made = []
         for part in parts(space, leaf["box"], axis, K):
-            made.append({"box": part, "depth": leaf["depth"] + 1, "g": evaluate(part), "sweep": sweep})
-        leaves.extend(made)
+            leaves.append({"box": part, "depth": leaf["depth"] + 1, "name": score(part), "sweep": sweep})
 
     whole = [whole_side(parameter) for _, parameter in space]
     try:
-        leaves = [{"box": whole, "depth": 0, "g": evaluate(whole), "sweep": -1}]
+        leaves = [{"box": whole, "depth": 0, "name": score(whole), "sweep": -1}]
         sweep = 0
         while any(openable(leaf) for leaf in leaves):
             nu, h, opened = -math.inf, 0, False
@@ -57,16 +74,20 @@ def soo(space, f, n, K, eligibility, strict, h_max=None, resolution=1e-4):
                 if isinstance(h_max, int) and h > h_max:
                     break
                 leaf = best_of(h, sweep)
-                if leaf is not None and (leaf["g"] > nu or (leaf["g"] == nu and not strict)):
-                    nu, opened = leaf["g"], True
+                if leaf is not None and (g(leaf) > nu or (g(leaf) == nu and not strict)):
+                    nu, opened = g(leaf), True
                     divide(leaf, sweep)
                 h += 1
             if not opened and not any(leaf["sweep"] == sweep - 1 for leaf in leaves if eligibility == "next_sweep"):
                 rest = [leaf for leaf in leaves if openable(leaf)]
                 shallow = [leaf for leaf in rest if leaf["depth"] == min(other["depth"] for other in rest)]
-                top = max(leaf["g"] for leaf in shallow)
-                divide(next(leaf for leaf in shallow if leaf["g"] == top), sweep)
+                top = max(g(leaf) for leaf in shallow)
+                divide(next(leaf for leaf in shallow if g(leaf) == top), sweep)
             sweep += 1
+        while rest := [name for name in bounds if name not in values]:
+            top = max(bounds[name] for name in rest)
+            name = next(name for name in rest if bounds[name] == top)
+            evaluate(dict(zip(space.names, name, strict=True)))
     except EnoughError:
         pass
     return asked
