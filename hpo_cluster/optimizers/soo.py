@@ -32,16 +32,16 @@ told, below every measured one; of one that failed nothing is known, and its lea
 
 from __future__ import annotations
 
-import heapq
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.cells import Cell, Partition
-from hpo_cluster.optimizers.retrace import Evaluation, Retrace, Search, Status
+from hpo_cluster.optimizers.leaves import Leaves, Node
+from hpo_cluster.optimizers.retrace import Evaluation, Retrace, Search
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask
 
@@ -103,39 +103,6 @@ class SOOSettings(OptimizerSettings):
         )
 
 
-@dataclass(eq=False, slots=True)
-class Node:
-    """A cell of the tree.
-
-    Args:
-        cell: its sides.
-        depth: h; the root has 0.
-        serial: nodes are numbered as they are made; of equals the first is opened.
-        parent: None for the root.
-        evaluation: of its centre.
-        axis: the one it is cut across next; None where it never is.
-        children: once it is opened.
-        entry: number of its valid entry in the heap of its depth.
-    """
-
-    cell: Cell
-    depth: int
-    serial: int
-    parent: Node | None
-    evaluation: Evaluation
-    axis: int | None
-    children: tuple[Node, ...] = ()
-    entry: int = 0
-
-
-@dataclass(eq=False, slots=True)
-class Level:
-    """The leaves of one depth that can be cut, all of them and, in a heap, those that have a value."""
-
-    leaves: dict[int, Node] = field(default_factory=dict)
-    heap: list[tuple[float, int, int]] = field(default_factory=list)  # -value, serial, entry
-
-
 class SOOTree(Search):
     """The tree, its sweep, and what is awaited.
 
@@ -148,121 +115,70 @@ class SOOTree(Search):
         super().__init__(space)
         self.rules = settings.rules()
         self.partition = Partition(space, settings.sections, settings.resolution)
-        self.levels: list[Level] = []
-        self.nodes = 0
+        self.leaves = Leaves(self.told)
+        self.nodes, self.deepest = 0, 0
         self.fresh: list[Node] = []  # made in this sweep, where they wait for the next
         self.sweep, self.depth, self.frozen_depth = 0, 0, 0
         self.nu: float | None = None
         self.root = self._node(self.partition.whole, None)
 
-    # ------------------------------------------------------------------------------------------------------- the sweep
-
     def grow(self) -> bool:
         """Open one leaf; False where none can be cut."""
-        if not any(level.leaves for level in self.levels):
+        if not self.leaves:
             return False
         for _ in range(2):  # what is left of this sweep, and a whole one
             leaf = self._sweep_on()
             if leaf is not None:
                 self._open(leaf)
                 return True
-        level = next(level for level in self.levels if level.leaves)
-        self._open(min(level.leaves.values(), key=self._rank))
+        shallowest = next(level for _, level in sorted(self.leaves.levels.items()) if level.leaves)
+        self._open(min(shallowest.leaves.values(), key=self.leaves.rank))
         return True
 
     def _sweep_on(self) -> Node | None:
         """The next leaf that the sweep opens; None where it ends without one."""
-        bottom = self.frozen_depth if self.rules.eligibility == "frozen" else len(self.levels) - 1
+        bottom = self.frozen_depth if self.rules.eligibility == "frozen" else self.deepest
         if self.rules.h_max is not None:
             bottom = min(bottom, math.ceil(math.sqrt(self.issued)) if self.rules.h_max == "sqrt" else self.rules.h_max)
         while self.depth <= bottom:
-            leaf = self._best(self.levels[self.depth])
+            leaf = self.leaves.best(self.depth)
             self.depth += 1
-            if leaf is None:
-                continue
-            value = self.value(leaf)
-            if value is None:  # nothing is told yet
+            value = None if leaf is None else self.leaves.value(leaf)
+            if value is None:  # no leaf, or nothing told yet
                 continue
             if self.nu is None or value > self.nu or (value == self.nu and not self.rules.strict):
                 self.nu = value
                 return leaf
-        self.sweep, self.depth, self.frozen_depth, self.nu = self.sweep + 1, 0, len(self.levels) - 1, None
+        self.sweep, self.depth, self.frozen_depth, self.nu = self.sweep + 1, 0, self.deepest, None
         for node in self.fresh:
-            self._enter(node)
+            self.leaves.enter(node)
         self.fresh = []
         return None
 
     def _open(self, leaf: Node) -> None:
-        assert leaf.axis is not None
-        del self.levels[leaf.depth].leaves[leaf.serial]
-        leaf.entry = 0
-        leaf.children = tuple(self._node(cell, leaf) for cell in self.partition.cut(leaf.cell, leaf.axis))
+        self.leaves.remove(leaf)
+        leaf.children = tuple(self._node(cell, leaf) for cell in self.partition.cut(leaf.cell, leaf.axes[0]))
 
     def _node(self, cell: Cell, parent: Node | None) -> Node:
-        depth = 0 if parent is None else parent.depth + 1
-        axes = self.partition.longest(cell)
-        evaluation = self.want(self.partition.centre(cell), {"depth": depth})
-        self.nodes += 1
-        node = Node(cell, depth, self.nodes, parent, evaluation, axes[0] if axes else None)
-        evaluation.nodes.append(node)
-        if len(self.levels) == depth:
-            self.levels.append(Level())
-        if node.axis is not None:
-            self.levels[depth].leaves[node.serial] = node
-            if self.rules.eligibility == "next_sweep" and parent is not None:
-                self.fresh.append(node)
-            else:
-                self._enter(node)
+        depth = 0 if parent is None else int(parent.level) + 1
+        u = self.partition.centre(cell)
+        evaluation = self.want(u, {"depth": depth})
+        self.nodes, self.deepest = self.nodes + 1, max(self.deepest, depth)
+        node = Node(cell, u, depth, self.nodes, parent, evaluation, self.partition.longest(cell))
+        self.leaves.add(node)
+        if self.rules.eligibility == "next_sweep" and parent is not None:
+            self.fresh.append(node)
+        else:
+            self.leaves.enter(node)
         return node
 
-    # ---------------------------------------------------------------------------------------------------------- values
-
-    def value(self, node: Node) -> float | None:
-        """g: of its own centre or of the nearest ancestor's that is known; None where there is none."""
-        at: Node | None = node
-        while at is not None:
-            value = self.told(at.evaluation)
-            if value is not None:
-                return value
-            at = at.parent
-        return None
-
-    def _rank(self, node: Node) -> tuple[float, int]:
-        """The lowest is the best leaf; a low one comes after those with a value."""
-        at: Node | None = node
-        while at is not None and at.evaluation.value is None and at.evaluation.status is not Status.LOW:
-            at = at.parent
-        value = -math.inf if at is None or at.evaluation.value is None else at.evaluation.value
-        return -value, node.serial
-
-    def _best(self, level: Level) -> Node | None:
-        """The best leaf of a depth that takes part in the sweep."""
-        while level.heap:
-            _, serial, entry = level.heap[0]
-            if serial in level.leaves and level.leaves[serial].entry == entry:
-                return level.leaves[serial]
-            heapq.heappop(level.heap)
-        return None
-
-    def _enter(self, node: Node) -> None:
-        if node.serial in self.levels[node.depth].leaves:
-            node.entry += 1
-            heapq.heappush(self.levels[node.depth].heap, (*self._rank(node), node.entry))
-
     def changed(self, evaluation: Evaluation) -> None:
-        """Leaves that have its value get their new place, and those that borrow it too."""
-        stack = list(evaluation.nodes)
-        while stack:
-            node = stack.pop()
-            if not node.children:
-                if node.entry:
-                    self._enter(node)
-                continue
-            stack += [child for child in node.children if child.evaluation.value is None]
+        """The status or value of a configuration is another now."""
+        self.leaves.changed(evaluation)
 
     def describe(self) -> dict[str, Any]:
         """Where the tree stands."""
-        return {"cells": self.nodes, "depth": len(self.levels) - 1, "sweep": self.sweep, "at_depth": self.depth}
+        return {"cells": self.nodes, "depth": self.deepest, "sweep": self.sweep, "at_depth": self.depth}
 
 
 class SOO:

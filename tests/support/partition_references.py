@@ -158,3 +158,77 @@ def parts(space, box, axis, K):
         number = [math.floor(K * (u - low) / (high - low) + K * 1e-9 / (high - low)) for u in side]
         cut = [[u for u, i in zip(side, number, strict=True) if i == part] for part in range(K)]
     return [[*box[:axis], part, *box[axis + 1 :]] for part in cut if part]
+
+
+def direct(space, f, n, locally_biased, epsilon=1e-4, resolution=1e-4):
+    """Configurations that DIRECT or DIRECT-L evaluates, in order: n of them, or all there are."""
+    asked, values = [], {}
+
+    class EnoughError(Exception):
+        pass
+
+    def phi(point):
+        configuration = space.decode([float(u) for u in point])
+        name = tuple(configuration.values())
+        if name not in values:
+            if len(asked) == n:
+                raise EnoughError
+            asked.append(configuration)
+            values[name] = -f(configuration)
+        return values[name]
+
+    def size(box):
+        widths = [share(p, side) for (_, p), side in zip(space, box, strict=True)]
+        return max(widths) / 2 if locally_biased else math.sqrt(math.fsum(w**2 for w in widths)) / 2
+
+    def optimal(j, boxes):
+        """By definition: a kappa that is better than every other box, for some kappa among those where it could be."""
+        lowest = Fraction(min(values.values()))
+        slopes = {(b["phi"] - j["phi"]) / (b["size"] - j["size"]) for b in boxes if b["size"] != j["size"]} | {
+            Fraction(10) ** 40
+        }
+        for kappa in slopes:
+            bound = j["phi"] - kappa * j["size"]
+            least = all(bound <= b["phi"] - kappa * b["size"] for b in boxes)
+            if kappa > 0 and least and bound <= lowest - Fraction(epsilon) * abs(lowest):
+                return True
+        return False
+
+    def part_with(parameter, side, u):
+        return side[0] <= u < side[1] if parameter.cardinality is None else u in side
+
+    whole = [whole_side(parameter) for _, parameter in space]
+    middle = centre(space, whole)
+    try:
+        boxes = [{"box": whole, "at": middle, "phi": Fraction(phi(middle)), "size": Fraction(size(whole))}]
+        while True:
+            able = [b for b in boxes if sides_to_cut(space, b["box"], resolution)]
+            chosen = [b for b in able if optimal(b, able)]
+            if locally_biased:
+                chosen = [b for i, b in enumerate(chosen) if b["size"] not in [c["size"] for c in chosen[:i]]]
+            if not chosen:
+                return asked
+            plans = []
+            for b in sorted(chosen, key=lambda b: b["size"]):
+                samples = {}
+                for q in sides_to_cut(space, b["box"], resolution):
+                    parameter = list(space.parameters.values())[q]
+                    samples[q] = []
+                    for part in parts(space, b["box"], q, 3):
+                        at = list(b["at"])
+                        if not part_with(parameter, part[q], b["at"][q]):
+                            at[q] = centre(space, part)[q]
+                        samples[q].append((part[q], at, None if at == b["at"] else phi(at)))
+                plans.append((b, samples))
+            for b, samples in plans:
+                boxes.remove(b)
+                rest = list(b["box"])
+                for q in sorted(samples, key=lambda q: min(y for *_, y in samples[q] if y is not None)):
+                    for side, at, y in samples[q]:
+                        if y is not None:
+                            box = [*rest[:q], side, *rest[q + 1 :]]
+                            boxes.append({"box": box, "at": at, "phi": Fraction(y), "size": Fraction(size(box))})
+                    rest[q] = next(side for side, _, y in samples[q] if y is None)
+                boxes.append({**b, "box": rest, "size": Fraction(size(rest))})
+    except EnoughError:
+        return asked

@@ -133,7 +133,7 @@ def test_a_diverged_leaf_is_opened_after_every_measured_one() -> None:
     optimizer = make_optimizer("soo", space, preset="paper")
     run.run(optimizer, 3)
     low = next(node for node in optimizer.tree(run.history()).root.children if node.evaluation.value is None)
-    assert optimizer.tree(run.history()).value(low) == 1.0  # the lowest value told
+    assert optimizer.tree(run.history()).leaves.value(low) == 1.0  # the lowest value told
     run.run(optimizer, 8)
     left, middle, right = optimizer.tree(run.history()).root.children
     assert right.evaluation is low.evaluation
