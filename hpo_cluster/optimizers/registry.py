@@ -16,6 +16,7 @@ from hpo_cluster.optimizers.bamsoo import BaMSOO, BaMSOOSettings
 from hpo_cluster.optimizers.base import Optimizer, OptimizerSettings
 from hpo_cluster.optimizers.bo import BO, BOSettings
 from hpo_cluster.optimizers.direct import Direct, DirectL, DirectSettings
+from hpo_cluster.optimizers.fda import FDA, FDASettings
 from hpo_cluster.optimizers.grid import Grid, GridSettings
 from hpo_cluster.optimizers.lhs import LatinHypercube, LHSSettings
 from hpo_cluster.optimizers.random_search import RandomSearch, RandomSettings
@@ -42,6 +43,7 @@ OPTIMIZERS: Mapping[str, Entry] = {
     "bamsoo": Entry(BaMSOOSettings, BaMSOO),
     "direct": Entry(DirectSettings, Direct),
     "direct_l": Entry(DirectSettings, DirectL),
+    "fda": Entry(FDASettings, FDA),
 }
 
 

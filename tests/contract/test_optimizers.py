@@ -29,7 +29,7 @@ from hpo_cluster.space import Categorical, Float, Integer, Prior, Space
 QUICK: dict[str, dict[str, Any]] = {"bo": {"initial": 4, "restarts": 1, "raw_samples": 32, "mc_samples": 16}}
 
 DESIGNS = ["random", "lhs", "sobol", "grid"]
-SEEDLESS = {"soo", "bamsoo", "direct", "direct_l"}  # nothing is drawn at random
+SEEDLESS = {"soo", "bamsoo", "direct", "direct_l", "fda"}  # nothing is drawn at random
 
 
 class TestEveryOptimizer(OptimizerContract):

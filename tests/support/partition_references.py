@@ -232,3 +232,63 @@ def direct(space, f, n, locally_biased, epsilon=1e-4, resolution=1e-4):
                 boxes.append({**b, "box": rest, "size": Fraction(size(rest))})
     except EnoughError:
         return asked
+
+
+def fda(space, f, n, levels, points=1, inflation=1.75, reduction=0.5, precision=0.005):
+    """Configurations that FDA evaluates, in order, until `n` or until every sphere is done."""
+    asked, values, d = [], {}, space.dim
+
+    class EnoughError(Exception):
+        pass
+
+    def value(point):
+        configuration = space.decode(point)
+        name = tuple(round(float(u), 6) for u in space.encode(configuration))  # steps back end beside where they began
+        if name not in values:
+            if len(asked) == n:
+                raise EnoughError
+            asked.append(configuration)
+            values[name] = f(configuration)
+        return values[name]
+
+    def clipped(point):
+        return [min(max(u, 0.0), 1.0) for u in point]
+
+    def explore(c, r):
+        rho = inflation * r / math.sqrt(d)
+        some = [c] if points == 1 else [c, [u + rho for u in c], [u - rho for u in c]]
+        return [(value(clipped(point)), clipped(point)) for point in some]
+
+    def descend(c, r, level):
+        if level == levels:
+            return local(*max(seen[tuple(c), r], key=lambda entry: entry[0]), r)
+        below = []
+        smaller = r / (1 + math.sqrt(2))
+        for q in range(d):
+            for sign in (-1, 1):
+                child = clipped([u + (sign * (r - smaller) if i == q else 0.0) for i, u in enumerate(c)])
+                seen[tuple(child), smaller] = explore(child, smaller)
+                below.append(child)
+        for child in sorted(below, key=lambda child: -max(y for y, _ in seen[tuple(child), smaller])):
+            descend(child, smaller, level + 1)
+        return None
+
+    def local(best, x, step):
+        while step >= precision:
+            before = best
+            for q in range(d):
+                tries = [clipped([u + (sign * step if i == q else 0.0) for i, u in enumerate(x)]) for sign in (-1, 1)]
+                found = [value(point) for point in tries]
+                if max(found) > best:
+                    best, x = max(found), tries[found.index(max(found))]
+            if best == before:
+                step *= reduction
+
+    seen = {}
+    try:
+        middle = [0.5] * d
+        seen[tuple(middle), 0.5] = explore(middle, 0.5)
+        descend(middle, 0.5, 0)
+    except EnoughError:
+        pass
+    return asked

@@ -44,7 +44,7 @@ def test_one_worker_evaluates_what_the_sequential_program_does(name: str, space:
 @pytest.mark.parametrize("workers", [1, 6])
 @pytest.mark.parametrize("trouble", [(), ("diverged", "failed", "infeasible", "cancelled")])
 def test_a_new_optimizer_gives_every_ask_again(name: str, space: Space, workers: int, trouble) -> None:
-    run = simulation(space, 2, trouble).run(make_optimizer(name, space), 30, workers)
+    run = simulation(space, 2, trouble).run(make_optimizer(name, space), 20, workers)
     assert len(run.asks) > 5
     for history, n, ask in run.asks:
         assert make_optimizer(name, space).ask(history, n) == ask
@@ -89,8 +89,8 @@ def test_it_agrees_with_scipy_s_on_what_is_good() -> None:
     """The same algorithm in another program, after as many evaluations (scipy completes its iterations)."""
     from scipy.optimize import direct
 
+    function = FUNCTIONS["branin"]
     for name, biased in (("direct", False), ("direct_l", True)):
-        function = FUNCTIONS["branin"]
         bounds = [(p.low, p.high) for _, p in function.space]
         other = direct(function.function, bounds, maxfun=150, locally_biased=biased, vol_tol=0, len_tol=0)
         run = Simulation(function.space, lambda number, c: ("completed", -function.evaluate(c)))

@@ -103,7 +103,7 @@ def test_cells_tile_the_space_and_nothing_is_evaluated_twice(name: str, preset: 
 @pytest.mark.parametrize("trouble", [(), ("diverged", "failed", "infeasible", "cancelled")])
 def test_a_new_optimizer_gives_every_ask_again(name: str, preset: str, workers: int, trouble: tuple[str, ...]) -> None:
     space = SPACES[name]
-    run = simulation(name, 2, trouble).run(make_optimizer("soo", space, preset=preset), 30, workers)
+    run = simulation(name, 2, trouble).run(make_optimizer("soo", space, preset=preset), 20, workers)
     assert len(run.asks) > 5
     for history, n, ask in run.asks:
         assert make_optimizer("soo", space, preset=preset).ask(history, n) == ask
