@@ -21,8 +21,8 @@ from hpo_cluster.optimizers.grid import Grid, GridSettings
 from hpo_cluster.optimizers.lhs import LatinHypercube, LHSSettings
 from hpo_cluster.optimizers.random_search import RandomSearch, RandomSettings
 from hpo_cluster.optimizers.sobol import Sobol, SobolSettings
-from hpo_cluster.optimizers.start import Started
 from hpo_cluster.optimizers.soo import SOO, SOOSettings
+from hpo_cluster.optimizers.start import Started
 from hpo_cluster.space import Space
 
 

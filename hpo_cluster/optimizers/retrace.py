@@ -104,7 +104,9 @@ class Search:
         configuration = self.space.decode(u)
         point = self.space.encode(configuration)
         evaluation = self._evaluation(key_of(self.space, point), configuration, point, info)
-        if evaluation.status is Status.IDLE:
+        if evaluation.status is Status.IDLE and not self.space.allows(configuration):
+            evaluation.status = Status.LOW  # a constraint says so: as low as what cannot be evaluated, at no cost
+        elif evaluation.status is Status.IDLE:
             evaluation.status = Status.QUEUED
             self.queue.append(evaluation)
         return evaluation
