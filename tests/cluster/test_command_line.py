@@ -23,7 +23,7 @@ def command(cluster: Cluster, directory: Path) -> list[str | Path]:
 
 def test_twelve_fine_tunings(cluster: Cluster) -> None:
     directory = cluster.folder() / "real"
-    cluster.as_user(*command(cluster, directory), "budget=12", "workers=2", timeout=600)
+    cluster.as_user(*command(cluster, directory), "budget=12", "workers=2", timeout=900)
     history = load_history(directory)
     assert list(history.trial) == list(range(12))
     assert (history.state == "completed").all()
