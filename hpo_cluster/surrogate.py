@@ -16,6 +16,12 @@ that a cliff or a deep valley is not what a stationary process spends its length
     clip    ``max(y, m)``: all that is low becomes flat ground, at the height of the median
     winsor  ``max(y, q - 2 (b - q))`` with ``q`` the median of the upper half
 
+Hyper-parameters are fitted at certain numbers of observations only (`fitted_size`): up to `FITTED_EACH` with each new
+one, from there on whenever there are a tenth more, always to those that ended first. In between the process is
+conditioned on all of them with the hyper-parameters as they are. Beyond `FITTED_MOST` and `CONDITIONED_MOST` a process
+of all observations would cost too much: `thinned` chooses those that it is fitted to and conditioned on. All of this
+follows from the history alone.
+
 Where ``clip`` or ``winsor`` would leave nothing of different values, ``raw`` is used. On a plateau beside a cliff both
 lift the cliff's foot to nearly the height of the plateau; soft keeps it apart, and is the default.
 ``docs/design/bo_outcome.md`` has the measurements, which do not tell the scales apart on smooth functions.
@@ -30,6 +36,7 @@ torch, botorch and gpytorch are imported where they are used: importing this mod
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -52,6 +59,12 @@ SOFT_FLOOR = 1e-3
 
 #: Greatest depth that `unscaled` climbs down, so that the target stays a number.
 DEEPEST = 50.0
+
+#: Observations up to which hyper-parameters are fitted with each new one.
+FITTED_EACH = 60
+
+#: Most observations that hyper-parameters are fitted to, and that the process is conditioned on.
+FITTED_MOST, CONDITIONED_MOST = 400, 1000
 
 
 class SurrogateError(Exception):
@@ -200,9 +213,18 @@ class Observations:
     measured: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, rows: Rows) -> Observations:
-        """The rows that tell something. Without one measured value there are none."""
-        return cls.of_rows(rows.space, rows)
+    def of(cls, rows: Rows, first: int | None = None) -> Observations:
+        """The rows that tell something, in trial order. Without one measured value there are none.
+
+        Args:
+            rows: the history.
+            first: take only so many, those that ended first; what has no value is the worst among these.
+        """
+        if first is None:
+            return cls.of_rows(rows.space, rows)
+        told = [row for row in rows if row.observed or row.low]
+        told = sorted(told, key=lambda row: (math.isnan(row.ended), row.ended, row.trial))[:first]
+        return cls.of_rows(rows.space, sorted(told, key=lambda row: row.trial))
 
     @classmethod
     def of_rows(cls, space: Space, rows: Iterable[Row]) -> Observations:
@@ -221,9 +243,59 @@ class Observations:
         """The targets (``n``) as the process sees them."""
         return scaled(self.targets, outcome)
 
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def chosen(self, indices: NDArray[np.int64]) -> Observations:
+        """Those of certain indices (``k``)."""
+        return Observations(self.trials[indices], self.points[indices], self.targets[indices], self.measured[indices])
+
     def digest(self) -> bytes:
         """Equal for equal points and targets in the same order."""
         return self.points.tobytes() + self.targets.tobytes()
+
+
+def fitted_size(n: int) -> int:
+    """With how many observations the hyper-parameters are fitted when there are `n`: at most `n`, never less before."""
+    size = FITTED_EACH
+    while (grown := -(-11 * size // 10)) <= n:
+        size = grown
+    return n if n <= FITTED_EACH else size
+
+
+def thinned(observations: Observations, count: int) -> Observations:
+    """At most `count` observations: the best half of that number, then each time the one farthest from those chosen.
+
+    The distance is Euclidean in the unit cube, ties go to the earlier trial.
+    """
+    n = len(observations)
+    if n <= count:
+        return observations
+    chosen = list(np.argsort(-observations.targets, kind="stable")[: count // 2])
+    near = np.full(n, np.inf)
+    for i in chosen:
+        near = np.minimum(near, ((observations.points - observations.points[i]) ** 2).sum(axis=1))
+    while len(chosen) < count:
+        i = int(near.argmax())
+        chosen.append(i)
+        near = np.minimum(near, ((observations.points - observations.points[i]) ** 2).sum(axis=1))
+        near[i] = -1.0
+    return observations.chosen(np.array(sorted(chosen), dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Of a process on standardised outcomes.
+
+    Args:
+        length_scales: of each column (``c``).
+        noise: variance.
+        mean: the constant.
+    """
+
+    length_scales: tuple[float, ...]
+    noise: float
+    mean: float
 
 
 @dataclass(frozen=True)
@@ -281,6 +353,27 @@ class Surrogate:
         import torch
 
         return torch.from_numpy(self.features.encode(points))
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """To condition a process on other observations with."""
+        scales = self.model.covar_module.lengthscale.detach().reshape(-1).tolist()
+        noise = float(self.model.likelihood.noise.detach().reshape(-1)[0])
+        return Hyperparameters(tuple(scales), noise, float(self.model.mean_module.constant.detach()))
+
+    def believing(self, points: NDArray[np.float64]) -> Surrogate:
+        """The process with its own mean at `points` (``m x d``) as if it had been observed there (kriging believer).
+
+        What is pending no longer attracts: the mean hardly changes and the variance falls.
+        """
+        trials = np.full(len(points), -1, dtype=np.int64)
+        joined = Observations(
+            np.concatenate([self.observations.trials, trials]),
+            np.concatenate([self.observations.points, points]),
+            np.concatenate([self.outcomes, self.mean(points)]),
+            np.concatenate([self.observations.measured, np.zeros(len(points), dtype=np.bool_)]),
+        )
+        return conditioned(self.features, joined, "raw", self.hyperparameters)
 
     def describe(self) -> dict[str, Any]:
         """Length-scales by column and the noise's standard deviation in units of the target: plain data."""
@@ -341,6 +434,72 @@ def fit(features: Features, observations: Observations, outcome: Outcome, seed: 
     return Surrogate(features, observations, outcomes, model)
 
 
+def conditioned(
+    features: Features, observations: Observations, outcome: Outcome, hyperparameters: Hyperparameters
+) -> Surrogate:
+    """The process of `observations` with hyper-parameters that were fitted to others.
+
+    Args:
+        features: the columns.
+        observations: at least two of different outcome.
+        outcome: what the process sees of a value.
+        hyperparameters: fitted with the same columns.
+
+    Raises:
+        SurrogateError: too few different values.
+    """
+    outcomes = observations.outcomes(outcome)
+    if len(outcomes) < 2 or not np.ptp(outcomes) > 0:
+        raise SurrogateError(f"{len(np.unique(outcomes))} distinct values observed, at least 2 are needed")
+    import torch
+    from botorch.models import SingleTaskGP
+
+    with quiet_torch(0):
+        x = torch.from_numpy(features.encode(observations.points))
+        model = SingleTaskGP(x, torch.from_numpy(outcomes).unsqueeze(-1))
+        model.covar_module.lengthscale = torch.tensor(hyperparameters.length_scales, dtype=torch.float64)
+        model.likelihood.noise = torch.tensor([hyperparameters.noise], dtype=torch.float64)
+        model.mean_module.constant = hyperparameters.mean
+        model.eval()
+    return Surrogate(features, observations, outcomes, model)
+
+
+def model_of(features: Features, rows: Rows, outcome: Outcome, seed: int) -> Surrogate:
+    """The process of a history: hyper-parameters of `fitted_size`, conditioned on what was observed since.
+
+    A pure function of the history. It costs a fit only where `FittedModels` does not remember the last one.
+
+    Raises:
+        SurrogateError: too few different values, or no fit converged.
+    """
+    return FittedModels().model_of(features, rows, outcome, seed)
+
+
+class FittedModels:
+    """Remembers the last fit and the last model: caches, whose loss costs time and changes nothing."""
+
+    def __init__(self) -> None:
+        self._fit: tuple[bytes, Surrogate] | None = None
+        self._model: tuple[bytes, Surrogate] | None = None
+
+    def model_of(self, features: Features, rows: Rows, outcome: Outcome, seed: int) -> Surrogate:
+        """See the function of that name."""
+        every = Observations.of(rows)
+        observations = thinned(every, CONDITIONED_MOST)
+        digest = observations.digest()
+        if self._model is None or self._model[0] != digest:
+            size = fitted_size(len(every))
+            first = thinned(Observations.of(rows, size), FITTED_MOST)
+            known = first.digest()
+            if self._fit is None or self._fit[0] != known:
+                self._fit = known, fit(features, first, outcome, seed)
+            fitted = self._fit[1]
+            if known != digest:
+                fitted = conditioned(features, observations, outcome, fitted.hyperparameters)
+            self._model = digest, fitted
+        return self._model[1]
+
+
 def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft", seed: int = 0) -> int | None:
     """Number of the evaluated trial with the best posterior mean.
 
@@ -360,10 +519,10 @@ def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft", se
     best = rows.best
     if best is None:
         return None
-    observations = Observations.of(rows)
     try:
-        surrogate = fit(Features(space), observations, outcome, seed)
+        surrogate = model_of(Features(space), rows, outcome, seed)
     except SurrogateError:
         return best.trial
+    observations = surrogate.observations
     means = np.where(observations.measured, surrogate.mean(observations.points), -np.inf)
     return int(observations.trials[int(means.argmax())])

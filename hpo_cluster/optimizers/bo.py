@@ -33,7 +33,8 @@ that diverged or were infeasible count as the worst value so far, there is no se
 nothing more than a low value keeps the search away from them; integers and choices are relaxed for the gradient steps,
 then rounded, improved by a local search over their values and polished in the real parameters alone; a configuration
 that was evaluated or is in flight is never proposed again unless `replicates` allows it, so that the best of the
-candidates that remain is taken.
+candidates that remain is taken; with more than `AVERAGED` pending, the process believes its own mean at the `BELIEVED`
+best of them instead (kriging believer), since averaging over all would cost too much.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.design import Design, lhs_block, sobol_block
 from hpo_cluster.optimizers.rows import Key, Rows, free_point, key_of, remaining_points
 from hpo_cluster.space import Categorical, Float, Integer, Space
-from hpo_cluster.surrogate import Features, Observations, Outcome, Surrogate, SurrogateError, fit, quiet_torch
+from hpo_cluster.surrogate import Features, FittedModels, Observations, Outcome, Surrogate, SurrogateError, quiet_torch
 from hpo_cluster.trial import Ask, Proposal, State, derive_seed
 
 if TYPE_CHECKING:
@@ -65,6 +66,12 @@ MOST_BLOCKS = 32
 
 #: Standard deviations, as shares of an axis, of the rounds of the random search for what constraints allow.
 STEPS = (0.1, 0.03, 0.01, 0.003)
+
+#: Pending points that are averaged over at most; of more, the process believes its mean.
+AVERAGED = 48
+
+#: Pending points that the process believes in at most: those of the highest mean.
+BELIEVED = 256
 
 #: Steps to other values that the local search tries along an integer axis, in both directions.
 STRIDES = (1, 2, 4, 8)
@@ -112,7 +119,7 @@ class BO:
         else:
             block = sobol_block(space.dim, seed)
         self._design = Design(space, block, seed)
-        self._fitted: tuple[bytes, Surrogate] | None = None  # a cache: fitting again gives the same
+        self._models = FittedModels()  # a cache: fitting again gives the same
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
@@ -129,7 +136,7 @@ class BO:
         }
         proposals: list[Proposal] = []
         for trial in range(rows.next_trial, rows.next_trial + n):
-            found = self._propose(trial, begun + len(proposals), taken, pending, observations, decision)
+            found = self._propose(trial, begun + len(proposals), taken, pending, rows, decision)
             if found is None:
                 decision["exhausted"] = True
                 break
@@ -146,14 +153,16 @@ class BO:
         begun: int,
         taken: set[Key],
         pending: Sequence[Points],
-        observations: Observations,
+        rows: Rows,
         decision: dict[str, Any],
     ) -> tuple[Points, dict[str, Any]] | None:
         """Canonical point of a trial and how it was found; what the model is goes into `decision`."""
         if begun < self.settings.initial:
             return self._designed(trial, taken, {"phase": "initial"})
         try:
-            surrogate = self._surrogate(observations)
+            surrogate = self._models.model_of(self.features, rows, self.settings.outcome, derive_seed(self.seed, "fit"))
+            if len(surrogate.observations) < decision["observations"]:
+                decision["conditioned_on"] = len(surrogate.observations)
             decision["model"] = {"outcome": self.settings.outcome, **surrogate.describe()}
             seed = derive_seed(self.seed, "ask", trial)
             weight = self.settings.prior_weight / (begun - self.settings.initial + 1) if self.space.has_prior else 0.0
@@ -169,13 +178,6 @@ class BO:
     def _designed(self, trial: int, taken: set[Key], info: dict[str, Any]) -> tuple[Points, dict[str, Any]] | None:
         found = self._design.next(taken, trial)
         return None if found is None else (found[0], {**info, "point": found[1]})
-
-    def _surrogate(self, observations: Observations) -> Surrogate:
-        digest = observations.digest()
-        if self._fitted is None or self._fitted[0] != digest:
-            fitted = fit(self.features, observations, self.settings.outcome, derive_seed(self.seed, "fit"))
-            self._fitted = digest, fitted
-        return self._fitted[1]
 
 
 def _search(
@@ -252,6 +254,10 @@ def _acquisition(surrogate: Surrogate, pending: Sequence[Points], settings: BOSe
     from botorch.acquisition.logei import qLogExpectedImprovement, qLogNoisyExpectedImprovement
     from botorch.sampling.normal import SobolQMCNormalSampler
 
+    if len(pending) > AVERAGED:
+        points = np.array(pending)
+        order = np.argsort(-surrogate.mean(points), kind="stable")[:BELIEVED]
+        surrogate, pending = surrogate.believing(points[order]), ()
     sampler = SobolQMCNormalSampler(torch.Size([settings.mc_samples]), seed=seed)
     x_pending = surrogate.tensor(np.array(pending)) if pending else None
     if settings.acquisition == "qlognei":

@@ -42,6 +42,8 @@ class Row:
         configuration: plain Python values.
         point: canonical point (``d``, unit cube).
         target: maximised; NaN where there is none.
+        asked: journal sequence number of the event that proposed it; NaN where the history does not say.
+        ended: that of the event that ended it; NaN before its end, or where the history does not say.
     """
 
     trial: int
@@ -50,6 +52,8 @@ class Row:
     configuration: Configuration
     point: NDArray[np.float64]
     target: float
+    asked: float = math.nan
+    ended: float = math.nan
 
     @property
     def observed(self) -> bool:
@@ -121,7 +125,9 @@ class Rows:
                 continue
             state = _enum(columns, "state", i, State.COMPLETED)
             origin = _enum(columns, "origin", i, Origin.EVALUATED)
-            rows.append(Row(trial, State(state), Origin(origin), configuration, point, _target(columns, i)))
+            events = _number(columns, "asked_seq", i), _number(columns, "ended_seq", i)
+            target = _number(columns, "target", i)
+            rows.append(Row(trial, State(state), Origin(origin), configuration, point, target, *events))
         return cls(space, tuple(rows), last + 1, outside)
 
     @property
@@ -228,8 +234,8 @@ def _enum(columns: dict[str, list[Any]], name: str, i: int, default: str) -> str
     return str(value) if isinstance(value, str) else default
 
 
-def _target(columns: dict[str, list[Any]], i: int) -> float:
-    value = columns["target"][i] if "target" in columns else None
+def _number(columns: dict[str, list[Any]], name: str, i: int) -> float:
+    value = columns[name][i] if name in columns else None
     try:
         return math.nan if value is None else float(value)
     except (TypeError, ValueError):

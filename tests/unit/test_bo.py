@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hpo_cluster import surrogate as surrogate_module
 from hpo_cluster.objectives.functions import FUNCTIONS, TestFunction
 from hpo_cluster.optimizers import bo as bo_module
 from hpo_cluster.optimizers.bo import parameter_neighbours
@@ -102,6 +103,30 @@ def test_pending_trials_push_the_next_one_away(acquisition: str) -> None:
     assert pending > 5 * cancelled
 
 
+def test_many_pending_trials_push_the_next_one_away_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bo_module, "AVERAGED", 0)
+    test_pending_trials_push_the_next_one_away("qlognei")
+
+
+def test_hyperparameters_stay_until_there_are_a_tenth_more_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether they are remembered or fitted again."""
+    monkeypatch.setattr(surrogate_module, "FITTED_EACH", 10)
+    rows = bowl(15)
+    optimizer = make_optimizer("bo", SQUARE, initial=4)
+    asks = [optimizer.ask(frame(SQUARE, rows[:n]), 1) for n in (10, 11, 12, 13, 14)]  # fitted with 10, 11, 13
+    scales = [ask.decision["model"]["length_scales"] for ask in asks]
+    assert scales[1] == scales[2] != scales[0]
+    assert scales[3] != scales[2]
+    assert asks[2] == make_optimizer("bo", SQUARE, initial=4).ask(frame(SQUARE, rows[:12]), 1)
+
+
+def test_of_very_many_observations_some_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surrogate_module, "CONDITIONED_MOST", 12)
+    ask = make_optimizer("bo", SQUARE, initial=4).ask(frame(SQUARE, bowl(15)), 1)
+    assert ask.decision["observations"] == 15
+    assert ask.decision["conditioned_on"] == 12
+
+
 def test_failed_trials_are_not_told_but_diverged_ones_are() -> None:
     rows = bowl(14)
     top = {"x": 0.61, "y": 0.6}
@@ -141,7 +166,7 @@ def test_falls_back_to_the_design_and_says_so(monkeypatch: pytest.MonkeyPatch) -
     def broken(*_: object) -> None:
         raise SurrogateError("the fit failed: as it does")
 
-    monkeypatch.setattr(bo_module, "fit", broken)
+    monkeypatch.setattr(surrogate_module, "fit", broken)
     ask = make_optimizer("bo", SQUARE, initial=4).ask(frame(SQUARE, bowl(8)), 1)
     assert ask.decision["fallback"] == "the fit failed: as it does"
     assert ask.proposals[0].info["point"] == 0  # the first of the design that was not evaluated

@@ -12,7 +12,19 @@ import pytest
 
 from hpo_cluster.optimizers.rows import Rows
 from hpo_cluster.space import Categorical, Float, Integer, Space
-from hpo_cluster.surrogate import Features, Observations, Outcome, SurrogateError, fit, quiet_torch, recommend, scaled
+from hpo_cluster.surrogate import (
+    Features,
+    Observations,
+    Outcome,
+    SurrogateError,
+    conditioned,
+    fit,
+    fitted_size,
+    quiet_torch,
+    recommend,
+    scaled,
+    thinned,
+)
 
 LINE = Space({"x": Float(0.0, 1.0)})
 MIXED = Space(
@@ -77,6 +89,48 @@ def test_what_is_told() -> None:
 
 def test_nothing_measured_tells_nothing() -> None:
     assert len(Observations.of(Rows.read(LINE, history([(0.2, "diverged", math.nan)]))).trials) == 0
+
+
+def test_the_first_are_those_that_ended_first() -> None:
+    frame = history([(0.1 * i, s, t) for i, (s, t) in enumerate([("completed", 3.0), ("diverged", math.nan)] * 2)])
+    frame = frame.assign(ended_seq=[9, 4, 7, 5])
+    first = Observations.of(Rows.read(LINE, frame), first=3)
+    assert first.trials.tolist() == [1, 2, 3]
+    assert first.targets.tolist() == [3.0, 3.0, 3.0]
+    assert len(Observations.of(Rows.read(LINE, frame), first=2)) == 0  # nothing measured among them
+    without = frame.drop(columns="ended_seq")
+    assert Observations.of(Rows.read(LINE, without), first=2).trials.tolist() == [0, 1]
+
+
+def test_sizes_that_are_fitted() -> None:
+    assert [fitted_size(n) for n in (1, 59, 60, 61, 65, 66, 72, 73)] == [1, 59, 60, 60, 60, 66, 66, 73]
+    sizes = [fitted_size(n) for n in range(1, 5000)]
+    assert sizes == sorted(sizes)
+    assert all(0.9 * n < size <= n for n, size in enumerate(sizes, 1))
+    assert len(set(sizes)) < 120
+
+
+def test_a_choice_of_observations_has_the_best_and_covers_the_rest() -> None:
+    x = np.linspace(0.0, 1.0, 101)
+    frame = history([(float(u), "completed", -((u - 0.2) ** 2)) for u in x])
+    few = thinned(Observations.of(Rows.read(LINE, frame)), 12)
+    chosen = few.points[:, 0]
+    assert len(few) == 12
+    assert {round(u, 9) for u in x[18:23]} <= {round(u, 9) for u in chosen}
+    assert np.diff(np.sort(chosen)).max() < 0.25
+    assert chosen.max() == 1.0
+    assert len(thinned(few, 12)) == 12
+
+
+def test_conditioning_is_what_the_fit_does_after_its_fit() -> None:
+    rng = np.random.default_rng(0)
+    frame = history([(float(u), "completed", math.sin(6 * u)) for u in rng.random(14)])
+    rows, features, at = Rows.read(LINE, frame), Features(LINE), np.linspace(0, 1, 9)[:, None]
+    fitted = fit(features, Observations.of(rows), "soft", 0)
+    again = conditioned(features, Observations.of(rows), "soft", fitted.hyperparameters)
+    assert again.mean(at) == pytest.approx(fitted.mean(at), abs=1e-6)
+    more = fitted.believing(at)
+    assert more.mean(at) == pytest.approx(fitted.mean(at), abs=0.05)
 
 
 def test_outcomes() -> None:
