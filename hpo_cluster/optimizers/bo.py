@@ -48,7 +48,7 @@ from pydantic import Field
 
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.design import Design, lhs_block, sobol_block
-from hpo_cluster.optimizers.rows import Key, Rows, free_point, key_of, remaining_points
+from hpo_cluster.optimizers.rows import Key, Memory, Rows, free_point, key_of, remaining_points
 from hpo_cluster.space import Categorical, Float, Integer, Space
 from hpo_cluster.surrogate import Features, FittedModels, Observations, Outcome, Surrogate, SurrogateError, quiet_torch
 from hpo_cluster.trial import Ask, Proposal, State, derive_seed
@@ -120,10 +120,11 @@ class BO:
             block = sobol_block(space.dim, seed)
         self._design = Design(space, block, seed)
         self._models = FittedModels()  # a cache: fitting again gives the same
+        self._memory: Memory = {}  # likewise
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        rows = Rows.read(self.space, history)
+        rows = Rows.read(self.space, history, self._memory)
         taken = rows.taken()
         pending = [row.point for row in rows.pending]
         begun = sum(row.state not in (State.FAILED, State.CANCELLED) for row in rows)

@@ -23,6 +23,7 @@ from hpo_cluster.optimizers.random_search import RandomSearch, RandomSettings
 from hpo_cluster.optimizers.sobol import Sobol, SobolSettings
 from hpo_cluster.optimizers.soo import SOO, SOOSettings
 from hpo_cluster.optimizers.start import Started
+from hpo_cluster.optimizers.turbo import Turbo, TurboSettings
 from hpo_cluster.space import Space
 
 
@@ -44,6 +45,7 @@ OPTIMIZERS: Mapping[str, Entry] = {
     "direct": Entry(DirectSettings, Direct),
     "direct_l": Entry(DirectSettings, DirectL),
     "fda": Entry(FDASettings, FDA),
+    "turbo": Entry(TurboSettings, Turbo),
 }
 
 

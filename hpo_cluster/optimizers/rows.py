@@ -44,6 +44,7 @@ class Row:
         target: maximised; NaN where there is none.
         asked: journal sequence number of the event that proposed it; NaN where the history does not say.
         ended: that of the event that ended it; NaN before its end, or where the history does not say.
+        key: identity of the configuration.
     """
 
     trial: int
@@ -54,6 +55,7 @@ class Row:
     target: float
     asked: float = math.nan
     ended: float = math.nan
+    key: Key = ()
 
     @property
     def observed(self) -> bool:
@@ -73,6 +75,13 @@ class Row:
     def pending(self) -> bool:
         """Whether a result is still to come."""
         return not self.state.ended
+
+
+#: Rows read before: trial -> the cells that tell of it, and the row.
+Memory: TypeAlias = dict[int, tuple[tuple[Any, ...], Row]]
+
+#: Columns that a row is read from, beside the parameters.
+TOLD = ("state", "origin", "target", "asked_seq", "ended_seq")
 
 
 @dataclass(frozen=True)
@@ -95,8 +104,13 @@ class Rows:
         return iter(self.rows)
 
     @classmethod
-    def read(cls, space: Space, history: pd.DataFrame) -> Rows:
+    def read(cls, space: Space, history: pd.DataFrame, memory: Memory | None = None) -> Rows:
         """Read a history, whatever the order of its rows; the baseline (trial -1) is left out.
+
+        Args:
+            space: the campaign's.
+            history: as `hpo_cluster.optimizers.base.Optimizer.ask` takes it.
+            memory: rows read before with the same space, so that only what has changed is read: a cache.
 
         Raises:
             ConfigError: there are values but no targets, so that nobody can tell what is better.
@@ -112,22 +126,29 @@ class Rows:
         order = sorted(range(len(history)), key=lambda i: int(columns["trial"][i]))
         rows: list[Row] = []
         outside, last = 0, -1
+        told = [columns[name] for name in (*TOLD, *space.names) if name in columns]
         for i in order:
             trial = int(columns["trial"][i])
             if trial < 0:
                 continue
             last = max(last, trial)
+            cells = tuple([None if column[i] != column[i] else column[i] for column in told])
+            if memory is not None and trial in memory and memory[trial][0] == cells:
+                rows.append(memory[trial][1])
+                continue
             try:
                 configuration = _configuration(space, columns, i)
                 point = space.encode(configuration)
             except (KeyError, ConfigError):
                 outside += 1
                 continue
-            state = _enum(columns, "state", i, State.COMPLETED)
-            origin = _enum(columns, "origin", i, Origin.EVALUATED)
-            events = _number(columns, "asked_seq", i), _number(columns, "ended_seq", i)
-            target = _number(columns, "target", i)
-            rows.append(Row(trial, State(state), Origin(origin), configuration, point, target, *events))
+            state = State(_enum(columns, "state", i, State.COMPLETED))
+            origin = Origin(_enum(columns, "origin", i, Origin.EVALUATED))
+            target, asked, ended = (_number(columns, name, i) for name in ("target", "asked_seq", "ended_seq"))
+            key = key_of(space, point)
+            rows.append(Row(trial, state, origin, configuration, point, target, asked, ended, key))
+            if memory is not None:
+                memory[trial] = cells, rows[-1]
         return cls(space, tuple(rows), last + 1, outside)
 
     @property
@@ -143,7 +164,7 @@ class Rows:
 
     def taken(self) -> set[Key]:
         """Keys of the configurations that need not be evaluated again: all but those of cancelled trials."""
-        return {key_of(self.space, row.point) for row in self.rows if row.state is not State.CANCELLED}
+        return {row.key for row in self.rows if row.state is not State.CANCELLED}
 
 
 def key_of(space: Space, point: NDArray[np.float64]) -> Key:

@@ -26,7 +26,10 @@ from hpo_cluster.optimizers.registry import OPTIMIZERS, make_optimizer, make_set
 from hpo_cluster.space import Categorical, Float, Integer, Prior, Space
 
 #: Settings that make a model-based optimizer quick, its model being asked after few trials.
-QUICK: dict[str, dict[str, Any]] = {"bo": {"initial": 4, "restarts": 1, "raw_samples": 32, "mc_samples": 16}}
+QUICK: dict[str, dict[str, Any]] = {
+    "bo": {"initial": 4, "restarts": 1, "raw_samples": 32, "mc_samples": 16},
+    "turbo": {"initial": 4},
+}
 
 DESIGNS = ["random", "lhs", "sobol", "grid"]
 SEEDLESS = {"soo", "bamsoo", "direct", "direct_l", "fda"}  # nothing is drawn at random
@@ -37,6 +40,12 @@ class TestEveryOptimizer(OptimizerContract):
     def make(self, request: pytest.FixtureRequest) -> Make:
         name = request.param
         return lambda space, seed=0: make_optimizer(name, space, seed, **QUICK.get(name, {}))
+
+
+class TestTurboWithRegions(OptimizerContract):
+    @pytest.fixture
+    def make(self) -> Make:
+        return lambda space, seed=0: make_optimizer("turbo", space, seed, initial=2, regions=3)
 
 
 class TestBOWithLogEI(OptimizerContract):
