@@ -27,6 +27,9 @@ Array: TypeAlias = NDArray[np.float64]
 SCALES, NOISES = (0.02, 100.0), (1e-6, 1.0)
 START_SCALE, START_NOISE, STEPS = 0.7, 1e-3, 30
 
+#: Standardised improvement below which an expansion is used.
+FAR = -20.0
+
 #: Added to diagonals whose Cholesky factor is wanted.
 JITTER = 1e-8
 
@@ -170,14 +173,14 @@ class NoisyImprovement:
 
 
 def log_improvement(u: Array) -> Array:
-    """``log(phi(u) + u Phi(u))``, its expansion far below zero where the difference cancels."""
+    """``log(phi(u) + u Phi(u))``, by its expansion far below zero, where the two cancel."""
     from scipy.special import ndtr
 
-    low = np.minimum(u, -5.0)
-    far = -0.5 * low * low - 0.5 * math.log(2 * math.pi) - 2.0 * np.log(-low)
-    high = np.maximum(u, -5.0)
+    low = np.minimum(u, FAR)
+    far = -0.5 * low * low - 0.5 * math.log(2 * math.pi) - 2.0 * np.log(-low) + np.log1p(-3.0 / (low * low))
+    high = np.maximum(u, FAR)
     near = np.log(np.exp(-0.5 * high * high) / math.sqrt(2 * math.pi) + high * ndtr(high))
-    return np.where(u < -5.0, far, near)
+    return np.where(u < FAR, far, near)
 
 
 def _root(covariance: Array) -> Array:

@@ -19,6 +19,7 @@ from hpo_cluster.optimizers.direct import Direct, DirectL, DirectSettings
 from hpo_cluster.optimizers.fda import FDA, FDASettings
 from hpo_cluster.optimizers.grid import Grid, GridSettings
 from hpo_cluster.optimizers.lhs import LatinHypercube, LHSSettings
+from hpo_cluster.optimizers.mosaic import Mosaic, MosaicSettings
 from hpo_cluster.optimizers.random_search import RandomSearch, RandomSettings
 from hpo_cluster.optimizers.sobol import Sobol, SobolSettings
 from hpo_cluster.optimizers.soo import SOO, SOOSettings
@@ -46,6 +47,7 @@ OPTIMIZERS: Mapping[str, Entry] = {
     "direct_l": Entry(DirectSettings, DirectL),
     "fda": Entry(FDASettings, FDA),
     "turbo": Entry(TurboSettings, Turbo),
+    "mosaic": Entry(MosaicSettings, Mosaic),
 }
 
 

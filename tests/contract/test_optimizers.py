@@ -29,6 +29,7 @@ from hpo_cluster.space import Categorical, Float, Integer, Prior, Space
 QUICK: dict[str, dict[str, Any]] = {
     "bo": {"initial": 4, "restarts": 1, "raw_samples": 32, "mc_samples": 16},
     "turbo": {"initial": 4},
+    "mosaic": {"initial": 4},
 }
 
 DESIGNS = ["random", "lhs", "sobol", "grid"]

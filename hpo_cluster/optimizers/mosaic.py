@@ -1,0 +1,355 @@
+"""Mosaic: a global process and local ones in cells that shrink with the density of what was evaluated.
+
+Partition trees keep hundreds of workers busy and descend fast into a basin, but spend many evaluations; Bayesian
+optimization spends few, but one process of thousands of observations is slow and blind to fine scales. Here a proposal
+comes from one of two arms. The global arm maximises the noisy expected improvement of a process of the whole space. The
+local arm does so inside a cell, with a process of the observations next to it. A cell is what a partition would leave
+of the space around a good point once each of its parts may hold no more than ``k`` observations: the cube around the
+point that holds its ``k`` nearest. So cells have every size, a cell that is searched shrinks by being searched, and one
+whose best point moves into the open grows. With many workers several cells are
+searched side by side. Which arm the next trial is from is drawn in proportion to how often each has improved the best
+value of late.
+
+References: R. Munos, "Optimistic Optimization of a Deterministic Function without the Knowledge of its Smoothness",
+NeurIPS 2011, for cells that are divided by where was evaluated; D. Eriksson et al., "Scalable Global Optimization via
+Local Bayesian Optimization", NeurIPS 2019 (arXiv:1910.01739), for processes in boxes stretched by their length-scales;
+A. Pétrowski, "A clearing procedure as a niching method for genetic algorithms", IEEE ICEC 1996, for the choice of
+centres; S. Ament et al., NeurIPS 2023 (arXiv:2310.20708), for the acquisition.
+
+Symbols: ``d`` dimensions, ``x`` canonical point, ``P`` pending points, ``k`` capacity of a cell (`CAPACITY` d).
+
+    cell of c      sides ``L l_i / (prod_j l_j)^(1/d)``, with ``L/2`` the distance (maximum norm) from c to its k-th
+                   nearest observation and ``l`` the length-scales of its process; around the highest posterior mean
+                   inside it
+    centres        the best observation, then each time the best that lies in no cell (`CLEARING` times as wide) of a
+                   centre chosen before; ``1 + |P| / 16`` of them, at most `CENTRES`; the next is `FADING` times as
+                   likely as the one before
+    share          ``s_L / (s_L + s_G)``, with ``s`` the share of an arm's trials that ended with a new best value, old
+                   ones being forgotten (`MEMORY` for each completion), within `SHARES`
+
+Deviations from the paper: there is none that it follows. Trials that diverged or were infeasible count as the worst
+value so far. Of more than `AVERAGED` pending points, the process believes its own mean at the `BELIEVED` best or
+nearest ones instead of averaging over their outcomes. Integers and choices are rounded before they are scored;
+unordered choices are never cut by a cell. ``docs/design/hybrid.md`` has what was tried beside this, and the figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from hpo_cluster.optimizers.base import OptimizerSettings
+from hpo_cluster.optimizers.design import Design, lhs_block
+from hpo_cluster.optimizers.events import Event, Replay
+from hpo_cluster.optimizers.process import NoisyImprovement, Process
+from hpo_cluster.optimizers.rows import Key, Memory, Rows, free_point, key_of, remaining_points
+from hpo_cluster.optimizers.turbo import box_sides
+from hpo_cluster.space import Categorical, Float, Space
+from hpo_cluster.surrogate import Features, Observations, Outcome, thinned
+from hpo_cluster.trial import Ask, Origin, Proposal, State, derive_seed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Points: TypeAlias = NDArray[np.float64]
+
+#: Observations in a cell for each dimension.
+CAPACITY = 2
+
+#: Observations that a local and the global process are fitted to at most.
+LOCAL_MOST, GLOBAL_MOST = 100, 256
+
+#: Most cells that are searched side by side, their likelihoods and how far apart they lie.
+CENTRES, FADING, CLEARING = 16, 0.7, 1.5
+
+#: Shortest side of a cell.
+SHORTEST = 1e-6
+
+#: Bounds of the share of local proposals, and what is left of the memory of the arms' successes after a completion.
+SHARES, MEMORY = (0.15, 0.85), 0.97
+
+#: Pending points that are averaged over at most; of more, how many are believed.
+AVERAGED, BELIEVED = 32, 96
+
+#: Monte Carlo draws of the acquisition function.
+DRAWS = 32
+
+#: Candidates: spread over the box; around each of the best points; in each of the rounds that follow, around each of
+#: the best candidates.
+SPREAD, AROUND, ROUNDS, BEST = 400, 12, 6, 5
+
+#: Finite spaces with at most this many free configurations are scored whole.
+ENUMERATED = 2000
+
+
+class MosaicSettings(OptimizerSettings):
+    """Settings of `mosaic`."""
+
+    initial: int = Field(default=10, ge=2, le=100_000, description="trials of the initial design before the models")
+    outcome: Outcome = Field(
+        default="soft",
+        description="what the models see of values, as in bo: soft draws those below the median nearer to it",
+    )
+    local: float | None = Field(
+        default=None, ge=0, le=1, description="share of the proposals inside cells; null: as the results decide"
+    )
+
+
+class Credit:
+    """Which arm each trial is from, and how often either has improved the best value of late.
+
+    Args:
+        settings: of the optimizer.
+        seed: of the campaign.
+    """
+
+    def __init__(self, settings: MosaicSettings, seed: int) -> None:
+        self.settings, self.seed = settings, seed
+        self.asked = 0
+        self.best = -math.inf
+        self.local: dict[int, bool] = {}  # of the trials in flight
+        self.successes, self.ends = [1.0, 1.0], [2.0, 2.0]  # of the global arm and of the local one
+
+    @property
+    def share(self) -> float:
+        """Probability of the local arm."""
+        if self.settings.local is not None:
+            return self.settings.local
+        rates = [success / end for success, end in zip(self.successes, self.ends, strict=True)]
+        return min(max(rates[1] / (rates[0] + rates[1]), SHARES[0]), SHARES[1])
+
+    def is_local(self, trial: int) -> bool:
+        """Whether the local arm proposes that trial now."""
+        return derive_seed(self.seed, "arm", trial) / 2**31 < self.share
+
+    def apply(self, event: Event) -> None:
+        """Take one more event into account."""
+        row = event.row
+        if not event.ended:
+            self.asked += 1
+            if self.asked > self.settings.initial and row.origin is Origin.EVALUATED:
+                self.local[row.trial] = self.is_local(row.trial)
+            return
+        arm = self.local.pop(row.trial, None)
+        if arm is not None and (row.observed or row.low):
+            self.successes = [1.0 + MEMORY * (success - 1.0) for success in self.successes]
+            self.ends = [2.0 + MEMORY * (end - 2.0) for end in self.ends]
+            self.ends[arm] += 1.0
+            self.successes[arm] += row.observed and row.target > self.best
+        if row.observed:
+            self.best = max(self.best, row.target)
+
+
+class Mosaic:
+    """A global process and local ones in cells.
+
+    Args:
+        space: what to search.
+        settings: initial design, outcome, share of local proposals.
+        seed: of the campaign.
+    """
+
+    def __init__(self, space: Space, settings: MosaicSettings, seed: int) -> None:
+        self.space, self.settings, self.seed = space, settings, seed
+        self.features = Features(space)
+        parameters = [parameter for _, parameter in space]
+        self._unordered = np.array([isinstance(p, Categorical) and not p.ordered for p in parameters])
+        self._step = np.array([0.0 if isinstance(p, Float) else 1.0 / (p.cardinality or 1) for p in parameters])
+        self._design = Design(space, lhs_block(settings.initial, space.dim, seed), seed)
+        self._replay = Replay(lambda: Credit(settings, seed))  # the three are caches
+        self._fitted: dict[str, tuple[bytes, Process]] = {}
+        self._memory: Memory = {}
+
+    def ask(self, history: pd.DataFrame, n: int) -> Ask:
+        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
+        rows = Rows.read(self.space, history, self._memory)
+        taken = rows.taken()
+        pending = [row.point for row in rows.pending]
+        begun = sum(row.state not in (State.FAILED, State.CANCELLED) for row in rows)
+        observations = Observations.of(rows)
+        credit = self._replay.of(rows)
+        decision: dict[str, Any] = {
+            "optimizer": "mosaic",
+            "observations": len(observations),
+            "pending": len(pending),
+            "incumbent": None if rows.best is None else {"trial": rows.best.trial, "target": rows.best.target},
+            "local_share": round(credit.share, 6),
+        }
+        proposals: list[Proposal] = []
+        for trial in range(rows.next_trial, rows.next_trial + n):
+            initial = begun + len(proposals) < self.settings.initial
+            if initial or len(observations) < 2 or not np.ptp(observations.targets) > 0:
+                found = self._designed(trial, taken)
+            else:
+                flying = np.array(pending).reshape(-1, self.space.dim)
+                found = self._modelled(trial, credit.is_local(trial), taken, flying, observations)
+            if found is None:
+                decision["exhausted"] = True
+                break
+            point, info = found
+            taken.add(key_of(self.space, point))
+            pending.append(point)
+            proposals.append(Proposal(self.space.decode(point), info))
+        return Ask(tuple(proposals), decision=decision)
+
+    def _designed(self, trial: int, taken: set[Key]) -> tuple[Points, dict[str, Any]] | None:
+        found = self._design.next(taken, trial)
+        return None if found is None else (found[0], {"phase": "initial", "point": found[1]})
+
+    def _modelled(
+        self, trial: int, local: bool, taken: set[Key], pending: Points, observations: Observations
+    ) -> tuple[Points, dict[str, Any]] | None:
+        """The free canonical point of the highest acquisition value that an arm finds, and how it was found."""
+        seed = derive_seed(self.seed, "ask", trial)
+        rng = np.random.default_rng(seed)
+        if self.space.size - len(taken) <= ENUMERATED:
+            points = remaining_points(self.space, taken)
+            if len(points) == 0:
+                return None
+            values = self._global(observations, pending, seed)[0](points)
+            return points[int(values.argmax())], {"arm": "global"}
+        info: dict[str, Any] = {"arm": "global"}
+        cell = self._cell(observations, pending, rng, seed) if local else None
+        if cell is not None:
+            score, low, high, near, side = cell
+            info = {"arm": "local", "side": float(f"{side:.4g}")}
+        else:
+            score, near = self._global(observations, pending, seed)
+            low, high = np.zeros(self.space.dim), np.ones(self.space.dim)
+        points, values = self._climb(score, low, high, near, rng)
+        for i in np.argsort(-values, kind="stable"):
+            if key_of(self.space, points[i]) not in taken:
+                return points[i], info
+        rest = free_point(self.space, taken, rng)
+        return None if rest is None else (rest, {"arm": "rest"})
+
+    def _global(
+        self, observations: Observations, pending: Points, seed: int
+    ) -> tuple[Callable[[Points], Points], Observations]:
+        """The acquisition function of the whole space, and the observations that it is of."""
+        chosen = thinned(observations, GLOBAL_MOST)
+        process = self._process("global", self.features.encode(chosen.points), chosen.outcomes(self.settings.outcome))
+        return self._acquisition(process, self.features.encode, pending, seed), chosen
+
+    def _cell(
+        self, observations: Observations, pending: Points, rng: np.random.Generator, seed: int
+    ) -> tuple[Callable[[Points], Points], Points, Points, Observations, float] | None:
+        """The acquisition function in a cell, the cell's corners, its observations and side.
+
+        None where a process cannot tell anything there: its observations are all alike.
+        """
+        capacity = CAPACITY * self.space.dim
+        centre = self._centre(observations, capacity, 1 + len(pending) // 16, rng)
+        far = self._distances(observations.points, centre)
+        order = np.argsort(far, kind="stable")
+        side = float(np.clip(2 * far[order[min(capacity, len(order) - 1)]], SHORTEST, 1.0))
+        near = observations.chosen(np.sort(order[:LOCAL_MOST]))
+        outcomes = near.outcomes(self.settings.outcome)
+        if not np.ptp(outcomes) > 0:
+            return None
+        units = np.ones(self.features.dim)
+        for start, hot in zip(self.features.start, self.features.one_hot, strict=True):
+            units[start] = 1.0 if hot else side
+
+        def encode(points: Points) -> Points:
+            return self.features.encode(points) / units
+
+        process = self._process("local", encode(near.points), outcomes)
+        sides = np.maximum(box_sides(self.features, side, np.clip(process.scales, 0.05, 20.0)), 3.0 * self._step)
+        sides = np.where(self._unordered, 2.0, np.clip(sides, side / 3, np.maximum(3 * side, 3.0 * self._step)))
+        inside = near.points[(np.abs(near.points - centre) <= sides / 2).all(axis=1)]
+        if len(inside):
+            centre = inside[int(process.posterior(encode(inside))[0].argmax())]
+        low, high = np.clip(centre - sides / 2, 0.0, 1.0), np.clip(centre + sides / 2, 0.0, 1.0)
+        if len(pending):
+            away = (np.abs(pending - centre) / sides).max(axis=1)
+            nearest = np.argsort(away, kind="stable")[:BELIEVED]
+            pending = pending[nearest[away[nearest] < 1.0]]
+        return self._acquisition(process, encode, pending, seed), low, high, near, side
+
+    def _centre(self, observations: Observations, capacity: int, most: int, rng: np.random.Generator) -> Points:
+        """One of the centres (``d``)."""
+        points, widths, centres = observations.points, list[float](), list[Points]()
+        for i in np.argsort(-observations.targets, kind="stable")[:200]:
+            if all(self._distances(points[i][None], c)[0] >= width for c, width in zip(centres, widths, strict=True)):
+                far = self._distances(points, points[i])
+                centres.append(points[i])
+                widths.append(
+                    CLEARING * float(np.partition(far, min(capacity, len(far) - 1))[min(capacity, len(far) - 1)])
+                )
+            if len(centres) == min(most, CENTRES):
+                break
+        likely = FADING ** np.arange(len(centres))
+        return centres[int(rng.choice(len(centres), p=likely / likely.sum()))]
+
+    def _distances(self, points: Points, centre: Points) -> Points:
+        """Maximum norm (``n``) of the way from `centre`, unordered choices left out."""
+        return np.asarray(np.where(self._unordered, 0.0, np.abs(points - centre)).max(axis=1), dtype=np.float64)
+
+    def _acquisition(
+        self, process: Process, encode: Callable[[Points], Points], pending: Points, seed: int
+    ) -> Callable[[Points], Points]:
+        """The acquisition function of canonical points (``m x d``)."""
+        columns = encode(pending)
+        if len(columns) > AVERAGED:
+            best = np.argsort(-process.posterior(columns)[0], kind="stable")[:BELIEVED]
+            process, columns = process.believing(columns[best]), columns[:0]
+        improvement = NoisyImprovement(process, columns, DRAWS, seed)
+        return lambda points: improvement(encode(points))
+
+    def _climb(
+        self,
+        score: Callable[[Points], Points],
+        low: Points,
+        high: Points,
+        near: Observations,
+        rng: np.random.Generator,
+    ) -> tuple[Points, Points]:
+        """Canonical candidates (``m x d``) in a box and their values: samples, then shorter and shorter steps."""
+        width = high - low
+        inside = ((near.points >= low) & (near.points <= high)).all(axis=1)
+        best = near.points[inside][np.argsort(-near.targets[inside], kind="stable")[:BEST]]
+        blocks = [low + width * rng.random((SPREAD, len(low)))]
+        if len(best):
+            blocks += [self._moved(best, AROUND, step, low, high, rng) for step in (0.2, 0.05, 0.01)]
+        points = self._snapped(np.concatenate(blocks))
+        values = score(points)
+        every, scores = [points], [values]
+        step = 0.12
+        for _ in range(ROUNDS):
+            top = np.argsort(-values, kind="stable")[:BEST]
+            fresh = self._snapped(self._moved(points[top], 20, step, low, high, rng))
+            points = np.concatenate([points[top], fresh])
+            values = np.concatenate([values[top], score(fresh)])
+            every.append(fresh)
+            scores.append(values[len(top) :])
+            step *= 0.45
+        return np.concatenate(every), np.nan_to_num(np.concatenate(scores), nan=-np.inf)
+
+    def _moved(
+        self, points: Points, count: int, step: float, low: Points, high: Points, rng: np.random.Generator
+    ) -> Points:
+        """Points (``count m x d``) in the box, each like one of `points` (``m x d``) but for some coordinates."""
+        start = np.repeat(points, count, axis=0)
+        dim = start.shape[1]
+        reach = np.maximum(step * (high - low), self._step)
+        steps = np.where(rng.random(start.shape) < max(0.5, 2.0 / dim), reach * rng.normal(size=start.shape), 0.0)
+        moved = np.clip(start + steps, low, high)
+        if self._unordered.any():
+            other = self._unordered & (rng.random(start.shape) < 0.5 / dim)
+            moved = np.where(self._unordered, np.where(other, rng.random(start.shape), start), moved)
+        return np.asarray(moved, dtype=np.float64)
+
+    def _snapped(self, points: Points) -> Points:
+        return self.space.snap(points) if self._step.any() else points
+
+    def _process(self, arm: str, inputs: Points, outcomes: Points) -> Process:
+        digest = inputs.tobytes() + outcomes.tobytes()
+        if arm not in self._fitted or self._fitted[arm][0] != digest:
+            self._fitted[arm] = digest, Process.fitted(inputs, outcomes)
+        return self._fitted[arm][1]
