@@ -272,14 +272,15 @@ def thinned(observations: Observations, count: int) -> Observations:
     if n <= count:
         return observations
     chosen = list(np.argsort(-observations.targets, kind="stable")[: count // 2])
-    near = np.full(n, np.inf)
-    for i in chosen:
-        near = np.minimum(near, ((observations.points - observations.points[i]) ** 2).sum(axis=1))
+    points = observations.points
+    squares = (points * points).sum(axis=1)
+    near = (squares[:, None] + squares[chosen] - 2 * points @ points[chosen].T).min(axis=1)
+    near[chosen] = -1.0
     while len(chosen) < count:
         i = int(near.argmax())
         chosen.append(i)
-        near = np.minimum(near, ((observations.points - observations.points[i]) ** 2).sum(axis=1))
-        near[i] = -1.0
+        near = np.minimum(near, squares + squares[i] - 2 * points @ points[i])
+        near[chosen] = -1.0
     return observations.chosen(np.array(sorted(chosen), dtype=np.int64))
 
 

@@ -19,9 +19,7 @@ class Event(NamedTuple):
     def key(self) -> Hashable:
         """Equal for events that mean the same to an optimizer."""
         row = self.row
-        if not self.ended:
-            return row.trial, row.origin, row.point.tobytes()
-        return row.trial, row.state, None if math.isnan(row.target) else row.target
+        return (row.trial, row.state, row.stated) if self.ended else (row.trial, row.origin, row.key)
 
 
 def events_of(rows: Rows) -> list[Event]:

@@ -318,12 +318,14 @@ class Mosaic:
         if len(best):
             blocks += [self._moved(best, AROUND, step, low, high, rng) for step in (0.2, 0.05, 0.01)]
         points = self._snapped(np.concatenate(blocks))
-        values = score(points)
+        values = score(points) if len(points) else np.empty(0)
         every, scores = [points], [values]
         step = 0.12
         for _ in range(ROUNDS):
             top = np.argsort(-values, kind="stable")[:BEST]
             fresh = self._snapped(self._moved(points[top], 20, step, low, high, rng))
+            if len(fresh) == 0:
+                break
             points = np.concatenate([points[top], fresh])
             values = np.concatenate([values[top], score(fresh)])
             every.append(fresh)
@@ -346,7 +348,10 @@ class Mosaic:
         return np.asarray(moved, dtype=np.float64)
 
     def _snapped(self, points: Points) -> Points:
-        return self.space.snap(points) if self._step.any() else points
+        """Those (``m x d``) of some points that are allowed, each at the canonical point of its configuration."""
+        if self._step.any():
+            points = self.space.snap(points)
+        return points[self.space.allowed(points)] if self.space.constraints else points
 
     def _process(self, arm: str, inputs: Points, outcomes: Points) -> Process:
         digest = inputs.tobytes() + outcomes.tobytes()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -57,7 +58,7 @@ class Row:
     ended: float = math.nan
     key: Key = ()
 
-    @property
+    @cached_property
     def observed(self) -> bool:
         """Whether a value was measured: a completed trial, evaluated here or imported."""
         return (
@@ -66,7 +67,12 @@ class Row:
             and self.origin in (Origin.EVALUATED, Origin.IMPORTED)
         )
 
-    @property
+    @cached_property
+    def stated(self) -> float | None:
+        """The target; None where there is none."""
+        return None if math.isnan(self.target) else self.target
+
+    @cached_property
     def low(self) -> bool:
         """Whether the trial ended without a value because of its configuration: diverged or infeasible."""
         return self.state in (State.DIVERGED, State.INFEASIBLE)

@@ -256,12 +256,14 @@ class Turbo:
             return []
         process = self._process(index, self.features.encode(points), outcomes)
         candidates = self._candidates(region.best.point, region.length, process.scales, rng)
+        if len(candidates) == 0:
+            return []
         values = process.sample(self.features.encode(candidates), rng.standard_normal((len(candidates), 1)))[:, 0]
         order = np.argsort(-values, kind="stable")
         return [(float(process.location + process.spread * values[i]), candidates[i]) for i in order]
 
     def _candidates(self, centre: Points, length: float, scales: Points, rng: np.random.Generator) -> Points:
-        """Canonical points (``m x d``) in the box: each with some coordinates moved (all of them up to d = 20)."""
+        """Allowed canonical points (``m x d``) in the box; each has some coordinates moved, all up to d = 20."""
         dim = self.space.dim
         count = min(CANDIDATES, CANDIDATES_EACH * dim)
         sides = box_sides(self.features, length, scales)
@@ -276,7 +278,8 @@ class Turbo:
             if isinstance(parameter, Categorical) and not parameter.ordered:
                 points[:, axis] = np.where(cube[:, axis] < min(length, 1.0), rng.random(count), centre[axis])
         points = np.where(moved, points, centre)
-        return self.space.snap(points) if discrete else points
+        points = self.space.snap(points) if discrete else points
+        return points[self.space.allowed(points)] if self.space.constraints else points
 
     def _process(self, index: int, inputs: Points, outcomes: Points) -> Process:
         digest = inputs.tobytes() + outcomes.tobytes()
