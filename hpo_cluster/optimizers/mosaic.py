@@ -50,7 +50,7 @@ from hpo_cluster.optimizers.process import NoisyImprovement, Process
 from hpo_cluster.optimizers.rows import Key, Memory, Rows, free_point, key_of, remaining_points
 from hpo_cluster.optimizers.turbo import box_sides
 from hpo_cluster.space import Categorical, Float, Space
-from hpo_cluster.surrogate import Features, Observations, Outcome, thinned
+from hpo_cluster.surrogate import Features, Observations, Outcome, fitted_size, thinned
 from hpo_cluster.trial import Ask, Origin, Proposal, State, derive_seed
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Mosaic:
                 found = self._designed(trial, taken)
             else:
                 flying = np.array(pending).reshape(-1, self.space.dim)
-                found = self._modelled(trial, credit.is_local(trial), taken, flying, observations)
+                found = self._modelled(trial, credit.is_local(trial), taken, flying, rows, observations)
             if found is None:
                 decision["exhausted"] = True
                 break
@@ -202,7 +202,7 @@ class Mosaic:
         return None if found is None else (found[0], {"phase": "initial", "point": found[1]})
 
     def _modelled(
-        self, trial: int, local: bool, taken: set[Key], pending: Points, observations: Observations
+        self, trial: int, local: bool, taken: set[Key], pending: Points, rows: Rows, observations: Observations
     ) -> tuple[Points, dict[str, Any]] | None:
         """The free canonical point of the highest acquisition value that an arm finds, and how it was found."""
         seed = derive_seed(self.seed, "ask", trial)
@@ -211,7 +211,7 @@ class Mosaic:
             points = remaining_points(self.space, taken)
             if len(points) == 0:
                 return None
-            values = self._global(observations, pending, seed)[0](points)
+            values = self._global(rows, observations, pending, seed)[0](points)
             return points[int(values.argmax())], {"arm": "global"}
         info: dict[str, Any] = {"arm": "global"}
         cell = self._cell(observations, pending, rng, seed) if local else None
@@ -219,7 +219,7 @@ class Mosaic:
             score, low, high, near, side = cell
             info = {"arm": "local", "side": float(f"{side:.4g}")}
         else:
-            score, near = self._global(observations, pending, seed)
+            score, near = self._global(rows, observations, pending, seed)
             low, high = np.zeros(self.space.dim), np.ones(self.space.dim)
         points, values = self._climb(score, low, high, near, rng)
         for i in np.argsort(-values, kind="stable"):
@@ -229,11 +229,18 @@ class Mosaic:
         return None if rest is None else (rest, {"arm": "rest"})
 
     def _global(
-        self, observations: Observations, pending: Points, seed: int
+        self, rows: Rows, observations: Observations, pending: Points, seed: int
     ) -> tuple[Callable[[Points], Points], Observations]:
         """The acquisition function of the whole space, and the observations that it is of."""
         chosen = thinned(observations, GLOBAL_MOST)
-        process = self._process("global", self.features.encode(chosen.points), chosen.outcomes(self.settings.outcome))
+        outcomes = chosen.outcomes(self.settings.outcome)
+        first = thinned(Observations.of(rows, fitted_size(len(observations))), GLOBAL_MOST)
+        known = first.outcomes(self.settings.outcome)
+        if len(known) < 2 or not np.ptp(known) > 0:
+            first, known = chosen, outcomes
+        process = self._process("global", self.features.encode(first.points), known)
+        if first.digest() != chosen.digest():
+            process = process.told(self.features.encode(chosen.points), outcomes)
         return self._acquisition(process, self.features.encode, pending, seed), chosen
 
     def _cell(

@@ -96,6 +96,12 @@ class Process:
         weights = solved[:, 1] - mean * solved[:, 0]
         return cls(inputs, y, scales, noise, mean, location, spread, factor, weights)
 
+    def told(self, inputs: Array, outcomes: Array) -> Process:
+        """The process of other observations (``n x c`` and ``n``, in any units) with these hyper-parameters."""
+        location, spread = float(outcomes.mean()), float(outcomes.std())
+        y = (outcomes - location) / spread
+        return self.conditioned(inputs, y, self.scales, self.noise, location, spread)
+
     def believing(self, inputs: Array) -> Process:
         """With its own mean at `inputs` (``m x c``) as if it had been observed there (kriging believer)."""
         mean, _ = self.posterior(inputs)
