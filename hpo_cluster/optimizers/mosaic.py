@@ -27,6 +27,8 @@ Symbols: ``d`` dimensions, ``x`` canonical point, ``P`` pending points, ``k`` ca
     share          ``s_L / (s_L + s_G)``, with ``s`` the share of an arm's trials that ended with a new best value, old
                    ones being forgotten (`MEMORY` for each completion), within `SHARES`
 
+What differs inside a cell by noise alone (`NOISY`, `DROWNED`) is not searched: the global arm takes that trial.
+
 Deviations from the paper: there is none that it follows. Trials that diverged or were infeasible count as the worst
 value so far. Of more than `AVERAGED` pending points, the process believes its own mean at the `BELIEVED` best or
 nearest ones instead of averaging over their outcomes. Integers and choices are rounded before they are scored;
@@ -66,6 +68,10 @@ LOCAL_MOST, GLOBAL_MOST = 100, 256
 
 #: Most cells that are searched side by side, their likelihoods and how far apart they lie.
 CENTRES, FADING, CLEARING = 16, 0.7, 1.5
+
+#: A cell is not worth a search where the noise is more than this share of the variance next to it, and the means inside
+#: it differ by less than so many of its standard deviations.
+NOISY, DROWNED = 1e-3, 3.0
 
 #: Shortest side of a cell.
 SHORTEST = 1e-6
@@ -248,7 +254,7 @@ class Mosaic:
     ) -> tuple[Callable[[Points], Points], Points, Points, Observations, float] | None:
         """The acquisition function in a cell, the cell's corners, its observations and side.
 
-        None where a process cannot tell anything there: its observations are all alike.
+        None where a process cannot tell anything there: its observations are all alike, or differ by noise alone.
         """
         capacity = CAPACITY * self.space.dim
         centre = self._centre(observations, capacity, 1 + len(pending) // 16, rng)
@@ -271,7 +277,10 @@ class Mosaic:
         sides = np.where(self._unordered, 2.0, np.clip(sides, side / 3, np.maximum(3 * side, 3.0 * self._step)))
         inside = near.points[(np.abs(near.points - centre) <= sides / 2).all(axis=1)]
         if len(inside):
-            centre = inside[int(process.posterior(encode(inside))[0].argmax())]
+            means = process.posterior(encode(inside))[0]
+            if process.noise > NOISY and np.ptp(means) < DROWNED * math.sqrt(process.noise):
+                return None
+            centre = inside[int(means.argmax())]
         low, high = np.clip(centre - sides / 2, 0.0, 1.0), np.clip(centre + sides / 2, 0.0, 1.0)
         if len(pending):
             away = (np.abs(pending - centre) / sides).max(axis=1)

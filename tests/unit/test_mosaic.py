@@ -124,3 +124,21 @@ def test_losing_the_caches_changes_nothing() -> None:
     for n in (10, 20, 29):
         optimizer.ask(bowl(points[:n]), 1)
     assert optimizer.ask(bowl(points), 3) == make_optimizer("mosaic", SQUARE, initial=4).ask(bowl(points), 3)
+
+
+def test_what_differs_by_noise_alone_is_not_searched() -> None:
+    """The same dense cell, once on a slope and once on a flat top with noise; the rest of the space is alike."""
+    rng = np.random.default_rng(4)
+    points = np.concatenate([rng.random((30, 2)), 0.6 + 0.05 * (rng.random((30, 2)) - 0.5)])
+    noise = 0.01 * rng.normal(size=len(points))
+    for steepness, arm in ((40.0, "local"), (0.0, "global")):
+        near = np.abs(points - 0.6).max(axis=1) < 0.03
+        heights = (
+            np.where(near, 1.0 + steepness * (points[:, 0] - 0.6), 1.0 - ((points - 0.6) ** 2).sum(axis=1)) + noise
+        )
+        rows = [
+            told(i, {"x": float(p[0]), "y": float(p[1])}, float(h))
+            for i, (p, h) in enumerate(zip(points, heights, strict=True))
+        ]
+        asked = make_optimizer("mosaic", SQUARE, initial=4, local=1.0).ask(pd.DataFrame(rows), 1)
+        assert asked.proposals[0].info["arm"] == arm
