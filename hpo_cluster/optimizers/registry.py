@@ -16,6 +16,14 @@ from hpo_cluster.optimizers.bamsoo import BaMSOO, BaMSOOSettings
 from hpo_cluster.optimizers.base import Optimizer, OptimizerSettings
 from hpo_cluster.optimizers.bo import BO, BOSettings
 from hpo_cluster.optimizers.direct import Direct, DirectL, DirectSettings
+from hpo_cluster.optimizers.external import (
+    Nevergrad,
+    NevergradSettings,
+    Nomad,
+    NomadSettings,
+    Optuna,
+    OptunaSettings,
+)
 from hpo_cluster.optimizers.fda import FDA, FDASettings
 from hpo_cluster.optimizers.grid import Grid, GridSettings
 from hpo_cluster.optimizers.lhs import LatinHypercube, LHSSettings
@@ -44,6 +52,9 @@ OPTIMIZERS: Mapping[str, Entry] = {
     "direct": Entry(DirectSettings, Direct),
     "direct_l": Entry(DirectSettings, DirectL),
     "fda": Entry(FDASettings, FDA),
+    "optuna": Entry(OptunaSettings, Optuna),
+    "nevergrad": Entry(NevergradSettings, Nevergrad),
+    "nomad": Entry(NomadSettings, Nomad),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from typing import Any
@@ -28,12 +29,24 @@ from hpo_cluster.space import Categorical, Float, Integer, Prior, Space
 #: Settings that make a model-based optimizer quick, its model being asked after few trials.
 QUICK: dict[str, dict[str, Any]] = {"bo": {"initial": 4, "restarts": 1, "raw_samples": 32, "mc_samples": 16}}
 
+#: Optimizers that need a library of their own, and its module.
+LIBRARIES = {"optuna": "optuna", "nevergrad": "nevergrad", "nomad": "PyNomad"}
+
+
+def needs_library(name: str) -> Any:
+    """A test parameter that is skipped where the optimizer's library is absent."""
+    absent = name in LIBRARIES and importlib.util.find_spec(LIBRARIES[name]) is None
+    return pytest.param(name, marks=pytest.mark.skipif(absent, reason=f"{LIBRARIES.get(name)} is not installed"))
+
+
+EVERY = [needs_library(name) for name in sorted(OPTIMIZERS)]
+
 DESIGNS = ["random", "lhs", "sobol", "grid"]
 SEEDLESS = {"soo", "bamsoo", "direct", "direct_l", "fda"}  # nothing is drawn at random
 
 
 class TestEveryOptimizer(OptimizerContract):
-    @pytest.fixture(params=sorted(OPTIMIZERS))
+    @pytest.fixture(params=EVERY)
     def make(self, request: pytest.FixtureRequest) -> Make:
         name = request.param
         return lambda space, seed=0: make_optimizer(name, space, seed, **QUICK.get(name, {}))
@@ -96,7 +109,7 @@ def test_designs_do_not_read_results(name: str) -> None:
     assert optimizer.ask(frame(REAL, rows), 3) == optimizer.ask(frame(REAL, other), 3)
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", EVERY)
 def test_the_seed_decides(name: str) -> None:
     first, same, other = (configurations(make_optimizer(name, REAL, seed).ask(pd.DataFrame(), 3)) for seed in (1, 1, 2))
     assert first == same
