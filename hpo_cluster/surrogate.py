@@ -33,7 +33,7 @@ import contextlib
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     import torch
 
 Outcome: TypeAlias = Literal["soft", "clip", "winsor", "raw"]
+
+#: Where the search for hyperparameters starts: multiples of the tops of the priors, of length-scales and of the noise.
+STARTS = ((1.0, 1.0), (0.4, 20.0), (4.0, 20.0), (0.4, 1.0), (4.0, 1.0))
 
 #: Least scale of the outcome `soft`, as a share of the spread of the targets: more than half of them may be the best.
 SOFT_FLOOR = 1e-3
@@ -317,28 +320,124 @@ def fit(features: Features, observations: Observations, outcome: Outcome, seed: 
         features: the columns.
         observations: at least two of different outcome.
         outcome: what the process sees of a value.
-        seed: for the restarts that follow a fit that did not converge.
+        seed: of torch's generator meanwhile.
 
     Raises:
-        SurrogateError: too few different values, or no fit converged.
+        SurrogateError: too few different values, or no fit is possible.
     """
     outcomes = observations.outcomes(outcome)
     if len(outcomes) < 2 or not np.ptp(outcomes) > 0:
         raise SurrogateError(f"{len(np.unique(outcomes))} distinct values observed, at least 2 are needed")
     import torch
     from botorch.exceptions.errors import BotorchError
-    from botorch.fit import fit_gpytorch_mll
     from botorch.models import SingleTaskGP
-    from gpytorch.mlls import ExactMarginalLogLikelihood
 
     with quiet_torch(seed):
         try:
-            x = torch.from_numpy(features.encode(observations.points))
-            model = SingleTaskGP(x, torch.from_numpy(outcomes).unsqueeze(-1))
-            fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+            columns = features.encode(observations.points)
+            model = SingleTaskGP(torch.from_numpy(columns), torch.from_numpy(outcomes).unsqueeze(-1))
+            kernel, noise = model.covar_module, model.likelihood.noise_covar
+            priors = [(float(p.loc), float(p.scale)) for p in (kernel.lengthscale_prior, noise.noise_prior)]
+            lowest = [float(c.lower_bound) for c in (kernel.raw_lengthscale_constraint, noise.raw_noise_constraint)]
+            scaled_outcomes = (outcomes - outcomes.mean()) / outcomes.std(ddof=1)
+            found = Posterior(columns, scaled_outcomes, *priors).mode(*lowest)
+            kernel.lengthscale = torch.from_numpy(found.length_scales)
+            model.likelihood.noise = torch.tensor([found.noise], dtype=torch.float64)
+            model.mean_module.initialize(constant=found.mean)
+            model.eval()
         except (BotorchError, RuntimeError, ValueError, ArithmeticError) as error:
             raise SurrogateError(f"the fit failed: {type(error).__name__}: {error}") from error
     return Surrogate(features, observations, outcomes, model)
+
+
+class Hyperparameters(NamedTuple):
+    """Length-scales (``c``), variance of the noise and constant mean, in units of standardised outcomes."""
+
+    length_scales: NDArray[np.float64]
+    noise: float
+    mean: float
+
+
+class Posterior:
+    """Density of the hyperparameters of a process with an RBF kernel, up to a constant, and where it is highest.
+
+    The same function as `botorch.fit.fit_gpytorch_mll` climbs, with the gradient written out: in a hundredth of the
+    time, which leaves some for several starts, for it has several tops. The mean is the one that is best given the
+    others. ``K`` is the kernel's matrix, ``A = K + noise I``, ``r = y - mean``, ``a = A^-1 r``, ``W = A^-1 - a a'``.
+
+    Reference: C. E. Rasmussen and C. K. I. Williams, "Gaussian Processes for Machine Learning", MIT Press 2006, eq. 5.8
+    and 5.9.
+
+    Args:
+        x: columns (``n x c``).
+        y: standardised outcomes (``n``).
+        length_prior: location and scale of the log-normal prior of each length-scale.
+        noise_prior: the same of the noise's variance.
+    """
+
+    def __init__(
+        self,
+        x: NDArray[np.float64],
+        y: NDArray[np.float64],
+        length_prior: tuple[float, float],
+        noise_prior: tuple[float, float],
+    ) -> None:
+        self.x, self.y = x - x.mean(axis=0), y
+        count = x.shape[1]
+        self.location = np.append(np.full(count, length_prior[0]), noise_prior[0])
+        self.scale = np.append(np.full(count, length_prior[1]), noise_prior[1])
+
+    def negative(self, logs: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        """Minus the log density at the logarithms of length-scales and noise (``c + 1``), and its gradient."""
+        from scipy.linalg import cho_solve
+
+        kernel, factor = self._matrices(logs)
+        if factor is None:
+            return 1e10, np.zeros_like(logs)
+        inverse = cho_solve((factor, True), np.eye(len(self.y)))
+        residual = self.y - self._mean(inverse)
+        a = inverse @ residual
+        value = 0.5 * residual @ a + np.log(np.diag(factor)).sum()
+        w = inverse - np.outer(a, a)
+        weights = w * kernel  # with D_j the squared differences of column j: sum(weights * D_j) / (2 l_j^2)
+        moments = weights.sum(axis=1) @ self.x**2 - ((weights @ self.x) * self.x).sum(axis=0)
+        gradient = np.append(moments * np.exp(-2 * logs[:-1]), 0.5 * np.trace(w) * np.exp(logs[-1]))
+        deviation = (logs - self.location) / self.scale
+        return float(value + 0.5 * deviation @ deviation + logs.sum()), gradient + deviation / self.scale + 1
+
+    def mode(self, least_length: float, least_noise: float) -> Hyperparameters:
+        """The highest top that L-BFGS-B finds from `STARTS`, within the lower bounds."""
+        from scipy.linalg import cho_solve
+        from scipy.optimize import minimize
+
+        least = np.append(np.full(self.x.shape[1], np.log(least_length)), np.log(least_noise))
+        prior = self.location - self.scale**2  # the priors' own tops
+        best = None
+        for length, noise in STARTS:
+            start = np.maximum(prior + np.log(np.append(np.full(len(prior) - 1, length), noise)), least)
+            found = minimize(self.negative, start, jac=True, method="L-BFGS-B", bounds=[(low, None) for low in least])
+            if best is None or found.fun < best.fun - 1e-9:
+                best = found
+        assert best is not None
+        _, lower = self._matrices(best.x)
+        if lower is None:
+            raise ValueError("no hyperparameters make the kernel's matrix positive definite")
+        mean = self._mean(cho_solve((lower, True), np.eye(len(self.y))))
+        return Hyperparameters(np.exp(best.x[:-1]), float(np.exp(best.x[-1])), mean)
+
+    def _mean(self, inverse: NDArray[np.float64]) -> float:
+        sums = inverse.sum(axis=1)
+        return float(sums @ self.y / sums.sum())
+
+    def _matrices(self, logs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """The kernel's matrix, and the Cholesky factor of it with the noise: None where it has none."""
+        z = self.x * np.exp(-logs[:-1])
+        squares = (z**2).sum(axis=1)
+        kernel = np.exp(-0.5 * np.maximum(squares[:, None] + squares - 2 * z @ z.T, 0.0))
+        try:
+            return kernel, np.linalg.cholesky(kernel + np.exp(logs[-1]) * np.eye(len(z)))
+        except np.linalg.LinAlgError:
+            return kernel, None
 
 
 def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft", seed: int = 0) -> int | None:
@@ -351,7 +450,7 @@ def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft", se
         history: as `hpo_cluster.optimizers.base.Optimizer.ask` takes it.
         space: the campaign's.
         outcome: what the process sees of a value.
-        seed: for restarts of the fit.
+        seed: of torch's generator meanwhile.
 
     Returns:
         A trial that completed, or None where there is none.

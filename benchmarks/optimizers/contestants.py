@@ -31,7 +31,7 @@ VARIANTS = (
     "optuna[sampler=cmaes]",
     "optuna[sampler=nsga2]",
     "nevergrad[algorithm=TwoPointsDE]",
-    "nevergrad[algorithm=PSO]",
+    "nevergrad[algorithm=OnePlusOne]",
 )
 
 #: Libraries whose versions belong to a run, by optimizer; those of ours always have numpy and scipy.

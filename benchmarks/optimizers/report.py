@@ -179,7 +179,7 @@ def is_peer(name: str) -> bool:
 
 def standing(results: Results, ours: str) -> Iterator[str]:
     """A row for each problem: the best rival, the paired test against it, and against random search."""
-    rows, counts = [], {"better": 0, "level": 0, "worse": 0}
+    rows, counts = [], {"better": 0, "level": 0, "worse": 0, "untested": 0}
     for problem in results.problems:
         mine = results.final(problem, ours)
         others = {name: results.final(problem, name) for name in results.optimizers if is_peer(name)}
@@ -196,7 +196,7 @@ def standing(results: Results, ours: str) -> Iterator[str]:
             [problem, medians[0], f"{label(rival)}: {medians[1]}", number(p), verdict, against, number(p_random)]
         )
     yield f"`{ours}` is better than the best of the peers on {counts['better']} problems, level on {counts['level']},"
-    yield f"worse on {counts['worse']}.\n"
+    yield f"worse on {counts['worse']}; on {counts['untested']} the common seeds are too few for a test (at least 6).\n"
     head = ["problem", ours, "best peer", "p", "against it", "against random", "p"]
     yield from table(head, rows)
 
@@ -239,7 +239,8 @@ def figure(results: Results, path: Path, against_time: bool) -> None:
                 x = np.linspace(0.8, end, 80)
                 values = np.array([results.at_time(problem, name, when) for when in x]).T
             else:
-                x, values = np.arange(1, results.budget + 1), np.array(list(runs.values()))
+                x = np.arange(1.0, results.budget + 1)
+                values = np.array(list(runs.values()))
             values = np.maximum(values, floor)
             low, median, high = np.nanquantile(values, [0.25, 0.5, 0.75], axis=0)
             (handles[label(name)],) = axis.plot(x, median, line, color=colour, linewidth=width)

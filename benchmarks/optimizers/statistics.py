@@ -79,13 +79,15 @@ def best_or_level(
 ) -> tuple[str, float, str]:
     """Where one stands against the best of the others by median: its name, p, and "better", "level" or "worse".
 
-    "level": within noise (p > `ALPHA`), or both medians at the floor.
+    "level": within noise (p > `ALPHA`), or both medians at the floor; "untested": too few common seeds to say.
     """
     medians = {name: float(np.median(list(values.values()))) for name, values in others.items() if values}
     rival = min(medians, key=lambda name: (max(medians[name], floor), name))
     mine = max(float(np.median(list(ours.values()))), floor)
     theirs = max(medians[rival], floor)
     p = wilcoxon(ours, others[rival], floor)
-    if mine == theirs or not p <= ALPHA:
+    if mine == theirs or p > ALPHA:
         return rival, p, "level"
+    if np.isnan(p):
+        return rival, p, "untested"
     return rival, p, "better" if mine < theirs else "worse"

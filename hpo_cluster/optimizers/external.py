@@ -20,9 +20,10 @@ Mathematical Software 48(3), 2022.
 
 Symbols: none; each library's own documentation has its algorithms.
 
-Deviations from the papers: a configuration that is taken is asked for again `ATTEMPTS` times, then a free one is drawn
-at random; Optuna's samplers get a seed of their own for each trial; NOMAD is run anew for each proposal, its blackbox
-answering from the history until it wants a point that is not there.
+Deviations from the papers: in the place of a configuration that is taken, or that the constraints do not allow, the
+library is asked again, `ATTEMPTS` times, then a free one is drawn at random; inactive parameters stand in the middle of
+their axes; of priors the libraries know nothing; Optuna's samplers get a seed of their own for each trial; NOMAD is run
+anew for each proposal, its blackbox answering from the history until it wants a point that is not there.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class NevergradSettings(OptimizerSettings):
     """Settings of Nevergrad."""
 
     algorithm: str = Field(
-        default="TwoPointsDE", description="a name of Nevergrad's registry: TwoPointsDE, DE, PSO, CMA, OnePlusOne…"
+        default="CMA", description="a name of Nevergrad's registry: CMA, OnePlusOne, TwoPointsDE, PSO…"
     )
     budget: int | None = Field(
         default=None,
@@ -209,7 +210,8 @@ class _External:
                 except StopIteration:  # it has converged
                     break
                 configuration = self.space.decode(point)
-                if key_of(self.space, self.space.encode(configuration)) not in taken:
+                new = key_of(self.space, self.space.encode(configuration)) not in taken
+                if new and self.space.allows(configuration):
                     return point, {"redrawn": attempt} if attempt else {}
         free = free_point(self.space, taken, rng)
         return None if free is None else (free, {"fallback": "random"})
@@ -379,12 +381,17 @@ class Nevergrad(_External):
 
             known = sorted(nevergrad.optimizers.registry)
         if settings.algorithm not in known:
-            close = difflib.get_close_matches(settings.algorithm, known, 3) or ["TwoPointsDE", "PSO", "CMA"]
+            close = difflib.get_close_matches(settings.algorithm, known, 3) or [
+                "CMA",
+                "OnePlusOne",
+                "TwoPointsDE",
+                "PSO",
+            ]
             fault = f"optimizer.algorithm: {settings.algorithm!r} is no name of Nevergrad's {len(known)} algorithms"
             raise ConfigError([f"{fault}; some are: {', '.join(close)}"])
         if nevergrad.optimizers.registry[settings.algorithm].no_parallelization:
             fault = f"optimizer.algorithm: {settings.algorithm} cannot have several trials in flight, nor lose one"
-            raise ConfigError([f"{fault}; TwoPointsDE, PSO and CMA can"])
+            raise ConfigError([f"{fault}; CMA, TwoPointsDE and PSO can"])
 
     def library(self) -> Library:
         """An optimizer that knows nothing yet."""
@@ -475,7 +482,10 @@ class _Search:
             if wanted:
                 return 1  # until its calls are used up: an evaluation that fails can keep it from ending
             point = np.clip([self._coordinate(i, x.get_coord(i)) for i in range(x.size())], 0.0, 1.0)
-            target = self.values.get(key_of(self.space, self.space.encode(self.space.decode(point))), None)
+            configuration = self.space.decode(point)
+            if not self.space.allows(configuration):
+                return 1
+            target = self.values.get(key_of(self.space, self.space.encode(configuration)))
             if target is None:
                 wanted.append(point)
             elif not math.isnan(target):
@@ -486,7 +496,7 @@ class _Search:
         high = [float(self._last(i)) if self._indexed(i) else 1.0 for i in range(self.space.dim)]
         calls = len(self.values) + 1
         seed = derive_seed(self.seed, "nomad") % SEEDS
-        for _ in range(4):  # values that round to one configuration are asked for more than once
+        for _ in range(4):  # values that round to one configuration, and what is not allowed, take calls too
             PyNomad.setSeed(seed + 1)  # SEED does nothing where it is what the process had before
             PyNomad.optimize(
                 blackbox,

@@ -183,7 +183,7 @@ def test_values_without_targets_are_refused() -> None:
 # ------------------------------------------------------------------------- starting points, priors, what is allowed
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("base", sorted(SPACES))
 def test_starting_points_come_first_whatever_the_optimizer(name: str, base: str) -> None:
     space = SPACES[base]

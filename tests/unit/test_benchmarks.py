@@ -117,6 +117,7 @@ def test_standing_against_the_best_rival() -> None:
     assert st.best_or_level(ours, {"bad": bad}, 0.0)[::2] == ("bad", "better")
     assert st.best_or_level(ours, {"mixed": mixed, "bad": bad}, 0.0)[::2] == ("mixed", "level")
     assert st.best_or_level(ours, {"good": good}, floor=9.0)[2] == "level"
+    assert st.best_or_level(ours, {"good": {0: 0.1, 1: 0.1}}, 0.0)[2] == "untested"
 
 
 def test_every_optimizer_of_the_registry_takes_part() -> None:

