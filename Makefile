@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2
+BENCH ?= quick
 
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-cluster soak lint types check bundle check-bundle reference clean
+.PHONY: help run test test-cluster soak lint types check bundle check-bundle bench-optimizers reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,6 +54,14 @@ bundle: $(VENV)/installed  ## build the bundled model, data and tasks again
 
 check-bundle: $(VENV)/installed  ## show that the bundled objective is meaningful (docs/objective/village.md)
 	$(BIN)/python tools/check_bundle.py
+
+$(VENV)/installed-peers: $(VENV)/installed
+	$(PIP) --constraint constraints-peers.txt --editable '.[peers]'
+	@touch $@
+
+bench-optimizers: $(VENV)/installed-peers  ## our optimizers and those of other libraries; BENCH=full: hours instead of minutes
+	$(BIN)/python -m benchmarks.optimizers.run $(BENCH)
+	$(BIN)/python -m benchmarks.optimizers.report
 
 reference: $(VENV)/installed-dev  ## write docs/reference/configuration.md again
 	$(BIN)/python tools/make_reference.py

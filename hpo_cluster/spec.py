@@ -65,7 +65,8 @@ def decided(name: str, settings: Mapping[str, Any], budget: int, recorded: Mappi
         budget: of this start: the size of a new campaign's design, where that is open.
         recorded: identity of the campaign, which has decided them already; None where the campaign is new.
     """
-    choices: dict[str, Any] = {"points": budget} if recorded is None else dict(recorded.get("optimizer") or {})
+    new = {"points": budget, "budget": budget}
+    choices: dict[str, Any] = new if recorded is None else dict(recorded.get("optimizer") or {})
     if recorded is not None and choices.pop("name", None) != name:
         return dict(settings)
     return {key: choices.get(key) if value is None else value for key, value in settings.items()}

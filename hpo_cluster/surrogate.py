@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from hpo_cluster.hyperparameters import Hyperparameters, Posterior
 from hpo_cluster.optimizers.rows import Row, Rows
 from hpo_cluster.space import Categorical, Space
 
@@ -285,21 +286,6 @@ def thinned(observations: Observations, count: int) -> Observations:
 
 
 @dataclass(frozen=True)
-class Hyperparameters:
-    """Of a process on standardised outcomes.
-
-    Args:
-        length_scales: of each column (``c``).
-        noise: variance.
-        mean: the constant.
-    """
-
-    length_scales: tuple[float, ...]
-    noise: float
-    mean: float
-
-
-@dataclass(frozen=True)
 class Surrogate:
     """A fitted model.
 
@@ -411,25 +397,31 @@ def fit(features: Features, observations: Observations, outcome: Outcome, seed: 
         features: the columns.
         observations: at least two of different outcome.
         outcome: what the process sees of a value.
-        seed: for the restarts that follow a fit that did not converge.
+        seed: of torch's generator meanwhile.
 
     Raises:
-        SurrogateError: too few different values, or no fit converged.
+        SurrogateError: too few different values, or no fit is possible.
     """
     outcomes = observations.outcomes(outcome)
     if len(outcomes) < 2 or not np.ptp(outcomes) > 0:
         raise SurrogateError(f"{len(np.unique(outcomes))} distinct values observed, at least 2 are needed")
     import torch
     from botorch.exceptions.errors import BotorchError
-    from botorch.fit import fit_gpytorch_mll
     from botorch.models import SingleTaskGP
-    from gpytorch.mlls import ExactMarginalLogLikelihood
 
     with quiet_torch(seed):
         try:
-            x = torch.from_numpy(features.encode(observations.points))
-            model = SingleTaskGP(x, torch.from_numpy(outcomes).unsqueeze(-1))
-            fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+            columns = features.encode(observations.points)
+            model = SingleTaskGP(torch.from_numpy(columns), torch.from_numpy(outcomes).unsqueeze(-1))
+            kernel, noise = model.covar_module, model.likelihood.noise_covar
+            priors = [(float(p.loc), float(p.scale)) for p in (kernel.lengthscale_prior, noise.noise_prior)]
+            lowest = [float(c.lower_bound) for c in (kernel.raw_lengthscale_constraint, noise.raw_noise_constraint)]
+            scaled_outcomes = (outcomes - outcomes.mean()) / outcomes.std(ddof=1)
+            found = Posterior(columns, scaled_outcomes, *priors).mode(*lowest)
+            kernel.lengthscale = torch.tensor(found.length_scales, dtype=torch.float64)
+            model.likelihood.noise = torch.tensor([found.noise], dtype=torch.float64)
+            model.mean_module.initialize(constant=found.mean)
+            model.eval()
         except (BotorchError, RuntimeError, ValueError, ArithmeticError) as error:
             raise SurrogateError(f"the fit failed: {type(error).__name__}: {error}") from error
     return Surrogate(features, observations, outcomes, model)
@@ -511,7 +503,7 @@ def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft", se
         history: as `hpo_cluster.optimizers.base.Optimizer.ask` takes it.
         space: the campaign's.
         outcome: what the process sees of a value.
-        seed: for restarts of the fit.
+        seed: of torch's generator meanwhile.
 
     Returns:
         A trial that completed, or None where there is none.

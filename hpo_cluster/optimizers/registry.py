@@ -16,6 +16,14 @@ from hpo_cluster.optimizers.bamsoo import BaMSOO, BaMSOOSettings
 from hpo_cluster.optimizers.base import Optimizer, OptimizerSettings
 from hpo_cluster.optimizers.bo import BO, BOSettings
 from hpo_cluster.optimizers.direct import Direct, DirectL, DirectSettings
+from hpo_cluster.optimizers.external import (
+    Nevergrad,
+    NevergradSettings,
+    Nomad,
+    NomadSettings,
+    Optuna,
+    OptunaSettings,
+)
 from hpo_cluster.optimizers.fda import FDA, FDASettings
 from hpo_cluster.optimizers.grid import Grid, GridSettings
 from hpo_cluster.optimizers.lhs import LatinHypercube, LHSSettings
@@ -48,6 +56,9 @@ OPTIMIZERS: Mapping[str, Entry] = {
     "fda": Entry(FDASettings, FDA),
     "turbo": Entry(TurboSettings, Turbo),
     "mosaic": Entry(MosaicSettings, Mosaic),
+    "optuna": Entry(OptunaSettings, Optuna),
+    "nevergrad": Entry(NevergradSettings, Nevergrad),
+    "nomad": Entry(NomadSettings, Nomad),
 }
 
 

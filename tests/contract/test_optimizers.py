@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from typing import Any
@@ -32,12 +33,24 @@ QUICK: dict[str, dict[str, Any]] = {
     "mosaic": {"initial": 4},
 }
 
+#: Optimizers that need a library of their own, and its module.
+LIBRARIES = {"optuna": "optuna", "nevergrad": "nevergrad", "nomad": "PyNomad"}
+
+
+def needs_library(name: str) -> Any:
+    """A test parameter that is skipped where the optimizer's library is absent."""
+    absent = name in LIBRARIES and importlib.util.find_spec(LIBRARIES[name]) is None
+    return pytest.param(name, marks=pytest.mark.skipif(absent, reason=f"{LIBRARIES.get(name)} is not installed"))
+
+
+EVERY = [needs_library(name) for name in sorted(OPTIMIZERS)]
+
 DESIGNS = ["random", "lhs", "sobol", "grid"]
 SEEDLESS = {"soo", "bamsoo", "direct", "direct_l", "fda"}  # nothing is drawn at random
 
 
 class TestEveryOptimizer(OptimizerContract):
-    @pytest.fixture(params=sorted(OPTIMIZERS))
+    @pytest.fixture(params=EVERY)
     def make(self, request: pytest.FixtureRequest) -> Make:
         name = request.param
         return lambda space, seed=0: make_optimizer(name, space, seed, **QUICK.get(name, {}))
@@ -106,7 +119,7 @@ def test_designs_do_not_read_results(name: str) -> None:
     assert optimizer.ask(frame(REAL, rows), 3) == optimizer.ask(frame(REAL, other), 3)
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", EVERY)
 def test_the_seed_decides(name: str) -> None:
     first, same, other = (configurations(make_optimizer(name, REAL, seed).ask(pd.DataFrame(), 3)) for seed in (1, 1, 2))
     assert first == same
@@ -180,7 +193,7 @@ def test_values_without_targets_are_refused() -> None:
 # ------------------------------------------------------------------------- starting points, priors, what is allowed
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("base", sorted(SPACES))
 def test_starting_points_come_first_whatever_the_optimizer(name: str, base: str) -> None:
     space = SPACES[base]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hpo_cluster.hyperparameters import Posterior
 from hpo_cluster.optimizers.rows import Rows
 from hpo_cluster.space import Categorical, Float, Integer, Space
 from hpo_cluster.surrogate import (
@@ -247,3 +248,39 @@ def test_recommends_among_what_was_evaluated() -> None:
     assert recommend(history([(0.5, "running", math.nan)]), LINE) is None
     assert recommend(history([(0.5, "diverged", math.nan), (0.2, "completed", 1.0)]), LINE) == 1
     assert recommend(history([(0.5, "completed", 1.0), (0.2, "completed", 1.0)]), LINE) == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_fit_is_at_least_as_good_as_botorchs(seed: int) -> None:
+    """By the density that both climb; BoTorch's own fit starts once."""
+    import torch
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.models import SingleTaskGP
+    from gpytorch.mlls import ExactMarginalLogLikelihood
+
+    rng = np.random.default_rng(seed)
+    space = Space({f"x{i}": Float(0.0, 1.0) for i in range(4)})
+    points = rng.random((25, 4))
+    targets = np.sin(6 * points[:, 0]) + points[:, 1] ** 2 - 3.0 * (points[:, 2] > 0.7)
+    observations = Observations(np.arange(25), points, targets, np.ones(25, dtype=bool))
+    ours = fit(Features(space), observations, "raw", seed).model
+    theirs = SingleTaskGP(torch.from_numpy(points), torch.from_numpy(targets).unsqueeze(-1))
+    fit_gpytorch_mll(ExactMarginalLogLikelihood(theirs.likelihood, theirs))
+
+    def density(model: SingleTaskGP) -> float:
+        model.train()
+        mll = ExactMarginalLogLikelihood(model.likelihood, model)
+        return 25 * float(mll(model(*model.train_inputs), model.train_targets).detach())
+
+    assert density(ours) >= density(theirs) - 1e-3
+
+
+def test_the_gradient_of_the_density_is_right() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.random((15, 3)), rng.standard_normal(15)
+    posterior = Posterior(x, y, (2.0, 1.7), (-4.0, 1.0))
+    at = np.array([-0.5, 0.3, 1.0, -3.0])
+    _, gradient = posterior.negative(at)
+    steps = 1e-6 * np.eye(4)
+    numeric = [(posterior.negative(at + s)[0] - posterior.negative(at - s)[0]) / 2e-6 for s in steps]
+    assert gradient == pytest.approx(numeric, rel=1e-5)

@@ -1,0 +1,171 @@
+"""Who takes part: every optimizer of the registry with its defaults, variants of some, and other libraries.
+
+A contestant's name is ``optimizer`` or ``optimizer[setting=value,...]`` for ours, and ``peer:NAME`` for the libraries
+driven by their own interface. What is not installed is left out with a message.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import hpo_cluster
+from benchmarks.optimizers.peers import PEERS
+from benchmarks.optimizers.simulate import Contestant
+from hpo_cluster.history import HISTORY_COLUMNS
+from hpo_cluster.optimizers.registry import OPTIMIZERS, make_optimizer
+from hpo_cluster.space import Configuration, Space
+
+#: Settings of ours that take part beside the defaults.
+VARIANTS = (
+    "bo[outcome=raw]",
+    "bo[outcome=clip]",
+    "bo[outcome=winsor]",
+    "optuna[sampler=gp]",
+    "optuna[sampler=cmaes]",
+    "optuna[sampler=nsga2]",
+    "nevergrad[algorithm=TwoPointsDE]",
+    "nevergrad[algorithm=OnePlusOne]",
+)
+
+#: Libraries whose versions belong to a run, by optimizer; those of ours always have numpy and scipy.
+LIBRARIES = {
+    "bo": ("torch", "botorch", "gpytorch"),
+    "optuna": ("optuna", "torch"),
+    "nevergrad": ("nevergrad",),
+    "nomad": ("PyNomadBBO",),
+}
+#: Those of the registry that are other libraries: they count among the peers.
+MODULES = {"optuna": "optuna", "nevergrad": "nevergrad", "nomad": "PyNomad"}
+
+
+class Ours:
+    """An optimizer of the registry, asked with a history as a campaign makes it.
+
+    Args:
+        name: a contestant's name, without ``peer:``.
+        space: of the problem.
+        budget: number of trials to come, which designs and some libraries plan for.
+        workers: trials at once, which some libraries plan for.
+        seed: of the campaign.
+    """
+
+    def __init__(self, name: str, space: Space, budget: int, workers: int, seed: int) -> None:
+        key, settings = parse(name)
+        fields = OPTIMIZERS[key].settings.model_fields
+        open_settings = {"points": budget, "budget": budget, "workers": max(workers, 2)}
+        settings = {k: v for k, v in open_settings.items() if k in fields} | settings
+        self.space = space
+        self.optimizer = make_optimizer(key, space, seed, **settings)
+        self.rows: list[dict[str, Any]] = []
+        self.of_trial: dict[int, dict[str, Any]] = {}
+        self.events = 0
+
+    def ask(self, trial: int) -> Configuration | None:
+        """The proposal of the optimizer; rows that need no evaluation go into the history."""
+        ask = self.optimizer.ask(self._history(), 1)
+        self.events += 1
+        for settled in ask.settled:
+            self._row(settled.parameters, str(settled.origin), "completed", settled.value, self.events)
+        if not ask.proposals:
+            return None
+        configuration = dict(ask.proposals[0].parameters)
+        self.of_trial[trial] = self._row(configuration, "evaluated", "running", None, math.nan)
+        return configuration
+
+    def tell(self, trial: int, target: float) -> None:
+        """The row of the trial is completed."""
+        self.events += 1
+        self.of_trial[trial] |= {"state": "completed", "value": target, "target": target, "ended_seq": self.events}
+
+    def _row(
+        self, configuration: Configuration, origin: str, state: str, value: float | None, ended: float
+    ) -> dict[str, Any]:
+        number = math.nan if value is None else value
+        row = {"trial": len(self.rows), "state": state, "origin": origin, "value": number, "target": number}
+        self.rows.append(row | configuration | {"asked_seq": self.events, "ended_seq": ended})
+        return self.rows[-1]
+
+    def _history(self) -> Any:
+        import pandas as pd
+
+        return pd.DataFrame(self.rows, columns=[*HISTORY_COLUMNS, *self.space.names, "asked_seq", "ended_seq"])
+
+
+def parse(name: str) -> tuple[str, dict[str, Any]]:
+    """Optimizer and settings of ``optimizer[setting=value,...]``."""
+    match = re.fullmatch(r"(\w+)(?:\[(.*)\])?", name)
+    if not match:
+        raise ValueError(f"{name!r} is no contestant's name; it is optimizer[setting=value,...] or peer:NAME")
+    pairs = [pair.split("=", 1) for pair in (match[2] or "").split(",") if pair]
+    return match[1], {key: _literal(value) for key, value in pairs}
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval({"true": "True", "false": "False", "null": "None"}.get(text, text))
+    except (ValueError, SyntaxError):
+        return text
+
+
+def names() -> list[str]:
+    """Every contestant's name: the registry's first, whatever it holds, then variants, then other libraries."""
+    return [*OPTIMIZERS, *(v for v in VARIANTS if parse(v)[0] in OPTIMIZERS), *(f"peer:{peer}" for peer in PEERS)]
+
+
+def missing(name: str) -> str:
+    """Why a contestant cannot take part here; empty where it can."""
+    if name.startswith("peer:"):
+        peer = PEERS.get(name.removeprefix("peer:"))
+        if peer is None:
+            return f"{name}: is unknown; there are {', '.join(PEERS)}"
+        module = peer.module
+    else:
+        key = parse(name)[0]
+        if key not in OPTIMIZERS:
+            return f"{name}: is unknown; there are {', '.join(OPTIMIZERS)}"
+        module = MODULES.get(key, "hpo_cluster")
+    absent = importlib.util.find_spec(module) is None
+    return f"{name}: left out, {module} is not installed (pip install '.[peers]')" if absent else ""
+
+
+def make(name: str, space: Space, budget: int, workers: int, seed: int) -> Contestant:
+    """The contestant of that name."""
+    if name.startswith("peer:"):
+        contestant: Contestant = PEERS[name.removeprefix("peer:")].make(space, budget, workers, seed)
+        return contestant
+    return Ours(name, space, budget, workers, seed)
+
+
+def versions(name: str) -> dict[str, str]:
+    """What the result of a run depends on beside its arguments: versions of libraries, and of our own modules."""
+    if name.startswith("peer:"):
+        libraries: tuple[str, ...] = PEERS[name.removeprefix("peer:")].libraries
+        return {library: importlib.metadata.version(library) for library in libraries}
+    key = parse(name)[0]
+    libraries = ("numpy", "scipy", *LIBRARIES.get(key, ()))
+    return {library: importlib.metadata.version(library) for library in libraries} | {"code": _code(key)}
+
+
+def _code(key: str) -> str:
+    """A digest of the optimizer's module and of the modules of `hpo_cluster` that it imports."""
+    package = Path(hpo_cluster.__file__).parent
+    found: dict[str, str] = {}
+    queue = [OPTIMIZERS[key].optimizer.__module__]
+    while queue:
+        module = queue.pop()
+        path = package.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        if module in found or not path.is_file():
+            continue
+        found[module] = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(found[module])):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hpo_cluster."):
+                queue.append(str(node.module))
+    text = "\0".join(found[module] for module in sorted(found))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

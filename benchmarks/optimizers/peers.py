@@ -1,0 +1,251 @@
+"""Other libraries, each through its own interface, with the parameters' own kinds where it has them.
+
+NOMAD has no interface that can be asked; it takes part as the registry's `nomad`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.optimizers.simulate import Contestant
+from hpo_cluster.space import Categorical, Configuration, Integer, Space
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A library.
+
+    Args:
+        make: of (space, budget, workers, seed).
+        module: what must be importable.
+        libraries: distributions whose versions belong to a run.
+        slow: whether a suggestion takes a tenth of a second or more.
+    """
+
+    make: Callable[[Space, int, int, int], Contestant]
+    module: str
+    libraries: tuple[str, ...]
+    slow: bool = False
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class OptunaPeer:
+    """Optuna with a sampler."""
+
+    def __init__(self, space: Space, seed: int, sampler: str) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        with _quiet():
+            samplers = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}
+            self.study = optuna.create_study(
+                direction="maximize", sampler=samplers[sampler](seed=seed, n_startup_trials=10)
+            )
+        self.space, self.trials = space, dict[int, Any]()
+
+    def ask(self, trial: int) -> Configuration | None:
+        """A new trial, all its parameters suggested."""
+        with _quiet():
+            self.trials[trial] = asked = self.study.ask()
+            out: Configuration = {}
+            for name, p in self.space:
+                if isinstance(p, Categorical):
+                    out[name] = asked.suggest_categorical(name, p.choices)
+                elif isinstance(p, Integer):
+                    out[name] = asked.suggest_int(name, p.low, p.high, log=p.log)
+                else:
+                    out[name] = asked.suggest_float(name, p.low, p.high, log=p.log)
+            return out
+
+    def tell(self, trial: int, target: float) -> None:
+        """Tell it."""
+        with _quiet():
+            self.study.tell(self.trials.pop(trial), target)
+
+
+class AxPeer:
+    """Ax's client: its default generation strategy."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        from ax.api.client import Client
+        from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
+
+        logging.disable(logging.WARNING)  # it sets the levels of its loggers again and again
+        parameters: list[Any] = []
+        for name, p in space:
+            if isinstance(p, Categorical):
+                kind = "str" if isinstance(p.choices[0], str) else "float"
+                parameters.append(ChoiceParameterConfig(name=name, values=list(p.choices), parameter_type=kind))
+                continue
+            kind = "int" if isinstance(p, Integer) else "float"
+            scaling = "log" if p.log else "linear"
+            parameters.append(
+                RangeParameterConfig(name=name, bounds=(p.low, p.high), parameter_type=kind, scaling=scaling)
+            )
+        with _quiet():
+            self.client = Client(random_seed=seed)
+            self.client.configure_experiment(parameters=parameters)
+            self.client.configure_optimization(objective="target")
+            self.client.configure_generation_strategy(
+                initialization_budget=10, initialization_random_seed=seed, simplify_parameter_changes=False
+            )
+        self.indices: dict[int, int] = {}
+
+    def ask(self, trial: int) -> Configuration | None:
+        """One trial."""
+        with _quiet():
+            trials = self.client.get_next_trials(max_trials=1)
+        if not trials:
+            return None
+        ((index, configuration),) = trials.items()
+        self.indices[trial] = index
+        return dict(configuration)
+
+    def tell(self, trial: int, target: float) -> None:
+        """Complete it."""
+        with _quiet():
+            self.client.complete_trial(self.indices.pop(trial), raw_data={"target": target})
+
+
+class SmacPeer:
+    """SMAC's facade for hyperparameters: random forest and log expected improvement."""
+
+    def __init__(self, space: Space, budget: int, workers: int, seed: int) -> None:
+        import tempfile
+        from pathlib import Path
+
+        import ConfigSpace
+        from smac import HyperparameterOptimizationFacade, Scenario
+
+        logging.getLogger("smac").setLevel(logging.ERROR)
+        config_space = ConfigSpace.ConfigurationSpace(seed=seed)
+        for name, p in space:
+            if isinstance(p, Categorical):
+                config_space.add(ConfigSpace.Categorical(name, list(p.choices), ordered=p.ordered))
+            elif isinstance(p, Integer):
+                config_space.add(ConfigSpace.Integer(name, (p.low, p.high), log=p.log))
+            else:
+                config_space.add(ConfigSpace.Float(name, (p.low, p.high), log=p.log))
+        self.space, self.trials = space, dict[int, Any]()
+        with _quiet():
+            scenario = Scenario(
+                config_space,
+                deterministic=True,
+                n_trials=budget + workers,
+                seed=seed,
+                output_directory=Path(tempfile.mkdtemp(prefix="smac-")),
+            )
+            design = HyperparameterOptimizationFacade.get_initial_design(scenario, n_configs=10)
+            self.smac = HyperparameterOptimizationFacade(
+                scenario, lambda config, seed=0: 0.0, initial_design=design, overwrite=True, logging_level=False
+            )
+
+    def ask(self, trial: int) -> Configuration | None:
+        """One configuration."""
+        with _quiet():
+            self.trials[trial] = info = self.smac.ask()
+        return {name: _plain(info.config[name], p) for name, p in self.space}
+
+    def tell(self, trial: int, target: float) -> None:
+        """The cost is what is lost."""
+        from smac.runhistory.dataclasses import TrialValue
+
+        with _quiet():
+            self.smac.tell(self.trials.pop(trial), TrialValue(cost=-target))
+
+
+class NevergradPeer:
+    """Nevergrad with parameters of its own kinds."""
+
+    def __init__(self, space: Space, budget: int, workers: int, seed: int, algorithm: str) -> None:
+        import nevergrad
+
+        kinds: dict[str, Any] = {}
+        for name, p in space:
+            if isinstance(p, Categorical):
+                kinds[name] = nevergrad.p.Choice(list(p.choices))
+            elif p.log:
+                kinds[name] = nevergrad.p.Log(lower=p.low, upper=p.high)
+            else:
+                kinds[name] = nevergrad.p.Scalar(lower=p.low, upper=p.high)
+            if isinstance(p, Integer):
+                kinds[name].set_integer_casting()
+        parametrization = nevergrad.p.Dict(**kinds)
+        parametrization.random_state = np.random.RandomState(seed)
+        with _quiet():
+            make = nevergrad.optimizers.registry[algorithm]
+            self.optimizer = make(parametrization=parametrization, budget=budget, num_workers=workers)
+        self.space, self.candidates = space, dict[int, Any]()
+
+    def ask(self, trial: int) -> Configuration | None:
+        """One candidate."""
+        with _quiet():
+            self.candidates[trial] = candidate = self.optimizer.ask()
+        return {name: _plain(candidate.value[name], p) for name, p in self.space}
+
+    def tell(self, trial: int, target: float) -> None:
+        """The loss is the negative target."""
+        with _quiet():
+            self.optimizer.tell(self.candidates.pop(trial), -target)
+
+
+class CmaPeer:
+    """CMA-ES (pycma) on the unit cube, from its middle with step 0.25; a generation's answers are told together."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        import cma
+
+        options = {"bounds": [0, 1], "seed": seed + 1, "verbose": -9}
+        with _quiet():
+            self.strategy = cma.CMAEvolutionStrategy([0.5] * space.dim, 0.25, options)
+        self.space, self.asked, self.told = space, dict[int, Any](), list[tuple[Any, float]]()
+
+    def ask(self, trial: int) -> Configuration | None:
+        """One sample."""
+        with _quiet():
+            self.asked[trial] = self.strategy.ask(1)[0]
+        return self.space.decode(np.asarray(self.asked[trial]))
+
+    def tell(self, trial: int, target: float) -> None:
+        """Once the generation is complete."""
+        self.told.append((self.asked.pop(trial), -target))
+        if len(self.told) == self.strategy.popsize:
+            with _quiet():
+                self.strategy.tell(*map(list, zip(*self.told, strict=True)))
+            self.told = []
+
+
+def _plain(value: Any, parameter: Any) -> Any:
+    """A library's scalar as Python's own, inside the range up to rounding."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(parameter, Categorical):
+        return value
+    value = min(max(value, parameter.low), parameter.high)
+    return int(value) if isinstance(parameter, Integer) else float(value)
+
+
+PEERS: dict[str, Peer] = {
+    "optuna-tpe": Peer(lambda s, b, w, seed: OptunaPeer(s, seed, "tpe"), "optuna", ("optuna",)),
+    "optuna-gp": Peer(lambda s, b, w, seed: OptunaPeer(s, seed, "gp"), "optuna", ("optuna", "torch"), slow=True),
+    "ax": Peer(lambda s, b, w, seed: AxPeer(s, seed), "ax", ("ax-platform", "botorch", "torch"), slow=True),
+    "smac": Peer(SmacPeer, "smac", ("smac", "ConfigSpace", "scikit-learn"), slow=True),
+    "nevergrad-ngopt": Peer(lambda s, b, w, seed: NevergradPeer(s, b, w, seed, "NGOpt"), "nevergrad", ("nevergrad",)),
+    "nevergrad-de": Peer(
+        lambda s, b, w, seed: NevergradPeer(s, b, w, seed, "TwoPointsDE"), "nevergrad", ("nevergrad",)
+    ),
+    "cma": Peer(lambda s, b, w, seed: CmaPeer(s, seed), "cma", ("cma",)),
+}
