@@ -62,6 +62,9 @@ ATTEMPTS = 12
 #: What NOMAD is told of a point without a value: worse than any.
 UNKNOWN = b"1e20"
 
+#: Finite spaces up to this size are drawn from at random: NOMAD goes round in them and does not end.
+SMALL = 200
+
 #: NOMAD's generator takes as many steps as its seed says before it begins: seeds are kept small.
 SEEDS = 10_000
 
@@ -473,7 +476,7 @@ class _Search:
         """The first point that NOMAD wants to know and that is not known."""
         import PyNomad
 
-        if attempt:
+        if attempt or self.space.size <= SMALL:
             raise StopIteration  # it gives a point that is free, or none
         wanted: list[Point] = []
 
@@ -507,6 +510,7 @@ class _Search:
                     "BB_OUTPUT_TYPE OBJ",
                     f"BB_INPUT_TYPE ({' '.join(kinds)})",
                     f"MAX_BB_EVAL {calls}",
+                    f"MAX_EVAL {10 * calls + 200}",  # with those from its cache, of which there is no end otherwise
                     f"LH_SEARCH {self.settings.initial} 0",
                     f"SEED {seed}",
                     "DISPLAY_DEGREE 0",
