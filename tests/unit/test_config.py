@@ -213,7 +213,8 @@ def test_all_faults_are_named_at_once() -> None:
         "workers=0: must be at least 1",
         "budget='many': must be an integer",
         "optimizer=boo: is no option of optimizer; did you mean bo? "
-        "accepted: bamsoo, bo, direct, direct_l, fda, grid, lhs, random, sobol, soo",
+        "accepted: bamsoo, bo, direct, direct_l, fda, grid, lhs, mosaic, nevergrad, nomad, optuna, random, sobol, soo, "
+        "turbo",
         "space.lerning_rate.high: is no key; did you mean space.learning_rate.high?",
         "space.learning_rate: empty range: low 1 must be below high 0.1",
         "campaign='../elsewhere': is no name for a folder; accepted: letters",
