@@ -36,7 +36,8 @@ JITTER = 1e-8
 
 def matern(a: Array, b: Array, scales: Array) -> Array:
     """Matérn 5/2 correlations (``n x m``) of inputs (``n x c`` and ``m x c``)."""
-    u, v = a / scales, b / scales
+    middle = a.mean(axis=0)  # inputs in units of a tiny region are large numbers that differ by little
+    u, v = (a - middle) / scales, (b - middle) / scales
     square = (u * u).sum(axis=1)[:, None] + (v * v).sum(axis=1)[None, :] - 2.0 * (u @ v.T)
     r = np.sqrt(5.0 * np.maximum(square, 0.0))
     return np.asarray((1.0 + r + r * r / 3.0) * np.exp(-r), dtype=np.float64)
@@ -86,11 +87,9 @@ class Process:
         cls, inputs: Array, y: Array, scales: Array, noise: float, location: float, spread: float
     ) -> Process:
         """The process of standardised outcomes with hyper-parameters as they are."""
-        from scipy.linalg import cho_solve, cholesky
+        from scipy.linalg import cho_solve
 
-        gram = matern(inputs, inputs, scales)
-        gram[np.diag_indices_from(gram)] += noise + JITTER
-        factor = cholesky(gram, lower=True, check_finite=False)
+        factor = _root(matern(inputs, inputs, scales) + noise * np.eye(len(y)))
         solved = cho_solve((factor, True), np.column_stack([np.ones(len(y)), y]), check_finite=False)
         mean = float(solved[:, 1].sum() / solved[:, 0].sum())
         weights = solved[:, 1] - mean * solved[:, 0]

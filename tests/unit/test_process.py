@@ -100,3 +100,13 @@ def test_pending_points_leave_nothing_to_gain_where_they_are() -> None:
     beside = NoisyImprovement(process, best, 64, 0)(np.concatenate([best, at]))
     assert beside[0] < alone.max() - 2
     assert beside.max() > beside[0]
+
+
+def test_inputs_far_from_the_origin_are_as_good_as_near_ones() -> None:
+    """As they are in units of a tiny cell; with points that nearly coincide, and many believed between them."""
+    x = np.random.default_rng(7).random((60, 3))
+    x[30:] = x[:30] + 1e-7
+    near, far = Process.fitted(x, waves(x)), Process.fitted(x + 1e6, waves(x))
+    at = np.random.default_rng(8).random((90, 3))
+    assert far.posterior(at + 1e6)[0] == pytest.approx(near.posterior(at)[0], abs=0.02)
+    assert np.isfinite(far.believing(at + 1e6).posterior(at + 1e6)[0]).all()
