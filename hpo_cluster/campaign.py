@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import logging
 import os
 import re
@@ -32,11 +33,13 @@ from typing import TYPE_CHECKING, Any, Self
 from hpo_cluster import code as code_copy
 from hpo_cluster import inbox, outcomes
 from hpo_cluster.beside import Beside
+from hpo_cluster.clock import utc_now
 from hpo_cluster.errors import HpoClusterError, SubmissionError
 from hpo_cluster.files import read_json, redact, refresh
 from hpo_cluster.history import to_frame, write_history
 from hpo_cluster.identity import settle_identity
 from hpo_cluster.journal import Event, Journal
+from hpo_cluster.launchers.process import Backoff
 from hpo_cluster.layout import CampaignLayout
 from hpo_cluster.lock import DriverLock
 from hpo_cluster.processes import cap_memory, uncap_memory
@@ -46,7 +49,7 @@ from hpo_cluster.status import summarise
 from hpo_cluster.submissions import Member, claimed_job, make_submission, new_token, write_params
 from hpo_cluster.trial import BASELINE, Ask, ErrorKind, JobRef, JobState, JobStatus, Origin, State, derive_seed
 from hpo_cluster.watch import JobWatch
-from hpo_cluster.worker import SCHEMA, checkpoint_step, package_versions, utc_now
+from hpo_cluster.worker import SCHEMA, checkpoint_step, package_versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +57,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HISTORY_PERIOD_S = 2.0
-FIRST_BACKOFF_S, LAST_BACKOFF_S = 2.0, 60.0
 
 #: Numbers and what hangs on them differ between two messages of one error.
 _NUMBER = re.compile(r"[-+]?\d[\w.+-]*")
@@ -71,7 +73,8 @@ class Campaign:
         self._exhausted = False
         self._unsure: set[str] = set()  # names of jobs that may have been submitted: look before submitting
         self._held: set[int] = set()  # trials whose job is being submitted or cancelled just now
-        self._backoff_s, self._submit_at, self._history_at = 0.0, 0.0, 0.0
+        self._submissions = Backoff()
+        self._history_at = 0.0
         self._changed = True
         self._closing = ""  # why nothing more is submitted, while what runs is waited for
         self._unwritten_start: dict[str, Any] = {}
@@ -335,7 +338,7 @@ class Campaign:
 
     def submit(self) -> None:
         """Submit a job for the trials that have none; where the scheduler does not take it, wait and try again."""
-        if time.monotonic() < self._submit_at:
+        if self._submissions.wait_s > 0:
             return
         for group in self._waiting():
             trials = [trial for trial in group if not trial.state.ended]  # while others were being submitted
@@ -346,16 +349,14 @@ class Campaign:
                 return
             with self._holding(trials):
                 try:
-                    self._submit(trials)
+                    self._submissions.ask(functools.partial(self._submit, trials))
                 except SubmissionError as error:
                     if not error.retriable:
                         self.stop(f"the job of trial {trials[0].number} cannot be submitted: {error}")
                         return
-                    self._backoff_s = min(max(FIRST_BACKOFF_S, 2 * self._backoff_s), LAST_BACKOFF_S)
-                    self._submit_at = time.monotonic() + self._backoff_s
-                    log.warning("trial=%d not submitted, again in %.0f s: %s", trials[0].number, self._backoff_s, error)
+                    wait_s = self._submissions.wait_s
+                    log.warning("trial=%d not submitted, again in %.0f s: %s", trials[0].number, wait_s, error)
                     return
-            self._backoff_s = 0.0
 
     def _waiting(self) -> list[list[TrialRecord]]:
         """The trials without a job, those together that are to share one."""

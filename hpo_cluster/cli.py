@@ -9,12 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hpo_cluster
-from hpo_cluster.commands import check, drive, look
+from hpo_cluster.commands import BAD_END, BAD_INPUT, INTERRUPTED, OK, check, drive, look
 from hpo_cluster.commands.arguments import Arguments, parse
 from hpo_cluster.errors import ConfigError, HpoClusterError, IdentityError, JournalError, LockedError
 from hpo_cluster.help import COMMANDS, command_help, main_help
-
-OK, BAD_END, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 #: Threads that numpy and torch may take here, unless the user says otherwise; jobs are told their own number.
 THREADS = "2"

@@ -39,7 +39,7 @@ from hpo_cluster.config import (
 from hpo_cluster.conftree import GROUPS, conf_dir, hidden, options, search_dirs
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.objectives import OBJECTIVES
-from hpo_cluster.objectives.base import Objective
+from hpo_cluster.objectives.base import Objective, joined
 from hpo_cluster.policy import Failures
 from hpo_cluster.space import PARAMETER_FIELDS, SPACE_KEYS, parameter_names
 
@@ -403,13 +403,7 @@ class _Composition:
 
 def _recorded(identity: Mapping[str, Any], operation: Mapping[str, Any], campaign_dir: Path) -> dict[str, Any]:
     """Identity and operation of a campaign in the shape of ``conf/config.yaml``."""
-    objective = copy.deepcopy(dict(identity["objective"]))
-    for name, value in (operation.get("objective") or {}).items():
-        *path, key = name.split(".")
-        inside = objective
-        for section in path:
-            inside = inside[section]
-        inside[key] = value
+    objective = joined(copy.deepcopy(dict(identity["objective"])), operation.get("objective") or {})
     sections = {name: objective.pop(name) for name in NESTED if name in objective}
     kept = {key: value for key, value in operation.items() if key in (*OPERATIONAL, "launcher")}
     return copy.deepcopy(

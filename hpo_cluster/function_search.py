@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from hpo_cluster.clock import utc_now
 from hpo_cluster.errors import ConfigError, HpoClusterError
 from hpo_cluster.history import to_frame
 from hpo_cluster.layout import CAMPAIGN_NAME_RULE, is_campaign_name
@@ -30,7 +31,7 @@ from hpo_cluster.operation import Operation
 from hpo_cluster.record import Record, asked_rows
 from hpo_cluster.space import Configuration, Space
 from hpo_cluster.trial import ErrorKind, Origin, State
-from hpo_cluster.worker import classify, utc_now
+from hpo_cluster.worker import classify
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,7 +6,6 @@ need no lock: a last line without its newline is one that is being written, or w
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
+from hpo_cluster.clock import utc_now
 from hpo_cluster.errors import JournalError
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,7 @@ class Journal:
 
     def append(self, event: str, **fields: Any) -> Event:
         """Write one event and return it as a reader will see it. On an error of the disk nothing is left behind."""
-        now = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
-        line = json.dumps({"seq": len(self.events), "at": now, "event": event, **fields}, allow_nan=False)
+        line = json.dumps({"seq": len(self.events), "at": utc_now(), "event": event, **fields}, allow_nan=False)
         data = line.encode() + b"\n"
         try:
             written = os.write(self._fd, data)

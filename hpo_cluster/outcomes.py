@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpo_cluster.clock import seconds_since
 from hpo_cluster.files import read_json
 from hpo_cluster.layout import AttemptLayout
 from hpo_cluster.trial import EndReason, ErrorKind, JobStatus
-from hpo_cluster.watch import seconds_since
 from hpo_cluster.worker import result_faults
 
 log = logging.getLogger(__name__)

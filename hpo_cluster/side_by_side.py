@@ -20,10 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hpo_cluster.clock import utc_now
 from hpo_cluster.files import dumps, publish_once, read_json
 from hpo_cluster.layout import AttemptLayout
 from hpo_cluster.trial import ErrorKind
-from hpo_cluster.worker import CLAIMED_EXIT_STATUS, SCHEMA, utc_now
+from hpo_cluster.worker import CLAIMED_EXIT_STATUS, SCHEMA
 
 log = logging.getLogger(__name__)
 

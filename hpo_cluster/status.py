@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hpo_cluster.clock import seconds_since
 from hpo_cluster.files import read_json
 from hpo_cluster.identity import identity_of_campaign
 from hpo_cluster.layout import CampaignLayout
@@ -115,7 +116,7 @@ def _parse(text: str) -> datetime.datetime:
 
 
 def _seconds_since(text: str) -> float:
-    return round((datetime.datetime.now(datetime.UTC) - _parse(text)).total_seconds(), 1)
+    return round(seconds_since(text), 1)
 
 
 def _elapsed_s(record: Record) -> float:

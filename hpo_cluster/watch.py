@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import logging
 import time
 from collections.abc import Mapping
 
+from hpo_cluster.clock import seconds_since, utc_now
 from hpo_cluster.files import dumps, read_json, replace_text
 from hpo_cluster.layout import CampaignLayout
 from hpo_cluster.trial import JobState, JobStatus
@@ -46,7 +46,7 @@ class JobWatch:
 
     def take(self, states: Mapping[str, JobStatus]) -> None:
         """Note the answer about all jobs in flight, by token."""
-        now = _now()
+        now = utc_now()
         unknown = [token for token, status in states.items() if status.state is JobState.UNKNOWN]
         self._unknown_since = {token: self._unknown_since.get(token, now) for token in unknown}
         ended = [token for token, status in states.items() if status.state is JobState.ENDED]
@@ -67,12 +67,3 @@ class JobWatch:
         """Whether a job has been over for so long that no file of its will come any more."""
         since = self._ended_since.get(token)
         return since is not None and time.monotonic() - since >= self._grace_s
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
-
-
-def seconds_since(at: str) -> float:
-    """Seconds since a moment (ISO 8601)."""
-    return (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(at)).total_seconds()

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import importlib.metadata
 import logging
 import math
@@ -40,6 +39,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hpo_cluster.clock import utc_now
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.files import dumps, publish_once, read_json, redact, replace_text
 from hpo_cluster.layout import AttemptLayout
@@ -55,11 +55,6 @@ CHECKPOINT_LIST = "checkpoint.json"  # in each checkpoint: its step, and the siz
 
 #: Packages whose versions a result records, where they are installed.
 RECORDED_PACKAGES = ("torch", "litgpt", "lm_eval", "transformers", "tokenizers", "datasets", "numpy", "hpo_cluster")
-
-
-def utc_now() -> str:
-    """Now, in UTC, ISO 8601 with microseconds."""
-    return datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
 
 
 class Attempt:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hpo_cluster.commands import BAD_END, OK
 from hpo_cluster.commands.arguments import Arguments, collecting
 from hpo_cluster.commands.drive import campaign_spec, print_configs
 
 if TYPE_CHECKING:
     pass
-
-OK, BAD_END = 0, 1
 
 
 def doctor(arguments: Arguments) -> int:

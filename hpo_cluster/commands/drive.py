@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from hpo_cluster.commands import BAD_END, INTERRUPTED, OK
 from hpo_cluster.commands.arguments import Arguments, collecting, short_path
 from hpo_cluster.errors import ConfigError, LockedError
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from hpo_cluster.campaign import Campaign
     from hpo_cluster.config import Config
     from hpo_cluster.spec import CampaignSpec
-
-OK, BAD_END, INTERRUPTED = 0, 1, 130
 
 #: Seconds after the first Ctrl-C in which a second one cancels the jobs.
 SECOND_CTRL_C_S = 3.0

@@ -7,12 +7,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpo_cluster.commands import OK
 from hpo_cluster.commands.arguments import Arguments, short_path
 
 if TYPE_CHECKING:
     pass
-
-OK = 0
 
 
 def status(arguments: Arguments) -> int:

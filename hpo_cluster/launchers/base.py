@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import shlex
 import socket
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from hpo_cluster.clock import utc_now
 from hpo_cluster.trial import JobRef, JobStatus
 
 #: In the environment of every job: lets a launcher find a job that it no longer has a handle on.
@@ -107,5 +107,4 @@ def warning_s(delay_s: int, walltime_min: int) -> int:
 
 def make_ref(backend: str, job_id: str, token: str, **extra: Any) -> JobRef:
     """A handle on a job submitted now, from this host."""
-    now = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
-    return JobRef(backend, job_id, token, now, socket.gethostname(), extra)
+    return JobRef(backend, job_id, token, utc_now(), socket.gethostname(), extra)

@@ -85,15 +85,19 @@ class Backoff:
         self._clock = clock
         self._delay_s, self._until = 0.0, 0.0
 
+    @property
+    def wait_s(self) -> float:
+        """Seconds in which nothing is to be asked; zero or less where it may be."""
+        return self._until - self._clock()
+
     def ask(self, question: Callable[[], Answer]) -> Answer:
         """The answer to `question`.
 
         Raises:
             SubmissionError: where it was not answered, or where it is too early to ask again.
         """
-        wait = self._until - self._clock()
-        if wait > 0:
-            raise SubmissionError(f"the scheduler did not answer; it is asked again in {wait:.0f} s")
+        if self.wait_s > 0:
+            raise SubmissionError(f"the scheduler did not answer; it is asked again in {self.wait_s:.0f} s")
         try:
             answer = question()
         except SubmissionError:

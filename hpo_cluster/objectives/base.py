@@ -27,12 +27,25 @@ def divided(settings: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, A
     """Plain settings without those of the dotted `names`, and these by name."""
     taken = {}
     for name in names:
-        *sections, key = name.split(".")
-        inside = settings
-        for section in sections:
-            inside = inside[section]
-        taken[name] = inside.pop(key)
+        section, key = _place(settings, name)
+        taken[name] = section.pop(key)
     return settings, taken
+
+
+def joined(settings: dict[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `divided`."""
+    for name, value in taken.items():
+        section, key = _place(settings, name)
+        section[key] = value
+    return settings
+
+
+def _place(settings: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """The section that a dotted name leads into, and its key there."""
+    *sections, key = name.split(".")
+    for section in sections:
+        settings = settings[section]
+    return settings, key
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,15 @@
+"""Moments as the campaign's files hold them."""
+
+from __future__ import annotations
+
+import datetime
+
+
+def utc_now() -> str:
+    """Now, in UTC, ISO 8601 with microseconds."""
+    return datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
+
+
+def seconds_since(at: str) -> float:
+    """Seconds since a moment (ISO 8601)."""
+    return (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(at)).total_seconds()
