@@ -24,7 +24,9 @@ from matplotlib.colors import LogNorm  # noqa: E402
 from matplotlib.patches import Circle, Rectangle  # noqa: E402
 
 import hpo_cluster  # noqa: E402
+from hpo_cluster.features import Features  # noqa: E402
 from hpo_cluster.objectives.functions import FUNCTIONS, himmelblau  # noqa: E402
+from hpo_cluster.observations import Observations  # noqa: E402
 from hpo_cluster.optimizers.bamsoo import BaMSOO  # noqa: E402
 from hpo_cluster.optimizers.cells import Cell, Partition  # noqa: E402
 from hpo_cluster.optimizers.direct import Direct  # noqa: E402
@@ -34,7 +36,7 @@ from hpo_cluster.optimizers.registry import make_optimizer  # noqa: E402
 from hpo_cluster.optimizers.retrace import Status  # noqa: E402
 from hpo_cluster.optimizers.soo import SOO  # noqa: E402
 from hpo_cluster.space import Float, Space  # noqa: E402
-from hpo_cluster.surrogate import Features, Observations, fit  # noqa: E402
+from hpo_cluster.surrogate import fit  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 FUNCTION = FUNCTIONS["himmelblau"]
@@ -186,7 +188,7 @@ def draw_bo() -> Any:
     space = Space({"x1": Float(LOW, HIGH)})
     targets = -np.array([line(at) for at in x])
     observations = Observations(np.arange(len(x)), ((x - LOW) / 10)[:, None], targets, np.ones(len(x), dtype=np.bool_))
-    surrogate = fit(Features(space), observations, "raw", 0)
+    surrogate = fit(Features(space), observations, "raw")
     at = np.linspace(0, 1, 300)[:, None]
     mean, deviation = surrogate.believe(at, at[:0])
     axes[0].fill_between(

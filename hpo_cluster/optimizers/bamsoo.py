@@ -37,12 +37,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from hpo_cluster.features import Features
+from hpo_cluster.observations import Observations, Outcome, unscaled
 from hpo_cluster.optimizers.retrace import Evaluation, Retrace, Status
 from hpo_cluster.optimizers.rows import Key, Row, key_of
 from hpo_cluster.optimizers.soo import SOOSettings, SOOTree
 from hpo_cluster.space import Space
-from hpo_cluster.surrogate import Features, Observations, Outcome, Surrogate, SurrogateError, fit, unscaled
-from hpo_cluster.trial import Ask, Origin, Proposal, Settled, derive_seed
+from hpo_cluster.surrogate import Surrogate, SurrogateError, fit
+from hpo_cluster.trial import Ask, Origin, Proposal, Settled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -244,11 +246,11 @@ class BaMSOO:
     Args:
         space: what to search.
         settings: preset, sections, screening.
-        seed: of the campaign; only for the restarts of a fit that did not converge.
+        seed: of the campaign; nothing is random here.
     """
 
     def __init__(self, space: Space, settings: BaMSOOSettings, seed: int) -> None:
-        self.space, self.settings, self.seed = space, settings, seed
+        self.space, self.settings = space, settings
         self._features = Features(space)
         self._fits: dict[bytes, Surrogate | SurrogateError] = {}  # a cache: fitting again gives the same
         self._retrace = Retrace(space, lambda: BaMSOOTree(space, settings, self._fit))
@@ -270,8 +272,7 @@ class BaMSOO:
             while len(self._fits) >= KEPT:
                 del self._fits[next(iter(self._fits))]
             try:
-                seed = derive_seed(self.seed, "fit")
-                self._fits[digest] = fit(self._features, observations, self.settings.outcome, seed)
+                self._fits[digest] = fit(self._features, observations, self.settings.outcome)
             except SurrogateError as error:
                 self._fits[digest] = error
         found = self._fits[digest]

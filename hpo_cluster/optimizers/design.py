@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpo_cluster.optimizers.asking import Asking, Found
 from hpo_cluster.optimizers.rows import Key, Rows, free_point, key_of
 from hpo_cluster.space import Space
-from hpo_cluster.trial import Ask, Proposal, derive_seed
+from hpo_cluster.trial import Ask, derive_seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,17 +50,14 @@ class Design:
         self, history: pd.DataFrame, n: int, decision: Mapping[str, Any], unspent: Mapping[str, Any] = EMPTY
     ) -> Ask:
         """The next `n` points as proposals, with `decision`, and `unspent` beside it while points are left."""
-        rows = Rows.read(self.space, history)
-        taken = rows.taken()
-        proposals: list[Proposal] = []
-        for trial in range(rows.next_trial, rows.next_trial + n):
-            found = self.next(taken, trial)
-            if found is None:
-                return Ask(tuple(proposals), decision={**decision, "exhausted": True})
-            point, index = found
-            taken.add(key_of(self.space, point))
-            proposals.append(Proposal(self.space.decode(point), {"point": index}))
-        return Ask(tuple(proposals), decision={**decision, **unspent})
+        asking = Asking(Rows.read(self.space, history))
+        proposals, exhausted = asking.proposals(n, lambda trial: self.proposed(asking.taken, trial, {}))
+        return Ask(proposals, decision={**decision, **({"exhausted": True} if exhausted else unspent)})
+
+    def proposed(self, taken: set[Key], trial: int, info: Mapping[str, Any]) -> Found | None:
+        """The first point that is not taken, as a proposal's: `info`, and its index in the sequence."""
+        found = self.next(taken, trial)
+        return None if found is None else (found[0], {**info, "point": found[1]})
 
     def next(self, taken: set[Key], trial: int) -> tuple[NDArray[np.float64], int | None] | None:
         """First canonical point (``d``) that is not taken, with its index in the sequence.

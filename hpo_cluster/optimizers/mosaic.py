@@ -39,26 +39,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from hpo_cluster.acquisition import NoisyImprovement
+from hpo_cluster.features import Features
+from hpo_cluster.observations import Observations, Outcome, fitted_size, thinned
+from hpo_cluster.optimizers.asking import Asking, Found, Points
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.design import Design, lhs_block
 from hpo_cluster.optimizers.events import Event, Replay
-from hpo_cluster.optimizers.process import NoisyImprovement, Process
-from hpo_cluster.optimizers.rows import Key, Memory, Rows, free_point, key_of, remaining_points
+from hpo_cluster.optimizers.rows import Memory, Rows, free_point, key_of, remaining_points
 from hpo_cluster.optimizers.turbo import box_sides
+from hpo_cluster.process import Fitted, Process
 from hpo_cluster.space import Categorical, Float, Space
-from hpo_cluster.surrogate import Features, Observations, Outcome, fitted_size, thinned
-from hpo_cluster.trial import Ask, Origin, Proposal, State, derive_seed
+from hpo_cluster.trial import Ask, Origin, derive_seed
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Points: TypeAlias = NDArray[np.float64]
 
 #: Observations in a cell for each dimension.
 CAPACITY = 2
@@ -168,49 +168,33 @@ class Mosaic:
         self._step = np.array([0.0 if isinstance(p, Float) else 1.0 / (p.cardinality or 1) for p in parameters])
         self._design = Design(space, lhs_block(settings.initial, space.dim, seed), seed)
         self._replay = Replay(lambda: Credit(settings, seed))  # the three are caches
-        self._fitted: dict[str, tuple[bytes, Process]] = {}
+        self._fitted = Fitted("matern")
         self._memory: Memory = {}
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        rows = Rows.read(self.space, history, self._memory)
-        taken = rows.taken()
-        pending = [row.point for row in rows.pending]
-        begun = sum(row.state not in (State.FAILED, State.CANCELLED) for row in rows)
-        observations = Observations.of(rows)
-        credit = self._replay.of(rows)
+        asking = Asking(Rows.read(self.space, history, self._memory))
+        observations = Observations.of(asking.rows)
+        credit = self._replay.of(asking.rows)
         decision: dict[str, Any] = {
             "optimizer": "mosaic",
             "observations": len(observations),
-            "pending": len(pending),
-            "incumbent": None if rows.best is None else {"trial": rows.best.trial, "target": rows.best.target},
+            "pending": len(asking.pending),
+            "incumbent": asking.incumbent,
             "local_share": round(credit.share, 6),
         }
-        proposals: list[Proposal] = []
-        for trial in range(rows.next_trial, rows.next_trial + n):
-            initial = begun + len(proposals) < self.settings.initial
-            if initial or len(observations) < 2 or not np.ptp(observations.targets) > 0:
-                found = self._designed(trial, taken)
-            else:
-                flying = np.array(pending).reshape(-1, self.space.dim)
-                found = self._modelled(trial, credit.is_local(trial), taken, flying, rows, observations)
-            if found is None:
-                decision["exhausted"] = True
-                break
-            point, info = found
-            taken.add(key_of(self.space, point))
-            pending.append(point)
-            proposals.append(Proposal(self.space.decode(point), info))
-        return Ask(tuple(proposals), decision=decision)
 
-    def _designed(self, trial: int, taken: set[Key]) -> tuple[Points, dict[str, Any]] | None:
-        found = self._design.next(taken, trial)
-        return None if found is None else (found[0], {"phase": "initial", "point": found[1]})
+        def propose(trial: int) -> Found | None:
+            if asking.begun < self.settings.initial or len(observations) < 2 or not np.ptp(observations.targets) > 0:
+                return self._design.proposed(asking.taken, trial, {"phase": "initial"})
+            return self._modelled(trial, credit.is_local(trial), asking, observations)
 
-    def _modelled(
-        self, trial: int, local: bool, taken: set[Key], pending: Points, rows: Rows, observations: Observations
-    ) -> tuple[Points, dict[str, Any]] | None:
+        proposals, exhausted = asking.proposals(n, propose)
+        return Ask(proposals, decision={**decision, **({"exhausted": True} if exhausted else {})})
+
+    def _modelled(self, trial: int, local: bool, asking: Asking, observations: Observations) -> Found | None:
         """The free canonical point of the highest acquisition value that an arm finds, and how it was found."""
+        rows, taken, pending = asking.rows, asking.taken, asking.pending
         seed = derive_seed(self.seed, "ask", trial)
         rng = np.random.default_rng(seed)
         if self.space.size - len(taken) <= ENUMERATED:
@@ -244,7 +228,7 @@ class Mosaic:
         known = first.outcomes(self.settings.outcome)
         if len(known) < 2 or not np.ptp(known) > 0:
             first, known = chosen, outcomes
-        process = self._process("global", self.features.encode(first.points), known)
+        process = self._fitted.process("global", self.features.encode(first.points), known)
         if first.digest() != chosen.digest():
             process = process.told(self.features.encode(chosen.points), outcomes)
         return self._acquisition(process, self.features.encode, pending, seed), chosen
@@ -272,7 +256,7 @@ class Mosaic:
         def encode(points: Points) -> Points:
             return self.features.encode(points) / units
 
-        process = self._process("local", encode(near.points), outcomes)
+        process = self._fitted.process("local", encode(near.points), outcomes)
         sides = np.maximum(box_sides(self.features, side, np.clip(process.scales, 0.05, 20.0)), 3.0 * self._step)
         sides = np.where(self._unordered, 2.0, np.clip(sides, side / 3, np.maximum(3 * side, 3.0 * self._step)))
         inside = near.points[(np.abs(near.points - centre) <= sides / 2).all(axis=1)]
@@ -368,9 +352,3 @@ class Mosaic:
         if self._step.any():
             points = self.space.snap(points)
         return points[self.space.allowed(points)] if self.space.constraints else points
-
-    def _process(self, arm: str, inputs: Points, outcomes: Points) -> Process:
-        digest = inputs.tobytes() + outcomes.tobytes()
-        if arm not in self._fitted or self._fitted[arm][0] != digest:
-            self._fitted[arm] = digest, Process.fitted(inputs, outcomes)
-        return self._fitted[arm][1]

@@ -29,25 +29,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from hpo_cluster.features import Features
+from hpo_cluster.observations import Observations, Outcome
+from hpo_cluster.optimizers.asking import Asking, Found, Points
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.design import Design, lhs_block
 from hpo_cluster.optimizers.events import Event, Replay
-from hpo_cluster.optimizers.process import Process
 from hpo_cluster.optimizers.rows import Key, Memory, Row, Rows, key_of
+from hpo_cluster.process import Fitted
 from hpo_cluster.space import Categorical, Float, Space
-from hpo_cluster.surrogate import Features, Outcome, scaled
-from hpo_cluster.trial import Ask, Proposal, derive_seed
+from hpo_cluster.trial import Ask, derive_seed
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Points: TypeAlias = NDArray[np.float64]
 
 #: L at the start, at most, and where a region starts again.
 START, LONGEST, SHORTEST = 0.8, 1.6, 0.5**7
@@ -186,27 +185,24 @@ class Turbo:
         self.features = Features(space)
         self._design = Design(space, lhs_block(settings.initial, space.dim, seed), seed)
         self._replay = Replay(lambda: Regions(settings.regions, settings.initial, space.dim))  # the three are caches
-        self._fitted: dict[int, tuple[bytes, Process]] = {}
+        self._fitted = Fitted("matern")
         self._memory: Memory = {}
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        rows = Rows.read(self.space, history, self._memory)
-        taken = rows.taken()
-        state = self._replay.of(rows)
+        asking = Asking(Rows.read(self.space, history, self._memory))
+        state = self._replay.of(asking.rows)
         if n > 1:
             state = copy.deepcopy(state)
-        proposals: list[Proposal] = []
-        for trial in range(rows.next_trial, rows.next_trial + n):
-            found = self._propose(trial, state, taken)
-            if found is None:
-                return Ask(tuple(proposals), decision={**self._decision(state), "exhausted": True})
-            point, info = found
-            taken.add(key_of(self.space, point))
-            if n > 1:
-                state.ask(trial, point)
-            proposals.append(Proposal(self.space.decode(point), info))
-        return Ask(tuple(proposals), decision=self._decision(state))
+
+        def propose(trial: int) -> Found | None:
+            found = self._propose(trial, state, asking.taken)
+            if found is not None and n > 1:
+                state.ask(trial, found[0])
+            return found
+
+        proposals, exhausted = asking.proposals(n, propose)
+        return Ask(proposals, decision={**self._decision(state), **({"exhausted": True} if exhausted else {})})
 
     def _decision(self, state: Regions) -> dict[str, Any]:
         regions = [
@@ -220,11 +216,11 @@ class Turbo:
         ]
         return {"optimizer": "turbo", "regions": regions}
 
-    def _propose(self, trial: int, state: Regions, taken: set[Key]) -> tuple[Points, dict[str, Any]] | None:
+    def _propose(self, trial: int, state: Regions, taken: set[Key]) -> Found | None:
         """Canonical point of a trial and how it was found."""
         index = state.designing()
         if index is not None:
-            return self._designed(trial, taken, {"phase": "initial", "region": index})
+            return self._design.proposed(taken, trial, {"phase": "initial", "region": index})
         rng = np.random.default_rng(derive_seed(self.seed, "ask", trial))
         drawn: list[tuple[float, int, Points]] = []
         for index, region in enumerate(state.regions):
@@ -233,28 +229,21 @@ class Turbo:
                     drawn.append((value, index, point))
                     break
         if not drawn:
-            return self._designed(trial, taken, {"phase": "no model"})
+            return self._design.proposed(taken, trial, {"phase": "no model"})
         _, index, point = max(drawn, key=lambda entry: entry[:2])
         return point, {"phase": "model", "region": index, "length": state.regions[index].length}
-
-    def _designed(self, trial: int, taken: set[Key], info: dict[str, Any]) -> tuple[Points, dict[str, Any]] | None:
-        found = self._design.next(taken, trial)
-        return None if found is None else (found[0], {**info, "point": found[1]})
 
     def _draw(self, index: int, region: Region, rng: np.random.Generator) -> list[tuple[float, Points]]:
         """Candidates of a region with their values in one joint draw, units of the target, best first."""
         if region.best is None:
             return []
-        points = np.array([row.point for row in region.told])
-        worst = min(row.target for row in region.told if row.observed)
-        targets = np.array([row.target if row.observed else worst for row in region.told])
-        if len(points) > MOST:
-            near = np.argsort(np.abs(points - region.best.point).max(axis=1), kind="stable")[:MOST]
-            points, targets = points[near], targets[near]
-        outcomes = scaled(targets, self.settings.outcome)
+        told = Observations.of_rows(self.space, region.told)
+        near = np.argsort(np.abs(told.points - region.best.point).max(axis=1), kind="stable")[:MOST]
+        told = told.chosen(near) if len(told) > MOST else told
+        outcomes = told.outcomes(self.settings.outcome)
         if len(outcomes) < 2 or not np.ptp(outcomes) > 0:
             return []
-        process = self._process(index, self.features.encode(points), outcomes)
+        process = self._fitted.process(index, self.features.encode(told.points), outcomes)
         candidates = self._candidates(region.best.point, region.length, process.scales, rng)
         if len(candidates) == 0:
             return []
@@ -280,12 +269,6 @@ class Turbo:
         points = np.where(moved, points, centre)
         points = self.space.snap(points) if discrete else points
         return points[self.space.allowed(points)] if self.space.constraints else points
-
-    def _process(self, index: int, inputs: Points, outcomes: Points) -> Process:
-        digest = inputs.tobytes() + outcomes.tobytes()
-        if index not in self._fitted or self._fitted[index][0] != digest:
-            self._fitted[index] = digest, Process.fitted(inputs, outcomes)
-        return self._fitted[index][1]
 
 
 def box_sides(features: Features, length: float, scales: Points | Sequence[float]) -> Points:

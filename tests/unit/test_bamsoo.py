@@ -11,12 +11,14 @@ import pytest
 from support import partition_references
 from support.simulated import Simulation, wavy
 
+from hpo_cluster.features import Features
+from hpo_cluster.observations import Observations, scaled, unscaled
 from hpo_cluster.optimizers import bamsoo
 from hpo_cluster.optimizers.bamsoo import bound_width
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.optimizers.soo import PRESETS
 from hpo_cluster.space import Categorical, Configuration, Float, Integer, Space
-from hpo_cluster.surrogate import Features, Observations, SurrogateError, fit, scaled, unscaled
+from hpo_cluster.surrogate import SurrogateError
 
 REAL = Space({"x": Float(-5.0, 5.0), "y": Float(1e-6, 1e-1, log=True)})
 MIXED = Space({"x": Float(0.0, 1.0), "rank": Integer(1, 9), "scheme": Categorical(("a", "b", "c"))})
@@ -40,7 +42,7 @@ def posterior(points: np.ndarray, values: np.ndarray, at: np.ndarray, pending: n
     return mu, spread * np.sqrt(np.maximum(variance, 0.0))
 
 
-def quick_fit(features: Features, observations: Observations, outcome: str, seed: int):
+def quick_fit(features: Features, observations: Observations, outcome: str):
     values = observations.outcomes(outcome)
     if len(values) < 2 or not np.ptp(values) > 0:
         raise SurrogateError("too few")
@@ -148,21 +150,6 @@ def test_a_tree_without_limit_of_depth_does_not_approximate_for_ever() -> None:
 @pytest.mark.usefixtures("quick")
 def test_every_worker_is_busy_from_the_start() -> None:
     assert len(make_optimizer("bamsoo", REAL, eta=0.5).ask(pd.DataFrame(), 30).proposals) == 30
-
-
-def test_the_model_s_deviation_falls_near_pending_trials_and_its_mean_stays() -> None:
-    rng = np.random.default_rng(0)
-    points = REAL.snap(rng.random((12, 2)))
-    values = np.sin(4 * points[:, 0]) + points[:, 1]
-    observations = Observations(np.arange(12), points, values, np.ones(12, dtype=bool))
-    model = fit(Features(REAL), observations, "raw", 0)
-    at = REAL.snap(rng.random((5, 2)))
-    mean, alone = model.believe(at, at[:0])
-    assert mean == pytest.approx(model.mean(at))
-    same, beside = model.believe(at, at[:1])
-    assert same == pytest.approx(mean)
-    assert beside[0] < 0.9 * alone[0]
-    assert (beside <= alone + 1e-12).all()
 
 
 def test_bounds_widen_with_every_screened_cell() -> None:

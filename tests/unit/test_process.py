@@ -1,4 +1,4 @@
-"""The small process: its gradient, what it predicts, its acquisition function."""
+"""The process: its gradients, what it predicts, and that it is BoTorch's."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import math
 import numpy as np
 import pytest
 
-from hpo_cluster.optimizers.process import NoisyImprovement, Process, log_improvement, matern
+from hpo_cluster.process import LEAST, MOST_SCALE, Basis, Density, Kernel, Process
 
 
 def waves(x: np.ndarray) -> np.ndarray:
     return np.asarray(np.sin(5 * x[:, 0]) + (x[:, 1] - 0.4) ** 2)
 
 
-@pytest.fixture
-def process() -> Process:
+@pytest.fixture(params=["rbf", "matern"])
+def process(request: pytest.FixtureRequest) -> Process:
     x = np.random.default_rng(0).random((40, 3))
-    return Process.fitted(x, 7.0 + 3.0 * waves(x))
+    return Process.fitted(x, 7.0 + 3.0 * waves(x), request.param)
 
 
 def test_predicts_what_it_has_not_seen(process: Process) -> None:
@@ -38,7 +38,7 @@ def test_fit_is_a_stationary_point(process: Process) -> None:
 
     def density(theta: np.ndarray) -> float:
         scales, noise = np.exp(theta[:c]), math.exp(theta[c])
-        gram = matern(x, x, scales) + (noise + 1e-8) * np.eye(len(y))
+        gram = Basis(process.kernel, x, scales).correlations(x) + (noise + 1e-8) * np.eye(len(y))
         solve = np.linalg.solve(gram, np.column_stack([np.ones(len(y)), y]))
         rest = y - solve[:, 1].sum() / solve[:, 0].sum()
         likelihood = -0.5 * rest @ np.linalg.solve(gram, rest) - 0.5 * np.linalg.slogdet(gram)[1]
@@ -50,7 +50,10 @@ def test_fit_is_a_stationary_point(process: Process) -> None:
     top = density(found)
     for axis in range(c + 1):
         for step in (-0.3, 0.3):
-            assert density(found + step * np.eye(c + 1)[axis]) < top + 1e-3
+            moved = found + step * np.eye(c + 1)[axis]
+            moved[:c] = np.minimum(moved[:c], math.log(MOST_SCALE))  # as far as the fit may go
+            moved[c] = max(moved[c], math.log(LEAST.noise))
+            assert density(moved) < top + 1e-3
 
 
 def test_believing_leaves_the_mean_and_lowers_the_variance(process: Process) -> None:
@@ -64,49 +67,67 @@ def test_believing_leaves_the_mean_and_lowers_the_variance(process: Process) -> 
 def test_samples_have_the_posteriors_moments(process: Process) -> None:
     at = np.random.default_rng(3).random((4, 3))
     draws = process.sample(at, np.random.default_rng(4).standard_normal((4, 20000)))
-    mean, covariance, _ = process.joint(at)
+    mean, covariance = process.joint(at)
     assert draws.mean(axis=1) == pytest.approx(mean, abs=0.02)
     assert np.cov(draws) == pytest.approx(covariance, abs=0.02)
-
-
-def test_log_improvement_far_and_near() -> None:
-    u = np.array([-60.0, -20.0001, -19.9999, 0.0, 6.0])
-    logs = log_improvement(u)
-    assert np.isfinite(logs).all()
-    assert logs[1] == pytest.approx(logs[2], abs=0.01)
-    assert np.exp(logs[3]) == pytest.approx(1 / math.sqrt(2 * math.pi))
-    assert np.exp(logs[4]) == pytest.approx(6.0)
-
-
-def test_improvement_without_noise_is_expected_improvement() -> None:
-    x = np.linspace(0, 1, 9)[:, None]
-    y = np.sin(6 * x[:, 0])
-    process = Process.conditioned(x, y, np.array([0.3]), 1e-8, 0.0, 1.0)
-    at = np.linspace(0.03, 0.97, 30)[:, None]
-    mean, variance = process.posterior(at)
-    best = process.posterior(x)[0].max()
-    sure = log_improvement((mean - best) / np.sqrt(variance)) + 0.5 * np.log(variance)
-    drawn = NoisyImprovement(process, np.empty((0, 1)), 512, 0)(at)
-    near = sure > sure.max() - 3
-    assert drawn[near] == pytest.approx(sure[near], abs=0.3)
-
-
-def test_pending_points_leave_nothing_to_gain_where_they_are() -> None:
-    x = np.random.default_rng(6).random((8, 3))
-    process = Process.conditioned(x, waves(x), np.full(3, 0.5), 1e-6, 0.0, 1.0)
-    at = np.random.default_rng(5).random((200, 3))
-    alone = NoisyImprovement(process, np.empty((0, 3)), 64, 0)(at)
-    best = at[int(alone.argmax())][None]
-    beside = NoisyImprovement(process, best, 64, 0)(np.concatenate([best, at]))
-    assert beside[0] < alone.max() - 2
-    assert beside.max() > beside[0]
 
 
 def test_inputs_far_from_the_origin_are_as_good_as_near_ones() -> None:
     """As they are in units of a tiny cell; with points that nearly coincide, and many believed between them."""
     x = np.random.default_rng(7).random((60, 3))
     x[30:] = x[:30] + 1e-7
-    near, far = Process.fitted(x, waves(x)), Process.fitted(x + 1e6, waves(x))
+    near, far = (Process.fitted(x + away, waves(x), "matern") for away in (0.0, 1e6))
     at = np.random.default_rng(8).random((90, 3))
     assert far.posterior(at + 1e6)[0] == pytest.approx(near.posterior(at)[0], abs=0.02)
     assert np.isfinite(far.believing(at + 1e6).posterior(at + 1e6)[0]).all()
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "matern"])
+def test_the_gradient_of_the_density_is_right(kernel: Kernel) -> None:
+    rng = np.random.default_rng(0)
+    density = Density(kernel, rng.random((15, 3)), rng.standard_normal(15))
+    at = np.array([-0.5, 0.3, 1.0, -3.0])
+    _, gradient = density.negative(at)
+    steps = 1e-6 * np.eye(4)
+    numeric = [(density.negative(at + s)[0] - density.negative(at - s)[0]) / 2e-6 for s in steps]
+    assert gradient == pytest.approx(numeric, rel=1e-5)
+
+
+def test_matern_is_scikit_learns() -> None:
+    from sklearn.gaussian_process.kernels import Matern
+
+    rng = np.random.default_rng(0)
+    x, at, scales = rng.random((6, 2)), rng.random((5, 2)), np.array([0.3, 2.0])
+    assert Basis("matern", x, scales).correlations(at) == pytest.approx(Matern(scales, nu=2.5)(x, at))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_fit_and_the_posterior_are_botorchs(seed: int) -> None:
+    """By the density that both climb, where it has one top; then, with the same hyperparameters, point by point."""
+    import torch
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.models import SingleTaskGP
+    from gpytorch.mlls import ExactMarginalLogLikelihood
+
+    rng = np.random.default_rng(seed)
+    x, at = rng.random((25, 2)), rng.random((40, 2))
+    y = 5 + np.sin(4 * x[:, 0]) + x[:, 1] ** 2 + 0.1 * rng.standard_normal(25)
+    ours = Process.fitted(x, y, "rbf")
+    theirs = SingleTaskGP(torch.from_numpy(x), torch.from_numpy(y).unsqueeze(-1))
+    mll = ExactMarginalLogLikelihood(theirs.likelihood, theirs)
+    fit_gpytorch_mll(mll)
+
+    def density() -> float:
+        theirs.train()
+        return 25 * float(mll(theirs(*theirs.train_inputs), theirs.train_targets).detach())
+
+    reached = density()
+    theirs.covar_module.lengthscale = torch.from_numpy(ours.scales)
+    theirs.likelihood.noise = torch.tensor([ours.noise], dtype=torch.float64)
+    theirs.mean_module.constant = ours.mean
+    assert density() == pytest.approx(reached, abs=1e-3)
+    theirs.eval()
+    posterior = theirs.posterior(torch.from_numpy(at))
+    mean, variance = ours.posterior(at)
+    assert ours.location + ours.spread * mean == pytest.approx(posterior.mean.detach().numpy()[:, 0], abs=1e-4)
+    assert ours.spread**2 * variance == pytest.approx(posterior.variance.detach().numpy()[:, 0], abs=1e-5)

@@ -1,0 +1,99 @@
+"""The columns of real numbers that a model sees of a configuration."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpo_cluster.space import Categorical, Space
+
+
+class Features:
+    """The columns that the surrogate sees, each in [0, 1].
+
+    A real parameter is its coordinate in the unit cube. An integer, an ordered choice or a choice of two is its
+    coordinate stretched so that its first and last value are 0 and 1. An unordered choice of more is one column for
+    each value, 1 for the one chosen (one-hot). The column of an inactive parameter is 0.5, and one-hot columns share
+    1 equally, so that all its values are alike.
+
+    Args:
+        space: the space of the points.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.names: list[str] = []  # of the columns
+        self.start: list[int] = []  # first column of each parameter
+        self.one_hot: list[bool] = []
+        self._ends: list[tuple[float, float]] = []  # canonical coordinates of a parameter's first and last value
+        for name, parameter in space:
+            choices = parameter.choices if isinstance(parameter, Categorical) and not parameter.ordered else ()
+            self.start.append(len(self.names))
+            self.one_hot.append(len(choices) > 2)
+            first, last = (parameter.encode(parameter.decode(u)) for u in (0.0, 1.0))
+            self._ends.append((first, last) if last > first else (0.0, 1.0))
+            self.names += [f"{name}={choice}" for choice in choices] if len(choices) > 2 else [name]
+
+    @property
+    def dim(self) -> int:
+        """Number of columns."""
+        return len(self.names)
+
+    def encode(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Columns (``n x c``) of canonical points (``n x d``)."""
+        out = np.zeros((len(points), self.dim))
+        active = self.space.active(points)
+        for axis, (start, (first, last)) in enumerate(zip(self.start, self._ends, strict=True)):
+            if self.one_hot[axis]:
+                count = self._count(axis)
+                out[np.arange(len(points)), start + self._index(axis, points[:, axis])] = 1.0
+                out[~active[:, axis], start : start + count] = 1 / count
+            else:
+                out[:, start] = np.where(active[:, axis], (points[:, axis] - first) / (last - first), 0.5)
+        return out
+
+    def decode(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Canonical points (``n x d``) of columns (``n x c``), those of discrete parameters rounded to a value."""
+        out = np.zeros((len(columns), self.space.dim))
+        for axis, (start, (first, last)) in enumerate(zip(self.start, self._ends, strict=True)):
+            if self.one_hot[axis]:
+                count = self._count(axis)
+                out[:, axis] = (columns[:, start : start + count].argmax(axis=1) + 0.5) / count
+            else:
+                out[:, axis] = first + columns[:, start] * (last - first)
+        return self.space.snap(out)
+
+    def log_prior(self, columns: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Logarithm of the priors' density (``n``), up to a constant, at columns (``n x c``), and its gradient.
+
+        Between two values of a discrete parameter it is interpolated. Unordered choices of more than two, which have
+        no values in between, are left out.
+        """
+        total, gradient = np.zeros(len(columns)), np.zeros_like(columns)
+        for axis, (_, parameter) in enumerate(self.space):
+            if parameter.prior is None or self.one_hot[axis]:
+                continue
+            start, (first, last) = self.start[axis], self._ends[axis]
+            column = columns[:, start]
+            if isinstance(parameter, Categorical):
+                logs = np.log(np.array(parameter.prior, dtype=np.float64))
+                below = np.clip(np.floor(column * (len(logs) - 1)).astype(np.int64), 0, len(logs) - 2)
+                rise = logs[below + 1] - logs[below]
+                total += logs[below] + rise * (column * (len(logs) - 1) - below)
+                gradient[:, start] = rise * (len(logs) - 1)
+            else:
+                mean, spread = parameter.prior_position
+                away = (first + column * (last - first) - mean) / spread
+                total -= 0.5 * away**2
+                gradient[:, start] = -away * (last - first) / spread
+        return total, gradient
+
+    def _index(self, axis: int, u: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Which choice coordinates (``n``) stand for."""
+        count = self._count(axis)
+        return np.minimum((u * count).astype(np.int64), count - 1)
+
+    def _count(self, axis: int) -> int:
+        """Number of columns of a parameter."""
+        ends = [*self.start[1:], self.dim]
+        return ends[axis] - self.start[axis]
