@@ -5,9 +5,9 @@ share. ``docs/design/surrogate.md`` has the decisions and the measurements.
 
 Hyperparameters are fitted at certain numbers of observations only (`fitted_size`): up to `FITTED_EACH` with each new
 one, from there on whenever there are a tenth more, always to those that ended first. In between the process is
-conditioned on all of them with the hyperparameters as they are. Beyond `FITTED_MOST` and `CONDITIONED_MOST` a process
-of all observations would cost too much: `thinned` chooses those that it is fitted to and conditioned on. All of this
-follows from the history alone.
+conditioned on all of them with the hyperparameters as they are. A process of very many observations would cost too
+much: `thinned` chooses those that it is fitted to (`FITTED_MOST`) and conditioned on (`CONDITIONED_MOST` of those that
+there were at the last fit, `SINCE_MOST` of the others). All of this follows from the history alone.
 
 Configurations that were evaluated more than once enter with each of their values: the likelihood of the noise holds
 what their differences say about it.
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 #: Smooth: what is searched is the whole space.
 KERNEL: Kernel = "rbf"
 
-#: Most observations that hyperparameters are fitted to, and that the process is conditioned on.
-FITTED_MOST, CONDITIONED_MOST = 400, 1000
+#: Most observations that hyperparameters are fitted to, that the process is conditioned on of those there were then,
+#: and of those since.
+FITTED_MOST, CONDITIONED_MOST, SINCE_MOST = 300, 500, 150
 
 
 class SurrogateError(Exception):
@@ -141,7 +142,7 @@ class FittedModels:
 
     def __init__(self, features: Features, outcome: Outcome, *, infeasible: bool = True) -> None:
         self.features, self.outcome, self.infeasible = features, outcome, infeasible
-        self._fit: tuple[bytes, Surrogate] | None = None
+        self._fit: tuple[bytes, Surrogate, NDArray[np.int64]] | None = None
         self._model: tuple[bytes, Surrogate] | None = None
 
     def model_of(self, rows: Rows) -> Surrogate:
@@ -151,18 +152,17 @@ class FittedModels:
             SurrogateError: too few different values, or no fit is possible.
         """
         every = Observations.of(rows, infeasible=self.infeasible)
-        observations = thinned(every, CONDITIONED_MOST)
-        digest = observations.digest()
-        if self._model is None or self._model[0] != digest:
-            size = fitted_size(len(every))
-            first = thinned(Observations.of(rows, size, infeasible=self.infeasible), FITTED_MOST)
-            known = first.digest()
-            if self._fit is None or self._fit[0] != known:
-                self._fit = known, fit(self.features, first, self.outcome)
-            fitted = self._fit[1]
-            if known != digest:
-                fitted = conditioned(fitted, observations, self.outcome)
-            self._model = digest, fitted
+        if self._model is None or self._model[0] != every.digest():
+            first = Observations.of(rows, fitted_size(len(every)), infeasible=self.infeasible)
+            if self._fit is None or self._fit[0] != first.digest():
+                fitted = fit(self.features, thinned(first, FITTED_MOST), self.outcome)
+                self._fit = first.digest(), fitted, thinned(first, CONDITIONED_MOST).trials
+            _, fitted, kept = self._fit
+            since = thinned(every.chosen(np.flatnonzero(~np.isin(every.trials, first.trials))), SINCE_MOST)
+            chosen = np.isin(every.trials, np.concatenate([kept, since.trials]))
+            if chosen.sum() > len(fitted.observations):
+                fitted = conditioned(fitted, every.chosen(np.flatnonzero(chosen)), self.outcome)
+            self._model = every.digest(), fitted
         return self._model[1]
 
 

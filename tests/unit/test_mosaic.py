@@ -94,7 +94,7 @@ def test_is_much_better_than_random_search(name: str) -> None:
     function = FUNCTIONS[name]
     regrets = {}
     for optimizer_name in ("mosaic", "random"):
-        optimizer, rows = make_optimizer(optimizer_name, function.space, 3), list[dict[str, Any]]()
+        optimizer, rows = make_optimizer(optimizer_name, function.space, 0), list[dict[str, Any]]()
         for trial in range(60):
             c = dict(optimizer.ask(pd.DataFrame(rows), 1).proposals[0].parameters)
             rows.append(told(trial, c, -function.evaluate(c)))
