@@ -163,6 +163,27 @@ class NoisyImprovement:
         return values, shares / total, u, deviation
 
 
+class Scaled:
+    """An acquisition function of inputs in other units.
+
+    Args:
+        acquisition: of inputs divided by `units`.
+        units: ``c``.
+    """
+
+    def __init__(self, acquisition: Acquisition, units: Array) -> None:
+        self._acquisition, self._units = acquisition, units
+
+    def __call__(self, inputs: Array) -> Array:
+        """See `Acquisition`."""
+        return self._acquisition(inputs / self._units)
+
+    def with_gradient(self, inputs: Array) -> tuple[Array, Array]:
+        """See `Acquisition`."""
+        values, gradient = self._acquisition.with_gradient(inputs / self._units)
+        return values, gradient / self._units
+
+
 class UpperBound:
     """Upper confidence bound.
 
@@ -307,6 +328,15 @@ class Sum:
         """See `Acquisition`."""
         found = [term.with_gradient(inputs) for term in self._terms]
         return sum(values for values, _ in found), sum(gradient for _, gradient in found)  # type: ignore[return-value]
+
+
+def believed(process: Process, pending: Array, averaged: int, most: int) -> tuple[Process, Array]:
+    """The process and the pending inputs (``p x c``), or where there are more than `averaged` to average over, the
+    process with its own mean at the `most` best of them as if it had been observed there, and none."""
+    if len(pending) <= averaged:
+        return process, pending
+    best = np.argsort(-process.posterior(pending)[0], kind="stable")[:most]
+    return process.believing(pending[best]), pending[:0]
 
 
 def likely_best(process: Process, seed: int) -> NDArray[np.int64]:

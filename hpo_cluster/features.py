@@ -63,6 +63,15 @@ class Features:
                 out[:, axis] = first + columns[:, start] * (last - first)
         return self.space.snap(out)
 
+    def bounds(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+        """Least and greatest columns (``c`` each) of a box between two points (``d`` each); one-hot: 0, 1."""
+        least, greatest = np.zeros(self.dim), np.ones(self.dim)
+        for axis, (start, (first, last)) in enumerate(zip(self.start, self._ends, strict=True)):
+            if not self.one_hot[axis]:
+                ends = (low[axis] - first) / (last - first), (high[axis] - first) / (last - first)
+                least[start], greatest[start] = np.clip(ends, 0.0, 1.0)
+        return least, greatest
+
     def log_prior(self, columns: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Logarithm of the priors' density (``n``), up to a constant, at columns (``n x c``), and its gradient.
 

@@ -49,6 +49,7 @@ from hpo_cluster.acquisition import (
     NoisyImprovement,
     Sum,
     UpperBound,
+    believed,
 )
 from hpo_cluster.features import Features
 from hpo_cluster.observations import Observations, Outcome
@@ -183,10 +184,7 @@ class BO:
         process, settings = surrogate.process, self.settings
         if settings.acquisition == "thompson":
             return Draw(process, seed)
-        columns = self.features.encode(pending)
-        if len(columns) > AVERAGED:
-            best = np.argsort(-process.posterior(columns)[0], kind="stable")[:BELIEVED]
-            process, columns = process.believing(columns[best]), columns[:0]
+        process, columns = believed(process, self.features.encode(pending), AVERAGED, BELIEVED)
         if settings.acquisition == "ucb":
             return UpperBound(process, columns, settings.beta)
         least = float(surrogate.process.outcomes.max()) if settings.acquisition == "log_ei" else None

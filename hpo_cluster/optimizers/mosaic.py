@@ -38,23 +38,24 @@ unordered choices are never cut by a cell. ``docs/design/hybrid.md`` has what wa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
 
-from hpo_cluster.acquisition import NoisyImprovement
+from hpo_cluster.acquisition import Acquisition, NoisyImprovement, Scaled, believed
 from hpo_cluster.features import Features
-from hpo_cluster.observations import Observations, Outcome, fitted_size, thinned
+from hpo_cluster.observations import Observations, Outcome
 from hpo_cluster.optimizers.asking import Asking, Found, Points
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.design import Design, lhs_block
 from hpo_cluster.optimizers.events import Event, Replay
-from hpo_cluster.optimizers.rows import Memory, Rows, free_point, key_of, remaining_points
+from hpo_cluster.optimizers.rows import Memory, Rows
+from hpo_cluster.optimizers.search import ENUMERATED, Goal, search
 from hpo_cluster.optimizers.turbo import box_sides
 from hpo_cluster.process import Fitted, Process
 from hpo_cluster.space import Categorical, Float, Space
+from hpo_cluster.surrogate import FittedModels, SurrogateError
 from hpo_cluster.trial import Ask, Origin, derive_seed
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ if TYPE_CHECKING:
 #: Observations in a cell for each dimension.
 CAPACITY = 2
 
-#: Observations that a local and the global process are fitted to at most.
-LOCAL_MOST, GLOBAL_MOST = 100, 256
+#: Observations that a local process is fitted to at most.
+LOCAL_MOST = 100
 
 #: Most cells that are searched side by side, their likelihoods and how far apart they lie.
 CENTRES, FADING, CLEARING = 16, 0.7, 1.5
@@ -82,15 +83,9 @@ SHARES, MEMORY = (0.15, 0.85), 0.97
 #: Pending points that are averaged over at most; of more, how many are believed.
 AVERAGED, BELIEVED = 32, 96
 
-#: Monte Carlo draws of the acquisition function.
-DRAWS = 32
-
-#: Candidates: spread over the box; around each of the best points; in each of the rounds that follow, around each of
-#: the best candidates.
-SPREAD, AROUND, ROUNDS, BEST = 400, 12, 6, 5
-
-#: Finite spaces with at most this many free configurations are scored whole.
-ENUMERATED = 2000
+#: Monte Carlo draws of the acquisition function, samples and starting points of its search, and the best points that it
+#: looks around.
+DRAWS, SAMPLES, RESTARTS, BEST = 64, 256, 3, 5
 
 
 class MosaicSettings(OptimizerSettings):
@@ -167,8 +162,9 @@ class Mosaic:
         self._unordered = np.array([isinstance(p, Categorical) and not p.ordered for p in parameters])
         self._step = np.array([0.0 if isinstance(p, Float) else 1.0 / (p.cardinality or 1) for p in parameters])
         self._design = Design(space, lhs_block(settings.initial, space.dim, seed), seed)
-        self._replay = Replay(lambda: Credit(settings, seed))  # the three are caches
+        self._replay = Replay(lambda: Credit(settings, seed))  # the four are caches
         self._fitted = Fitted("matern")
+        self._models = FittedModels(self.features, settings.outcome)
         self._memory: Memory = {}
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
@@ -194,49 +190,28 @@ class Mosaic:
 
     def _modelled(self, trial: int, local: bool, asking: Asking, observations: Observations) -> Found | None:
         """The free canonical point of the highest acquisition value that an arm finds, and how it was found."""
-        rows, taken, pending = asking.rows, asking.taken, asking.pending
         seed = derive_seed(self.seed, "ask", trial)
         rng = np.random.default_rng(seed)
-        if self.space.size - len(taken) <= ENUMERATED:
-            points = remaining_points(self.space, taken)
-            if len(points) == 0:
-                return None
-            values = self._global(rows, observations, pending, seed)[0](points)
-            return points[int(values.argmax())], {"arm": "global"}
         info: dict[str, Any] = {"arm": "global"}
-        cell = self._cell(observations, pending, rng, seed) if local else None
-        if cell is not None:
-            score, low, high, near, side = cell
-            info = {"arm": "local", "side": float(f"{side:.4g}")}
-        else:
-            score, near = self._global(rows, observations, pending, seed)
-            low, high = np.zeros(self.space.dim), np.ones(self.space.dim)
-        points, values = self._climb(score, low, high, near, rng)
-        for i in np.argsort(-values, kind="stable"):
-            if key_of(self.space, points[i]) not in taken:
-                return points[i], info
-        rest = free_point(self.space, taken, rng)
-        return None if rest is None else (rest, {"arm": "rest"})
-
-    def _global(
-        self, rows: Rows, observations: Observations, pending: Points, seed: int
-    ) -> tuple[Callable[[Points], Points], Observations]:
-        """The acquisition function of the whole space, and the observations that it is of."""
-        chosen = thinned(observations, GLOBAL_MOST)
-        outcomes = chosen.outcomes(self.settings.outcome)
-        first = thinned(Observations.of(rows, fitted_size(len(observations))), GLOBAL_MOST)
-        known = first.outcomes(self.settings.outcome)
-        if len(known) < 2 or not np.ptp(known) > 0:
-            first, known = chosen, outcomes
-        process = self._fitted.process("global", self.features.encode(first.points), known)
-        if first.digest() != chosen.digest():
-            process = process.told(self.features.encode(chosen.points), outcomes)
-        return self._acquisition(process, self.features.encode, pending, seed), chosen
+        goal, near = None, observations
+        if local and self.space.size - len(asking.taken) > ENUMERATED:
+            goal, near, side = self._cell(observations, asking.pending, rng, seed) or (None, observations, 0.0)
+            if goal is not None:
+                info = {"arm": "local", "side": float(f"{side:.4g}")}
+        if goal is None:
+            try:
+                process = self._models.model_of(asking.rows).process
+            except SurrogateError as error:
+                return self._design.proposed(asking.taken, trial, {"phase": "model", "fallback": str(error)})
+            goal = Goal(self.features, self._improvement(process, self.features.encode(asking.pending), seed))
+        best = near.points[np.argsort(-near.targets, kind="stable")[:BEST]]
+        found = search(goal, best, asking.taken, RESTARTS, SAMPLES, rng)
+        return None if found is None else (found[0], info)
 
     def _cell(
         self, observations: Observations, pending: Points, rng: np.random.Generator, seed: int
-    ) -> tuple[Callable[[Points], Points], Points, Points, Observations, float] | None:
-        """The acquisition function in a cell, the cell's corners, its observations and side.
+    ) -> tuple[Goal, Observations, float] | None:
+        """What is maximised in a cell, the cell's observations and its side.
 
         None where a process cannot tell anything there: its observations are all alike, or differ by noise alone.
         """
@@ -249,19 +224,16 @@ class Mosaic:
         outcomes = near.outcomes(self.settings.outcome)
         if not np.ptp(outcomes) > 0:
             return None
-        units = np.ones(self.features.dim)
-        for start, hot in zip(self.features.start, self.features.one_hot, strict=True):
-            units[start] = 1.0 if hot else side
-
-        def encode(points: Points) -> Points:
-            return self.features.encode(points) / units
-
-        process = self._fitted.process("local", encode(near.points), outcomes)
+        units = np.full(self.features.dim, side)
+        for axis, (start, hot) in enumerate(zip(self.features.start, self.features.one_hot, strict=True)):
+            if hot:
+                units[start : self.features.start[axis + 1] if axis + 1 < self.space.dim else None] = 1.0
+        process = self._fitted.process("local", self.features.encode(near.points) / units, outcomes)
         sides = np.maximum(box_sides(self.features, side, np.clip(process.scales, 0.05, 20.0)), 3.0 * self._step)
         sides = np.where(self._unordered, 2.0, np.clip(sides, side / 3, np.maximum(3 * side, 3.0 * self._step)))
         inside = near.points[(np.abs(near.points - centre) <= sides / 2).all(axis=1)]
         if len(inside):
-            means = process.posterior(encode(inside))[0]
+            means = process.posterior(self.features.encode(inside) / units)[0]
             if process.noise > NOISY and np.ptp(means) < DROWNED * math.sqrt(process.noise):
                 return None
             centre = inside[int(means.argmax())]
@@ -270,7 +242,12 @@ class Mosaic:
             away = (np.abs(pending - centre) / sides).max(axis=1)
             nearest = np.argsort(away, kind="stable")[:BELIEVED]
             pending = pending[nearest[away[nearest] < 1.0]]
-        return self._acquisition(process, encode, pending, seed), low, high, near, side
+        acquisition = self._improvement(process, self.features.encode(pending) / units, seed)
+        return Goal(self.features, Scaled(acquisition, units), low=low, high=high), near, side
+
+    def _improvement(self, process: Process, pending: Points, seed: int) -> Acquisition:
+        """The acquisition function of an arm; `pending` are its inputs (``p x c``)."""
+        return NoisyImprovement(*believed(process, pending, AVERAGED, BELIEVED), DRAWS, seed)
 
     def _centre(self, observations: Observations, capacity: int, most: int, rng: np.random.Generator) -> Points:
         """One of the centres (``d``)."""
@@ -290,65 +267,3 @@ class Mosaic:
     def _distances(self, points: Points, centre: Points) -> Points:
         """Maximum norm (``n``) of the way from `centre`, unordered choices left out."""
         return np.asarray(np.where(self._unordered, 0.0, np.abs(points - centre)).max(axis=1), dtype=np.float64)
-
-    def _acquisition(
-        self, process: Process, encode: Callable[[Points], Points], pending: Points, seed: int
-    ) -> Callable[[Points], Points]:
-        """The acquisition function of canonical points (``m x d``)."""
-        columns = encode(pending)
-        if len(columns) > AVERAGED:
-            best = np.argsort(-process.posterior(columns)[0], kind="stable")[:BELIEVED]
-            process, columns = process.believing(columns[best]), columns[:0]
-        improvement = NoisyImprovement(process, columns, DRAWS, seed)
-        return lambda points: improvement(encode(points))
-
-    def _climb(
-        self,
-        score: Callable[[Points], Points],
-        low: Points,
-        high: Points,
-        near: Observations,
-        rng: np.random.Generator,
-    ) -> tuple[Points, Points]:
-        """Canonical candidates (``m x d``) in a box and their values: samples, then shorter and shorter steps."""
-        width = high - low
-        inside = ((near.points >= low) & (near.points <= high)).all(axis=1)
-        best = near.points[inside][np.argsort(-near.targets[inside], kind="stable")[:BEST]]
-        blocks = [low + width * rng.random((SPREAD, len(low)))]
-        if len(best):
-            blocks += [self._moved(best, AROUND, step, low, high, rng) for step in (0.2, 0.05, 0.01)]
-        points = self._snapped(np.concatenate(blocks))
-        values = score(points) if len(points) else np.empty(0)
-        every, scores = [points], [values]
-        step = 0.12
-        for _ in range(ROUNDS):
-            top = np.argsort(-values, kind="stable")[:BEST]
-            fresh = self._snapped(self._moved(points[top], 20, step, low, high, rng))
-            if len(fresh) == 0:
-                break
-            points = np.concatenate([points[top], fresh])
-            values = np.concatenate([values[top], score(fresh)])
-            every.append(fresh)
-            scores.append(values[len(top) :])
-            step *= 0.45
-        return np.concatenate(every), np.nan_to_num(np.concatenate(scores), nan=-np.inf)
-
-    def _moved(
-        self, points: Points, count: int, step: float, low: Points, high: Points, rng: np.random.Generator
-    ) -> Points:
-        """Points (``count m x d``) in the box, each like one of `points` (``m x d``) but for some coordinates."""
-        start = np.repeat(points, count, axis=0)
-        dim = start.shape[1]
-        reach = np.maximum(step * (high - low), self._step)
-        steps = np.where(rng.random(start.shape) < max(0.5, 2.0 / dim), reach * rng.normal(size=start.shape), 0.0)
-        moved = np.clip(start + steps, low, high)
-        if self._unordered.any():
-            other = self._unordered & (rng.random(start.shape) < 0.5 / dim)
-            moved = np.where(self._unordered, np.where(other, rng.random(start.shape), start), moved)
-        return np.asarray(moved, dtype=np.float64)
-
-    def _snapped(self, points: Points) -> Points:
-        """Those (``m x d``) of some points that are allowed, each at the canonical point of its configuration."""
-        if self._step.any():
-            points = self.space.snap(points)
-        return points[self.space.allowed(points)] if self.space.constraints else points

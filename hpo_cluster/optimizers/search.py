@@ -48,17 +48,27 @@ STRIDES = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Goal:
-    """What is maximised.
+    """What is maximised, and where.
 
     Args:
         features: of the space.
         acquisition: of the columns.
         prior_weight: of the logarithm of the priors' density, which is added.
+        low: corner of the box that is searched (``d``); None: the whole space.
+        high: the opposite corner.
     """
 
     features: Features
     acquisition: Acquisition
-    prior_weight: float
+    prior_weight: float = 0.0
+    low: Points | None = None
+    high: Points | None = None
+
+    @property
+    def box(self) -> tuple[Points, Points]:
+        """Both corners."""
+        dim = self.features.space.dim
+        return (np.zeros(dim) if self.low is None else self.low), (np.ones(dim) if self.high is None else self.high)
 
     def score(self, points: Points) -> NDArray[np.float64]:
         """Values (``m``) at canonical points (``m x d``)."""
@@ -83,7 +93,7 @@ def search(
 
     Args:
         goal: what is maximised.
-        best: observed points that are searched around (``k x d``).
+        best: observed points that are searched around (``k x d``), one at least.
         banned: configurations that may not be proposed.
         restarts: starting points of the gradient search.
         raw_samples: points scored to choose them from.
@@ -114,12 +124,12 @@ def search(
 def _climb(goal: Goal, best: Points, restarts: int, raw_samples: int, rng: np.random.Generator) -> Points:
     """Canonical candidates (``m x d``): samples, and where gradients and local search lead from the best of them."""
     space, score = goal.features.space, goal.score
-    samples = space.snap(np.concatenate([_spread(space, raw_samples, rng), _around(best, raw_samples // 4, rng)]))
+    samples = space.snap(np.concatenate([_spread(goal, raw_samples, rng), _around(goal, best, raw_samples // 4, rng)]))
     samples = samples[space.allowed(samples)]
     if len(samples) == 0:
         return samples
     values = score(samples)
-    starts = samples[_diverse(samples, values, restarts)]
+    starts = samples[_diverse(samples / np.maximum(goal.box[1] - goal.box[0], 1e-12), values, restarts)]
     mixed = any(not isinstance(parameter, Float) for _, parameter in space)
     real = any(isinstance(parameter, Float) for _, parameter in space)
     climbed = _ascend(goal, starts, relax=True)
@@ -134,18 +144,21 @@ def _climb(goal: Goal, best: Points, restarts: int, raw_samples: int, rng: np.ra
     return np.concatenate(candidates)
 
 
-def _spread(space: Space, raw_samples: int, rng: np.random.Generator) -> Points:
-    """Points (``m x d``) all over the space; where it has priors every other one of them; where not all are allowed, as
-    many as it takes for `raw_samples` that are, within reason."""
+def _spread(goal: Goal, raw_samples: int, rng: np.random.Generator) -> Points:
+    """Points (``m x d``) all over the box; in a whole space with priors every other one follows them; where not all are
+    allowed, as many as it takes for `raw_samples` that are, within reason."""
     from scipy.stats import qmc
 
+    space, (low, high) = goal.features.space, goal.box
     engine = qmc.Sobol(space.dim, rng=rng)
     blocks, wanted = list[Points](), raw_samples
     for _ in range(MOST_BLOCKS if space.constraints else 1):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # any number of points is good here
             points = np.asarray(engine.random(raw_samples), dtype=np.float64)
-        points[::2] = space.warp(points[::2])
+        points = low + (high - low) * points
+        if goal.low is None:
+            points[::2] = space.warp(points[::2])
         blocks.append(points[space.allowed(points)])
         wanted -= len(blocks[-1])
         if wanted <= 0:
@@ -153,17 +166,18 @@ def _spread(space: Space, raw_samples: int, rng: np.random.Generator) -> Points:
     return np.concatenate(blocks)
 
 
-def _around(best: Points, count: int, rng: np.random.Generator) -> Points:
-    """Points (``count x d``) near the best ones: each with some coordinates moved a little or more."""
+def _around(goal: Goal, best: Points, count: int, rng: np.random.Generator) -> Points:
+    """Points (``count x d``) in the box near the best ones: each with some coordinates moved a little or more."""
+    low, high = goal.box
     centres = best[np.arange(count) % len(best)]
     dim = centres.shape[1]
     moved = rng.random(centres.shape) < max(0.3, min(1.0, 3 / dim))
-    step = rng.normal(size=centres.shape) * np.where(rng.random((count, 1)) < 0.5, 0.02, 0.15)
-    return np.clip(centres + np.where(moved, step, 0.0), 0.0, 1.0)
+    step = rng.normal(size=centres.shape) * np.where(rng.random((count, 1)) < 0.5, 0.02, 0.15) * (high - low)
+    return np.clip(centres + np.where(moved, step, 0.0), low, high)
 
 
 def _diverse(points: Points, values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Indices of high values that lie apart: greedily the best, at least 0.1 of an axis from those chosen before."""
+    """Indices of high values that lie apart: greedily the best, at least 0.1 on some axis from those chosen before."""
     order = [int(i) for i in np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")]
     chosen: list[int] = []
     for i in order:
@@ -190,12 +204,13 @@ def _ascend(goal: Goal, starts: Points, *, relax: bool) -> Points:
         if isinstance(parameter, Float) or (relax and not one_hot and name not in parents):
             free[:, start] = active[:, axis]
     columns = features.encode(starts)
-    ends = np.stack([_ascended(goal, column, moves) for column, moves in zip(columns, free, strict=True)])
+    bounds = np.stack(features.bounds(*goal.box), axis=1)
+    ends = np.stack([_ascended(goal, column, moves, bounds) for column, moves in zip(columns, free, strict=True)])
     return _drawn_back(space, starts, features.decode(ends))
 
 
-def _ascended(goal: Goal, columns: Points, free: NDArray[np.bool_]) -> Points:
-    """Columns (``c``) after gradient steps of the free ones."""
+def _ascended(goal: Goal, columns: Points, free: NDArray[np.bool_], bounds: Points) -> Points:
+    """Columns (``c``) after gradient steps of the free ones within bounds (``c x 2``)."""
     from scipy.optimize import minimize
 
     if not free.any():
@@ -207,9 +222,10 @@ def _ascended(goal: Goal, columns: Points, free: NDArray[np.bool_]) -> Points:
         value, gradient = goal.with_gradient(end)
         return -value, -gradient[free]
 
-    bounds = [(0.0, 1.0)] * int(free.sum())
-    found = minimize(negative, columns[free], jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": ASCENT})
-    end[free] = np.clip(found.x, 0.0, 1.0)
+    within = bounds[free]
+    start = np.clip(columns[free], within[:, 0], within[:, 1])
+    found = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=within, options={"maxiter": ASCENT})
+    end[free] = np.clip(found.x, within[:, 0], within[:, 1])
     return end
 
 
