@@ -123,24 +123,24 @@ def search(
 
 def _climb(goal: Goal, best: Points, restarts: int, raw_samples: int, rng: np.random.Generator) -> Points:
     """Canonical candidates (``m x d``): samples, and where gradients and local search lead from the best of them."""
-    space, score = goal.features.space, goal.score
+    space = goal.features.space
     samples = space.snap(np.concatenate([_spread(goal, raw_samples, rng), _around(goal, best, raw_samples // 4, rng)]))
     samples = samples[space.allowed(samples)]
     if len(samples) == 0:
         return samples
-    values = score(samples)
+    values = goal.score(samples)
     starts = samples[_diverse(samples / np.maximum(goal.box[1] - goal.box[0], 1e-12), values, restarts)]
     mixed = any(not isinstance(parameter, Float) for _, parameter in space)
     real = any(isinstance(parameter, Float) for _, parameter in space)
     climbed = _ascend(goal, starts, relax=True)
     candidates = [samples, climbed]
     if mixed:
-        candidates.append(_improve(space, score, climbed))
+        candidates.append(_improve(goal, climbed))
         if real:
             candidates.append(_ascend(goal, candidates[-1], relax=False))
     bounded = {name for constraint in space.constraints for name in constraint.names}
     if any(isinstance(space.parameters[name], Float) for name in bounded):
-        candidates.append(_wander(space, score, candidates[-1], rng))
+        candidates.append(_wander(goal, candidates[-1], rng))
     return np.concatenate(candidates)
 
 
@@ -244,15 +244,16 @@ def _drawn_back(space: Space, starts: Points, ends: Points) -> Points:
     return out
 
 
-def _wander(space: Space, score: Score, starts: Points, rng: np.random.Generator) -> Points:
+def _wander(goal: Goal, starts: Points, rng: np.random.Generator) -> Points:
     """Canonical points (``k x d``) after random steps, ever smaller, from each start to what is better and allowed."""
+    space, score, (low, high) = goal.features.space, goal.score, goal.box
     current, values = starts.copy(), score(starts)
     for step in STEPS:
         for i in range(len(current)):
             count = min(8 * space.dim, 64)
             moved = rng.random((count, space.dim)) < max(0.3, 2 / space.dim)
-            steps = np.where(moved, rng.normal(scale=step, size=(count, space.dim)), 0.0)
-            points = space.snap(np.clip(current[i] + steps, 0.0, 1.0))
+            steps = np.where(moved, rng.normal(size=(count, space.dim)) * step * (high - low), 0.0)
+            points = space.snap(np.clip(current[i] + steps, low, high))
             points = points[space.allowed(points)]
             if len(points) == 0:
                 continue
@@ -262,12 +263,13 @@ def _wander(space: Space, score: Score, starts: Points, rng: np.random.Generator
     return current
 
 
-def _improve(space: Space, score: Score, starts: Points, rounds: int = 6) -> Points:
+def _improve(goal: Goal, starts: Points, rounds: int = 6) -> Points:
     """Canonical points (``k x d``) after a steepest local search over the values of the discrete parameters."""
+    score = goal.score
     current, values = starts.copy(), score(starts)
     active = list(range(len(current)))
     for _ in range(rounds):
-        moves = {i: _neighbours(space, current[i]) for i in active}
+        moves = {i: _neighbours(goal, current[i]) for i in active}
         if not any(len(m) for m in moves.values()):
             break
         scores = np.split(score(np.concatenate(list(moves.values()))), np.cumsum([len(m) for m in moves.values()])[:-1])
@@ -284,17 +286,20 @@ def _improve(space: Space, score: Score, starts: Points, rounds: int = 6) -> Poi
     return current
 
 
-def _neighbours(space: Space, point: Points) -> Points:
-    """Allowed canonical points (``m x d``) that differ from `point` (``d``) in one active discrete parameter.
+def _neighbours(goal: Goal, point: Points) -> Points:
+    """Allowed canonical points (``m x d``) that differ from `point` (``d``) in one active discrete parameter, in the box.
 
     Parameters that become active by that take the middle of their range.
     """
+    space, (low, high) = goal.features.space, goal.box
     out = []
     active, parents = space.active(point[None])[0], space.parents
     for axis, (name, parameter) in enumerate(space):
         if isinstance(parameter, Float) or not active[axis]:
             continue
         for u in parameter_neighbours(parameter, float(point[axis])):
+            if not low[axis] <= u <= high[axis]:
+                continue
             neighbour = point.copy()
             neighbour[axis] = u
             out.append(space.snap(neighbour[None])[0] if name in parents else neighbour)

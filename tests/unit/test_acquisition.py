@@ -16,8 +16,10 @@ from hpo_cluster.acquisition import (
     Draw,
     Feasibility,
     NoisyImprovement,
+    Scaled,
     Sum,
     UpperBound,
+    believed,
     likely_best,
     log_improvement,
 )
@@ -47,6 +49,7 @@ ALL: dict[str, Acquisition] = {
     "thompson, matern": Draw(ROUGH, 1),
     "feasibility": Feasibility(LABELLED),
     "doubt": Doubt(Feasibility(LABELLED)),
+    "scaled": Scaled(NoisyImprovement(PROCESS, PENDING, 64, 0), np.array([2.0, 0.5, 1.0])),
     "sum": Sum([NoisyImprovement(PROCESS, NOBODY, 64, 0), Feasibility(LABELLED)]),
 }
 
@@ -160,3 +163,11 @@ def test_only_points_that_may_be_the_best_are_compared_with() -> None:
     assert int(mean.argmax()) in best
     assert len(best) < 15
     assert mean[best].min() > np.median(mean)
+
+
+def test_too_many_pending_points_are_believed() -> None:
+    assert believed(PROCESS, PENDING, averaged=5, most=3) == (PROCESS, PENDING)
+    process, rest = believed(PROCESS, PENDING, averaged=4, most=3)
+    assert len(rest) == 0
+    best = PENDING[np.argsort(-PROCESS.posterior(PENDING)[0])[:3]]
+    assert process.inputs[len(X) :] == pytest.approx(best)
