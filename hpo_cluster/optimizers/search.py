@@ -287,7 +287,7 @@ def _improve(goal: Goal, starts: Points, rounds: int = 6) -> Points:
 
 
 def _neighbours(goal: Goal, point: Points) -> Points:
-    """Allowed canonical points (``m x d``) that differ from `point` (``d``) in one active discrete parameter, in the box.
+    """Allowed canonical points (``m x d``) in the box, one active discrete parameter apart from `point` (``d``).
 
     Parameters that become active by that take the middle of their range.
     """
