@@ -32,8 +32,8 @@ from hpo_cluster.space import Space
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Smooth: what is searched is the whole space.
-KERNEL: Kernel = "rbf"
+#: The rougher of the two: ``docs/design/surrogate.md`` has the measurements.
+KERNEL: Kernel = "matern"
 
 #: Most observations that hyperparameters are fitted to, that the process is conditioned on of those there were then,
 #: and of those since.

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -213,6 +214,41 @@ def draw_bo() -> Any:
     return figure
 
 
+def told(name: str, budget: int, **settings: Any) -> list[tuple[NDArray[np.float64], float, dict[str, Any]]]:
+    """A sequential campaign: point of the unit cube, value and what the optimizer says of each proposal."""
+    optimizer, rows, said = make_optimizer(name, FUNCTION.space, **settings), list[dict[str, Any]](), []
+    for trial in range(budget):
+        (proposal,) = optimizer.ask(pd.DataFrame(rows), 1).proposals
+        value = FUNCTION.evaluate(proposal.parameters)
+        rows.append({"trial": trial, "value": value, "target": -value, **proposal.parameters})
+        said.append((FUNCTION.space.encode(proposal.parameters), value, dict(proposal.info)))
+    return said
+
+
+def boxes(panel: Any, title: str, said: Any, side_of: Callable[[dict[str, Any]], float | None]) -> None:
+    """What was proposed, each local proposal with a box of its size around the best point of that time."""
+    values = [value for _, value, _ in said]
+    background(panel, f"{title}\nbest of {len(said)}: {min(values):.2g}")
+    for i, (point, _, info) in enumerate(said):
+        side = side_of(info)
+        if side is not None:
+            best = said[int(np.argmin(values[:i]))][0]
+            corner = place(best - side / 2)
+            width = (HIGH - LOW) * side
+            panel.add_patch(Rectangle(corner, width, width, fill=False, edgecolor=INK, linewidth=0.55))
+        panel.plot(
+            *place(point), "o", color=SOFT if side is None else ACCENT, markersize=4, markeredgecolor="white", zorder=5
+        )
+
+
+def draw_regions() -> Any:
+    """The boxes of turbo, and the cells of mosaic."""
+    figure, axes = row(2)
+    boxes(axes[0], "turbo", told("turbo", 40, initial=8), lambda info: info.get("length"))
+    boxes(axes[1], "mosaic", told("mosaic", 40, initial=8), lambda info: info.get("side"))
+    return figure
+
+
 def _made(name: str, kind: Any, **settings: Any) -> Any:
     optimizer = make_optimizer(name, FUNCTION.space, **settings)
     assert isinstance(optimizer, kind)
@@ -226,6 +262,7 @@ DRAWINGS: dict[str, Callable[[], Any]] = {
     "direct": draw_direct,
     "fda": draw_fda,
     "bo": draw_bo,
+    "regions": draw_regions,
 }
 
 

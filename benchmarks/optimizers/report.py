@@ -34,6 +34,8 @@ KINDS = {name: problem.kind for name, problem in synthetic().items()} | dict.fro
 #: Lines of the figures, in this order; colours that the colour-blind tell apart, each with a line style of its own.
 STYLES = {
     "bo": ("#0072B2", "-", 2.4),
+    "mosaic": ("#000000", "-", 1.6),
+    "turbo": ("#882255", "--", 1.6),
     "peer:optuna-tpe": ("#D55E00", "-", 1.6),
     "peer:optuna-gp": ("#E69F00", "--", 1.6),
     "peer:ax": ("#CC79A7", "--", 1.6),
@@ -201,6 +203,27 @@ def standing(results: Results, ours: str) -> Iterator[str]:
     yield from table(head, rows)
 
 
+def duel(results: Results, ours: str, other: str) -> Iterator[str]:
+    """One optimizer against another over all problems: paired ratios of regrets, and tests."""
+    rows, logs, verdicts = [], list[float](), {"better": 0, "level": 0, "worse": 0, "untested": 0}
+    for problem in results.problems:
+        mine, theirs = results.final(problem, ours), results.final(problem, other)
+        seeds = sorted(set(mine) & set(theirs))
+        floor = results.floor(problem)
+        if not seeds or not floor:
+            continue
+        ratios = [math.log(max(mine[s], floor) / max(theirs[s], floor)) for s in seeds]
+        logs.append(float(np.mean(ratios)))
+        _, p, verdict = st.best_or_level(mine, {other: theirs}, floor)
+        verdicts[verdict] += 1
+        medians = [number(float(np.median([v[s] for s in seeds]))) for v in (mine, theirs)]
+        rows.append([problem, str(len(seeds)), *medians, number(math.exp(logs[-1])), number(p), verdict])
+    yield f"`{ours}` against `{other}`: geometric mean of the ratios of regrets {math.exp(float(np.mean(logs))):.2f}"
+    yield f"over {len(rows)} problems; better on {verdicts['better']}, level on {verdicts['level']}, worse on"
+    yield f"{verdicts['worse']}, too few seeds on {verdicts['untested']}.\n"
+    yield from table(["problem", "seeds", ours, other, "ratio", "p", "verdict"], rows)
+
+
 def asynchronous(results: Results) -> Iterator[str]:
     """Medians at half and at the end of the simulated time."""
     times = (results.budget / results.workers / 2, results.budget / results.workers)
@@ -295,6 +318,11 @@ def main(argv: Sequence[str]) -> int:
         else:
             lines += [f"## Asynchronous, {workers} workers", "", *asynchronous(results)]
             lines += _figure_line(results, arguments.out)
+            if "bo" in results.optimizers and any(map(is_peer, results.optimizers)):
+                lines += [*standing(results, "bo")]
+        lines += _duels(results)
+    _write_regrets(arguments.results, arguments.out / "regrets.csv")
+    lines += ["The regrets of all runs at their ends: [regrets.csv](regrets.csv).", ""]
     lines += ["## Versions", "", versions(arguments.results) + ".", ""]
     if folder := os.environ.get(DATA_VARIABLE):
         cv = cross_validation(Path(folder))
@@ -307,6 +335,26 @@ def main(argv: Sequence[str]) -> int:
     path.write_text("\n".join(lines), encoding="utf-8")
     print(path)
     return 0
+
+
+def _duels(results: Results) -> list[str]:
+    """`mosaic` against `bo` where both ran, and against the other optimizers for many workers where `bo` did not."""
+    if "mosaic" not in results.optimizers:
+        return []
+    others = ["bo"] if "bo" in results.optimizers else [n for n in results.optimizers if n != "mosaic"]
+    return [line for other in others for line in duel(results, "mosaic", other)]
+
+
+def _write_regrets(path: Path, out: Path) -> None:
+    """One line for each run: what it was of, its regret at the end and the median CPU seconds of a suggestion."""
+    best = _best_known(path)
+    lines = ["problem,optimizer,seed,workers,evaluations,regret,cpu_s"]
+    for key, entry in sorted(cache.latest(path).items()):
+        regret = st.regrets(entry["observed"], entry["true"], best[key.problem])[-1]
+        cpu = float(np.median(entry["cpu_s"][10:] or entry["cpu_s"]))
+        name = f'"{key.optimizer}"' if "," in key.optimizer else key.optimizer
+        lines.append(f"{key.problem},{name},{key.seed},{key.workers},{key.budget},{regret:.6g},{cpu:.2g}")
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _figure_line(results: Results, out: Path) -> list[str]:

@@ -27,7 +27,7 @@ from hpo_cluster.trial import derive_seed
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 #: Evaluations of a run with that many workers.
-BUDGETS = {1: 50, 4: 64, 8: 64, 16: 64, 32: 128}
+BUDGETS = {1: 50, 4: 64, 8: 64, 16: 64, 32: 128, 256: 4096}
 
 #: quick: some five minutes on two cores. `slow` contestants get fewer seeds there.
 QUICK_PROBLEMS = ("branin", "hartmann6", "levy5", "ackley5mix", "cliff", "island")

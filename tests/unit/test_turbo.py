@@ -108,7 +108,7 @@ def test_finds_a_valley_that_random_search_does_not() -> None:
             c = dict(optimizer.ask(pd.DataFrame(rows), 1).proposals[0].parameters)
             rows.append({"trial": trial, "state": "completed", "target": -function.evaluate(c), **c})
         best[name] = max(row["target"] for row in rows)
-    assert best["turbo"] > 0.4 * best["random"]
+    assert best["turbo"] > 0.6 * best["random"]  # they are negative
 
 
 def test_many_at_once_are_different_and_in_the_box() -> None:
