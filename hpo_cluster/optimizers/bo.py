@@ -10,7 +10,10 @@ qLogNEI; N. Srinivas, A. Krause, S. M. Kakade and M. Seeger, "Gaussian Process O
 2010 (arXiv:0912.3995), for the bound; M. A. Gelbart, J. Snoek and R. P. Adams, "Bayesian Optimization with Unknown
 Constraints", UAI 2014 (arXiv:1403.5607), for the weight by feasibility; C. Hvarfner, D. Stoll, A. Souza, M. Lindauer,
 F. Hutter and L. Nardi, "piBO: Augmenting Acquisition Functions with User Beliefs for Bayesian Optimization", ICLR 2022
-(arXiv:2204.11051), for the priors. The acquisition functions are those of `hpo_cluster.acquisition`:
+(arXiv:2204.11051), for the priors.
+
+Symbols: ``x`` a point, ``n`` proposals since the initial design, ``pi`` the joint density of the priors. The acquisition
+functions are those of `hpo_cluster.acquisition`:
 
     qlognei    log of the expected improvement over the best of the observed and pending points, all of them uncertain
     log_ei     the same over the best outcome observed, and over the pending points
@@ -22,9 +25,8 @@ nothing of the value. A process of its own learns where they lie, and the acquis
 feasibility; the bound and the draw, which are no logarithms, lose its logarithm where it is below one half. Trials that
 diverged are feasible, and count as the worst value so far.
 
-Where the space has priors, their joint density ``pi`` has a say that decays: what is maximised is the acquisition's
-logarithm plus ``prior_weight / n * log pi(x)`` with ``n`` proposals since the initial design (piBO), and the initial
-design lies denser where the priors are high.
+Where the space has priors, they have a say that decays: what is maximised is the acquisition's logarithm plus
+``prior_weight / n * log pi(x)`` (piBO), and the initial design lies denser where the priors are high.
 
 Deviations from the papers: the process sees the outcomes of `outcome`, drawn in below their median by default; a
 configuration that was evaluated or is in flight is never proposed again unless `replicates` allows it, so that the best
