@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
+import signal
 from pathlib import Path
 from typing import Any
 
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+_libc = ctypes.CDLL(None, use_errno=True)  # looked up before any fork
 _first_limit: tuple[int, int] | None = None  # of this process's memory, before it was capped
 
 
@@ -26,6 +31,11 @@ def uncap_memory() -> None:
     """Lift the cap again."""
     if _first_limit is not None:
         resource.setrlimit(resource.RLIMIT_DATA, _first_limit)
+
+
+def end_with_parent() -> None:
+    """From now on, this process is killed when the thread that started it ends."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def process_start(pid: int) -> str | None:

@@ -21,6 +21,7 @@ from benchmarks.optimizers.cache import Key
 from benchmarks.optimizers.peers import PEERS
 from benchmarks.optimizers.problems import Problem, problems
 from benchmarks.optimizers.simulate import Run, duration, simulate
+from hpo_cluster.processes import end_with_parent
 from hpo_cluster.trial import derive_seed
 
 #: Read when a process of the pool starts: one thread for each.
@@ -71,9 +72,10 @@ def execute(key: Key) -> Run:
 
 
 def _start() -> None:
-    """A process of the pool computes with one thread, whatever the libraries think."""
+    """A process of the pool computes with one thread, whatever the libraries think, and never without its parent."""
     import threadpoolctl
 
+    end_with_parent()
     threadpoolctl.threadpool_limits(1)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +9,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from hpo_cluster.errors import SubmissionError
-from hpo_cluster.processes import uncap_memory
+from hpo_cluster.processes import end_with_parent, uncap_memory
 
-PR_SET_PDEATHSIG = 1
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 2.0, 60.0
 
 Answer = TypeVar("Answer")
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class CommandError(SubmissionError):
@@ -41,7 +36,7 @@ def _begin_child() -> None:
 
     And be free of the driver's limits, which schedulers pass on to the jobs.
     """
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     uncap_memory()
 
 

@@ -12,8 +12,9 @@ Constraints", UAI 2014 (arXiv:1403.5607), for the weight by feasibility; C. Hvar
 F. Hutter and L. Nardi, "piBO: Augmenting Acquisition Functions with User Beliefs for Bayesian Optimization", ICLR 2022
 (arXiv:2204.11051), for the priors.
 
-Symbols: ``x`` a point, ``n`` proposals since the initial design, ``pi`` the joint density of the priors. The acquisition
-functions are those of `hpo_cluster.acquisition`:
+Symbols: ``x`` a point, ``n`` proposals since the initial design, ``pi`` the joint density of the priors.
+
+The acquisition functions are those of `hpo_cluster.acquisition`:
 
     qlognei    log of the expected improvement over the best of the observed and pending points, all of them uncertain
     log_ei     the same over the best outcome observed, and over the pending points
