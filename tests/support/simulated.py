@@ -16,6 +16,9 @@ from hpo_cluster.record import Record, asked_rows
 from hpo_cluster.space import Configuration, Space
 from hpo_cluster.trial import Ask, Origin
 
+#: What a trial can end as beside completed.
+TROUBLE = ("diverged", "failed", "infeasible", "cancelled")
+
 #: State and value that a trial ends with.
 Outcome = tuple[str, float | None]
 

@@ -11,8 +11,7 @@ from hpo_cluster.space import Categorical, Float, Integer, Space
 
 SPACES = {
     "real": Space({"x": Float(-5.0, 5.0), "y": Float(1e-6, 1e-1, log=True), "z": Float(0.0, 1.0)}),
-    "integer": Space({"rank": Integer(2, 64), "alpha": Integer(1, 64)}),
-    "log_integer": Space({"width": Integer(1, 200, log=True), "depth": Integer(1, 12, log=True)}),
+    "integer": Space({"rank": Integer(2, 64), "width": Integer(1, 200, log=True), "depth": Integer(1, 12, log=True)}),
     "choices": Space(
         {
             "scheme": Categorical(("a", "b", "c", "d", "e")),

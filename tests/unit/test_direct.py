@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from support import partition_references
-from support.simulated import Simulation, simulation, wavy
+from support.simulated import TROUBLE, Simulation, simulation, wavy
 from support.spaces import SPACES
 
 from hpo_cluster.objectives.functions import FUNCTIONS
@@ -31,8 +31,7 @@ def test_one_worker_evaluates_what_the_sequential_program_does(name: str, space:
 
 @both
 @every_space
-@pytest.mark.parametrize("workers", [1, 6])
-@pytest.mark.parametrize("trouble", [(), ("diverged", "failed", "infeasible", "cancelled")])
+@pytest.mark.parametrize(("workers", "trouble"), [(1, ()), (1, TROUBLE), (6, TROUBLE)])
 def test_a_new_optimizer_gives_every_ask_again(name: str, space: Space, workers: int, trouble) -> None:
     run = simulation(space, 2, trouble).run(make_optimizer(name, space), 20, workers)
     assert len(run.asks) > 5

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import partition_references
-from support.simulated import simulation, wavy
+from support.simulated import TROUBLE, simulation, wavy
 from support.spaces import SPACES, spaces
 
 from hpo_cluster.optimizers.base import Optimizer
@@ -18,7 +18,6 @@ from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.optimizers.soo import PRESETS
 from hpo_cluster.space import Configuration, Space
 
-TROUBLE = ("diverged", "failed", "infeasible", "cancelled")
 some = settings(max_examples=25, deadline=None, derandomize=True)
 seeds = st.integers(0, 99)
 soo = st.fixed_dictionaries({"preset": st.sampled_from(sorted(PRESETS)), "sections": st.sampled_from([2, 3, 5])})

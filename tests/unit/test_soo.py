@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from support import partition_references
-from support.simulated import Simulation, simulation, wavy
+from support.simulated import TROUBLE, Simulation, simulation, wavy
 from support.spaces import SPACES
 
 from hpo_cluster.optimizers.cells import Partition
@@ -68,8 +68,7 @@ def test_cells_tile_the_space_and_nothing_is_evaluated_twice(name: str, preset: 
 
 @every_space
 @every_preset
-@pytest.mark.parametrize("workers", [1, 5])
-@pytest.mark.parametrize("trouble", [(), ("diverged", "failed", "infeasible", "cancelled")])
+@pytest.mark.parametrize(("workers", "trouble"), [(1, ()), (1, TROUBLE), (5, TROUBLE)])
 def test_a_new_optimizer_gives_every_ask_again(name: str, preset: str, workers: int, trouble: tuple[str, ...]) -> None:
     space = SPACES[name]
     run = simulation(SPACES[name], 2, trouble).run(make_optimizer("soo", space, preset=preset), 20, workers)
