@@ -336,8 +336,17 @@ class _Table:
             and np.array_equal(self.asked[:count], old.asked)
             and np.array_equal(self.ended[:count][over], old.ended[over])
             and np.array_equal(self._numbers("target")[:count][over], old._numbers("target")[over], equal_nan=True)
-            and ("state" not in self.columns or _equal(self.columns["state"][:count][over], old.columns["state"][over]))
+            and not (over & self._other_states(old)).any()
         )
+
+    def _other_states(self, old: _Table) -> NDArray[np.bool_]:
+        """Which rows of `old` have another state here."""
+        import pandas as pd
+
+        if "state" not in self.columns:
+            return np.zeros(old.count, dtype=np.bool_)
+        here, there = pd.Series(self.columns["state"][: old.count]), pd.Series(old.columns["state"])
+        return (here != there).to_numpy(dtype=np.bool_, na_value=True)
 
     def events(self, asked: Sequence[int], ended: Sequence[int]) -> Iterator[tuple[bool, list[Row]]]:
         """The events of some rows, in order: whether it is an ask, and the rows of the space that it added or ended.
