@@ -11,7 +11,7 @@ Without these columns trials are taken to have been asked for and to have ended 
 
 `Retrace` keeps the search of the last history and feeds it what has been added since; anything else than an addition
 makes it start again, so that the answer never depends on what was asked before. What was added is found by comparing
-columns whole, and only those rows are read: with 10 000 trials an ask takes some 3 ms, most of it the frame's.
+columns whole, and only those rows are read: with 10 000 trials an ask takes 3 to 4 ms, most of it the frame's.
 
 `hpo_cluster.optimizers.events` goes through a history too, for optimizers whose state is changed by events alone, one
 trial at a time. A search differs in both: answering changes it, so that its next events must be those that it has
