@@ -10,6 +10,9 @@ A real side is cut into K equal parts, until it is narrower than `resolution`. A
 coordinate c goes to part floor(K (c - lo) / (hi - lo)) of the side from lo to hi, and parts without a value do not
 exist; the values of an unordered choice part all at once. A side of one value is never cut.
 
+A side of a parameter that is inactive everywhere in its cell is never cut either, since that would make cells of one
+and the same configurations, and its width is 0.
+
 The *centre* of a real side is its middle. That of a finite side is the value nearest to its middle, the lower of two.
 The *width* of a side is its share of the axis if real, and for a finite one the distance from its first to its last
 value over that of the axis, so 0 for one value and (values - 1) / (range) for integers on a linear scale.
@@ -25,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpo_cluster.optimizers.rows import axis_values
-from hpo_cluster.space import Categorical, Space
+from hpo_cluster.space import Categorical, Space, Value
 
 Side: TypeAlias = tuple[int, int]
 Cell: TypeAlias = tuple[Side, ...]
@@ -139,6 +142,11 @@ class FiniteAxis:
         return tuple((a, b) for a, b in pairwise(starts) if a < b)
 
 
+def at_value(space: Space, name: str, value: Value) -> int:
+    """Place of a value among those of a finite parameter."""
+    return int(np.argmin(np.abs(axis_values(space, name) - space.parameters[name].encode(value))))
+
+
 class Partition:
     """The sides of a space's cells.
 
@@ -158,6 +166,12 @@ class Partition:
                 coordinates = [float(u) for u in axis_values(space, name)]
                 self.axes.append(FiniteAxis(coordinates, None if unordered else sections))
         self.whole: Cell = tuple(axis.whole for axis in self.axes)
+        places = {name: i for i, name in enumerate(space.names)}
+        self._needed: list[list[tuple[int, list[int]]]] = [  # for each parent its axis and the values that are needed
+            [(places[parent], [at_value(space, parent, v) for v in values]) for parent, values in p.conditions.items()]
+            for _, p in space
+        ]
+        self._always = not any(self._needed)
 
     def centre(self, cell: Cell) -> NDArray[np.float64]:
         """Point of the unit cube (``d``)."""
@@ -165,13 +179,22 @@ class Partition:
 
     def widths(self, cell: Cell) -> list[float]:
         """Width of each side (``d``)."""
-        return [axis.width(side) for axis, side in zip(self.axes, cell, strict=True)]
+        if self._always:
+            return [axis.width(side) for axis, side in zip(self.axes, cell, strict=True)]
+        return [self.axes[i].width(cell[i]) if self._active(cell, i) else 0.0 for i in range(len(cell))]
 
     def longest(self, cell: Cell) -> list[int]:
         """The axes of the greatest width among those that can be cut, in order; none in a cell that is never cut."""
-        able = [i for i, (axis, side) in enumerate(zip(self.axes, cell, strict=True)) if axis.cut(side)]
+        able = [i for i, axis in enumerate(self.axes) if axis.cut(cell[i]) and self._active(cell, i)]
         widths = {i: self.axes[i].width(cell[i]) for i in able}
         return [i for i in able if widths[i] == max(widths.values())]
+
+    def _active(self, cell: Cell, axis: int) -> bool:
+        """Whether a parameter is active anywhere in a cell."""
+        return all(
+            self._active(cell, parent) and any(cell[parent][0] <= value < cell[parent][1] for value in values)
+            for parent, values in self._needed[axis]
+        )
 
     def cut(self, cell: Cell, axis: int) -> list[Cell]:
         """The cells that a cut across an axis makes, in order."""

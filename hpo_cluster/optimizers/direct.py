@@ -147,20 +147,16 @@ class Rectangles(Search):
         phi = {size: -value for size, value in values.items() if value is not None}
         if not phi or self.best is None:
             return list(nodes.values())[-1:]  # nothing is told yet: the largest
+        least = -self.best - self.settings.epsilon * abs(self.best)
         chosen = []
-        for size in phi:
-            if self._promising(size, phi, -self.best):
-                chosen += self._equals(size, nodes[size])
+        hull = _lower_hull(phi)
+        for size, following in zip(hull, [*hull[1:], None], strict=True):
+            if following is not None:
+                kappa = (phi[following] - phi[size]) / (following - size)  # the largest that is possible
+                if kappa <= 0 or phi[size] - kappa * size > least:
+                    continue
+            chosen += self._equals(size, nodes[size])
         return chosen
-
-    def _promising(self, size: float, phi: dict[float, float], phi_min: float) -> bool:
-        """Whether the best of a size is potentially optimal (Jones et al., definition 4.1)."""
-        above = [(phi[other] - phi[size]) / (other - size) for other in phi if other > size]
-        below = [(phi[size] - phi[other]) / (size - other) for other in phi if other < size]
-        kappa = min(above, default=math.inf)  # the largest that is possible
-        if kappa <= 0 or any(slope > kappa for slope in below):
-            return False
-        return kappa == math.inf or phi[size] - kappa * size <= phi_min - self.settings.epsilon * abs(phi_min)
 
     def _equals(self, size: float, node: Node) -> list[Node]:
         """The leaves of a size that are as good as its best one; that one alone in DIRECT-L."""
@@ -176,6 +172,19 @@ class Rectangles(Search):
     def describe(self) -> dict[str, Any]:
         """Where the division stands."""
         return {"rectangles": self.nodes, "iteration": self.iteration, "dividing": len(self.dividing)}
+
+
+def _lower_hull(phi: dict[float, float]) -> list[float]:
+    """The sizes (given in increasing order) at which phi is the least for some kappa, those on a line included."""
+    hull = list[float]()
+    for size, value in phi.items():
+        while len(hull) > 1:
+            last, before = hull[-1], hull[-2]
+            if (phi[last] - phi[before]) / (last - before) <= (value - phi[last]) / (size - last):
+                break
+            hull.pop()
+        hull.append(size)
+    return hull
 
 
 class Direct:

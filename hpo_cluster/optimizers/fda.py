@@ -27,6 +27,7 @@ at most one evaluation at a time gives the sequential algorithm, exactly.
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -89,6 +90,7 @@ class LocalSearch:
     """Improves a point one coordinate at a time.
 
     Args:
+        serial: local searches are numbered as they begin; the oldest that can go on does.
         u: where it is (``d``, unit cube).
         best: the evaluation there.
         step: s.
@@ -97,6 +99,7 @@ class LocalSearch:
         tried: points awaited, with their evaluations.
     """
 
+    serial: int
     u: NDArray[np.float64]
     best: Evaluation
     step: float
@@ -123,26 +126,29 @@ class Spheres(Search):
         super().__init__(space)
         self.settings, self.seed = settings, seed
         self.spheres: list[Sphere] = []
-        self.open: list[Sphere] = []
-        self.searches: list[LocalSearch] = []
+        self.open: list[list[Sphere]] = [[] for _ in range(settings.levels + 1)]  # by level
+        self.searches: dict[int, LocalSearch] = {}
+        self.begun = 0  # local searches so far
+        self.ready: list[int] = []  # a heap of local searches that may go on
         self.top: Evaluation | None = None  # of the best value
         self._sphere(np.full(space.dim, 0.5), 0.5, None)
 
     def grow(self) -> bool:
         """Let a local search go on, or begin with the next sphere; False where no configuration is left."""
-        for search in self.searches:
-            if not search.waits:
+        while self.ready:
+            search = self.searches.get(heapq.heappop(self.ready))
+            if search is not None and not search.waits:
                 self._go_on(search)
                 return True
-        if not self.open:
+        deepest = next((spheres for spheres in reversed(self.open) if spheres), None)
+        if deepest is None:
             return self._draw()
-        sphere = min(self.open, key=lambda sphere: (-sphere.level, -self._score(sphere), sphere.serial))
-        self.open.remove(sphere)
+        sphere = min(deepest, key=lambda sphere: (-self._score(sphere), sphere.serial))
+        deepest.remove(sphere)
         if sphere.level < self.settings.levels:
             self._cut(sphere)
         else:
-            u, best = max(sphere.points, key=lambda entry: self._told(entry[1]))
-            self.searches.append(LocalSearch(u, best, sphere.radius))
+            self._begin(*max(sphere.points, key=lambda entry: self._told(entry[1])), sphere.radius)
         return True
 
     # --------------------------------------------------------------------------------------------------------- spheres
@@ -165,7 +171,7 @@ class Spheres(Search):
             evaluation.nodes.append(sphere)
             sphere.points.append((u, evaluation))
         self.spheres.append(sphere)
-        self.open.append(sphere)
+        self.open[sphere.level].append(sphere)
 
     def _score(self, sphere: Sphere) -> float:
         """Of the known points of a sphere, or of the one it lies in."""
@@ -183,6 +189,17 @@ class Spheres(Search):
 
     # ---------------------------------------------------------------------------------------------------- local search
 
+    def _begin(self, u: NDArray[np.float64], best: Evaluation, step: float) -> None:
+        self.begun += 1
+        search = self.searches[self.begun] = LocalSearch(self.begun, u, best, step)
+        best.nodes.append(search)
+        self._called(search)
+
+    def _called(self, search: LocalSearch) -> None:
+        """Let a search go on when its turn comes, if it waits for nothing."""
+        if not search.waits:
+            heapq.heappush(self.ready, search.serial)
+
     def _go_on(self, search: LocalSearch) -> None:
         """Move to the better of the points tried, then try the next axis; ends below the precision."""
         u, best = max(search.tried, key=lambda entry: self._told(entry[1]), default=(search.u, search.best))
@@ -193,7 +210,7 @@ class Spheres(Search):
             search.step *= 1.0 if search.gained else self.settings.reduction
             search.axis, search.gained = 0, False
         if search.step < self.settings.precision:
-            self.searches.remove(search)
+            del self.searches[search.serial]
             return
         for sign in (-1, 1):
             u = search.u.copy()
@@ -202,11 +219,12 @@ class Spheres(Search):
             evaluation.nodes.append(search)
             search.tried.append((u, evaluation))
         search.axis += 1
+        self._called(search)
 
     def _draw(self) -> bool:
         """A free configuration at random."""
-        taken = {key for key, evaluation in self.evaluations.items() if evaluation.status is not Status.IDLE}
-        point = free_point(self.space, taken, np.random.default_rng(derive_seed(self.seed, "rest", len(taken))))
+        seed = derive_seed(self.seed, "rest", len(self.taken))
+        point = free_point(self.space, self.taken, np.random.default_rng(seed))
         if point is None:
             return False
         self.want(point, {"level": None}).nodes.append(None)
@@ -214,12 +232,15 @@ class Spheres(Search):
 
     def changed(self, evaluation: Evaluation) -> None:
         """The status or value of a configuration is another now."""
-        if evaluation.value is not None and (self.top is None or evaluation.value > (self.top.value or -math.inf)):
+        if evaluation.value is not None and (self.top is None or evaluation.value > self._told(self.top)):
             self.top = evaluation
+        for node in evaluation.nodes:
+            if isinstance(node, LocalSearch) and node.serial in self.searches:
+                self._called(node)
 
     def describe(self) -> dict[str, Any]:
         """Where the search stands."""
-        return {"spheres": len(self.spheres), "open": len(self.open), "local_searches": len(self.searches)}
+        return {"spheres": len(self.spheres), "open": sum(map(len, self.open)), "local_searches": len(self.searches)}
 
 
 class FDA:

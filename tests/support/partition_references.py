@@ -1,6 +1,7 @@
 """The partition algorithms once more, sequential and plain, to hold the product against: no code is shared with it.
 
-Exact fractions for real sides, lists of coordinates for finite ones, every leaf looked at in every step.
+Exact fractions for real sides, lists of coordinates for finite ones, every leaf looked at in every step. What a
+constraint forbids costs nothing: it has the lowest value so far, and comes after those that have a value.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ def soo(space, f, n, K, eligibility, strict, h_max=None, resolution=1e-4, screen
         if len(asked) == n:
             raise EnoughError
         asked.append(configuration)
-        values[tuple(configuration.values())] = f(configuration)
+        values[tuple(configuration.items())] = f(configuration)
         doubtful.clear()
 
     def score(box):
         configuration = space.decode(centre(space, box))
-        name = tuple(configuration.values())
-        if name not in values:
+        name = tuple(configuration.items())
+        if name not in values and space.allows(configuration):
             screened[0] += 1
-            known = screen and screen(configuration, [(c, values[tuple(c.values())]) for c in asked], screened[0])
+            known = screen and screen(configuration, [(c, values[tuple(c.items())]) for c in asked], screened[0])
             if known and known[1] < max(values.values()):
                 bounds[name] = known[0]
                 doubtful.append((known[1], configuration))
@@ -42,8 +43,11 @@ def soo(space, f, n, K, eligibility, strict, h_max=None, resolution=1e-4, screen
             evaluate(max(doubtful, key=lambda entry: entry[0])[1])
         return name
 
+    def rank(leaf):
+        return values.get(leaf["name"], bounds.get(leaf["name"], -math.inf))
+
     def g(leaf):
-        return values.get(leaf["name"], bounds.get(leaf["name"]))
+        return min(values.values(), default=None) if rank(leaf) == -math.inf else rank(leaf)
 
     def openable(leaf):
         return bool(sides_to_cut(space, leaf["box"], resolution))
@@ -52,8 +56,7 @@ def soo(space, f, n, K, eligibility, strict, h_max=None, resolution=1e-4, screen
         some = [leaf for leaf in leaves if leaf["depth"] == depth and openable(leaf)]
         if eligibility == "next_sweep":
             some = [leaf for leaf in some if leaf["sweep"] < sweep]
-        top = max((g(leaf) for leaf in some), default=None)
-        return next((leaf for leaf in some if g(leaf) == top), None)
+        return max(some, key=rank, default=None)
 
     def divide(leaf, sweep):
         leaves.remove(leaf)
@@ -74,20 +77,19 @@ def soo(space, f, n, K, eligibility, strict, h_max=None, resolution=1e-4, screen
                 if isinstance(h_max, int) and h > h_max:
                     break
                 leaf = best_of(h, sweep)
-                if leaf is not None and (g(leaf) > nu or (g(leaf) == nu and not strict)):
+                if leaf is not None and g(leaf) is not None and (g(leaf) > nu or (g(leaf) == nu and not strict)):
                     nu, opened = g(leaf), True
                     divide(leaf, sweep)
                 h += 1
             if not opened and not any(leaf["sweep"] == sweep - 1 for leaf in leaves if eligibility == "next_sweep"):
                 rest = [leaf for leaf in leaves if openable(leaf)]
                 shallow = [leaf for leaf in rest if leaf["depth"] == min(other["depth"] for other in rest)]
-                top = max(g(leaf) for leaf in shallow)
-                divide(next(leaf for leaf in shallow if g(leaf) == top), sweep)
+                divide(max(shallow, key=rank), sweep)
             sweep += 1
         while rest := [name for name in bounds if name not in values]:
             top = max(bounds[name] for name in rest)
             name = next(name for name in rest if bounds[name] == top)
-            evaluate(dict(zip(space.names, name, strict=True)))
+            evaluate(dict(name))
     except EnoughError:
         pass
     return asked
@@ -134,11 +136,22 @@ def share(parameter, side):
     return (side[-1] - side[0]) / (every[-1] - every[0])
 
 
+def inactive(space, box, axis):
+    """Whether the parameter of an axis is inactive everywhere in a box."""
+    for parent, values in list(space.parameters.values())[axis].conditions.items():
+        at = space.names.index(parent)
+        if inactive(space, box, at) or not any(space.parameters[parent].encode(v) in box[at] for v in values):
+            return True
+    return False
+
+
 def sides_to_cut(space, box, resolution):
     """Axes of the longest sides among those that can be cut."""
     able = {}
     for axis, ((_, parameter), side) in enumerate(zip(space, box, strict=True)):
         width = share(parameter, side)
+        if inactive(space, box, axis):
+            continue
         if (width >= resolution) if parameter.cardinality is None else (len(side) > 1):
             able[axis] = width
     return [axis for axis, width in able.items() if width == max(able.values())]
@@ -167,30 +180,34 @@ def direct(space, f, n, locally_biased, epsilon=1e-4, resolution=1e-4):
     class EnoughError(Exception):
         pass
 
-    def phi(point):
+    def sample(point):
         configuration = space.decode([float(u) for u in point])
-        name = tuple(configuration.values())
-        if name not in values:
+        name = tuple(configuration.items())
+        if name not in values and space.allows(configuration):
             if len(asked) == n:
                 raise EnoughError
             asked.append(configuration)
-            values[name] = -f(configuration)
-        return values[name]
+            values[name] = Fraction(-f(configuration))
+        return name
+
+    def phi(name):
+        return values[name] if name in values else max(values.values(), default=math.inf)
 
     def size(box):
-        widths = [share(p, side) for (_, p), side in zip(space, box, strict=True)]
+        widths = [
+            0.0 if inactive(space, box, axis) else share(p, side)
+            for axis, ((_, p), side) in enumerate(zip(space, box, strict=True))
+        ]
         return max(widths) / 2 if locally_biased else math.sqrt(math.fsum(w**2 for w in widths)) / 2
 
-    def optimal(j, boxes):
+    def optimal(j, least):
         """By definition: a kappa that is better than every other box, for some kappa among those where it could be."""
-        lowest = Fraction(min(values.values()))
-        slopes = {(b["phi"] - j["phi"]) / (b["size"] - j["size"]) for b in boxes if b["size"] != j["size"]} | {
-            Fraction(10) ** 40
-        }
+        lowest, size, mine = min(values.values()), j["size"], phi(j["name"])
+        slopes = {(y - mine) / (other - size) for other, y in least.items() if other != size} | {Fraction(10) ** 40}
         for kappa in slopes:
-            bound = j["phi"] - kappa * j["size"]
-            least = all(bound <= b["phi"] - kappa * b["size"] for b in boxes)
-            if kappa > 0 and least and bound <= lowest - Fraction(epsilon) * abs(lowest):
+            bound = mine - kappa * size
+            best = all(bound <= y - kappa * other for other, y in least.items())
+            if kappa > 0 and best and bound <= lowest - Fraction(epsilon) * abs(lowest):
                 return True
         return False
 
@@ -200,10 +217,18 @@ def direct(space, f, n, locally_biased, epsilon=1e-4, resolution=1e-4):
     whole = [whole_side(parameter) for _, parameter in space]
     middle = centre(space, whole)
     try:
-        boxes = [{"box": whole, "at": middle, "phi": Fraction(phi(middle)), "size": Fraction(size(whole))}]
+        boxes = [{"box": whole, "at": middle, "name": sample(middle), "size": Fraction(size(whole))}]
         while True:
             able = [b for b in boxes if sides_to_cut(space, b["box"], resolution)]
-            chosen = [b for b in able if optimal(b, able)]
+            known = {b["size"] for b in able if b["name"] in values}
+            able = [b for b in able if b["name"] in values or b["size"] not in known]
+            least = {}
+            for b in able:
+                least[b["size"]] = min(phi(b["name"]), least.get(b["size"], math.inf))
+            first = [b for b in able if phi(b["name"]) == least[b["size"]]]
+            chosen = [b for b in first if optimal(b, least)] if values else []
+            if not values:  # a whole space without an allowed centre so far
+                chosen = [b for b in able if b["size"] == max(other["size"] for other in able)][:1]
             if locally_biased:
                 chosen = [b for i, b in enumerate(chosen) if b["size"] not in [c["size"] for c in chosen[:i]]]
             if not chosen:
@@ -218,17 +243,17 @@ def direct(space, f, n, locally_biased, epsilon=1e-4, resolution=1e-4):
                         at = list(b["at"])
                         if not part_with(parameter, part[q], b["at"][q]):
                             at[q] = centre(space, part)[q]
-                        samples[q].append((part[q], at, None if at == b["at"] else phi(at)))
+                        samples[q].append((part[q], at, None if at == b["at"] else sample(at)))
                 plans.append((b, samples))
             for b, samples in plans:
                 boxes.remove(b)
                 rest = list(b["box"])
-                for q in sorted(samples, key=lambda q: min(y for *_, y in samples[q] if y is not None)):
-                    for side, at, y in samples[q]:
-                        if y is not None:
+                for q in sorted(samples, key=lambda q: min(phi(name) for *_, name in samples[q] if name is not None)):
+                    for side, at, name in samples[q]:
+                        if name is not None:
                             box = [*rest[:q], side, *rest[q + 1 :]]
-                            boxes.append({"box": box, "at": at, "phi": Fraction(y), "size": Fraction(size(box))})
-                    rest[q] = next(side for side, _, y in samples[q] if y is None)
+                            boxes.append({"box": box, "at": at, "name": name, "size": Fraction(size(box))})
+                    rest[q] = next(side for side, _, name in samples[q] if name is None)
                 boxes.append({**b, "box": rest, "size": Fraction(size(rest))})
     except EnoughError:
         return asked
@@ -241,15 +266,18 @@ def fda(space, f, n, levels, points=1, inflation=1.75, reduction=0.5, precision=
     class EnoughError(Exception):
         pass
 
-    def value(point):
+    def sample(point):
         configuration = space.decode(point)
         name = tuple(round(float(u), 6) for u in space.encode(configuration))  # steps back end beside where they began
-        if name not in values:
+        if name not in values and space.allows(configuration):
             if len(asked) == n:
                 raise EnoughError
             asked.append(configuration)
             values[name] = f(configuration)
-        return values[name]
+        return name
+
+    def value(name):
+        return values[name] if name in values else min(values.values(), default=-math.inf)
 
     def clipped(point):
         return [min(max(u, 0.0), 1.0) for u in point]
@@ -257,11 +285,11 @@ def fda(space, f, n, levels, points=1, inflation=1.75, reduction=0.5, precision=
     def explore(c, r):
         rho = inflation * r / math.sqrt(d)
         some = [c] if points == 1 else [c, [u + rho for u in c], [u - rho for u in c]]
-        return [(value(clipped(point)), clipped(point)) for point in some]
+        return [(sample(clipped(point)), clipped(point)) for point in some]
 
     def descend(c, r, level):
         if level == levels:
-            return local(*max(seen[tuple(c), r], key=lambda entry: entry[0]), r)
+            return local(*max(seen[tuple(c), r], key=lambda entry: value(entry[0])), r)
         below = []
         smaller = r / (1 + math.sqrt(2))
         for q in range(d):
@@ -269,7 +297,9 @@ def fda(space, f, n, levels, points=1, inflation=1.75, reduction=0.5, precision=
                 child = clipped([u + (sign * (r - smaller) if i == q else 0.0) for i, u in enumerate(c)])
                 seen[tuple(child), smaller] = explore(child, smaller)
                 below.append(child)
-        for child in sorted(below, key=lambda child: -max(y for y, _ in seen[tuple(child), smaller])):
+        while below:
+            child = max(below, key=lambda child: max(value(name) for name, _ in seen[tuple(child), smaller]))
+            below.remove(child)
             descend(child, smaller, level + 1)
         return None
 
@@ -278,9 +308,10 @@ def fda(space, f, n, levels, points=1, inflation=1.75, reduction=0.5, precision=
             before = best
             for q in range(d):
                 tries = [clipped([u + (sign * step if i == q else 0.0) for i, u in enumerate(x)]) for sign in (-1, 1)]
-                found = [value(point) for point in tries]
-                if max(found) > best:
-                    best, x = max(found), tries[found.index(max(found))]
+                found = [(sample(point), point) for point in tries]
+                top = max(found, key=lambda entry: value(entry[0]))
+                if value(top[0]) > value(best):
+                    best, x = top
             if best == before:
                 step *= reduction
 

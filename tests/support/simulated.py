@@ -16,6 +16,9 @@ from hpo_cluster.record import Record, asked_rows
 from hpo_cluster.space import Configuration, Space
 from hpo_cluster.trial import Ask, Origin
 
+#: What a trial can end as beside completed.
+TROUBLE = ("diverged", "failed", "infeasible", "cancelled")
+
 #: State and value that a trial ends with.
 Outcome = tuple[str, float | None]
 
@@ -71,3 +74,15 @@ def wavy(space: Space, seed: int) -> Callable[[Configuration], float]:
     rng = np.random.default_rng(seed)
     frequencies, phases = rng.normal(0, 4, (6, space.dim)), rng.uniform(0, 2 * math.pi, 6)
     return lambda configuration: float(np.cos(frequencies @ space.encode(configuration) + phases).sum())
+
+
+def simulation(space: Space, seed: int, trouble: tuple[str, ...] = ()) -> Simulation:
+    """A campaign with `wavy`; with `trouble`, every fourth trial ends in one of these states, in turn."""
+    f = wavy(space, seed)
+
+    def outcome(number: int, configuration: Configuration) -> Outcome:
+        if trouble and number % 4 == 3:
+            return trouble[number // 4 % len(trouble)], None
+        return "completed", f(configuration)
+
+    return Simulation(space, outcome, seed)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from support import partition_references
-from support.simulated import Simulation, wavy
+from support.simulated import simulation, wavy
 
 from hpo_cluster.features import Features
 from hpo_cluster.observations import Observations, scaled, unscaled
@@ -66,16 +66,6 @@ def screening(space: Space, **settings: float):
         return float(mu[0] - width * sigma[0]), float(mu[0] + width * sigma[0])
 
     return screen
-
-
-def simulation(space: Space, seed: int, trouble: tuple[str, ...] = ()) -> Simulation:
-    f = wavy(space, seed)
-
-    def outcome(number, configuration):
-        state = trouble[number % len(trouble)] if trouble and number % 4 == 3 else "completed"
-        return state, f(configuration) if state == "completed" else None
-
-    return Simulation(space, outcome, seed)
 
 
 @pytest.fixture

@@ -6,48 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from support import partition_references
-from support.simulated import Simulation, wavy
+from support.simulated import TROUBLE, Simulation, simulation, wavy
+from support.spaces import SPACES
 
 from hpo_cluster.optimizers.cells import Partition
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.optimizers.soo import PRESETS
 from hpo_cluster.space import Categorical, Float, Integer, Space
 
-SPACES = {
-    "real": Space({"x": Float(-5.0, 5.0), "y": Float(1e-6, 1e-1, log=True), "z": Float(0.0, 1.0)}),
-    "integer": Space({"rank": Integer(2, 64), "alpha": Integer(1, 64)}),
-    "log_integer": Space({"width": Integer(1, 200, log=True), "depth": Integer(1, 12, log=True)}),
-    "choices": Space(
-        {
-            "scheme": Categorical(("a", "b", "c", "d", "e")),
-            "bits": Categorical((4, 8, 16, 32), ordered=True),
-            "bias": Categorical((False, True)),
-        }
-    ),
-    "mixed": Space(
-        {
-            "bias": Categorical((False, True)),
-            "rank": Integer(1, 10),
-            "learning_rate": Float(1e-6, 1e-1, log=True),
-            "scheme": Categorical(("a", "b", "c")),
-            "dropout": Float(0.0, 0.5),
-        }
-    ),
-}
 every_space = pytest.mark.parametrize("name", sorted(SPACES))
 every_preset = pytest.mark.parametrize("preset", sorted(PRESETS))
 sections = pytest.mark.parametrize("K", [2, 3, 5])
-
-
-def simulation(name: str, seed: int = 0, trouble: tuple[str, ...] = ()) -> Simulation:
-    """With `trouble`, every third trial or so ends in one of these states."""
-    f = wavy(SPACES[name], seed)
-
-    def outcome(number, configuration):
-        state = trouble[number % len(trouble)] if trouble and (number * 7 + seed) % 3 == 0 else "completed"
-        return state, f(configuration) if state == "completed" else None
-
-    return Simulation(SPACES[name], outcome, seed)
 
 
 @every_space
@@ -57,7 +26,7 @@ def test_one_worker_evaluates_what_the_sequential_program_does(name: str, preset
     seed = K
     space, rules = SPACES[name], PRESETS[preset]
     optimizer = make_optimizer("soo", space, preset=preset, sections=K)
-    mine = simulation(name, seed).run(optimizer, 50).evaluated
+    mine = simulation(SPACES[name], seed).run(optimizer, 50).evaluated
     theirs = partition_references.soo(space, wavy(space, seed), 50, K, rules.eligibility, rules.strict, rules.h_max)
     assert len(theirs) == min(50, space.size)
     assert mine == theirs
@@ -66,7 +35,7 @@ def test_one_worker_evaluates_what_the_sequential_program_does(name: str, preset
 @pytest.mark.parametrize("h_max", [1, 3])
 def test_where_no_leaf_may_be_opened_the_shallowest_is(h_max: int) -> None:
     space = SPACES["real"]
-    mine = simulation("real").run(make_optimizer("soo", space, preset="greedy", h_max=h_max), 60).evaluated
+    mine = simulation(SPACES["real"], 0).run(make_optimizer("soo", space, preset="greedy", h_max=h_max), 60).evaluated
     assert mine == partition_references.soo(space, wavy(space, 0), 60, 3, "dynamic", False, h_max)
 
 
@@ -77,8 +46,8 @@ def test_where_no_leaf_may_be_opened_the_shallowest_is(h_max: int) -> None:
 def test_cells_tile_the_space_and_nothing_is_evaluated_twice(name: str, preset: str, K: int, workers: int) -> None:
     space = SPACES[name]
     optimizer = make_optimizer("soo", space, preset=preset, sections=K)
-    run = simulation(name, 3).run(optimizer, 40, workers)
-    seen = [tuple(configuration.values()) for configuration in run.evaluated]
+    run = simulation(SPACES[name], 3).run(optimizer, 40, workers)
+    seen = [tuple(configuration.items()) for configuration in run.evaluated]
     assert len(set(seen)) == len(seen) == min(40, space.size)
     tree = optimizer.tree(run.history())
     cells, stack = [], [tree.root]
@@ -99,11 +68,10 @@ def test_cells_tile_the_space_and_nothing_is_evaluated_twice(name: str, preset: 
 
 @every_space
 @every_preset
-@pytest.mark.parametrize("workers", [1, 5])
-@pytest.mark.parametrize("trouble", [(), ("diverged", "failed", "infeasible", "cancelled")])
+@pytest.mark.parametrize(("workers", "trouble"), [(1, ()), (1, TROUBLE), (5, TROUBLE)])
 def test_a_new_optimizer_gives_every_ask_again(name: str, preset: str, workers: int, trouble: tuple[str, ...]) -> None:
     space = SPACES[name]
-    run = simulation(name, 2, trouble).run(make_optimizer("soo", space, preset=preset), 20, workers)
+    run = simulation(SPACES[name], 2, trouble).run(make_optimizer("soo", space, preset=preset), 20, workers)
     assert len(run.asks) > 5
     for history, n, ask in run.asks:
         assert make_optimizer("soo", space, preset=preset).ask(history, n) == ask
@@ -117,7 +85,7 @@ def test_every_worker_is_busy_from_the_start(preset: str, K: int) -> None:
 
 
 def test_a_cancelled_trial_is_proposed_again_first() -> None:
-    run = simulation("real")
+    run = simulation(SPACES["real"], 0)
     optimizer = make_optimizer("soo", SPACES["real"], preset="greedy")
     run.run(optimizer, 4)
     run.ask(optimizer, 2)
@@ -142,9 +110,9 @@ def test_a_diverged_leaf_is_opened_after_every_measured_one() -> None:
 
 def test_imported_values_are_used_and_not_evaluated() -> None:
     space = SPACES["real"]
-    alone = simulation("real").run(make_optimizer("soo", space, preset="greedy"), 12)
+    alone = simulation(SPACES["real"], 0).run(make_optimizer("soo", space, preset="greedy"), 12)
     f = wavy(space, 0)
-    run = simulation("real")
+    run = simulation(SPACES["real"], 0)
     rows = [
         {"trial": i, "seed": 0, "origin": "imported", "parameters": c, "value": f(c)}
         for i, c in enumerate(alone.evaluated[:5])
@@ -179,7 +147,7 @@ def test_finite_sides_are_cut_between_values_and_never_below_one() -> None:
 def test_an_ask_reads_what_is_new_alone() -> None:
     import hpo_cluster.optimizers.retrace as retrace
 
-    optimizer, run = make_optimizer("soo", SPACES["real"], preset="greedy"), simulation("real")
+    optimizer, run = make_optimizer("soo", SPACES["real"], preset="greedy"), simulation(SPACES["real"], 0)
     run.run(optimizer, 300, workers=4)
     read = []
     original = retrace.Rows.read
