@@ -59,7 +59,7 @@ class Ours:
     def __init__(self, name: str, space: Space, budget: int, workers: int, seed: int) -> None:
         key, settings = parse(name)
         fields = OPTIMIZERS[key].settings.model_fields
-        open_settings = {"points": budget, "budget": budget, "workers": max(workers, 2)}
+        open_settings = {"budget": budget, "workers": max(workers, 2), **({"points": budget} if key == "lhs" else {})}
         settings = {k: v for k, v in open_settings.items() if k in fields} | settings
         self.space = space
         self.optimizer = make_optimizer(key, space, seed, **settings)
