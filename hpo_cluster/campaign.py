@@ -26,7 +26,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -194,8 +194,12 @@ class Campaign:
 
     # ----------------------------------------------------------------------------------------------------- the loop
 
-    def drive(self) -> Iterator[dict[str, Any]]:
-        """Run until the budget is spent, the optimizer exhausted or `stop` called; yields the status each cycle."""
+    def drive(self, wait: Callable[[float], object] = time.sleep) -> Iterator[dict[str, Any]]:
+        """Run until the budget is spent, the optimizer exhausted or `stop` called; yields the status each cycle.
+
+        Args:
+            wait: called with the seconds between two cycles.
+        """
         while True:
             self.tick()
             yield self.status()
@@ -203,7 +207,7 @@ class Campaign:
                 self.stop(self._closing)
             if self._stopping or self._finished():
                 return
-            time.sleep(self.spec.operation.poll_s)
+            wait(self.spec.operation.poll_s)
 
     def tick(self) -> None:
         """One pass: commands, results, proposals, submissions."""
