@@ -35,8 +35,8 @@ from hpo_cluster import inbox, outcomes
 from hpo_cluster.beside import Beside
 from hpo_cluster.clock import utc_now
 from hpo_cluster.errors import HpoClusterError, SubmissionError
-from hpo_cluster.files import read_json, redact, refresh
-from hpo_cluster.history import to_frame, write_history
+from hpo_cluster.files import Reread, read_json, redact, refresh
+from hpo_cluster.history import HistoryTable, write_history
 from hpo_cluster.identity import settle_identity
 from hpo_cluster.journal import Event, Journal
 from hpo_cluster.launchers.process import Backoff
@@ -57,6 +57,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HISTORY_PERIOD_S = 2.0
+#: Of the driver's time that may go into writing it, once it is long.
+HISTORY_SHARE = 0.05
+
+#: Files of an attempt that say that it is over, and those that say anything of one that is not known to have begun.
+ENDING = frozenset({"result.json", "error.json"})
+TELLING = ENDING | {"claim"}
 
 #: Numbers and what hangs on them differ between two messages of one error.
 _NUMBER = re.compile(r"[-+]?\d[\w.+-]*")
@@ -78,6 +84,8 @@ class Campaign:
         self._changed = True
         self._closing = ""  # why nothing more is submitted, while what runs is waited for
         self._unwritten_start: dict[str, Any] = {}
+        self._some_completed = False
+        self._read_again = Reread()
 
         with contextlib.ExitStack() as undo:
             self.layout.dir.mkdir(parents=True, exist_ok=True)
@@ -86,7 +94,8 @@ class Campaign:
             settle_identity(self.layout.identity, spec.identity)
             undo.enter_context(self._log_file())
             self.journal = undo.enter_context(Journal(self.layout.events))
-            self.record = Record(self.journal.events)
+            self.record = Record(self.journal.take_events())
+            self._table = HistoryTable(self.record, spec.space.names, maximize=spec.objective.direction == "maximize")
             operation = spec.operation
             self._watch = JobWatch(
                 self.layout, spec.launcher.poll_period_s, operation.grace_s, operation.unknown_after_s
@@ -280,11 +289,12 @@ class Campaign:
 
     def status(self) -> dict[str, Any]:
         """Where the campaign is, as `hpo_cluster.status.campaign_status` gives it."""
-        return summarise(self.record, self.layout, self.spec.identity["direction"], driver_alive=True)
+        direction = self.spec.identity["direction"]
+        return summarise(self.record, self.layout, direction, driver_alive=True, read=self._read_again)
 
     def history(self) -> pd.DataFrame:
         """The history as it is now: what the optimizer is asked with, and what ``history.csv`` holds."""
-        return to_frame(self.record, self.spec.space.names, maximize=self.spec.objective.direction == "maximize")
+        return self._table.frame()
 
     def _finished(self) -> bool:
         return not self.record.in_flight and (self._exhausted or self.record.spent >= self.spec.operation.budget)
@@ -293,7 +303,8 @@ class Campaign:
         now = time.monotonic()
         if self._changed and (force or now >= self._history_at):
             write_history(self.history(), self.layout.history)
-            self._changed, self._history_at = False, now + HISTORY_PERIOD_S
+            after = time.monotonic()
+            self._changed, self._history_at = False, after + max(HISTORY_PERIOD_S, (after - now) / HISTORY_SHARE)
 
     # -------------------------------------------------------------------------------------------------- ask, submit
 
@@ -417,8 +428,10 @@ class Campaign:
     def _read_all_files(self) -> None:
         for trial in self.record.in_flight:
             if trial.number not in self._held and trial.attempts:
-                refresh(self.layout.attempt(trial.number, trial.attempts[-1].number).dir)
-                self._read_files(trial)
+                there = refresh(self.layout.attempt(trial.number, trial.attempts[-1].number).dir)
+                telling = ENDING if trial.state is State.RUNNING else TELLING
+                if len(trial.attempts) > 1 or not telling.isdisjoint(there):
+                    self._read_files(trial)
 
     def _read_files(self, trial: TrialRecord) -> None:
         for attempt in trial.attempts:  # an attempt that was given up may have finished all the same
@@ -507,13 +520,16 @@ class Campaign:
 
     def _stop_if_all_fail(self) -> None:
         limit = self.spec.operation.stop_after_failures
+        if not limit or self._some_completed:
+            return
         starts = [start for start in self.record.starts if not start.get("tick")] or self.record.starts
         began = starts[-1]["seq"] if starts else 0
         ended = [t for t in self.record.rows if t.in_budget and t.ended_seq is not None and t.ended_seq > began]
         ended.sort(key=lambda trial: trial.ended_seq or 0)
+        self._some_completed = any(trial.state is State.COMPLETED for trial in ended)
         errors = [t.error for t in ended if t.state is State.FAILED and t.error]
         alike = {(error["kind"], _NUMBER.sub("#", error["message"])) for error in errors}
-        if limit and len(ended) >= limit and len(errors) == len(ended) and len(alike) == 1:
+        if len(ended) >= limit and len(errors) == len(ended) and len(alike) == 1:
             self.stop(f"the first {len(ended)} trials failed alike ({errors[0]['kind']}): {errors[0]['message']}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from hpo_cluster.trial import trial_label
@@ -128,11 +129,11 @@ class CampaignLayout:
         """One folder for each start of a driver."""
         return self.dir / "drivers"
 
-    @property
+    @cached_property
     def trials_dir(self) -> Path:
         """One folder for each trial."""
         return self.dir / "trials"
 
     def attempt(self, trial: int, attempt: int) -> AttemptLayout:
         """Files of an attempt of a trial."""
-        return AttemptLayout(self.trials_dir / trial_label(trial) / f"a{attempt}")
+        return AttemptLayout(self.trials_dir / f"{trial_label(trial)}/a{attempt}")

@@ -20,7 +20,7 @@ from hpo_cluster.worker import SCHEMA, job_identity
 
 
 class SimulatedCluster:
-    """As many nodes as there are jobs; each writes a claim when it is submitted, and its result when it ends.
+    """As many nodes as there are jobs; each writes a claim at its submission and a result at its end.
 
     Attributes:
         cpu_s: CPU seconds that went into the jobs and the scheduler, which are no part of the driver.
@@ -52,7 +52,9 @@ class SimulatedCluster:
             params = read_json(submission.attempt_dir / "params.json")
             assert params is not None
             claim = {**self._job, "token": submission.token, "job": str(params["trial"]), "started_at": utc_now()}
-            publish(AttemptLayout(submission.attempt_dir).claim, claim)
+            files = AttemptLayout(submission.attempt_dir)
+            publish(files.claim, claim)
+            publish(files.progress, {"phase": "train", "at": claim["started_at"], "step": 0, "total": 1, "loss": None})
             end_s = self._now_s + self._evaluation_s * duration(self._function.name, 0, params["trial"])
             heapq.heappush(self._running, (end_s, params["trial"], submission.attempt_dir, {**params, **claim}))
             self._tokens.add(submission.token)

@@ -28,7 +28,7 @@ from benchmarks.campaign.cluster import SimulatedCluster
 from benchmarks.optimizers.run import THREADS
 from hpo_cluster.campaign import Campaign
 from hpo_cluster.display import PlainDisplay
-from hpo_cluster.launchers import LocalSettings
+from hpo_cluster.launchers.local import LocalSettings
 from hpo_cluster.objectives.functions import FUNCTIONS
 from hpo_cluster.objectives.synthetic import SyntheticObjective
 from hpo_cluster.operation import Operation
@@ -217,7 +217,7 @@ def _measured(optimizer: str, arguments: argparse.Namespace, progress: Progress)
     task = progress.add_task(optimizer, total=arguments.trials)
     try:
         while True:
-            told = mine.recv()
+            told: Measurement | str | int = mine.recv()
             if isinstance(told, Measurement):
                 progress.update(task, completed=arguments.trials)
             if not isinstance(told, int):
@@ -233,8 +233,7 @@ def _measured(optimizer: str, arguments: argparse.Namespace, progress: Progress)
 def main(argv: Sequence[str]) -> int:
     """Measure one optimizer after another."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.campaign.run", description=__doc__)
-    names = {"type": lambda text: text.split(","), "metavar": "NAMES"}
-    parser.add_argument("--optimizers", default=list(OPTIMIZERS), help="names, joined by commas", **names)
+    parser.add_argument("--optimizers", type=lambda text: text.split(","), default=list(OPTIMIZERS), help="a,b,c")
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=1000, help="trials in flight")
     parser.add_argument("--function", choices=sorted(FUNCTIONS), default="cliff", help="what the jobs evaluate")
