@@ -52,7 +52,7 @@ class AttemptLayout:
         """Published whole by the job that failed."""
         return self.dir / "error.json"
 
-    @property
+    @cached_property
     def progress(self) -> Path:
         """Step, loss and phase, rewritten while the job runs: its heartbeat."""
         return self.dir / "progress.json"
@@ -136,4 +136,13 @@ class CampaignLayout:
 
     def attempt(self, trial: int, attempt: int) -> AttemptLayout:
         """Files of an attempt of a trial."""
-        return AttemptLayout(self.trials_dir / f"{trial_label(trial)}/a{attempt}")
+        known = self._attempts.get((trial, attempt))
+        if known is None:
+            known = AttemptLayout(self.trials_dir / f"{trial_label(trial)}/a{attempt}")
+            self._attempts[trial, attempt] = known
+        return known
+
+    @cached_property
+    def _attempts(self) -> dict[tuple[int, int], AttemptLayout]:
+        """Those made before: a driver looks at the same ones twice a second."""
+        return {}
