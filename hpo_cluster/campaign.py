@@ -137,8 +137,9 @@ class Campaign:
         keep = recorded is not None and self.spec.code == "recorded" and (self.layout.code_dir / recorded).is_dir()
         code = recorded if keep else code_copy.copy_code(self.layout.code_dir)
         self.code = str(code)
-        if self.record.created is None:
-            self._append("created", schema=SCHEMA, campaign=self.layout.dir.name, code=code)
+        self.is_new = self.record.created is None
+        if self.is_new:
+            self._append("created", schema=SCHEMA, campaign=self.layout.dir.name, code=code, **self._imported())
         self._unwritten_start = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -154,6 +155,20 @@ class Campaign:
         if news or not self.spec.tick:  # a tick that finds nothing to do leaves no trace
             self._write_start()
         self._unsure = {t.attempt.job_name for t in self.record.in_flight if t.attempt and t.attempt.job is None}
+
+    def _imported(self) -> dict[str, Any]:
+        """What a new campaign begins with, for its first event."""
+        sources, rows = self.spec.warm_start.sources, self.spec.warm_start.rows
+        missing = [source.campaign for source in sources if not source.read]
+        if missing:
+            names = ", ".join(missing)
+            raise HpoClusterError(
+                f"{self.layout.dir} was to begin with evaluations of {names}, and its driver died before it had them. "
+                "Run the command that began it once more (hpo-cluster run ... warm_start=...)"
+            )
+        for source in sources:
+            log.info("warm start: %s", source.message)
+        return {"trials": asked_rows(Ask(settled=rows), 0, self.spec.seed)} if rows else {}
 
     def _write_start(self) -> None:
         start, self._unwritten_start = self._unwritten_start, {}

@@ -4,7 +4,7 @@ Events and what they say:
 
 | event | fields | means |
 |---|---|---|
-| ``created`` | campaign, code | first line |
+| ``created`` | campaign, code, trials | first line; the trials are those imported from earlier campaigns |
 | ``started`` | host, pid, operation, overrides, code, versions, tick | a driver, or a tick, took the campaign |
 | ``asked`` | trials, decision | one `Optimizer.ask`, all or nothing |
 | ``intent`` | trial, attempt, token, job_name, code | a job is about to be submitted |
@@ -150,8 +150,9 @@ class Record:
         self.halted = False  # stopped from another terminal: ticks submit nothing until somebody resumes
         self.last: Event | None = None
         self.spent = 0  # units of the budget that ended trials have used
-        self.counts: Counter[State] = Counter()  # trials by their state, without the baseline
+        self.counts: Counter[State] = Counter()  # trials by their state, without the baseline and what is imported
         self._rows: list[TrialRecord] = []
+        self._imported: list[TrialRecord] = []
         self._in_flight: dict[int, TrialRecord] = {}
         self._with_error: dict[int, TrialRecord] = {}
         self._with_lost_attempts: dict[int, TrialRecord] = {}
@@ -173,6 +174,8 @@ class Record:
         kind = event["event"]
         if kind == "created":
             self.created = event
+            for row in event.get("trials", ()):
+                self._ask(row, event)
         elif kind == "started":
             self.starts.append(event)
             self.stopped = None
@@ -196,8 +199,11 @@ class Record:
         trial = TrialRecord(row["trial"], row["parameters"], row["seed"], origin, event["seq"], row.get("info", {}))
         if origin not in (Origin.EVALUATED, Origin.BASELINE):
             trial.state, trial.value = State.COMPLETED, row.get("value")
+            trial.value_sem, trial.metrics = row.get("value_sem"), row.get("metrics") or {}
             trial.ended_seq, trial.ended_at = event["seq"], event["at"]
         self.trials[trial.number] = trial
+        if origin is Origin.IMPORTED:
+            self._imported.append(trial)
         if self._rows and trial.number < self._rows[-1].number:
             bisect.insort(self._rows, trial, key=lambda row: row.number)
         else:
@@ -208,7 +214,7 @@ class Record:
         """Bring what is kept of all trials up to date with one that has changed, from that state."""
         trial.version += 1
         number, state = trial.number, trial.state
-        if number != BASELINE:
+        if number != BASELINE and trial.origin is not Origin.IMPORTED:
             self.counts[state] += 1
             if before is not None:
                 self.counts[before] -= 1
@@ -278,6 +284,15 @@ class Record:
         return [self._with_error[number] for number in sorted(self._with_error)]
 
     @property
+    def imported(self) -> list[TrialRecord]:
+        """Trials of earlier campaigns, which this one began with."""
+        return [*self._imported]
+
+    def best_imported(self, *, maximize: bool) -> TrialRecord | None:
+        """The one of them with the best value, the first of equals; None where there is none."""
+        return max(self._imported, key=lambda trial: _rank(trial, maximize), default=None)
+
+    @property
     def next_trial(self) -> int:
         """Number of the next trial."""
         return self._rows[-1].number + 1 if self._rows else 0
@@ -342,10 +357,15 @@ def _seconds(start: str | None, end: str | None) -> float:
 
 def asked_rows(ask: Ask, first: int, seed: int) -> list[dict[str, Any]]:
     """The trials of an `Ask` as the ``asked`` event holds them, numbered from `first`; seeds come from `seed`."""
-    settled = [{"origin": row.origin, "value": row.value, **_asked(row)} for row in ask.settled]
+    settled = [{"origin": row.origin, **_measured(row), **_asked(row)} for row in ask.settled]
     proposed = [{"origin": Origin.EVALUATED, **_asked(proposal)} for proposal in ask.proposals]
     rows = enumerate([*settled, *proposed], first)
     return [{"trial": number, "seed": derive_seed(seed, "trial", number), **row} for number, row in rows]
+
+
+def _measured(row: Settled) -> dict[str, Any]:
+    more = {"value_sem": row.value_sem, "metrics": dict(row.metrics)}
+    return {"value": row.value, **{name: measured for name, measured in more.items() if measured}}
 
 
 def _asked(item: Settled | Proposal) -> dict[str, Any]:

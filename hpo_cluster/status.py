@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def summarise(
         "in_flight": len(in_flight),
         "counts": {str(state): count for state in State if (count := record.counts[state])},
         "best": _shown(record.best(maximize=direction == "maximize")),
+        "imported": _imported(record, maximize=direction == "maximize"),
         "baseline": _shown(record.trials.get(BASELINE)),
         "running": running,
         "notices": _notices(running, layout, operation.get("unknown_after_s", math.inf)),
@@ -79,6 +81,15 @@ def summarise(
         "elapsed_s": _elapsed_s(record),
         "eta_s": _eta_s(record, budget, operation.get("workers", 1)) if state == "running" else None,
     }
+
+
+def _imported(record: Record, *, maximize: bool) -> dict[str, Any] | None:
+    """What the campaign began with; it is no part of the other counts."""
+    if not record.imported:
+        return None
+    campaigns = Counter(str(trial.info.get("campaign")) for trial in record.imported)
+    best = record.best_imported(maximize=maximize)
+    return {"trials": len(record.imported), "campaigns": dict(campaigns), "best": _shown(best)}
 
 
 def _shown(trial: TrialRecord | None) -> dict[str, Any] | None:
