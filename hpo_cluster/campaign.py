@@ -300,7 +300,8 @@ class Campaign:
 
     def _with_job(self) -> list[Member]:
         """The trials whose job is, or may be, in the hands of the scheduler."""
-        return [(t, t.attempt) for t in self.record.in_flight if t.attempt is not None and t.attempt.job is not None]
+        members = ((trial, trial.attempt) for trial in self.record.in_flight)
+        return [(trial, attempt) for trial, attempt in members if attempt is not None and attempt.job is not None]
 
     def status(self) -> dict[str, Any]:
         """Where the campaign is, as `hpo_cluster.status.campaign_status` gives it."""
@@ -363,8 +364,10 @@ class Campaign:
 
     def _free_slots(self) -> int:
         """How many more trials would have a job at once; a job's places are free again when all of it has ended."""
-        waiting = len(self.record.in_flight) - len(self._with_job())
-        return (self._jobs_at_most - len(self._jobs())) * self.spec.launcher.trials_per_node - waiting
+        with_job = self._with_job()
+        waiting = len(self.record.in_flight) - len(with_job)
+        jobs = {attempt.job_name for _, attempt in with_job}
+        return (self._jobs_at_most - len(jobs)) * self.spec.launcher.trials_per_node - waiting
 
     def submit(self) -> None:
         """Submit a job for the trials that have none; where the scheduler does not take it, wait and try again."""

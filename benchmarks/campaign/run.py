@@ -238,7 +238,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, default=1000, help="trials in flight")
     parser.add_argument("--function", choices=sorted(FUNCTIONS), default="cliff", help="what the jobs evaluate")
     parser.add_argument(
-        "--evaluation-s", type=float, default=500.0, help="simulated seconds of an evaluation (the driver looks at 0.5)"
+        "--evaluation-s", type=float, default=250.0, help="simulated seconds of an evaluation; a look every 0.5"
     )
     parser.add_argument("--dir", type=Path, help="folder on the disk that campaigns shall be on; removed afterwards")
     parser.add_argument("--profile", type=Path, help="file for cProfile's statistics of the last optimizer")
