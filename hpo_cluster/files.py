@@ -79,7 +79,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 class Reread:
-    """Reads JSON as `read_json` does, and a file that has not been replaced since not again."""
+    """Reads JSON as `read_json` does, and a file that has not been replaced since not again.
+
+    On a shared file system that is told after a `refresh` of its directory.
+    """
 
     #: Files that are remembered at most.
     KEPT = 10_000
