@@ -47,7 +47,7 @@ COLUMNS = {
     "workers": "workers",
     "ask_s": "CPU s a proposal, of ask",
     "loop_s": "CPU s a trial, of the whole loop",
-    "last_s": "the same, of the last tenth",
+    "late_s": "the same, late",
     "idle_s": "CPU s of a look at all jobs without news",
     "rss_gb": "peak RSS GB",
     "journal_mb": "journal MB",
@@ -59,14 +59,17 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a campaign took. Seconds are CPU seconds of the driver alone, but for `resume_s` and `wall_s`."""
+    """What a campaign took. Seconds are CPU seconds of the driver alone, but for `resume_s` and `wall_s`.
+
+    `late_s` is over the last tenth of the trials that end while there is still something to ask for.
+    """
 
     optimizer: str
     trials: int
     workers: int
     ask_s: float
     loop_s: float
-    last_s: float
+    late_s: float
     idle_s: float
     rss_gb: float
     journal_mb: float
@@ -125,7 +128,8 @@ def measure(
     cluster = SimulatedCluster(arguments.function, arguments.evaluation_s)
     display = PlainDisplay(lambda line: None)
     idle: list[float] = []
-    tenth, last_from = 0.0, max(1, arguments.trials // 10)
+    last = max(1, arguments.trials - arguments.workers)  # after it the slots empty, and nothing is asked for
+    marks = {max(0, last - arguments.trials // 10): 0.0, last: 0.0}  # trials done: seconds until then
     start, done, told = time.process_time(), 0, 0.0
     opened, timed = open_campaign(
         directory, optimizer, arguments.function, arguments.trials, arguments.workers, cluster
@@ -141,8 +145,7 @@ def measure(
             if campaign.record.last is events:
                 idle.append(loop_s() - before)
             before, events = loop_s(), campaign.record.last
-            if done < arguments.trials - last_from <= status["done"]:
-                tenth = loop_s()
+            marks |= {mark: loop_s() for mark in marks if done < mark <= status["done"]}
             done = status["done"]
             if progress is not None and time.monotonic() - told > 0.5:
                 told = time.monotonic()
@@ -168,7 +171,7 @@ def measure(
         arguments.workers,
         ask_s / done,
         total_s / done,
-        (total_s - tenth) / last_from,
+        (marks[last] - marks[min(marks)]) / (last - min(marks)),
         sorted(idle)[len(idle) // 2] if idle else float("nan"),
         rss_gb,
         journal.stat().st_size / 2**20,
