@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2
 BENCH ?= quick
+CAMPAIGN ?=
 
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-cluster soak lint types check bundle check-bundle bench-optimizers reference clean
+.PHONY: help run test test-cluster soak lint types check bundle check-bundle bench-optimizers bench-campaign reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,6 +63,9 @@ $(VENV)/installed-peers: $(VENV)/installed
 bench-optimizers: $(VENV)/installed-peers  ## our optimizers and those of other libraries; BENCH=full: hours instead of minutes
 	$(BIN)/python -m benchmarks.optimizers.run $(BENCH)
 	$(BIN)/python -m benchmarks.optimizers.report
+
+bench-campaign: $(VENV)/installed  ## what the driver costs: 10 000 simulated trials on 1 000 workers; CAMPAIGN="--trials 500 --workers 100"
+	$(BIN)/python -m benchmarks.campaign.run $(CAMPAIGN)
 
 reference: $(VENV)/installed-dev  ## write docs/reference/configuration.md again
 	$(BIN)/python tools/make_reference.py

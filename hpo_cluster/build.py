@@ -148,6 +148,11 @@ class _Builder:
             folder = values.get(key, str(CampaignSettings.model_fields[key].default))
             if isinstance(folder, str):
                 values[key] = Path(self._absolute(folder))
+        if isinstance(earlier := values.get("warm_start"), str):
+            values["warm_start"] = earlier = [earlier]
+        if isinstance(earlier, list):
+            folders = (self._absolute(folder) if isinstance(folder, str) else folder for folder in earlier)
+            values["warm_start"] = tuple(Path(folder) if isinstance(folder, str) else folder for folder in folders)
         name = values.get("campaign")
         if isinstance(name, str) and not is_campaign_name(name):
             self.faults.append(f"campaign={name!r}: is no name for a folder; accepted: {CAMPAIGN_NAME_RULE}")

@@ -26,7 +26,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -35,8 +35,8 @@ from hpo_cluster import inbox, outcomes
 from hpo_cluster.beside import Beside
 from hpo_cluster.clock import utc_now
 from hpo_cluster.errors import HpoClusterError, SubmissionError
-from hpo_cluster.files import read_json, redact, refresh
-from hpo_cluster.history import to_frame, write_history
+from hpo_cluster.files import Reread, read_json, redact, refresh
+from hpo_cluster.history import HistoryTable, write_history
 from hpo_cluster.identity import settle_identity
 from hpo_cluster.journal import Event, Journal
 from hpo_cluster.launchers.process import Backoff
@@ -57,6 +57,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HISTORY_PERIOD_S = 2.0
+#: Of the driver's time that may go into writing it, once it is long.
+HISTORY_SHARE = 0.05
+
+#: Files of an attempt that say that it is over, and those that say anything of one that is not known to have begun.
+ENDING = frozenset({"result.json", "error.json"})
+TELLING = ENDING | {"claim"}
 
 #: Numbers and what hangs on them differ between two messages of one error.
 _NUMBER = re.compile(r"[-+]?\d[\w.+-]*")
@@ -78,6 +84,8 @@ class Campaign:
         self._changed = True
         self._closing = ""  # why nothing more is submitted, while what runs is waited for
         self._unwritten_start: dict[str, Any] = {}
+        self._some_completed = False
+        self._read_again = Reread()
 
         with contextlib.ExitStack() as undo:
             self.layout.dir.mkdir(parents=True, exist_ok=True)
@@ -86,7 +94,8 @@ class Campaign:
             settle_identity(self.layout.identity, spec.identity)
             undo.enter_context(self._log_file())
             self.journal = undo.enter_context(Journal(self.layout.events))
-            self.record = Record(self.journal.events)
+            self.record = Record(self.journal.take_events())
+            self._table = HistoryTable(self.record, spec.space.names, maximize=spec.objective.direction == "maximize")
             operation = spec.operation
             self._watch = JobWatch(
                 self.layout, spec.launcher.poll_period_s, operation.grace_s, operation.unknown_after_s
@@ -128,8 +137,9 @@ class Campaign:
         keep = recorded is not None and self.spec.code == "recorded" and (self.layout.code_dir / recorded).is_dir()
         code = recorded if keep else code_copy.copy_code(self.layout.code_dir)
         self.code = str(code)
-        if self.record.created is None:
-            self._append("created", schema=SCHEMA, campaign=self.layout.dir.name, code=code)
+        self.is_new = self.record.created is None
+        if self.is_new:
+            self._append("created", schema=SCHEMA, campaign=self.layout.dir.name, code=code, **self._imported())
         self._unwritten_start = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -145,6 +155,20 @@ class Campaign:
         if news or not self.spec.tick:  # a tick that finds nothing to do leaves no trace
             self._write_start()
         self._unsure = {t.attempt.job_name for t in self.record.in_flight if t.attempt and t.attempt.job is None}
+
+    def _imported(self) -> dict[str, Any]:
+        """What a new campaign begins with, for its first event."""
+        sources, rows = self.spec.warm_start.sources, self.spec.warm_start.rows
+        missing = [source.campaign for source in sources if not source.read]
+        if missing:
+            names = ", ".join(missing)
+            raise HpoClusterError(
+                f"{self.layout.dir} was to begin with evaluations of {names}, and its driver died before it had them. "
+                "Run the command that began it once more (hpo-cluster run ... warm_start=...)"
+            )
+        for source in sources:
+            log.info("warm start: %s", source.message)
+        return {"trials": asked_rows(Ask(settled=rows), 0, self.spec.seed)} if rows else {}
 
     def _write_start(self) -> None:
         start, self._unwritten_start = self._unwritten_start, {}
@@ -194,8 +218,12 @@ class Campaign:
 
     # ----------------------------------------------------------------------------------------------------- the loop
 
-    def drive(self) -> Iterator[dict[str, Any]]:
-        """Run until the budget is spent, the optimizer exhausted or `stop` called; yields the status each cycle."""
+    def drive(self, wait: Callable[[float], object] = time.sleep) -> Iterator[dict[str, Any]]:
+        """Run until the budget is spent, the optimizer exhausted or `stop` called; yields the status each cycle.
+
+        Args:
+            wait: called with the seconds between two cycles.
+        """
         while True:
             self.tick()
             yield self.status()
@@ -203,7 +231,7 @@ class Campaign:
                 self.stop(self._closing)
             if self._stopping or self._finished():
                 return
-            time.sleep(self.spec.operation.poll_s)
+            wait(self.spec.operation.poll_s)
 
     def tick(self) -> None:
         """One pass: commands, results, proposals, submissions."""
@@ -272,15 +300,17 @@ class Campaign:
 
     def _with_job(self) -> list[Member]:
         """The trials whose job is, or may be, in the hands of the scheduler."""
-        return [(t, t.attempt) for t in self.record.in_flight if t.attempt is not None and t.attempt.job is not None]
+        members = ((trial, trial.attempt) for trial in self.record.in_flight)
+        return [(trial, attempt) for trial, attempt in members if attempt is not None and attempt.job is not None]
 
     def status(self) -> dict[str, Any]:
         """Where the campaign is, as `hpo_cluster.status.campaign_status` gives it."""
-        return summarise(self.record, self.layout, self.spec.identity["direction"], driver_alive=True)
+        direction = self.spec.identity["direction"]
+        return summarise(self.record, self.layout, direction, driver_alive=True, read=self._read_again)
 
     def history(self) -> pd.DataFrame:
         """The history as it is now: what the optimizer is asked with, and what ``history.csv`` holds."""
-        return to_frame(self.record, self.spec.space.names, maximize=self.spec.objective.direction == "maximize")
+        return self._table.frame()
 
     def _finished(self) -> bool:
         return not self.record.in_flight and (self._exhausted or self.record.spent >= self.spec.operation.budget)
@@ -289,7 +319,8 @@ class Campaign:
         now = time.monotonic()
         if self._changed and (force or now >= self._history_at):
             write_history(self.history(), self.layout.history)
-            self._changed, self._history_at = False, now + HISTORY_PERIOD_S
+            after = time.monotonic()
+            self._changed, self._history_at = False, after + max(HISTORY_PERIOD_S, (after - now) / HISTORY_SHARE)
 
     # -------------------------------------------------------------------------------------------------- ask, submit
 
@@ -333,8 +364,10 @@ class Campaign:
 
     def _free_slots(self) -> int:
         """How many more trials would have a job at once; a job's places are free again when all of it has ended."""
-        waiting = len(self.record.in_flight) - len(self._with_job())
-        return (self._jobs_at_most - len(self._jobs())) * self.spec.launcher.trials_per_node - waiting
+        with_job = self._with_job()
+        waiting = len(self.record.in_flight) - len(with_job)
+        jobs = {attempt.job_name for _, attempt in with_job}
+        return (self._jobs_at_most - len(jobs)) * self.spec.launcher.trials_per_node - waiting
 
     def submit(self) -> None:
         """Submit a job for the trials that have none; where the scheduler does not take it, wait and try again."""
@@ -413,8 +446,10 @@ class Campaign:
     def _read_all_files(self) -> None:
         for trial in self.record.in_flight:
             if trial.number not in self._held and trial.attempts:
-                refresh(self.layout.attempt(trial.number, trial.attempts[-1].number).dir)
-                self._read_files(trial)
+                there = refresh(self.layout.attempt(trial.number, trial.attempts[-1].number).dir)
+                telling = ENDING if trial.state is State.RUNNING else TELLING
+                if len(trial.attempts) > 1 or not telling.isdisjoint(there):
+                    self._read_files(trial)
 
     def _read_files(self, trial: TrialRecord) -> None:
         for attempt in trial.attempts:  # an attempt that was given up may have finished all the same
@@ -503,13 +538,16 @@ class Campaign:
 
     def _stop_if_all_fail(self) -> None:
         limit = self.spec.operation.stop_after_failures
+        if not limit or self._some_completed:
+            return
         starts = [start for start in self.record.starts if not start.get("tick")] or self.record.starts
         began = starts[-1]["seq"] if starts else 0
         ended = [t for t in self.record.rows if t.in_budget and t.ended_seq is not None and t.ended_seq > began]
         ended.sort(key=lambda trial: trial.ended_seq or 0)
+        self._some_completed = any(trial.state is State.COMPLETED for trial in ended)
         errors = [t.error for t in ended if t.state is State.FAILED and t.error]
         alike = {(error["kind"], _NUMBER.sub("#", error["message"])) for error in errors}
-        if limit and len(ended) >= limit and len(errors) == len(ended) and len(alike) == 1:
+        if len(ended) >= limit and len(errors) == len(ended) and len(alike) == 1:
             self.stop(f"the first {len(ended)} trials failed alike ({errors[0]['kind']}): {errors[0]['message']}")
 
 

@@ -42,6 +42,7 @@ from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import Objective, joined
 from hpo_cluster.policy import Failures
 from hpo_cluster.space import PARAMETER_FIELDS, SPACE_KEYS, parameter_names
+from hpo_cluster.warm_start import IDENTITY_KEY
 
 _KEY = re.compile(r"(?:\+\+?|~)?([A-Za-z_][\w.@-]*)(?:=|$)")
 
@@ -413,6 +414,7 @@ def _recorded(identity: Mapping[str, Any], operation: Mapping[str, Any], campaig
             **sections,
             "campaign": campaign_dir.name,
             "campaigns_dir": str(campaign_dir.parent),
+            "warm_start": None if identity.get(IDENTITY_KEY) else [],
             "seed": identity["seed"],
             "space": identity["space"],
             "objective": objective,

@@ -46,6 +46,14 @@ class CampaignSettings(Operation):
     campaigns_dir: Path = Field(Path("campaigns"), description="folder of all campaigns")
     storage_dir: Path = Field(Path("storage"), description="shared folder of models and data: `storage:` in a path")
     seed: int = Field(0, strict=True, ge=0, description="everything random follows from it")
+    warm_start: tuple[Path, ...] | None = Field(
+        (),
+        description="folders of earlier campaigns whose finished evaluations this one begins with, outside its budget: "
+        "[campaigns/first]; null: those that it was begun with",
+    )
+    warm_start_other_objective: bool = Field(
+        False, strict=True, description="whether `warm_start` takes evaluations of an objective with other settings"
+    )
     dry_run: bool = Field(
         False, strict=True, description="print the first proposals and the submission scripts; create nothing"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hpo_cluster.trial import trial_label
+from hpo_cluster.trial import Origin, trial_label
 
 BAR_WIDTH = 24
 LABEL_WIDTH = 11
@@ -24,6 +24,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     if status["best"]:
         lines.append(_labelled("best", score(status["best"])))
         lines.append(_labelled("", parameters_text(status["best"]["parameters"])))
+    lines += _imported_lines(status)
     if status["baseline"] and status["baseline"]["value"] is not None:
         lines.append(_labelled("baseline", score(status["baseline"])))
     lines += [running_line(row) for row in status["running"]]
@@ -101,10 +102,23 @@ def summary_lines(
     else:
         lines.append(_labelled("best", f"{trial_label(best['trial'])}  {parameters_text(best['parameters'])}"))
         lines += _scores(best, metric, tests)
+    lines += _imported_lines(status)
     if baseline is not None and baseline["value"] is not None:
         lines.append(_labelled("baseline", "the model before fine-tuning"))
         lines += _scores(baseline, metric, tests)
     return lines + [_labelled(label, str(path)) for label, path in files.items()]
+
+
+def _imported_lines(status: Mapping[str, Any]) -> list[str]:
+    """What the campaign began with, and the best of that, which is never the campaign's own best."""
+    imported = status.get("imported")
+    if not imported:
+        return []
+    whose = ", ".join(f"{count} of {campaign}" for campaign, count in imported["campaigns"].items())
+    return [
+        _labelled("imported", f"{whose}; the best of them {score(imported['best'])}"),
+        _labelled("", parameters_text(imported["best"]["parameters"])),
+    ]
 
 
 def _scores(trial: Mapping[str, Any], metric: str | None, tests: tuple[str, ...]) -> list[str]:
@@ -135,7 +149,7 @@ class PlainDisplay:
         """Write what has changed since the last call."""
         if self._seen is None:  # what an earlier driver has brought to an end is no news
             self._seen = {number: _key(record) for number, record in trials.items() if record.state.ended}
-            if self._seen:
+            if any(trials[number].origin is not Origin.IMPORTED for number in self._seen):
                 self._write(f"going on done={status['done']}/{status['budget']}")
         for trial in sorted(trials):
             record = trials[trial]

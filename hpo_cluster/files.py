@@ -46,10 +46,22 @@ def publish_once(path: Path, text: str) -> bool:
     return True
 
 
-def refresh(directory: Path) -> None:
-    """Ask a shared file system what is in a directory: NFS remembers for a minute that a file was not there."""
-    with contextlib.suppress(OSError):
-        os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
+def refresh(directory: Path) -> list[str]:
+    """Ask a shared file system what is in a directory: NFS remembers for a minute that a file was not there.
+
+    Returns:
+        Names of what is in it, in no order; nothing where there is no such directory.
+    """
+    try:
+        opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return []
+    try:
+        return os.listdir(opened)  # noqa: PTH208 - a directory that is open
+    except OSError:
+        return []
+    finally:
+        os.close(opened)
 
 
 def dumps(data: Any) -> str:
@@ -64,6 +76,34 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return data if isinstance(data, dict) else None
+
+
+class Reread:
+    """Reads JSON as `read_json` does, and a file that has not been replaced since not again.
+
+    On a shared file system that is told after a `refresh` of its directory.
+    """
+
+    #: Files that are remembered at most.
+    KEPT = 10_000
+
+    def __init__(self) -> None:
+        self._read: dict[str, tuple[tuple[int, int, int], dict[str, Any] | None]] = {}
+
+    def __call__(self, path: Path) -> dict[str, Any] | None:
+        """The JSON object in `path`; whoever gets it leaves it as it is."""
+        name = os.fspath(path)
+        try:
+            stat = path.stat()
+        except OSError:
+            return None
+        seen = stat.st_ino, stat.st_mtime_ns, stat.st_size
+        kept = self._read.get(name)
+        if kept is None or kept[0] != seen:
+            if len(self._read) >= self.KEPT:
+                self._read.clear()
+            kept = self._read[name] = seen, read_json(path)
+        return kept[1]
 
 
 def redact(text: str) -> str:

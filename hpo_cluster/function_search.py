@@ -80,6 +80,8 @@ def optimize(
     seed: int = 0,
     direction: Direction = "maximize",
     campaign: str | None = None,
+    warm_start: Sequence[str | Path] = (),
+    warm_start_other_objective: bool = False,
     **settings: Any,
 ) -> Result:
     """Optimise `fn` over `space`.
@@ -99,6 +101,8 @@ def optimize(
         direction: whether more is better.
         campaign: name of a campaign in ``campaigns/`` of the working directory: the evaluations are then jobs of their
             own, and the same call goes on where an earlier one ended. `fn` must be importable by its name.
+        warm_start: folders of earlier campaigns whose evaluations a `campaign` begins with, outside its budget.
+        warm_start_other_objective: whether these may be of another function, or of one that was elsewhere.
         settings: of the optimizer.
 
     Raises:
@@ -110,6 +114,8 @@ def optimize(
         faults.append(f"direction={direction!r}: maximize or minimize")
     if campaign is not None and not is_campaign_name(campaign):
         faults.append(f"campaign={campaign!r}: is no name for a folder; accepted: {CAMPAIGN_NAME_RULE}")
+    if warm_start and campaign is None:
+        faults.append("warm_start: is for campaigns; give campaign=NAME")
     if not callable(fn):
         faults.append(f"fn={fn!r} cannot be called")
     if faults:
@@ -119,7 +125,11 @@ def optimize(
     if campaign is not None:
         operation = Operation(budget=budget, workers=workers)
         directory = Path("campaigns") / campaign
-        return _in_campaign(fn, space, optimizer, operation, seed, directory, direction=direction, **settings)
+        earlier = {
+            "warm_start": [Path(folder) for folder in warm_start],
+            "warm_start_other_objective": warm_start_other_objective,
+        }
+        return _in_campaign(fn, space, optimizer, operation, seed, directory, earlier, direction=direction, **settings)
 
     from hpo_cluster.optimizers.registry import make_optimizer
 
@@ -158,7 +168,14 @@ def _loop(optimizer: Optimizer, journal: _Journal, crew: _Crew | _Alone, budget:
 
 
 def _in_campaign(
-    fn: Function, space: Space, optimizer: str, operation: Operation, seed: int, directory: Path, **options: Any
+    fn: Function,
+    space: Space,
+    optimizer: str,
+    operation: Operation,
+    seed: int,
+    directory: Path,
+    earlier: Mapping[str, Any],
+    **options: Any,
 ) -> Result:
     """The same on jobs of their own, journaled: what is interrupted goes on with the same call."""
     from hpo_cluster.campaign import Campaign
@@ -178,6 +195,7 @@ def _in_campaign(
         operation=operation,
         storage_dir=Path("storage").absolute(),
         resolve=Path,
+        **earlier,
     )
     with Campaign(spec) as campaign:
         for _ in campaign.drive():

@@ -68,15 +68,55 @@ def _row(trial: TrialRecord, names: Sequence[str], metrics: Sequence[str], sign:
     ]
 
 
+class HistoryTable:
+    """The history of a record that goes on: each frame is made of the last one and of the trials that have changed.
+
+    Args:
+        record: of the campaign.
+        parameters: names, in the order of the space.
+        maximize: whether more is better.
+    """
+
+    def __init__(self, record: Record, parameters: Sequence[str], *, maximize: bool) -> None:
+        self._record, self._parameters = record, list(parameters)
+        self._sign = 1.0 if maximize else -1.0
+        self._metrics: list[str] = []
+        self._columns: list[list[Any]] = []
+        self._seen: list[tuple[int, int]] = []  # number and version of the trials in the columns
+
+    def frame(self) -> pd.DataFrame:
+        """One row a trial, in trial order, the baseline (-1) first where there is one."""
+        import pandas as pd
+
+        trials = self._record.rows
+        now = [(trial.number, trial.version) for trial in trials]
+        if any(seen[0] != there[0] for seen, there in zip(self._seen, now, strict=False)):
+            self._seen = []  # the baseline has come in before others
+        old = len(self._seen)
+        changed = [i for i in range(old) if self._seen[i] != now[i]] + list(range(old, len(now)))
+        metrics = sorted({*self._metrics, *(name for i in changed for name in trials[i].metrics)})
+        if metrics != self._metrics or not self._seen:
+            self._metrics, changed, old = metrics, list(range(len(trials))), 0
+            self._columns = [[] for _ in self._names]
+        for i in changed:
+            row = _row(trials[i], self._parameters, metrics, self._sign)
+            for column, cell in zip(self._columns, row, strict=True):
+                if i < old:
+                    column[i] = cell
+                else:
+                    column.append(cell)
+        self._seen = now
+        columns = dict(zip(self._names, self._columns, strict=True)) if trials else None
+        return pd.DataFrame(columns, columns=self._names)
+
+    @property
+    def _names(self) -> list[str]:
+        return [*HISTORY_COLUMNS, *self._parameters, *(METRIC_PREFIX + name for name in self._metrics), *TAIL_COLUMNS]
+
+
 def to_frame(record: Record, parameters: Sequence[str], *, maximize: bool) -> pd.DataFrame:
     """The history of a record: one row a trial, in trial order, the baseline (-1) first where there is one."""
-    import pandas as pd
-
-    trials = record.rows
-    metrics = sorted({name for trial in trials for name in trial.metrics})
-    columns = [*HISTORY_COLUMNS, *parameters, *(METRIC_PREFIX + name for name in metrics), *TAIL_COLUMNS]
-    sign = 1.0 if maximize else -1.0
-    return pd.DataFrame([_row(trial, parameters, metrics, sign) for trial in trials], columns=columns)
+    return HistoryTable(record, parameters, maximize=maximize).frame()
 
 
 def load_history(campaign_dir: str | os.PathLike[str]) -> pd.DataFrame:

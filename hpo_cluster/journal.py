@@ -47,7 +47,7 @@ class Journal:
     """The writer's end. Opening it cuts a torn last line, and says so.
 
     Attributes:
-        events: all events, those on disk at opening first.
+        count: number of events, those on disk at opening included.
         torn: bytes that were cut at opening.
     """
 
@@ -67,14 +67,20 @@ class Journal:
             os.ftruncate(self._fd, self._size)
             os.fsync(self._fd)
         try:
-            self.events: list[Event] = list(read_events(path))
+            self._at_opening: list[Event] = list(read_events(path))
         except JournalError:
             os.close(self._fd)
             raise
+        self.count = len(self._at_opening)
+
+    def take_events(self) -> list[Event]:
+        """The events that were on disk at opening. They are handed out once, and not kept."""
+        events, self._at_opening = self._at_opening, []
+        return events
 
     def append(self, event: str, **fields: Any) -> Event:
         """Write one event and return it as a reader will see it. On an error of the disk nothing is left behind."""
-        line = json.dumps({"seq": len(self.events), "at": utc_now(), "event": event, **fields}, allow_nan=False)
+        line = json.dumps({"seq": self.count, "at": utc_now(), "event": event, **fields}, allow_nan=False)
         data = line.encode() + b"\n"
         try:
             written = os.write(self._fd, data)
@@ -86,7 +92,7 @@ class Journal:
             raise
         self._size += len(data)
         read_back: Event = json.loads(line)
-        self.events.append(read_back)
+        self.count += 1
         return read_back
 
     def close(self) -> None:

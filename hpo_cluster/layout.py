@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from hpo_cluster.trial import trial_label
@@ -51,7 +52,7 @@ class AttemptLayout:
         """Published whole by the job that failed."""
         return self.dir / "error.json"
 
-    @property
+    @cached_property
     def progress(self) -> Path:
         """Step, loss and phase, rewritten while the job runs: its heartbeat."""
         return self.dir / "progress.json"
@@ -128,11 +129,20 @@ class CampaignLayout:
         """One folder for each start of a driver."""
         return self.dir / "drivers"
 
-    @property
+    @cached_property
     def trials_dir(self) -> Path:
         """One folder for each trial."""
         return self.dir / "trials"
 
     def attempt(self, trial: int, attempt: int) -> AttemptLayout:
         """Files of an attempt of a trial."""
-        return AttemptLayout(self.trials_dir / trial_label(trial) / f"a{attempt}")
+        known = self._attempts.get((trial, attempt))
+        if known is None:
+            known = AttemptLayout(self.trials_dir / f"{trial_label(trial)}/a{attempt}")
+            self._attempts[trial, attempt] = known
+        return known
+
+    @cached_property
+    def _attempts(self) -> dict[tuple[int, int], AttemptLayout]:
+        """Those made before: a driver looks at the same ones twice a second."""
+        return {}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from hpo_cluster.clock import utc_now
 from hpo_cluster.code import current_code
 from hpo_cluster.history import to_frame
 from hpo_cluster.launchers.base import Submission
 from hpo_cluster.layout import CampaignLayout
-from hpo_cluster.record import Record
+from hpo_cluster.record import Record, asked_rows
 from hpo_cluster.space import Configuration
 from hpo_cluster.spec import CampaignSpec
 from hpo_cluster.submissions import command
-from hpo_cluster.trial import trial_label
+from hpo_cluster.trial import Ask, trial_label
 
 
 def preview(spec: CampaignSpec) -> Iterator[tuple[list[tuple[str, Configuration]], str]]:
@@ -22,6 +23,9 @@ def preview(spec: CampaignSpec) -> Iterator[tuple[list[tuple[str, Configuration]
     """
     layout = CampaignLayout(spec.dir.absolute())
     record = Record.read(layout.events)
+    if record.created is None:  # as its first event will be
+        rows = asked_rows(Ask(settled=spec.warm_start.rows), 0, spec.seed)
+        record.apply({"seq": 0, "at": utc_now(), "event": "created", "trials": rows})
     slots = spec.operation.slots // spec.launcher.trials_per_node * spec.launcher.trials_per_node
     free = min(slots - len(record.in_flight), spec.operation.budget - record.spent)
     if free <= 0:

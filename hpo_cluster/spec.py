@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from hpo_cluster.operation import Operation
 from hpo_cluster.optimizers.base import Optimizer
 from hpo_cluster.optimizers.registry import make_optimizer, make_settings
 from hpo_cluster.space import Space
+from hpo_cluster.warm_start import WarmStart, read_warm_start, recorded_warm_start
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class CampaignSpec:
     overrides: tuple[str, ...] = ()
     code: Literal["recorded", "current"] = "recorded"
     take_over: bool = False
+    warm_start: WarmStart = field(default_factory=WarmStart)  # what it begins with, where it is new
     tick: bool = False  # one short pass: leave no trace where nothing happens
 
     @property
@@ -84,18 +86,43 @@ def make_spec(
     operation: Operation,
     storage_dir: Path,
     resolve: PathResolver,
+    warm_start: Sequence[Path] | None = None,
+    warm_start_other_objective: bool = False,
     **options: Any,
 ) -> CampaignSpec:
     """The spec of a campaign in `directory`, whether it exists already or not.
 
+    Args:
+        directory: of the campaign.
+        space: what is searched.
+        objective: what is optimised.
+        optimizer: its name.
+        optimizer_settings: its settings.
+        seed: of the campaign.
+        launcher: where jobs run.
+        operation: how it is run now.
+        storage_dir: shared folder of models and data.
+        resolve: turns a configured path into an absolute one.
+        warm_start: folders of earlier campaigns whose evaluations it begins with; None: those that it was begun with.
+        warm_start_other_objective: whether these may be of another objective.
+        options: other fields of the spec.
+
     Raises:
-        ConfigError: where the optimizer's settings are wrong, or it cannot search that space.
+        ConfigError: where the optimizer's settings are wrong, or it cannot search that space; with all that speaks
+            against the warm start.
     """
     typed = make_settings(optimizer, optimizer_settings).model_dump(mode="json")
-    settings = decided(optimizer, typed, operation.budget, read_identity(CampaignLayout(directory).identity))
+    recorded = read_identity(CampaignLayout(directory).identity)
+    settings = decided(optimizer, typed, operation.budget, recorded)
+    identity = identity_of(space, objective, optimizer, settings, seed)
+    if warm_start is None:
+        begins_with = recorded_warm_start(recorded)
+    else:
+        other = warm_start_other_objective
+        begins_with = read_warm_start(warm_start, directory, space, identity, recorded, other_objective=other)
     return CampaignSpec(
         dir=directory,
-        identity=identity_of(space, objective, optimizer, settings, seed),
+        identity={**identity, **begins_with.identity},
         seed=seed,
         space=space,
         objective=objective,
@@ -103,6 +130,7 @@ def make_spec(
         launcher=make_launcher(launcher),
         operation=operation,
         resolve=resolve,
+        warm_start=begins_with,
         settings={
             "storage_dir": str(storage_dir),
             "launcher": launcher.model_dump(mode="json"),

@@ -6,7 +6,7 @@ import datetime
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,30 @@ def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
     return summarise(Record.read(layout.events), layout, identity["direction"], driver_alive=alive)
 
 
-def summarise(record: Record, layout: CampaignLayout, direction: str, *, driver_alive: bool) -> dict[str, Any]:
-    """The state of a record as plain data; the fields are described in ``docs/reference/status.md``."""
+def summarise(
+    record: Record,
+    layout: CampaignLayout,
+    direction: str,
+    *,
+    driver_alive: bool,
+    read: Callable[[Path], dict[str, Any] | None] = read_json,
+) -> dict[str, Any]:
+    """The state of a record as plain data; the fields are described in ``docs/reference/status.md``.
+
+    Args:
+        record: of the campaign.
+        layout: where its files are.
+        direction: whether more is better.
+        driver_alive: whether a driver is at work.
+        read: reads a file that jobs, or the driver, write again and again.
+    """
     start = record.starts[-1] if record.starts else {}
     operation = start.get("operation", {})
     budget = operation.get("budget", 0)
     in_flight = record.in_flight
     finished = not in_flight and (record.stopped or {}).get("reason") == "finished"
-    view = read_json(layout.scheduler) or {}
-    running = [_running(trial, layout, view.get("jobs", {})) for trial in in_flight]
+    view = read(layout.scheduler) or {}
+    running = [_running(trial, layout, view.get("jobs", {}), read) for trial in in_flight]
     state = "running" if driver_alive else "finished" if finished else "stopped"
     return {
         "campaign": layout.dir.name,
@@ -54,17 +69,27 @@ def summarise(record: Record, layout: CampaignLayout, direction: str, *, driver_
         "budget": budget,
         "done": record.spent,
         "in_flight": len(in_flight),
-        "counts": dict(Counter(str(t.state) for t in record.rows if t.number != BASELINE)),
+        "counts": {str(state): count for state in State if (count := record.counts[state])},
         "best": _shown(record.best(maximize=direction == "maximize")),
+        "imported": _imported(record, maximize=direction == "maximize"),
         "baseline": _shown(record.trials.get(BASELINE)),
         "running": running,
         "notices": _notices(running, layout, operation.get("unknown_after_s", math.inf)),
         "scheduler": {"at": view.get("at"), "silent_since": view.get("silent_since")} if view else None,
         "gpu_hours": round(record.gpu_hours(datetime.datetime.now(datetime.UTC)), 3),
-        "errors": [{"trial": t.number, **t.error} for t in record.rows if t.error is not None],
+        "errors": [{"trial": t.number, **(t.error or {})} for t in record.with_error],
         "elapsed_s": _elapsed_s(record),
         "eta_s": _eta_s(record, budget, operation.get("workers", 1)) if state == "running" else None,
     }
+
+
+def _imported(record: Record, *, maximize: bool) -> dict[str, Any] | None:
+    """What the campaign began with; it is no part of the other counts."""
+    if not record.imported:
+        return None
+    campaigns = Counter(str(trial.info.get("campaign")) for trial in record.imported)
+    best = record.best_imported(maximize=maximize)
+    return {"trials": len(record.imported), "campaigns": dict(campaigns), "best": _shown(best)}
 
 
 def _shown(trial: TrialRecord | None) -> dict[str, Any] | None:
@@ -74,11 +99,16 @@ def _shown(trial: TrialRecord | None) -> dict[str, Any] | None:
     return {"trial": trial.number, "state": str(trial.state), **{name: getattr(trial, name) for name in names}}
 
 
-def _running(trial: TrialRecord, layout: CampaignLayout, jobs: Mapping[str, Any]) -> dict[str, Any]:
+def _running(
+    trial: TrialRecord,
+    layout: CampaignLayout,
+    jobs: Mapping[str, Any],
+    read: Callable[[Path], dict[str, Any] | None],
+) -> dict[str, Any]:
     attempt = trial.attempt
     progress: dict[str, Any] = {}
     if attempt is not None and trial.state is State.RUNNING:
-        progress = read_json(layout.attempt(trial.number, attempt.number).progress) or {}
+        progress = read(layout.attempt(trial.number, attempt.number).progress) or {}
     return {
         "trial": trial.number,
         "state": str(trial.state),
@@ -128,13 +158,8 @@ def _elapsed_s(record: Record) -> float:
 
 def _eta_s(record: Record, budget: int, workers: int) -> float | None:
     """Seconds until the budget is spent, at the mean duration of the evaluations so far."""
-    durations = [
-        (_parse(t.ended_at) - _parse(t.started_at)).total_seconds()
-        for t in record.rows
-        if t.in_budget and t.state is State.COMPLETED and t.started_at and t.ended_at
-    ]
-    if not durations:
+    mean = record.mean_evaluation_s
+    if mean is None:
         return None
-    mean = sum(durations) / len(durations)
     under_way = sum(min(mean, _seconds_since(t.started_at)) for t in record.in_flight if t.started_at)
     return round(max(0.0, math.ceil(((budget - record.spent) * mean - under_way) / max(workers, 1))), 1)

@@ -9,7 +9,7 @@ from hpo_cluster.files import read_json
 from hpo_cluster.layout import AttemptLayout, CampaignLayout
 from hpo_cluster.outcomes import log_tail
 from hpo_cluster.record import AttemptRecord, Record, TrialRecord
-from hpo_cluster.trial import trial_label
+from hpo_cluster.trial import Origin, trial_label
 
 LOG_LINES = 15
 
@@ -24,7 +24,9 @@ def trial_story(campaign_dir: Path, number: int) -> list[str]:
     trial = find_trial(Record.read(layout.events), campaign_dir, number)
     lines = [f"{trial_label(number)}: {trial.state}, origin {trial.origin}, seed {trial.seed}"]
     lines += [f"  {name} = {value}" for name, value in trial.parameters.items()]
-    if trial.info:
+    if trial.origin is Origin.IMPORTED:
+        lines.append(f"  imported: trial {trial.info.get('trial')} of {trial.info.get('campaign')}")
+    elif trial.info:
         lines.append("  proposed as " + ", ".join(f"{name} {value}" for name, value in trial.info.items()))
     if trial.value is not None:
         lines.append(f"  value {trial.value:.6g}")
@@ -33,7 +35,7 @@ def trial_story(campaign_dir: Path, number: int) -> list[str]:
     if trial.error and not (trial.attempts and trial.attempts[-1].error):
         lines.append(f"  {trial.error['kind']}: {trial.error['message']}")
     if not trial.attempts:
-        lines.append("  no job has been submitted for it yet")
+        lines.append("  it needs no job" if trial.state.ended else "  no job has been submitted for it yet")
         return lines
     last = layout.attempt(number, trial.attempts[-1].number)
     tail = log_tail(last).splitlines()[-LOG_LINES:]

@@ -84,12 +84,14 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Settled:
-    """A row that needs no job: its value is inherited, approximated or imported."""
+    """A row that needs no job: its value is inherited, approximated or imported (then with all that was measured)."""
 
     parameters: Configuration
     origin: Origin
     value: float | None
     info: Mapping[str, Any] = field(default_factory=dict)
+    value_sem: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,15 @@ def run(arguments: Arguments) -> int:
     if not check_files:
         return print_configs(configs)
     code = OK
-    for number, (config, overrides) in enumerate(zip(configs, combinations, strict=True), 1):
+    take_over = "--take-over" in arguments.flags
+    specs = [
+        campaign_spec(config, overrides, take_over=take_over)
+        for config, overrides in zip(configs, combinations, strict=True)
+    ]
+    for number, (config, spec) in enumerate(zip(configs, specs, strict=True), 1):
         if len(configs) > 1:
             print(f"campaign {number} of {len(configs)}: {config.campaign}")
-        ended = _drive(config, overrides, take_over="--take-over" in arguments.flags)
+        ended = _drive(config, spec)
         code = max(code, ended)
         if ended == INTERRUPTED:
             break
@@ -54,7 +59,8 @@ def resume(arguments: Arguments) -> int:
     config = recorded_config(arguments, arguments.words[1:], check_files="--cfg" not in arguments.flags)
     if "--cfg" in arguments.flags:
         return print_configs([config])
-    return _drive(config, arguments.words[1:], take_over="--take-over" in arguments.flags)
+    spec = campaign_spec(config, arguments.words[1:], take_over="--take-over" in arguments.flags)
+    return _drive(config, spec)
 
 
 def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_files: bool) -> Config:
@@ -169,21 +175,25 @@ def campaign_spec(config: Config, overrides: Sequence[str] = (), *, take_over: b
         operation=Operation(**config.model_dump(include=set(Operation.model_fields))),
         storage_dir=config.storage_dir,
         resolve=config.resolve,
+        warm_start=config.warm_start,
+        warm_start_other_objective=config.warm_start_other_objective,
         overrides=tuple(overrides),
         code=config.code,
         take_over=take_over,
     )
 
 
-def _drive(config: Config, overrides: Sequence[str], *, take_over: bool) -> int:
+def _drive(config: Config, spec: CampaignSpec) -> int:
     from hpo_cluster.campaign import Campaign
     from hpo_cluster.display import LiveDisplay, PlainDisplay
 
     if config.dry_run:
-        return _preview(config, overrides)
+        return _preview(config, spec)
     logging.getLogger("hpo_cluster").addHandler(logging.NullHandler())  # its messages go to the driver's log
     display = LiveDisplay() if sys.stdout.isatty() else PlainDisplay(lambda line: print(line, flush=True))
-    with Campaign(campaign_spec(config, overrides, take_over=take_over)) as campaign:
+    with Campaign(spec) as campaign:
+        if campaign.is_new:
+            _tell_warm_start(spec)
         if dead := campaign.lock.taken_over:
             print(f"taken over from the driver that died: process {dead['pid']} on {dead.get('host')}", flush=True)
         with _Interrupts(campaign) as interrupts:
@@ -197,13 +207,20 @@ def _drive(config: Config, overrides: Sequence[str], *, take_over: bool) -> int:
     return _finish(config, campaign, status, interrupts)
 
 
-def _preview(config: Config, overrides: Sequence[str]) -> int:
+def _tell_warm_start(spec: CampaignSpec) -> None:
+    for source in spec.warm_start.sources:
+        print(f"warm start: {source.message}", flush=True)
+
+
+def _preview(config: Config, spec: CampaignSpec) -> int:
     """Print what a start would submit first. Creates nothing."""
     from hpo_cluster.display import parameters_text
     from hpo_cluster.preview import preview
 
+    if not config.campaign_dir.exists():
+        _tell_warm_start(spec)
     count = 0
-    for trials, script in preview(campaign_spec(config, overrides)):
+    for trials, script in preview(spec):
         count += len(trials)
         print(*(f"{label}  {parameters_text(parameters)}" for label, parameters in trials), script, sep="\n")
     print(f"{config.campaign}: {count} trials would be submitted first; nothing was created")

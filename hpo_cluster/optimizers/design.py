@@ -10,13 +10,13 @@ space has priors, the points are warped, so that they lie denser where good valu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpo_cluster.optimizers.asking import Asking, Found
-from hpo_cluster.optimizers.rows import Key, Rows, free_point, key_of
+from hpo_cluster.optimizers.rows import Key, Memory, Rows, free_point, key_of
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask, derive_seed
 
@@ -44,13 +44,15 @@ class Design:
 
     def __init__(self, space: Space, block: Block, seed: int) -> None:
         self.space, self.block, self.seed = space, block, seed
-        self._blocks: dict[int, tuple[NDArray[np.float64], NDArray[np.bool_]]] = {}  # a cache: points, which allowed
+        self._blocks: list[_Read] = []  # a cache, as the next two
+        self._seen: set[Key] = set()
+        self._memory: Memory = {}
 
     def ask(
         self, history: pd.DataFrame, n: int, decision: Mapping[str, Any], unspent: Mapping[str, Any] = EMPTY
     ) -> Ask:
         """The next `n` points as proposals, with `decision`, and `unspent` beside it while points are left."""
-        asking = Asking(Rows.read(self.space, history))
+        asking = Asking(Rows.read(self.space, history, self._memory))
         proposals, exhausted = asking.proposals(n, lambda trial: self.proposed(asking.taken, trial, {}))
         return Ask(proposals, decision={**decision, **({"exhausted": True} if exhausted else unspent)})
 
@@ -64,36 +66,47 @@ class Design:
 
         The index is None for a point drawn from the rest of a finite space; the whole is None when nothing is left.
         """
-        for index, point in self._points():
-            if key_of(self.space, point) not in taken:
+        nothing_left = len(taken) >= self.space.size
+        for index, point, key in self._points():
+            if key not in taken:
                 return point, index
-            if len(taken) >= self.space.size:
+            if nothing_left:
                 break
         rng = np.random.default_rng(derive_seed(self.seed, "ask", trial))
         rest = free_point(self.space, taken, rng)
         return None if rest is None else (rest, None)
 
-    def _points(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """Canonical points that are allowed, in order, with their indices in the sequence.
+    def _points(self) -> Iterator[tuple[int, NDArray[np.float64], Key]]:
+        """Canonical points that are allowed, in order, with their indices in the sequence and their keys.
 
         Ends where `PATIENCE` blocks in a row have nothing new.
         """
-        index, number, stale, passed = 0, 0, 0, 0
+        number, stale, passed = 0, 0, 0
         least = PATIENCE_CONSTRAINED if self.space.constraints else 0
-        seen: set[Key] = set()
         while stale < PATIENCE or passed < least:
-            if number not in self._blocks:
-                points = self.space.snap(self.space.warp(self.block(number)))
-                self._blocks[number] = points, self.space.allowed(points)
-            before = len(seen)
-            points, allowed = self._blocks[number]
-            for point, good in zip(points, allowed, strict=True):
-                if good:
-                    yield index, point
-                    seen.add(key_of(self.space, point))
-                index += 1
-            stale, passed = (stale + 1, passed + len(points)) if len(seen) == before else (0, 0)
+            if number == len(self._blocks):
+                self._blocks.append(self._read(number))
+            block = self._blocks[number]
+            yield from block.allowed
+            stale, passed = (0, 0) if block.new else (stale + 1, passed + block.size)
             number += 1
+
+    def _read(self, number: int) -> _Read:
+        """The next block, once those before it have been read."""
+        points = self.space.snap(self.space.warp(self.block(number)))
+        first, before = sum(block.size for block in self._blocks), len(self._seen)
+        numbered = enumerate(zip(points, self.space.allowed(points), strict=True), first)
+        allowed = [(index, point, key_of(self.space, point)) for index, (point, good) in numbered if good]
+        self._seen.update(key for _, _, key in allowed)
+        return _Read(allowed, len(points), len(self._seen) > before)
+
+
+class _Read(NamedTuple):
+    """A block: its points that are allowed, how many it has in all, and whether earlier ones lack some of them."""
+
+    allowed: list[tuple[int, NDArray[np.float64], Key]]
+    size: int
+    new: bool
 
 
 def latin_hypercube(points: int, dim: int, rng: np.random.Generator) -> NDArray[np.float64]:

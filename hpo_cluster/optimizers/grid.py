@@ -27,7 +27,7 @@ from pydantic import Field
 
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.optimizers.base import OptimizerSettings
-from hpo_cluster.optimizers.rows import Key, Rows, axis_values, key_of
+from hpo_cluster.optimizers.rows import Key, Memory, Rows, axis_values, key_of
 from hpo_cluster.space import Categorical, Space
 from hpo_cluster.trial import Ask, Proposal, derive_seed
 
@@ -99,7 +99,8 @@ class Grid:
                 [f"optimizer=grid: the constraints allow none of the grid's {self.size} points"],
                 hint="raise optimizer.levels, or use optimizer=sobol",
             )
-        self._order: NDArray[np.int64] | None = None  # a cache
+        self._order: NDArray[np.int64] | None = None  # a cache, as the next one
+        self._memory: Memory = {}
 
     def point(self, index: int) -> NDArray[np.float64]:
         """Point (``d``) number `index` in the order of the mixed radix, canonical where all parameters are active."""
@@ -124,7 +125,7 @@ class Grid:
         if self._order is None:
             rng = np.random.default_rng(derive_seed(self.seed, "design"))
             self._order = rng.permutation(self.indices) if self.settings.shuffle else self.indices
-        taken = Rows.read(self.space, history).taken()
+        taken = Rows.read(self.space, history, self._memory).taken()
         proposals: list[Proposal] = []
         for index in self._order:
             if len(proposals) == n:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpo_cluster.optimizers.base import OptimizerSettings
-from hpo_cluster.optimizers.rows import Rows, free_point, key_of
+from hpo_cluster.optimizers.rows import Memory, Rows, free_point, key_of
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask, Proposal, derive_seed
 
@@ -43,10 +43,11 @@ class RandomSearch:
 
     def __init__(self, space: Space, settings: RandomSettings, seed: int) -> None:
         self.space, self.settings, self.seed = space, settings, seed
+        self._memory: Memory = {}  # a cache
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        rows = Rows.read(self.space, history)
+        rows = Rows.read(self.space, history, self._memory)
         taken = rows.taken()
         proposals: list[Proposal] = []
         for trial in range(rows.next_trial, rows.next_trial + n):

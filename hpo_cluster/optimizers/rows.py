@@ -128,17 +128,18 @@ class Rows:
         if "value" in history.columns and "target" not in history.columns:
             fault = "history: has a column value but no column target, the value with the sign that makes more better"
             raise ConfigError([fault], hint="add it: history.assign(target=history.value), or -history.value")
-        columns = {name: history[name].tolist() for name in history.columns}
-        order = sorted(range(len(history)), key=lambda i: int(columns["trial"][i]))
+        read = [name for name in ("trial", *TOLD, *space.names) if name in history.columns]
+        columns = {name: history[name].tolist() for name in read}
+        trials = [int(number) for number in columns["trial"]]
+        told = [[None if cell != cell else cell for cell in columns[name]] for name in read[1:]]
+        told_of = list(zip(*told, strict=True)) if told else [()] * len(trials)
         rows: list[Row] = []
         outside, last = 0, -1
-        told = [columns[name] for name in (*TOLD, *space.names) if name in columns]
-        for i in order:
-            trial = int(columns["trial"][i])
+        for i in sorted(range(len(trials)), key=trials.__getitem__):
+            trial, cells = trials[i], told_of[i]
             if trial < 0:
                 continue
             last = max(last, trial)
-            cells = tuple([None if column[i] != column[i] else column[i] for column in told])
             if memory is not None and trial in memory and memory[trial][0] == cells:
                 rows.append(memory[trial][1])
                 continue

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.optimizers.base import Optimizer
-from hpo_cluster.optimizers.rows import Rows, key_of
+from hpo_cluster.optimizers.rows import Memory, Rows, key_of
 from hpo_cluster.space import Configuration
 from hpo_cluster.trial import Ask, Origin, Proposal, State
 
@@ -33,10 +33,11 @@ class Started:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.space, self.optimizer = optimizer.space, optimizer
+        self._memory: Memory = {}  # a cache
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        rows = Rows.read(self.space, history)
+        rows = Rows.read(self.space, history, self._memory)
         taken, left = rows.taken(), list[Configuration]()
         for configuration in self.space.start:
             key = key_of(self.space, self.space.encode(configuration))

@@ -57,6 +57,12 @@ class Campaign:
         return frame.sort_values(["value", "trial"], ascending=[not self.maximize, True], kind="stable")
 
     @property
+    def imported(self) -> pd.DataFrame:
+        """Evaluations of earlier campaigns that this one began with, the best first."""
+        frame = self.history[self.history["origin"] == str(Origin.IMPORTED)]
+        return frame.sort_values(["value", "trial"], ascending=[not self.maximize, True], kind="stable")
+
+    @property
     def baseline(self) -> pd.Series | None:
         """The model before fine-tuning, where it was scored."""
         rows = self.history[(self.history["trial"] == BASELINE) & self.history["value"].notna()]

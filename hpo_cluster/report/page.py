@@ -9,6 +9,7 @@ from typing import Any
 from hpo_cluster.history import METRIC_PREFIX
 from hpo_cluster.report.campaign import Campaign
 from hpo_cluster.trial import BASELINE, Origin, State
+from hpo_cluster.warm_start import IDENTITY_KEY
 
 BEST_ROWS = 10
 #: Values needed before the recommendation by posterior mean is more than an echo of the best value.
@@ -38,6 +39,9 @@ def render_page(campaign: Campaign, figures: Sequence[tuple[str, str]]) -> str:
         lines.append(f"By measured value: {_describe(campaign, ranked.iloc[0])}")
         if advice := _recommendation(campaign):
             lines += ["", advice]
+    if not campaign.imported.empty:
+        best = _describe(campaign, campaign.imported.iloc[0])
+        lines += ["", f"Imported, and no result of this campaign: the best of {len(campaign.imported)} is {best}"]
     if campaign.baseline is not None:
         lines += ["", f"Baseline: {_value(campaign.baseline)}{_other_scores(campaign, campaign.baseline)}."]
     if not ranked.empty:
@@ -54,9 +58,18 @@ def _counts(campaign: Campaign) -> list[str]:
     evaluated = frame[frame["origin"] == str(Origin.EVALUATED)]
     counts = {str(state): int((evaluated["state"] == str(state)).sum()) for state in State}
     text = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    settled = len(frame) - len(evaluated)
-    more = f"; {settled} more rows need no job (inherited, approximated or imported)" if settled else ""
-    return [f"Trials: {text or 'none yet'}{more}."]
+    settled = len(frame) - len(evaluated) - len(campaign.imported)
+    more = f"; {settled} more rows need no job (inherited or approximated)" if settled else ""
+    lines = [f"Trials: {text or 'none yet'}{more}."]
+    if not campaign.imported.empty:
+        earlier = campaign.identity.get(IDENTITY_KEY) or ()
+        names = ", ".join(f"`{source['campaign']}`" for source in earlier)
+        lines += [
+            "",
+            f"It began with {len(campaign.imported)} evaluations imported from {names}. They are outside its budget, "
+            "and are not among the trials that are counted, ranked and drawn below.",
+        ]
+    return lines
 
 
 def _value(row: Any) -> str:
@@ -65,8 +78,9 @@ def _value(row: Any) -> str:
 
 
 def _other_scores(campaign: Campaign, row: Any) -> str:
-    scores = [f"`{name}` {float(row[METRIC_PREFIX + name]):.6g}" for name in campaign.others]
-    return f" ({', '.join(scores)})" if scores else ""
+    scores = {name: float(row[METRIC_PREFIX + name]) for name in campaign.others}
+    told = [f"`{name}` {value:.6g}" for name, value in scores.items() if math.isfinite(value)]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _parameters(campaign: Campaign, row: Any) -> str:
@@ -110,7 +124,7 @@ def _failures(campaign: Campaign) -> list[str]:
 
 
 def _recommendation(campaign: Campaign) -> str | None:
-    """The evaluated trial of the best posterior mean, where there is enough to fit a surrogate."""
+    """The trial, evaluated here or imported, of the best posterior mean, where there is enough to fit a surrogate."""
     if len(campaign.ranked) < MIN_FOR_MODEL:
         return None
     from hpo_cluster.surrogate import recommend
@@ -120,5 +134,7 @@ def _recommendation(campaign: Campaign) -> str | None:
         return None
     if trial == int(campaign.ranked.iloc[0]["trial"]):
         return "By posterior mean (recommended, since a single measurement is partly luck): the same trial."
-    row = campaign.ranked[campaign.ranked["trial"] == trial].iloc[0]
-    return f"By posterior mean (recommended, since a single measurement is partly luck): {_describe(campaign, row)}"
+    row = campaign.history[campaign.history["trial"] == trial].iloc[0]
+    where = "imported " if row["origin"] == str(Origin.IMPORTED) else ""
+    advice = f"{where}{_describe(campaign, row)}"
+    return f"By posterior mean (recommended, since a single measurement is partly luck): {advice}"

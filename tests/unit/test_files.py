@@ -41,7 +41,26 @@ def test_a_stale_handle_is_no_result_yet(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Path, "read_text", stale)
     assert outcomes.valid_result(attempt, "t") is None
-    files.refresh(tmp_path / "gone")  # no error where the directory is not to be had
+    assert files.refresh(tmp_path / "gone") == []  # no error where the directory is not to be had
     monkeypatch.setattr(Path, "read_text", read)
-    files.refresh(tmp_path)
+    assert files.refresh(tmp_path) == ["result.json"]
     assert outcomes.valid_result(attempt, "t") is not None
+
+
+def test_a_file_is_read_again_only_when_it_was_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, reads = tmp_path / "progress.json", list[Path]()
+    read_json = files.read_json
+
+    def counted(path: Path) -> dict[str, object] | None:
+        reads.append(path)
+        return read_json(path)
+
+    monkeypatch.setattr(files, "read_json", counted)
+    reread = files.Reread()
+    assert reread(path) is None
+    for step in (1, 2):
+        files.replace_text(path, files.dumps({"step": step}))
+        assert [reread(path) for _ in range(3)] == [{"step": step}] * 3
+    assert len(reads) == 2
+    path.unlink()
+    assert reread(path) is None

@@ -25,7 +25,10 @@ def test_reopening_goes_on_where_it_ended(tmp_path: Path) -> None:
     with Journal(path) as journal:
         journal.append("created")
     with Journal(path) as journal:
+        assert [event["event"] for event in journal.take_events()] == ["created"]
+        assert journal.take_events() == []  # handed out once
         assert journal.append("started")["seq"] == 1
+        assert journal.count == 2
 
 
 @pytest.mark.parametrize("torn", [b"{", b'{"seq": 2, "event": "asked"}', b"\xff\xfe"])
