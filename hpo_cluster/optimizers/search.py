@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from hpo_cluster.acquisition import Acquisition
 from hpo_cluster.features import Features
+from hpo_cluster.optimizers.asking import Points
 from hpo_cluster.optimizers.rows import Key, free_point, key_of, remaining_points
 from hpo_cluster.space import Categorical, Float, Integer, Space
-
-Points: TypeAlias = NDArray[np.float64]
 
 #: Canonical points (``m x d``) to values (``m``).
 Score: TypeAlias = Callable[[Points], NDArray[np.float64]]
