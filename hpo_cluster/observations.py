@@ -140,8 +140,8 @@ class Observations:
         return Observations(self.trials[indices], self.points[indices], self.targets[indices], self.measured[indices])
 
     def digest(self) -> bytes:
-        """Equal for equal points and targets in the same order."""
-        return self.points.tobytes() + self.targets.tobytes()
+        """Equal for the same trials with equal points and targets."""
+        return self.trials.tobytes() + self.points.tobytes() + self.targets.tobytes()
 
 
 def fitted_size(n: int) -> int:
