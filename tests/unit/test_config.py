@@ -250,7 +250,10 @@ def test_all_faults_are_named_at_once() -> None:
         (["optimizer.name=lhs"], "choose with optimizer=NAME"),
         (["optimizer.initail=3"], "optimizer.initail: is no key; did you mean optimizer.initial?"),
         (["optimizer.initial=0"], "optimizer.initial=0: must be at least 1"),
-        (["optimizer.acquisition=pi"], "optimizer.acquisition='pi': accepted: 'qlognei', 'log_ei', 'ucb' or 'thompson'"),
+        (
+            ["optimizer.acquisition=pi"],
+            "optimizer.acquisition='pi': accepted: 'qlognei', 'log_ei', 'ucb' or 'thompson'",
+        ),
         (["optimizer=lhs", "optimizer=bo"], "optimizer is chosen twice"),
         (["optimizer=grid", "optimizer.levels.lora_ranc=3"], "did you mean lora_rank?"),
         (["optimizer=grid", "optimizer.levels=100"], "lower optimizer.levels"),
