@@ -335,7 +335,7 @@ def believed(process: Process, pending: Array, averaged: int, most: int) -> tupl
     process with its own mean at the `most` best of them as if it had been observed there, and none."""
     if len(pending) <= averaged:
         return process, pending
-    best = np.argsort(-process.posterior(pending)[0], kind="stable")[:most]
+    best = np.argsort(-process.means(pending), kind="stable")[:most]
     return process.believing(pending[best]), pending[:0]
 
 

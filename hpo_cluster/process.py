@@ -238,11 +238,10 @@ class Process:
 
     def believing(self, inputs: Array) -> Process:
         """With its own mean at `inputs` (``m x c``) as if it had been observed there (kriging believer)."""
-        mean, _ = self.posterior(inputs)
         return self.conditioned(
             self.kernel,
             np.concatenate([self.inputs, inputs]),
-            np.concatenate([self.outcomes, mean]),
+            np.concatenate([self.outcomes, self.means(inputs)]),
             self.scales,
             self.noise,
             self.location,
@@ -254,6 +253,18 @@ class Process:
     def basis(self) -> Basis:
         """The kernel from the inputs to others."""
         return Basis(self.kernel, self.inputs, self.scales)
+
+    @cached_property
+    def weights(self) -> Array:
+        """``(k(X, X) + s I)^-1 (y - m)`` (``n``)."""
+        from scipy.linalg import solve_triangular
+
+        found = solve_triangular(self.factor, self.coordinates, lower=True, trans="T", check_finite=False)
+        return np.asarray(found, dtype=np.float64)
+
+    def means(self, inputs: Array) -> Array:
+        """Posterior mean (``m``) at inputs (``m x c``), standardised: much cheaper than with the variance."""
+        return np.asarray(self.mean + self.basis.correlations(inputs).T @ self.weights, dtype=np.float64)
 
     def half(self, inputs: Array) -> Array:
         """H (``n x m``) of inputs (``m x c``)."""

@@ -62,7 +62,7 @@ class Surrogate:
 
     def mean(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Posterior mean (``m``, units of the outcomes) at canonical points (``m x d``)."""
-        return self.process.location + self.process.spread * self.process.posterior(self.features.encode(points))[0]
+        return self.process.location + self.process.spread * self.process.means(self.features.encode(points))
 
     def believe(
         self, points: NDArray[np.float64], pending: NDArray[np.float64]

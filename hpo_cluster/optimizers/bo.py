@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 AVERAGED = 48
 
 #: Pending points that the process believes in at most: those of the highest mean.
-BELIEVED = 256
+BELIEVED = 128
 
 #: Best observed points that are searched around.
 AROUND = 5

@@ -56,6 +56,11 @@ def test_fit_is_a_stationary_point(process: Process) -> None:
             assert density(moved) < top + 1e-3
 
 
+def test_means_are_the_posteriors(process: Process) -> None:
+    at = np.random.default_rng(9).random((30, 3))
+    assert process.means(at) == pytest.approx(process.posterior(at)[0], abs=1e-6)
+
+
 def test_believing_leaves_the_mean_and_lowers_the_variance(process: Process) -> None:
     rng = np.random.default_rng(2)
     there, at = rng.random((3, 3)), rng.random((20, 3))
