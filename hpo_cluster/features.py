@@ -63,6 +63,10 @@ class Features:
                 out[:, axis] = first + columns[:, start] * (last - first)
         return self.space.snap(out)
 
+    def units(self, side: float) -> NDArray[np.float64]:
+        """Columns (``c``) of `side`, those that are one-hot of 1: what inputs in units of a small box are divided by."""
+        return np.where(np.repeat(self.one_hot, [self._count(axis) for axis in range(self.space.dim)]), 1.0, side)
+
     def bounds(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
         """Least and greatest columns (``c`` each) of a box between two points (``d`` each); one-hot: 0, 1."""
         least, greatest = np.zeros(self.dim), np.ones(self.dim)

@@ -224,10 +224,7 @@ class Mosaic:
         outcomes = near.outcomes(self.settings.outcome)
         if not np.ptp(outcomes) > 0:
             return None
-        units = np.full(self.features.dim, side)
-        for axis, (start, hot) in enumerate(zip(self.features.start, self.features.one_hot, strict=True)):
-            if hot:
-                units[start : self.features.start[axis + 1] if axis + 1 < self.space.dim else None] = 1.0
+        units = self.features.units(side)
         process = self._fitted.process("local", self.features.encode(near.points) / units, outcomes)
         sides = np.maximum(box_sides(self.features, side, np.clip(process.scales, 0.05, 20.0)), 3.0 * self._step)
         sides = np.where(self._unordered, 2.0, np.clip(sides, side / 3, np.maximum(3 * side, 3.0 * self._step)))

@@ -49,6 +49,14 @@ def test_columns_lead_back_to_the_point() -> None:
     assert features.decode(features.encode(points)) == pytest.approx(points)
 
 
+def test_units_and_bounds_of_a_box() -> None:
+    features = Features(MIXED)
+    assert features.units(0.1) == pytest.approx([0.1, 0.1, 1, 1, 1, 0.1, 0.1])
+    low, high = features.bounds(np.full(5, 0.5), np.full(5, 1.0))
+    assert low == pytest.approx([0.5, 0.5, 0, 0, 0, 0.5, 0.5])
+    assert high == pytest.approx([1, 1, 1, 1, 1, 1, 1])
+
+
 def test_relaxed_columns_are_rounded_to_the_nearest_value() -> None:
     space = Space({"n": Integer(1, 5)})
     decoded = Features(space).decode(np.array([[0.0], [0.12], [0.13], [0.49], [1.0]]))
