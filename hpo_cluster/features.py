@@ -64,7 +64,7 @@ class Features:
         return self.space.snap(out)
 
     def units(self, side: float) -> NDArray[np.float64]:
-        """Columns (``c``) of `side`, those that are one-hot of 1: what inputs in units of a small box are divided by."""
+        """What columns (``c``) are divided by in units of a small box: `side`, and 1 where they are one-hot."""
         return np.where(np.repeat(self.one_hot, [self._count(axis) for axis in range(self.space.dim)]), 1.0, side)
 
     def bounds(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
