@@ -33,20 +33,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.process import Array, Basis, Least, Process, root_of
+from hpo_cluster.process import Array, Basis, Least, Process, root_of, variance_of
 
 #: Standardised improvement below which an expansion is used.
 FAR = -20.0
-
-#: Least variance of the function.
-LEAST = 1e-12
 
 #: Waves that a drawn function is made of.
 WAVES = 1024
 
 #: Observed points that may be the best: so many with the highest bounds are looked at, in so many draws.
 LOOKED_AT, LOOKS = 64, 256
-
 
 #: Power of the probability of feasibility: the process of labels is too sure of itself beside the edge.
 CAUTION = 8
@@ -75,22 +71,13 @@ class Conditioned:
     """
 
     def __init__(self, process: Process, points: Array, noise: float = 0.0) -> None:
-        self.process = process
-        self.count = len(process.inputs)
-        self.factor = process.factor
-        self.points = process.inputs
+        self.process, self.factor, self.basis = process, process.factor, process.basis
         self.mean, self.root = np.empty(0), np.empty((0, 0))
         if len(points):
-            half = process.half(points)
-            prior = Basis(process.kernel, points, process.scales).correlations(points)
-            self.mean = process.mean + half.T @ process.coordinates
-            self.root = root_of(prior - half.T @ half + noise * np.eye(len(points)))
-            self.points = np.concatenate([process.inputs, points])
-            self.factor = np.zeros((len(self.points), len(self.points)))
-            self.factor[: self.count, : self.count] = process.factor
-            self.factor[self.count :, : self.count] = half.T
-            self.factor[self.count :, self.count :] = self.root
-        self.basis = Basis(process.kernel, self.points, process.scales) if len(points) else process.basis
+            self.mean, covariance, half = process.joint(points)
+            self.root = root_of(covariance + noise * np.eye(len(points)))
+            self.factor = np.block([[process.factor, np.zeros_like(half)], [half.T, self.root]])
+            self.basis = Basis(process.kernel, np.concatenate([process.inputs, points]), process.scales)
 
     def half(self, inputs: Array) -> Array:
         """H (``(n + p) x m``)."""
@@ -126,7 +113,6 @@ class NoisyImprovement:
     """
 
     def __init__(self, process: Process, pending: Array, draws: int, seed: int, least: float | None = None) -> None:
-        pending = pending.reshape(-1, process.inputs.shape[1])
         best = process.inputs[likely_best(process, seed)] if least is None else pending[:0]
         self._given = Conditioned(process, np.concatenate([best, pending]))
         count = len(self._given.mean)
@@ -152,7 +138,7 @@ class NoisyImprovement:
 
     def _values(self, half: Array) -> tuple[Array, Array, Array, Array]:
         """Values (``m``), each draw's share and standardised improvement (``m x k`` each), deviations (``m``)."""
-        deviation = np.sqrt(np.maximum(1.0 - (half * half).sum(axis=0), LEAST))
+        deviation = np.sqrt(variance_of(half))
         means = self._given.process.mean + half.T @ self._coordinates
         u = (means - self._best) / deviation[:, None]
         logs = log_improvement(u)
@@ -194,7 +180,7 @@ class UpperBound:
     """
 
     def __init__(self, process: Process, pending: Array, beta: float) -> None:
-        self._given = Conditioned(process, pending.reshape(-1, process.inputs.shape[1]), process.noise)
+        self._given = Conditioned(process, pending, process.noise)
         self._width = math.sqrt(beta)
         self._coordinates = np.append(process.coordinates, np.zeros(len(self._given.mean)))
 
@@ -210,7 +196,7 @@ class UpperBound:
         return values, self._given.gradient(by_half, slopes, inputs)
 
     def _values(self, half: Array) -> tuple[Array, Array]:
-        deviation = np.sqrt(np.maximum(1.0 - (half * half).sum(axis=0), LEAST))
+        deviation = np.sqrt(variance_of(half))
         return self._given.process.mean + half.T @ self._coordinates + self._width * deviation, deviation
 
 
@@ -288,7 +274,7 @@ class Feasibility:
     def _standardised(self, half: Array) -> tuple[Array, Array]:
         """How many deviations the label lies above 0 (``m``), and its variance."""
         process = self._given.process
-        variance = np.maximum(1.0 - (half * half).sum(axis=0), LEAST) + process.noise
+        variance = variance_of(half) + process.noise
         mean = process.location / process.spread + process.mean + half.T @ process.coordinates
         return mean / np.sqrt(variance), variance
 

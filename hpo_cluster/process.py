@@ -43,6 +43,9 @@ NOISE_STARTS = (-8.0, -2.0)
 #: Added to diagonals whose Cholesky factor is wanted.
 JITTER = 1e-8
 
+#: Least variance of the noiseless function.
+LEAST_VARIANCE = 1e-12
+
 
 class Least(NamedTuple):
     """Lower bounds of the length-scales and of the noise variance in a fit."""
@@ -277,17 +280,17 @@ class Process:
     def posterior(self, inputs: Array) -> tuple[Array, Array]:
         """Mean and variance (``m`` each) of the noiseless function at inputs (``m x c``), standardised."""
         half = self.half(inputs)
-        return self.mean + half.T @ self.coordinates, np.maximum(1.0 - (half * half).sum(axis=0), 1e-12)
+        return self.mean + half.T @ self.coordinates, variance_of(half)
 
-    def joint(self, inputs: Array) -> tuple[Array, Array]:
-        """Mean (``m``) and covariance (``m x m``) of the noiseless function at inputs (``m x c``), standardised."""
+    def joint(self, inputs: Array) -> tuple[Array, Array, Array]:
+        """Mean (``m``), covariance (``m x m``) of the noiseless function and H at inputs (``m x c``), standardised."""
         half = self.half(inputs)
         prior = Basis(self.kernel, inputs, self.scales).correlations(inputs)
-        return self.mean + half.T @ self.coordinates, prior - half.T @ half
+        return self.mean + half.T @ self.coordinates, prior - half.T @ half, half
 
     def sample(self, inputs: Array, normals: Array) -> Array:
         """Joint draws (``m x k``) at inputs (``m x c``) from standard normal numbers (``m x k``)."""
-        mean, covariance = self.joint(inputs)
+        mean, covariance, _ = self.joint(inputs)
         return np.asarray(mean[:, None] + root_of(covariance) @ normals, dtype=np.float64)
 
 
@@ -316,6 +319,11 @@ def root_of(covariance: Array) -> Array:
             return np.asarray(root, dtype=np.float64)
         except np.linalg.LinAlgError:
             jitter *= 10.0
+
+
+def variance_of(half: Array) -> Array:
+    """Variance (``m``) of the noiseless function, standardised, from H (``n x m``)."""
+    return np.asarray(np.maximum(1.0 - (half * half).sum(axis=0), LEAST_VARIANCE), dtype=np.float64)
 
 
 def _standardised(outcomes: Array) -> tuple[Array, float, float]:

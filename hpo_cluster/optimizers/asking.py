@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpo_cluster.optimizers.rows import Rows, key_of
-from hpo_cluster.trial import Proposal, State
+from hpo_cluster.trial import Ask, Proposal, State
 
 Points: TypeAlias = NDArray[np.float64]
 
 #: A canonical point (``d``) and how it was found.
 Found: TypeAlias = tuple[Points, dict[str, Any]]
+
+EMPTY: Mapping[str, Any] = {}
 
 
 class Asking:
@@ -45,21 +47,29 @@ class Asking:
         best = self.rows.best
         return None if best is None else {"trial": best.trial, "target": best.target}
 
-    def proposals(self, n: int, propose: Callable[[int], Found | None]) -> tuple[tuple[Proposal, ...], bool]:
-        """At most `n`, and whether nothing was left to propose.
+    def answer(
+        self,
+        n: int,
+        propose: Callable[[int], Found | None],
+        decide: Callable[[], Mapping[str, Any]],
+        unspent: Mapping[str, Any] = EMPTY,
+    ) -> Ask:
+        """At most `n` proposals and the decision, which says so where nothing was left to propose.
 
         Args:
             n: how many are wanted.
             propose: gives the point of a trial, None where nothing is left; it sees this object as it is by then.
+            decide: gives the decision, once the proposals are made.
+            unspent: what the decision has beside it while something is left.
         """
         space, made = self.rows.space, list[Proposal]()
         for trial in range(self.rows.next_trial, self.rows.next_trial + n):
             found = propose(trial)
             if found is None:
-                return tuple(made), True
+                return Ask(tuple(made), decision={**decide(), "exhausted": True})
             point, info = found
             self.taken.add(key_of(space, point))
             self._pending.append(point)
             self.begun += 1
             made.append(Proposal(space.decode(point), info))
-        return tuple(made), False
+        return Ask(tuple(made), decision={**decide(), **unspent})

@@ -146,8 +146,7 @@ class BO:
                 decision["phase"] = found[1]["phase"]
             return found
 
-        proposals, exhausted = asking.proposals(n, propose)
-        return Ask(proposals, decision={**decision, **({"exhausted": True} if exhausted else {})})
+        return asking.answer(n, propose, lambda: decision)
 
     def _propose(self, trial: int, asking: Asking, decision: dict[str, Any]) -> Found | None:
         """Canonical point of a trial and how it was found; what the model is goes into `decision`."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.optimizers.asking import Asking, Found
+from hpo_cluster.optimizers.asking import EMPTY, Asking, Found
 from hpo_cluster.optimizers.rows import Key, Memory, Rows, free_point, key_of
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask, derive_seed
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 #: Block number -> points (``m x d``, unit cube) of that block.
 Block = Callable[[int], NDArray[np.float64]]
-
-EMPTY: Mapping[str, Any] = {}
 
 #: Blocks in a row without a new configuration before the rest of a finite space is drawn from directly, and how many
 #: points they must have where most may be not allowed.
@@ -53,8 +51,7 @@ class Design:
     ) -> Ask:
         """The next `n` points as proposals, with `decision`, and `unspent` beside it while points are left."""
         asking = Asking(Rows.read(self.space, history, self._memory))
-        proposals, exhausted = asking.proposals(n, lambda trial: self.proposed(asking.taken, trial, {}))
-        return Ask(proposals, decision={**decision, **({"exhausted": True} if exhausted else unspent)})
+        return asking.answer(n, lambda trial: self.proposed(asking.taken, trial, {}), lambda: decision, unspent)
 
     def proposed(self, taken: set[Key], trial: int, info: Mapping[str, Any]) -> Found | None:
         """The first point that is not taken, as a proposal's: `info`, and its index in the sequence."""

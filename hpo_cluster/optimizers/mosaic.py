@@ -185,8 +185,7 @@ class Mosaic:
                 return self._design.proposed(asking.taken, trial, {"phase": "initial"})
             return self._modelled(trial, credit.is_local(trial), asking, observations)
 
-        proposals, exhausted = asking.proposals(n, propose)
-        return Ask(proposals, decision={**decision, **({"exhausted": True} if exhausted else {})})
+        return asking.answer(n, propose, lambda: decision)
 
     def _modelled(self, trial: int, local: bool, asking: Asking, observations: Observations) -> Found | None:
         """The free canonical point of the highest acquisition value that an arm finds, and how it was found."""

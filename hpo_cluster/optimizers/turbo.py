@@ -201,8 +201,7 @@ class Turbo:
                 state.ask(trial, found[0])
             return found
 
-        proposals, exhausted = asking.proposals(n, propose)
-        return Ask(proposals, decision={**self._decision(state), **({"exhausted": True} if exhausted else {})})
+        return asking.answer(n, propose, lambda: self._decision(state))
 
     def _decision(self, state: Regions) -> dict[str, Any]:
         regions = [
@@ -238,8 +237,8 @@ class Turbo:
         if region.best is None:
             return []
         told = Observations.of_rows(self.space, region.told)
-        near = np.argsort(np.abs(told.points - region.best.point).max(axis=1), kind="stable")[:MOST]
-        told = told.chosen(near) if len(told) > MOST else told
+        if len(told) > MOST:
+            told = told.chosen(np.argsort(np.abs(told.points - region.best.point).max(axis=1), kind="stable")[:MOST])
         outcomes = told.outcomes(self.settings.outcome)
         if len(outcomes) < 2 or not np.ptp(outcomes) > 0:
             return []
