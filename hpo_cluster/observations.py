@@ -20,9 +20,8 @@ lift the cliff's foot to nearly the height of the plateau; soft keeps it apart, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -93,26 +92,24 @@ class Observations:
         points: canonical points (``n x d``, unit cube).
         targets: maximised (``n``), with the values given to trials that have none.
         measured: whether the target was measured (``n``).
+        ended: when each ended (``n``): any numbers that grow, NaN where it is not known.
     """
 
     trials: NDArray[np.int64]
     points: NDArray[np.float64]
     targets: NDArray[np.float64]
     measured: NDArray[np.bool_]
+    ended: NDArray[np.float64]
 
     @classmethod
-    def of(cls, rows: Rows, first: int | None = None, *, infeasible: bool = True) -> Observations:
+    def of(cls, rows: Rows, *, infeasible: bool = True) -> Observations:
         """The rows that tell something, in trial order. Without one measured value there are none.
 
         Args:
             rows: the history.
-            first: take only so many, those that ended first; what has no value is the worst among these.
             infeasible: whether infeasible trials count as the worst value; they are left out otherwise.
         """
         told = [row for row in rows if row.observed or (row.low and (infeasible or row.state is State.DIVERGED))]
-        if first is not None:
-            told = sorted(told, key=lambda row: (math.isnan(row.ended), row.ended, row.trial))[:first]
-            told = sorted(told, key=lambda row: row.trial)
         return cls.of_rows(rows.space, told)
 
     @classmethod
@@ -126,7 +123,16 @@ class Observations:
             points=np.array([row.point for row in told], dtype=np.float64).reshape(-1, space.dim),
             targets=np.array([row.target if row.observed else worst for row in told], dtype=np.float64),
             measured=np.array([row.observed for row in told], dtype=np.bool_),
+            ended=np.array([row.ended for row in told], dtype=np.float64),
         )
+
+    def first(self, count: int) -> Observations:
+        """The `count` that ended first, in trial order; what has no value is the worst among these."""
+        found = self.chosen(np.sort(np.lexsort((self.trials, self.ended))[:count]))
+        if not found.measured.any():
+            return found.chosen(np.empty(0, dtype=np.int64))
+        worst = found.targets[found.measured].min()
+        return replace(found, targets=np.where(found.measured, found.targets, worst))
 
     def outcomes(self, outcome: Outcome) -> NDArray[np.float64]:
         """The targets (``n``) as the process sees them."""
@@ -137,7 +143,13 @@ class Observations:
 
     def chosen(self, indices: NDArray[np.int64]) -> Observations:
         """Those of certain indices (``k``)."""
-        return Observations(self.trials[indices], self.points[indices], self.targets[indices], self.measured[indices])
+        return Observations(
+            self.trials[indices],
+            self.points[indices],
+            self.targets[indices],
+            self.measured[indices],
+            self.ended[indices],
+        )
 
     def digest(self) -> bytes:
         """Equal for the same trials with equal points and targets."""

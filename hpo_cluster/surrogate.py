@@ -137,23 +137,24 @@ class FittedModels:
     Args:
         features: the columns.
         outcome: what the process sees of a value.
-        infeasible: whether infeasible trials count as the worst value; they are left out otherwise.
     """
 
-    def __init__(self, features: Features, outcome: Outcome, *, infeasible: bool = True) -> None:
-        self.features, self.outcome, self.infeasible = features, outcome, infeasible
+    def __init__(self, features: Features, outcome: Outcome) -> None:
+        self.features, self.outcome = features, outcome
         self._fit: tuple[bytes, Surrogate, NDArray[np.int64]] | None = None
         self._model: tuple[bytes, Surrogate] | None = None
 
-    def model_of(self, rows: Rows) -> Surrogate:
+    def model_of(self, every: Observations) -> Surrogate:
         """Hyperparameters of `fitted_size` observations, conditioned on what was observed since.
+
+        Args:
+            every: what the history tells, in trial order.
 
         Raises:
             SurrogateError: too few different values, or no fit is possible.
         """
-        every = Observations.of(rows, infeasible=self.infeasible)
         if self._model is None or self._model[0] != every.digest():
-            first = Observations.of(rows, fitted_size(len(every)), infeasible=self.infeasible)
+            first = every.first(fitted_size(len(every)))
             if self._fit is None or self._fit[0] != first.digest():
                 fitted = fit(self.features, thinned(first, FITTED_MOST), self.outcome)
                 self._fit = first.digest(), fitted, thinned(first, CONDITIONED_MOST).trials
@@ -185,7 +186,7 @@ def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") ->
     if best is None:
         return None
     try:
-        surrogate = FittedModels(Features(space), outcome).model_of(rows)
+        surrogate = FittedModels(Features(space), outcome).model_of(Observations.of(rows))
     except SurrogateError:
         return best.trial
     observations = surrogate.observations

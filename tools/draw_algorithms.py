@@ -188,7 +188,9 @@ def draw_bo() -> Any:
     x = np.array([-4.8, -3.1, -1.6, 0.4, 2.1, 4.4])
     space = Space({"x1": Float(LOW, HIGH)})
     targets = -np.array([line(at) for at in x])
-    observations = Observations(np.arange(len(x)), ((x - LOW) / 10)[:, None], targets, np.ones(len(x), dtype=np.bool_))
+    trials = np.arange(len(x))
+    inputs = ((x - LOW) / 10)[:, None]
+    observations = Observations(trials, inputs, targets, np.ones(len(x), dtype=np.bool_), trials.astype(np.float64))
     surrogate = fit(Features(space), observations, "raw")
     at = np.linspace(0, 1, 300)[:, None]
     mean, deviation = surrogate.believe(at, at[:0])

@@ -126,37 +126,40 @@ class BO:
         else:
             block = sobol_block(space.dim, seed)
         self._design = Design(space, block, seed)
-        self._models = FittedModels(self.features, settings.outcome, infeasible=False)  # the three are caches
+        self._models = FittedModels(self.features, settings.outcome)  # the three are caches
         self._labels = Fitted("matern", LABELS)
         self._memory: Memory = {}
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
         asking = Asking(Rows.read(self.space, history, self._memory))
+        observations = Observations.of(asking.rows, infeasible=False)
         decision: dict[str, Any] = {
             "optimizer": "bo",
-            "observations": len(Observations.of(asking.rows, infeasible=False)),
+            "observations": len(observations),
             "pending": len(asking.pending),
             "incumbent": asking.incumbent,
         }
 
         def propose(trial: int) -> Found | None:
-            found = self._propose(trial, asking, decision)
+            found = self._propose(trial, asking, observations, decision)
             if found is not None:
                 decision["phase"] = found[1]["phase"]
             return found
 
         return asking.answer(n, propose, lambda: decision)
 
-    def _propose(self, trial: int, asking: Asking, decision: dict[str, Any]) -> Found | None:
+    def _propose(
+        self, trial: int, asking: Asking, observations: Observations, decision: dict[str, Any]
+    ) -> Found | None:
         """Canonical point of a trial and how it was found; what the model is goes into `decision`."""
         settings = self.settings
         if asking.begun < settings.initial:
             return self._design.proposed(asking.taken, trial, {"phase": "initial"})
         seed = derive_seed(self.seed, "ask", trial)
         try:
-            surrogate = self._models.model_of(asking.rows)
-            if len(surrogate.observations) < decision["observations"]:
+            surrogate = self._models.model_of(observations)
+            if len(surrogate.observations) < len(observations):
                 decision["conditioned_on"] = len(surrogate.observations)
             decision["model"] = {"outcome": settings.outcome, **surrogate.describe()}
             acquisition = self._acquisition(surrogate, asking.pending, seed)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable
 from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
 
 from hpo_cluster.optimizers.rows import Row, Rows
 
@@ -24,15 +25,15 @@ class Event(NamedTuple):
 
 def events_of(rows: Rows) -> list[Event]:
     """Events in their order; where a row does not say when it was proposed or ended, the order of the trials counts."""
-    keyed = []
-    for row in rows:
-        asked = math.inf if math.isnan(row.asked) else row.asked
-        ended = asked if math.isnan(row.ended) else row.ended
-        keyed.append(((asked, row.trial, 0), Event(row, False)))
-        if row.state.ended:
-            keyed.append(((ended, row.trial, 1), Event(row, True)))
-    keyed.sort(key=lambda entry: entry[0])
-    return [event for _, event in keyed]
+    over = [row for row in rows if row.state.ended]
+    own = [*rows, *over]
+    ends = np.repeat([False, True], [len(own) - len(over), len(over)])
+    asked, ended = np.array([(row.asked, row.ended) for row in own], dtype=np.float64).reshape(-1, 2).T
+    when = np.where(ends & ~np.isnan(ended), ended, np.where(np.isnan(asked), np.inf, asked))
+    trials = np.array([row.trial for row in own], dtype=np.int64)
+    order = np.lexsort((ends, trials, when)).tolist()
+    flags = ends.tolist()
+    return [Event(own[i], flags[i]) for i in order]
 
 
 class Replayed(Protocol):
@@ -57,15 +58,19 @@ class Replay(Generic[S]):
 
     def __init__(self, start: Callable[[], S]) -> None:
         self._start = start
-        self._state, self._seen = start(), list[Hashable]()
+        self._state, self._seen = start(), list[Event]()
 
     def of(self, rows: Rows) -> S:
         """The state after the events of `rows`."""
         events = events_of(rows)
-        keys = [event.key for event in events]
-        if keys[: len(self._seen)] != self._seen:
+        if len(events) < len(self._seen) or not all(map(_same, self._seen, events)):
             self._state, self._seen = self._start(), []
         for event in events[len(self._seen) :]:
             self._state.apply(event)
-        self._seen = keys
+        self._seen = events
         return self._state
+
+
+def _same(one: Event, other: Event) -> bool:
+    """Whether two events mean the same; rows that did not change are the same objects mostly."""
+    return one.ended == other.ended and (one.row is other.row or one.key == other.key)

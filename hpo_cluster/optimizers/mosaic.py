@@ -199,7 +199,7 @@ class Mosaic:
                 info = {"arm": "local", "side": float(f"{side:.4g}")}
         if goal is None:
             try:
-                process = self._models.model_of(asking.rows).process
+                process = self._models.model_of(observations).process
             except SurrogateError as error:
                 return self._design.proposed(asking.taken, trial, {"phase": "model", "fallback": str(error)})
             goal = Goal(self.features, self._improvement(process, self.features.encode(asking.pending), seed))

@@ -91,12 +91,12 @@ def test_nothing_measured_tells_nothing() -> None:
 def test_the_first_are_those_that_ended_first() -> None:
     frame = history([(0.1 * i, s, t) for i, (s, t) in enumerate([("completed", 3.0), ("diverged", math.nan)] * 2)])
     frame = frame.assign(ended_seq=[9, 4, 7, 5])
-    first = Observations.of(Rows.read(LINE, frame), first=3)
+    first = Observations.of(Rows.read(LINE, frame)).first(3)
     assert first.trials.tolist() == [1, 2, 3]
     assert first.targets.tolist() == [3.0, 3.0, 3.0]
-    assert len(Observations.of(Rows.read(LINE, frame), first=2)) == 0  # nothing measured among them
+    assert len(Observations.of(Rows.read(LINE, frame)).first(2)) == 0  # nothing measured among them
     without = frame.drop(columns="ended_seq")
-    assert Observations.of(Rows.read(LINE, without), first=2).trials.tolist() == [0, 1]
+    assert Observations.of(Rows.read(LINE, without)).first(2).trials.tolist() == [0, 1]
 
 
 def test_sizes_that_are_fitted() -> None:
