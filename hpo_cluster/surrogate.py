@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.acquisition import Conditioned
+from hpo_cluster.acquisition import LABELS, Conditioned, Feasibility
 from hpo_cluster.features import Features
 from hpo_cluster.observations import Observations, Outcome, fitted_size, thinned
 from hpo_cluster.optimizers.rows import Rows
-from hpo_cluster.process import Kernel, Process
+from hpo_cluster.process import Fitted, Kernel, Process
 from hpo_cluster.space import Space
+from hpo_cluster.trial import State
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +39,9 @@ KERNEL: Kernel = "matern"
 #: Most observations that hyperparameters are fitted to, that the process is conditioned on of those there were then,
 #: and of those since.
 FITTED_MOST, CONDITIONED_MOST, SINCE_MOST = 300, 500, 150
+
+#: Trials that feasibility is learned from at most: the last ones.
+LABELLED = 400
 
 
 class SurrogateError(Exception):
@@ -165,6 +169,26 @@ class FittedModels:
                 fitted = conditioned(fitted, every.chosen(np.flatnonzero(chosen)), self.outcome)
             self._model = every.digest(), fitted
         return self._model[1]
+
+
+class FittedFeasibility:
+    """What a history says of where configurations can be evaluated, with the last fit remembered: a cache.
+
+    Args:
+        features: the columns.
+    """
+
+    def __init__(self, features: Features) -> None:
+        self._features, self._fitted = features, Fitted(KERNEL, LABELS)
+
+    def of(self, rows: Rows) -> Feasibility | None:
+        """Its logarithm, of the columns; None while nothing was infeasible, or nothing else."""
+        ended = [row for row in rows if row.observed or row.low][-LABELLED:]
+        labels = np.array([-1.0 if row.state is State.INFEASIBLE else 1.0 for row in ended])
+        if len(labels) == 0 or not np.ptp(labels) > 0:
+            return None
+        inputs = self._features.encode(np.array([row.point for row in ended]))
+        return Feasibility(self._fitted.process("feasible", inputs, labels))
 
 
 def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") -> int | None:

@@ -43,17 +43,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from hpo_cluster.acquisition import (
-    LABELS,
-    Acquisition,
-    Doubt,
-    Draw,
-    Feasibility,
-    NoisyImprovement,
-    Sum,
-    UpperBound,
-    believed,
-)
+from hpo_cluster.acquisition import Acquisition, Doubt, Draw, NoisyImprovement, Sum, UpperBound, believed
 from hpo_cluster.features import Features
 from hpo_cluster.observations import Observations, Outcome
 from hpo_cluster.optimizers.asking import Asking, Found, Points
@@ -61,10 +51,9 @@ from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.design import Design, lhs_block, sobol_block
 from hpo_cluster.optimizers.rows import Memory, Rows
 from hpo_cluster.optimizers.search import Goal, search
-from hpo_cluster.process import Fitted
 from hpo_cluster.space import Space
-from hpo_cluster.surrogate import FittedModels, Surrogate, SurrogateError
-from hpo_cluster.trial import Ask, State, derive_seed
+from hpo_cluster.surrogate import FittedFeasibility, FittedModels, Surrogate, SurrogateError
+from hpo_cluster.trial import Ask, derive_seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,9 +66,6 @@ BELIEVED = 128
 
 #: Best observed points that are searched around.
 AROUND = 5
-
-#: Trials that feasibility is learned from at most: the last ones.
-LABELLED = 400
 
 
 class BOSettings(OptimizerSettings):
@@ -127,7 +113,7 @@ class BO:
             block = sobol_block(space.dim, seed)
         self._design = Design(space, block, seed)
         self._models = FittedModels(self.features, settings.outcome)  # the three are caches
-        self._labels = Fitted("matern", LABELS)
+        self._feasibility = FittedFeasibility(self.features)
         self._memory: Memory = {}
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
@@ -163,10 +149,11 @@ class BO:
                 decision["conditioned_on"] = len(surrogate.observations)
             decision["model"] = {"outcome": settings.outcome, **surrogate.describe()}
             acquisition = self._acquisition(surrogate, asking.pending, seed)
-            feasibility = self._feasibility(asking.rows)
+            feasibility = self._feasibility.of(asking.rows)
             if feasibility is not None:
-                decision["infeasible"] = sum(row.state is State.INFEASIBLE for row in asking.rows)
-                acquisition = Sum([acquisition, feasibility])
+                decision["infeasible"] = asking.rows.infeasible
+                doubted = settings.acquisition in ("ucb", "thompson")
+                acquisition = Sum([acquisition, Doubt(feasibility) if doubted else feasibility])
             weight = settings.prior_weight / (asking.begun - settings.initial + 1) if self.space.has_prior else 0.0
             best = np.argsort(-surrogate.observations.targets, kind="stable")[:AROUND]
             found = search(
@@ -194,13 +181,3 @@ class BO:
             return UpperBound(process, columns, settings.beta)
         least = float(surrogate.process.outcomes.max()) if settings.acquisition == "log_ei" else None
         return NoisyImprovement(process, columns, settings.mc_samples, seed, least)
-
-    def _feasibility(self, rows: Rows) -> Acquisition | None:
-        """What is known of feasibility; None while nothing was infeasible."""
-        ended = [row for row in rows if row.observed or row.low][-LABELLED:]
-        labels = np.array([-1.0 if row.state is State.INFEASIBLE else 1.0 for row in ended])
-        if len(labels) == 0 or not np.ptp(labels) > 0:
-            return None
-        inputs = self.features.encode(np.array([row.point for row in ended]))
-        found = Feasibility(self._labels.process("feasible", inputs, labels))
-        return found if self.settings.acquisition in ("qlognei", "log_ei") else Doubt(found)

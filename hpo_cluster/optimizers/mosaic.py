@@ -29,23 +29,28 @@ Symbols: ``d`` dimensions, ``x`` canonical point, ``P`` pending points, ``k`` ca
 
 What differs inside a cell by noise alone (`NOISY`, `DROWNED`) is not searched: the global arm takes that trial.
 
-Deviations from the paper: there is none that it follows. Trials that diverged or were infeasible count as the worst
-value so far. Of more than `AVERAGED` pending points, the process believes its own mean at the `BELIEVED` best or
-nearest ones instead of averaging over their outcomes. Integers and choices are rounded before they are scored;
-unordered choices are never cut by a cell. ``docs/design/hybrid.md`` has what was tried beside this, and the figures.
+The models of one trial see the values in one scale, those of the next in another (``outcome: varied``): which scale is
+best differs from one landscape to the next, and proposals that rest on the same view are alike where many are in
+flight. Infeasible configurations and priors have their say in both arms as in `bo`.
+
+Deviations from the paper: there is none that it follows. Trials that diverged count as the worst value so far. Of more
+than `AVERAGED` pending points, the process believes its own mean at the `BELIEVED` best or nearest ones instead of
+averaging over their outcomes. Integers and choices are rounded before they are scored; unordered choices are never cut
+by a cell. ``docs/design/hybrid.md`` has what was tried beside this, and the figures.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from hpo_cluster.acquisition import Acquisition, NoisyImprovement, Scaled, believed
+from hpo_cluster.acquisition import Acquisition, Feasibility, NoisyImprovement, Scaled, Sum, believed
 from hpo_cluster.features import Features
-from hpo_cluster.observations import Observations, Outcome
+from hpo_cluster.observations import VARIED, Observations, Outcome
 from hpo_cluster.optimizers.asking import Asking, Found, Points
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.design import Design, lhs_block
@@ -55,7 +60,7 @@ from hpo_cluster.optimizers.search import ENUMERATED, Goal, search
 from hpo_cluster.optimizers.turbo import box_sides
 from hpo_cluster.process import Fitted, Process
 from hpo_cluster.space import Categorical, Float, Space
-from hpo_cluster.surrogate import FittedModels, SurrogateError
+from hpo_cluster.surrogate import FittedFeasibility, FittedModels, SurrogateError
 from hpo_cluster.trial import Ask, Origin, derive_seed
 
 if TYPE_CHECKING:
@@ -92,9 +97,12 @@ class MosaicSettings(OptimizerSettings):
     """Settings of `mosaic`."""
 
     initial: int = Field(default=10, ge=2, le=100_000, description="trials of the initial design before the models")
-    outcome: Outcome = Field(
-        default="soft",
-        description="what the models see of values, as in bo: soft draws those below the median nearer to it",
+    outcome: Outcome | Literal["varied"] = Field(
+        default="varied",
+        description="what the models see of values, as in bo; varied: soft, winsor and clip in turn, trial by trial",
+    )
+    prior_weight: float = Field(
+        default=5.0, ge=0, description="say of the space's priors, divided by the number of proposals; 0: none"
     )
     local: float | None = Field(
         default=None, ge=0, le=1, description="share of the proposals inside cells; null: as the results decide"
@@ -146,6 +154,25 @@ class Credit:
             self.best = max(self.best, row.target)
 
 
+@dataclass(frozen=True)
+class Cell:
+    """Where an arm searches, and what it maximises there.
+
+    Args:
+        observations: next to it.
+        acquisition: of the columns.
+        side: of the cell before it is stretched.
+        low: corner of the box (``d``); None: the whole space.
+        high: the opposite corner.
+    """
+
+    observations: Observations
+    acquisition: Acquisition
+    side: float = 1.0
+    low: Points | None = None
+    high: Points | None = None
+
+
 class Mosaic:
     """A global process and local ones in cells.
 
@@ -162,15 +189,18 @@ class Mosaic:
         self._unordered = np.array([isinstance(p, Categorical) and not p.ordered for p in parameters])
         self._step = np.array([0.0 if isinstance(p, Float) else 1.0 / (p.cardinality or 1) for p in parameters])
         self._design = Design(space, lhs_block(settings.initial, space.dim, seed), seed)
-        self._replay = Replay(lambda: Credit(settings, seed))  # the four are caches
+        self._replay = Replay(lambda: Credit(settings, seed))  # a cache, and so are those below
         self._fitted = Fitted("matern")
-        self._models = FittedModels(self.features, settings.outcome)
+        self._outcomes = VARIED if settings.outcome == "varied" else (settings.outcome,)
+        self._models = {outcome: FittedModels(self.features, outcome) for outcome in self._outcomes}
+        self._feasibility = FittedFeasibility(self.features)
         self._memory: Memory = {}
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
         asking = Asking(Rows.read(self.space, history, self._memory))
-        observations = Observations.of(asking.rows)
+        observations = Observations.of(asking.rows, infeasible=False)
+        feasibility = self._feasibility.of(asking.rows)
         credit = self._replay.of(asking.rows)
         decision: dict[str, Any] = {
             "optimizer": "mosaic",
@@ -179,38 +209,47 @@ class Mosaic:
             "incumbent": asking.incumbent,
             "local_share": round(credit.share, 6),
         }
+        if feasibility is not None:
+            decision["infeasible"] = asking.rows.infeasible
 
         def propose(trial: int) -> Found | None:
             if asking.begun < self.settings.initial or len(observations) < 2 or not np.ptp(observations.targets) > 0:
                 return self._design.proposed(asking.taken, trial, {"phase": "initial"})
-            return self._modelled(trial, credit.is_local(trial), asking, observations)
+            return self._modelled(trial, credit.is_local(trial), asking, observations, feasibility)
 
         return asking.answer(n, propose, lambda: decision)
 
-    def _modelled(self, trial: int, local: bool, asking: Asking, observations: Observations) -> Found | None:
+    def _modelled(
+        self, trial: int, local: bool, asking: Asking, observations: Observations, feasibility: Feasibility | None
+    ) -> Found | None:
         """The free canonical point of the highest acquisition value that an arm finds, and how it was found."""
-        seed = derive_seed(self.seed, "ask", trial)
+        seed, outcome = derive_seed(self.seed, "ask", trial), self._outcomes[trial % len(self._outcomes)]
         rng = np.random.default_rng(seed)
-        info: dict[str, Any] = {"arm": "global"}
-        goal, near = None, observations
+        info: dict[str, Any] = {"arm": "global", "outcome": outcome}
+        cell = None
         if local and self.space.size - len(asking.taken) > ENUMERATED:
-            goal, near, side = self._cell(observations, asking.pending, rng, seed) or (None, observations, 0.0)
-            if goal is not None:
-                info = {"arm": "local", "side": float(f"{side:.4g}")}
-        if goal is None:
+            cell = self._cell(observations, asking.pending, outcome, rng, seed)
+        if cell is not None:
+            info |= {"arm": "local", "side": float(f"{cell.side:.4g}")}
+        else:
             try:
-                process = self._models.model_of(observations).process
+                process = self._models[outcome].model_of(observations).process
             except SurrogateError as error:
                 return self._design.proposed(asking.taken, trial, {"phase": "model", "fallback": str(error)})
-            goal = Goal(self.features, self._improvement(process, self.features.encode(asking.pending), seed))
+            cell = Cell(observations, self._improvement(process, self.features.encode(asking.pending), seed))
+        acquisition = cell.acquisition if feasibility is None else Sum([cell.acquisition, feasibility])
+        proposed = asking.begun - self.settings.initial + 1
+        weight = self.settings.prior_weight / proposed if self.space.has_prior else 0.0
+        goal = Goal(self.features, acquisition, weight, cell.low, cell.high)
+        near = cell.observations
         best = near.points[np.argsort(-near.targets, kind="stable")[:BEST]]
         found = search(goal, best, asking.taken, RESTARTS, SAMPLES, rng)
         return None if found is None else (found[0], info)
 
     def _cell(
-        self, observations: Observations, pending: Points, rng: np.random.Generator, seed: int
-    ) -> tuple[Goal, Observations, float] | None:
-        """What is maximised in a cell, the cell's observations and its side.
+        self, observations: Observations, pending: Points, outcome: Outcome, rng: np.random.Generator, seed: int
+    ) -> Cell | None:
+        """A cell around one of the centres.
 
         None where a process cannot tell anything there: its observations are all alike, or differ by noise alone.
         """
@@ -220,11 +259,11 @@ class Mosaic:
         order = np.argsort(far, kind="stable")
         side = float(np.clip(2 * far[order[min(capacity, len(order) - 1)]], SHORTEST, 1.0))
         near = observations.chosen(np.sort(order[:LOCAL_MOST]))
-        outcomes = near.outcomes(self.settings.outcome)
+        outcomes = near.outcomes(outcome)
         if not np.ptp(outcomes) > 0:
             return None
         units = self.features.units(side)
-        process = self._fitted.process("local", self.features.encode(near.points) / units, outcomes)
+        process = self._fitted.process(outcome, self.features.encode(near.points) / units, outcomes)
         sides = np.maximum(box_sides(self.features, side, np.clip(process.scales, 0.05, 20.0)), 3.0 * self._step)
         sides = np.where(self._unordered, 2.0, np.clip(sides, side / 3, np.maximum(3 * side, 3.0 * self._step)))
         inside = near.points[(np.abs(near.points - centre) <= sides / 2).all(axis=1)]
@@ -239,7 +278,7 @@ class Mosaic:
             nearest = np.argsort(away, kind="stable")[:BELIEVED]
             pending = pending[nearest[away[nearest] < 1.0]]
         acquisition = self._improvement(process, self.features.encode(pending) / units, seed)
-        return Goal(self.features, Scaled(acquisition, units), low=low, high=high), near, side
+        return Cell(near, Scaled(acquisition, units), side, low, high)
 
     def _improvement(self, process: Process, pending: Points, seed: int) -> Acquisition:
         """The acquisition function of an arm; `pending` are its inputs (``p x c``)."""

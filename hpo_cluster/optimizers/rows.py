@@ -169,6 +169,11 @@ class Rows:
         observed = [row for row in self.rows if row.observed]
         return max(observed, key=lambda row: row.target) if observed else None
 
+    @property
+    def infeasible(self) -> int:
+        """Number of trials whose configuration could not be evaluated."""
+        return sum(row.state is State.INFEASIBLE for row in self.rows)
+
     def taken(self) -> set[Key]:
         """Keys of the configurations that need not be evaluated again: all but those of cancelled trials."""
         return {row.key for row in self.rows if row.state is not State.CANCELLED}
