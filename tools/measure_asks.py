@@ -18,11 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.optimizers.contestants import parse
-from hpo_cluster.history import to_frame
+from benchmarks.optimizers.memory import MemoryCampaign
 from hpo_cluster.objectives.functions import FUNCTIONS
 from hpo_cluster.optimizers.base import Optimizer
 from hpo_cluster.optimizers.registry import make_optimizer
-from hpo_cluster.record import Record, asked_rows
 from hpo_cluster.space import Categorical, Float, Integer, Space
 
 NAMES = ("soo", "soo[preset=reference]", "soo[preset=greedy]", "direct", "direct_l", "fda")
@@ -45,33 +44,27 @@ SPACES = {
 STEPS, TIMED = 100, 50
 
 
-class Campaign:
-    """A record of trials that one optimizer has asked for; they end in their order."""
+class Campaign(MemoryCampaign):
+    """Trials that one optimizer has asked for; they end in their order."""
 
     def __init__(self, space: Space) -> None:
-        self.space, self.record, self.seq, self.running = space, Record(), 0, deque[int]()
+        super().__init__(space)
+        self.space, self.running = space, deque[int]()
 
     def ask(self, optimizer: Optimizer, n: int) -> float:
         """Take in the answer; how long it took (CPU seconds)."""
-        history = to_frame(self.record, self.space.names, maximize=True)
+        history = self.history()
         start = time.process_time()
         ask = optimizer.ask(history, n)
         took = time.process_time() - start
-        rows = asked_rows(ask, self.record.next_trial, 0)
-        self._append("asked", trials=rows)
-        self.running += [row["trial"] for row in rows]
+        self.running += self.take(ask)
         return took
 
     def end(self, count: int) -> None:
         """The `count` trials that have run for longest are completed."""
         for _ in range(count):
             number = self.running.popleft()
-            value = -HARTMANN.function(self.space.encode(self.record.trials[number].parameters))
-            self._append("ended", trial=number, state="completed", value=value)
-
-    def _append(self, event: str, **fields: object) -> None:
-        self.record.apply({"seq": self.seq, "at": "", "event": event, **fields})
-        self.seq += 1
+            self.complete(number, -HARTMANN.function(self.space.encode(self.record.trials[number].parameters)))
 
 
 def measure(name: str, space: Space, rows: int, pending: int) -> tuple[float, float]:

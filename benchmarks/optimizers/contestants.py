@@ -10,15 +10,14 @@ import ast
 import hashlib
 import importlib.metadata
 import importlib.util
-import math
 import re
 from pathlib import Path
 from typing import Any
 
 import hpo_cluster
+from benchmarks.optimizers.memory import MemoryCampaign
 from benchmarks.optimizers.peers import PEERS
 from benchmarks.optimizers.simulate import Contestant
-from hpo_cluster.history import HISTORY_COLUMNS
 from hpo_cluster.optimizers.registry import OPTIMIZERS, make_optimizer
 from hpo_cluster.space import Configuration, Space
 
@@ -36,7 +35,6 @@ VARIANTS = (
 
 #: Libraries whose versions belong to a run, by optimizer; those of ours always have numpy and scipy.
 LIBRARIES = {
-    "bo": ("torch", "botorch", "gpytorch"),
     "optuna": ("optuna", "torch"),
     "nevergrad": ("nevergrad",),
     "nomad": ("PyNomadBBO",),
@@ -61,41 +59,22 @@ class Ours:
         fields = OPTIMIZERS[key].settings.model_fields
         open_settings = {"budget": budget, "workers": max(workers, 2), **({"points": budget} if key == "lhs" else {})}
         settings = {k: v for k, v in open_settings.items() if k in fields} | settings
-        self.space = space
         self.optimizer = make_optimizer(key, space, seed, **settings)
-        self.rows: list[dict[str, Any]] = []
-        self.of_trial: dict[int, dict[str, Any]] = {}
-        self.events = 0
+        self.campaign = MemoryCampaign(space)
+        self.number: dict[int, int] = {}  # of the trial in the history: rows that need no evaluation have one too
 
     def ask(self, trial: int) -> Configuration | None:
         """The proposal of the optimizer; rows that need no evaluation go into the history."""
-        ask = self.optimizer.ask(self._history(), 1)
-        self.events += 1
-        for settled in ask.settled:
-            self._row(settled.parameters, str(settled.origin), "completed", settled.value, self.events)
-        if not ask.proposals:
+        ask = self.optimizer.ask(self.campaign.history(), 1)
+        numbers = self.campaign.take(ask)
+        if not numbers:
             return None
-        configuration = dict(ask.proposals[0].parameters)
-        self.of_trial[trial] = self._row(configuration, "evaluated", "running", None, math.nan)
-        return configuration
+        self.number[trial] = numbers[0]
+        return dict(ask.proposals[0].parameters)
 
     def tell(self, trial: int, target: float) -> None:
         """The row of the trial is completed."""
-        self.events += 1
-        self.of_trial[trial] |= {"state": "completed", "value": target, "target": target, "ended_seq": self.events}
-
-    def _row(
-        self, configuration: Configuration, origin: str, state: str, value: float | None, ended: float
-    ) -> dict[str, Any]:
-        number = math.nan if value is None else value
-        row = {"trial": len(self.rows), "state": state, "origin": origin, "value": number, "target": number}
-        self.rows.append(row | configuration | {"asked_seq": self.events, "ended_seq": ended})
-        return self.rows[-1]
-
-    def _history(self) -> Any:
-        import pandas as pd
-
-        return pd.DataFrame(self.rows, columns=[*HISTORY_COLUMNS, *self.space.names, "asked_seq", "ended_seq"])
+        self.campaign.complete(self.number[trial], target)
 
 
 def parse(name: str) -> tuple[str, dict[str, Any]]:

@@ -144,11 +144,11 @@ def test_pending_trials_reach_the_optimizer() -> None:
     first = ours.ask(0)
     ours.ask(1)
     ours.tell(0, 2.5)
-    frame = ours._history()
-    assert frame["state"].tolist() == ["completed", "running"]
+    frame = ours.campaign.history()
+    assert frame["state"].tolist() == ["completed", "proposed"]
     assert frame["target"].tolist()[0] == 2.5
     assert {name: frame[name][0] for name in space.names} == first
-    assert (frame["ended_seq"][0], frame["asked_seq"].tolist()) == (3, [1, 2])
+    assert (frame["ended_seq"][0], frame["asked_seq"].tolist()) == (2, [0, 1])
 
 
 @pytest.mark.parametrize("name", sorted(synthetic()))
