@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 from hpo_cluster.objectives.functions import FUNCTIONS
+from hpo_cluster.observations import VARIED
 from hpo_cluster.optimizers.events import Replay
 from hpo_cluster.optimizers.mosaic import SHARES, Credit, Mosaic, MosaicSettings
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.optimizers.rows import Rows
-from hpo_cluster.space import Categorical, Configuration, Float, Integer, Space
+from hpo_cluster.space import Categorical, Configuration, Float, Integer, Prior, Space
 
 SQUARE = Space({"x": Float(0.0, 1.0), "y": Float(0.0, 1.0)})
 
@@ -142,3 +143,51 @@ def test_what_differs_by_noise_alone_is_not_searched() -> None:
         ]
         asked = make_optimizer("mosaic", SQUARE, initial=4, local=1.0).ask(pd.DataFrame(rows), 1)
         assert asked.proposals[0].info["arm"] == arm
+
+
+def test_the_scales_of_the_values_are_taken_in_turn() -> None:
+    points = np.random.default_rng(0).random((20, 2))
+    asked = {
+        outcome: [
+            p.info["outcome"]
+            for p in make_optimizer("mosaic", SQUARE, initial=4, outcome=outcome).ask(bowl(points), 8).proposals
+        ]
+        for outcome in ("varied", "raw")
+    }
+    assert set(asked["varied"]) == set(VARIED)
+    assert asked["raw"] == ["raw"] * 8
+
+
+@pytest.mark.parametrize(("local", "least"), [(0.0, 1.9), (1.0, 1.4)])
+def test_learns_where_configurations_are_infeasible(local: float, least: float) -> None:
+    """Memory runs out beyond a line that the values rise towards; a cell moves along it, the global arm jumps."""
+    rng = np.random.default_rng(0)
+
+    def row(trial: int, x: float, y: float) -> dict[str, Any]:
+        lost = x + y > 1.0
+        return told(trial, {"x": x, "y": y}, math.nan if lost else x + 2 * y, "infeasible" if lost else "completed")
+
+    rows = [row(trial, *(float(u) for u in rng.random(2))) for trial in range(12)]
+    optimizer = make_optimizer("mosaic", SQUARE, initial=4, local=local)
+    for _ in range(14):
+        ask = optimizer.ask(pd.DataFrame(rows), 1)
+        at = ask.proposals[0].parameters
+        rows.append(row(len(rows), float(at["x"]), float(at["y"])))
+    assert ask.decision["infeasible"] == sum(r["state"] == "infeasible" for r in rows[:-1])
+    found = [r["target"] for r in rows[12:] if r["state"] == "completed"]
+    assert len(found) >= 4
+    assert max(found) > least  # of 2, at (0, 1)
+
+
+@pytest.mark.parametrize("local", [0.0, 1.0])
+def test_priors_have_a_say_that_decays(local: float) -> None:
+    """The bowl is at 0.6, the prior says 0.9."""
+    believed = Space({name: Float(0.0, 1.0, prior=Prior(0.9, 0.05)) for name in "xy"})
+    history = bowl(np.random.default_rng(0).random((16, 2)))
+
+    def beyond(weight: float) -> float:
+        optimizer = make_optimizer("mosaic", believed, initial=8, prior_weight=weight, local=local)
+        (proposal,) = optimizer.ask(history, 1).proposals
+        return float(proposal.parameters["x"])
+
+    assert beyond(1000.0) > beyond(0.0) + 0.05
