@@ -33,7 +33,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.process import Array, Basis, Least, Process, root_of, variance_of
+from hpo_cluster.gaussian_process import Array, Basis, Least, Process, root_of, variance_of
 
 #: Standardised improvement below which an expansion is used.
 FAR = -20.0

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from hpo_cluster.acquisition import LABELS, Conditioned, Feasibility
 from hpo_cluster.features import Features
+from hpo_cluster.gaussian_process import Fitted, Kernel, Process
 from hpo_cluster.observations import Observations, Outcome, fitted_size, thinned
 from hpo_cluster.optimizers.rows import Rows
-from hpo_cluster.process import Fitted, Kernel, Process
 from hpo_cluster.space import Space
 from hpo_cluster.trial import State
 

@@ -50,6 +50,7 @@ from pydantic import Field
 
 from hpo_cluster.acquisition import Acquisition, Feasibility, NoisyImprovement, Scaled, Sum, believed
 from hpo_cluster.features import Features
+from hpo_cluster.gaussian_process import Fitted, Process
 from hpo_cluster.observations import VARIED, Observations, Outcome
 from hpo_cluster.optimizers.asking import Asking, Found, Points
 from hpo_cluster.optimizers.base import OptimizerSettings
@@ -58,7 +59,6 @@ from hpo_cluster.optimizers.events import Event, Replay
 from hpo_cluster.optimizers.rows import Memory, Rows
 from hpo_cluster.optimizers.search import ENUMERATED, Goal, search
 from hpo_cluster.optimizers.turbo import box_sides
-from hpo_cluster.process import Fitted, Process
 from hpo_cluster.space import Categorical, Float, Space
 from hpo_cluster.surrogate import FittedFeasibility, FittedModels, SurrogateError
 from hpo_cluster.trial import Ask, Origin, derive_seed

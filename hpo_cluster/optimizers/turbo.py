@@ -35,13 +35,13 @@ import numpy as np
 from pydantic import Field
 
 from hpo_cluster.features import Features
+from hpo_cluster.gaussian_process import Fitted
 from hpo_cluster.observations import Observations, Outcome
 from hpo_cluster.optimizers.asking import Asking, Found, Points
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.design import Design, lhs_block
 from hpo_cluster.optimizers.events import Event, Replay
 from hpo_cluster.optimizers.rows import Key, Memory, Row, Rows, key_of
-from hpo_cluster.process import Fitted
 from hpo_cluster.space import Categorical, Float, Space
 from hpo_cluster.trial import Ask, derive_seed
 

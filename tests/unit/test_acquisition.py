@@ -23,7 +23,7 @@ from hpo_cluster.acquisition import (
     likely_best,
     log_improvement,
 )
-from hpo_cluster.process import Process
+from hpo_cluster.gaussian_process import Process
 
 RNG = np.random.default_rng(0)
 X, PENDING = RNG.random((30, 3)), RNG.random((5, 3))

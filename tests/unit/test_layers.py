@@ -16,7 +16,7 @@ LAYERS = {
     **dict.fromkeys(["__init__", "errors", "parameters", "constraints", "space", "trial", "layout", "clock"], "0"),
     **dict.fromkeys(["files", "processes", "identity", "journal", "record", "history", "lock", "warm_start"], "1"),
     **dict.fromkeys(["operation", "policy", "inbox", "beside"], "1"),
-    **dict.fromkeys(["features", "observations", "process", "acquisition", "surrogate", "optimizers"], "2a"),
+    **dict.fromkeys(["features", "observations", "gaussian_process", "acquisition", "surrogate", "optimizers"], "2a"),
     **dict.fromkeys(["worker", "side_by_side", "objectives"], "2b"),
     **dict.fromkeys(["launchers"], "2c"),
     **dict.fromkeys(["spec", "campaign", "outcomes", "code", "status", "story", "preview", "doctor"], "3"),

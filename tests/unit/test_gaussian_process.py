@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from hpo_cluster.process import LEAST, MOST_SCALE, NOISE_PRIOR, Basis, Density, Kernel, Process
+from hpo_cluster.gaussian_process import LEAST, MOST_SCALE, NOISE_PRIOR, Basis, Density, Kernel, Process
 
 
 def waves(x: np.ndarray) -> np.ndarray:
