@@ -16,14 +16,9 @@ from hpo_cluster.optimizers.bamsoo import BaMSOO, BaMSOOSettings
 from hpo_cluster.optimizers.base import Optimizer, OptimizerSettings
 from hpo_cluster.optimizers.bo import BO, BOSettings
 from hpo_cluster.optimizers.direct import Direct, DirectL, DirectSettings
-from hpo_cluster.optimizers.external import (
-    Nevergrad,
-    NevergradSettings,
-    Nomad,
-    NomadSettings,
-    Optuna,
-    OptunaSettings,
-)
+from hpo_cluster.optimizers.external_nevergrad import Nevergrad, NevergradSettings
+from hpo_cluster.optimizers.external_nomad import Nomad, NomadSettings
+from hpo_cluster.optimizers.external_optuna import Optuna, OptunaSettings
 from hpo_cluster.optimizers.fda import FDA, FDASettings
 from hpo_cluster.optimizers.grid import Grid, GridSettings
 from hpo_cluster.optimizers.lhs import LatinHypercube, LHSSettings

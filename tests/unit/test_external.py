@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.optimizers.external import events_of
+from hpo_cluster.optimizers.asking import Points
+from hpo_cluster.optimizers.base import OptimizerSettings
+from hpo_cluster.optimizers.external import External
 from hpo_cluster.optimizers.registry import make_optimizer
-from hpo_cluster.optimizers.rows import Rows
+from hpo_cluster.optimizers.rows import Row
 from hpo_cluster.space import Categorical, Configuration, Float, Integer, Space
 from hpo_cluster.spec import decided
 
@@ -81,31 +83,43 @@ def test_results_are_heard(name: str, settings: dict[str, Any]) -> None:
     assert asked[0] != asked[1]
 
 
-def test_events_come_in_their_order() -> None:
+class Heard(External):
+    """A library that writes down what it is told."""
+
+    name, module = "heard", "math"
+
+    def __init__(self) -> None:
+        super().__init__(SPACE, OptimizerSettings(), 0)
+        self.story: list[tuple[int, str]] = []
+
+    def library(self) -> Heard:
+        self.story = []
+        return self
+
+    def begin(self, row: Row) -> None:
+        self.story.append((row.trial, "begins"))
+
+    def end(self, row: Row, target: float) -> None:
+        self.story.append((row.trial, f"{target:g}"))
+
+    def draw(self, trial: int, attempt: int) -> Points:
+        return np.array([0.5, 0.5, 0.5])
+
+
+def test_a_library_hears_the_events_in_their_order() -> None:
     at: Configuration = {"x": 0.1, "n": 3, "c": "a"}
     rows = [row(0, at, 1.0), row(1, at, 2.0), row(2, at, 4.0), row(3, at, 9.0)]
     rows[1] |= {"state": "completed", "value": 2.0, "target": 2.0, "ended_seq": 3.0}
     rows[0] |= {"state": "diverged", "ended_seq": 5.0}
     rows[2] |= {"state": "failed", "ended_seq": 6.0}
-
-    def story(frame: pd.DataFrame) -> list[tuple[bool, int, str]]:
-        return [(e.asked, e.row.trial, f"{e.target:g}") for e in events_of(Rows.read(SPACE, frame), frame)]
-
-    expected = [(True, 0), (True, 1), (False, 1), (True, 2), (False, 0), (False, 2), (True, 3)]
-    found = story(pd.DataFrame(rows).sample(frac=1.0, random_state=0))
-    assert [entry[:2] for entry in found] == expected
-    assert [entry[2] for entry in found] == ["nan", "nan", "2", "nan", "2", "nan", "nan"]  # the diverged: the worst
+    heard = Heard()
+    heard.ask(pd.DataFrame(rows).sample(frac=1.0, random_state=0), 1)
+    begun = {trial: (trial, "begins") for trial in range(4)}
+    ended = {0: (0, "2"), 1: (1, "2"), 2: (2, "nan")}  # what diverged counts as the worst
+    assert heard.story == [begun[0], begun[1], ended[1], begun[2], ended[0], ended[2], begun[3]]
     # without sequence numbers, one after another
-    plain = story(pd.DataFrame(rows).drop(columns=["asked_seq", "ended_seq"]))
-    assert [entry[:2] for entry in plain] == [
-        (True, 0),
-        (False, 0),
-        (True, 1),
-        (False, 1),
-        (True, 2),
-        (False, 2),
-        (True, 3),
-    ]
+    heard.ask(pd.DataFrame(rows).drop(columns=["asked_seq", "ended_seq"]), 1)
+    assert heard.story == [begun[0], ended[0], begun[1], ended[1], begun[2], ended[2], begun[3]]
 
 
 @pytest.mark.parametrize("name", ["optuna", "nevergrad", "nomad"])
