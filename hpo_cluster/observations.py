@@ -33,7 +33,7 @@ from hpo_cluster.trial import State
 
 Outcome: TypeAlias = Literal["soft", "clip", "winsor", "raw"]
 
-#: Scales that are taken in turn by an optimizer whose proposals are to rest on different views of the values.
+#: Scales that are taken in turn where proposals are to rest on different views of the values, the best one first.
 VARIED: tuple[Outcome, ...] = ("soft", "winsor", "clip")
 
 #: Least scale of the outcome `soft`, as a share of the spread of the targets: more than half of them may be the best.

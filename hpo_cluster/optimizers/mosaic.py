@@ -29,9 +29,9 @@ Symbols: ``d`` dimensions, ``x`` canonical point, ``P`` pending points, ``k`` ca
 
 What differs inside a cell by noise alone (`NOISY`, `DROWNED`) is not searched: the global arm takes that trial.
 
-The models of one trial see the values in one scale, those of the next in another (``outcome: varied``): which scale is
-best differs from one landscape to the next, and proposals that rest on the same view are alike where many are in
-flight. Infeasible configurations and priors have their say in both arms as in `bo`.
+With `WIDE` trials in flight the models of one trial see the values in one scale, those of the next in another
+(``outcome: varied``): which scale is best differs from one landscape to the next, and so many proposals that rest on
+one view of it are alike. Infeasible configurations and priors have their say in both arms as in `bo`.
 
 Deviations from the paper: there is none that it follows. Trials that diverged count as the worst value so far. Of more
 than `AVERAGED` pending points, the process believes its own mean at the `BELIEVED` best or nearest ones instead of
@@ -85,6 +85,9 @@ SHORTEST = 1e-6
 #: Bounds of the share of local proposals, and what is left of the memory of the arms' successes after a completion.
 SHARES, MEMORY = (0.15, 0.85), 0.97
 
+#: Trials in flight from which on the outcomes are varied.
+WIDE = 16
+
 #: Pending points that are averaged over at most; of more, how many are believed.
 AVERAGED, BELIEVED = 32, 96
 
@@ -99,7 +102,8 @@ class MosaicSettings(OptimizerSettings):
     initial: int = Field(default=10, ge=2, le=100_000, description="trials of the initial design before the models")
     outcome: Outcome | Literal["varied"] = Field(
         default="varied",
-        description="what the models see of values, as in bo; varied: soft, winsor and clip in turn, trial by trial",
+        description="what the models see of values, as in bo; varied: soft, and in turn with winsor and clip where "
+        f"{WIDE} or more trials are in flight",
     )
     prior_weight: float = Field(
         default=5.0, ge=0, description="say of the space's priors, divided by the number of proposals; 0: none"
@@ -223,7 +227,8 @@ class Mosaic:
         self, trial: int, local: bool, asking: Asking, observations: Observations, feasibility: Feasibility | None
     ) -> Found | None:
         """The free canonical point of the highest acquisition value that an arm finds, and how it was found."""
-        seed, outcome = derive_seed(self.seed, "ask", trial), self._outcomes[trial % len(self._outcomes)]
+        seed = derive_seed(self.seed, "ask", trial)
+        outcome = self._outcomes[trial % len(self._outcomes) if len(asking.pending) >= WIDE else 0]
         rng = np.random.default_rng(seed)
         info: dict[str, Any] = {"arm": "global", "outcome": outcome}
         cell = None

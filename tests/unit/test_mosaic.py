@@ -12,7 +12,7 @@ import pytest
 from hpo_cluster.objectives.functions import FUNCTIONS
 from hpo_cluster.observations import VARIED
 from hpo_cluster.optimizers.events import Replay
-from hpo_cluster.optimizers.mosaic import SHARES, Credit, Mosaic, MosaicSettings
+from hpo_cluster.optimizers.mosaic import SHARES, WIDE, Credit, Mosaic, MosaicSettings
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.optimizers.rows import Rows
 from hpo_cluster.space import Categorical, Configuration, Float, Integer, Prior, Space
@@ -145,17 +145,18 @@ def test_what_differs_by_noise_alone_is_not_searched() -> None:
         assert asked.proposals[0].info["arm"] == arm
 
 
-def test_the_scales_of_the_values_are_taken_in_turn() -> None:
+def test_with_many_pending_the_scales_of_the_values_are_taken_in_turn() -> None:
     points = np.random.default_rng(0).random((20, 2))
     asked = {
         outcome: [
             p.info["outcome"]
-            for p in make_optimizer("mosaic", SQUARE, initial=4, outcome=outcome).ask(bowl(points), 8).proposals
+            for p in make_optimizer("mosaic", SQUARE, initial=4, outcome=outcome).ask(bowl(points), WIDE + 6).proposals
         ]
         for outcome in ("varied", "raw")
     }
-    assert set(asked["varied"]) == set(VARIED)
-    assert asked["raw"] == ["raw"] * 8
+    assert asked["varied"][:WIDE] == ["soft"] * WIDE
+    assert set(asked["varied"][WIDE:]) == set(VARIED)
+    assert asked["raw"] == ["raw"] * (WIDE + 6)
 
 
 @pytest.mark.parametrize(("local", "least"), [(0.0, 1.9), (1.0, 1.4)])
