@@ -33,7 +33,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.gaussian_process import Array, Basis, Least, Process, root_of, variance_of
+from hpo_cluster.gaussian_process import Array, Basis, Least, Process, grown, root_of, variance_of
 
 #: Standardised improvement below which an expansion is used.
 FAR = -20.0
@@ -41,8 +41,9 @@ FAR = -20.0
 #: Waves that a drawn function is made of.
 WAVES = 1024
 
-#: Observed points that may be the best: so many with the highest bounds are looked at, in so many draws.
-LOOKED_AT, LOOKS = 64, 256
+#: Observed points that may be the best: of `BOUNDED` with the highest means, the `LOOKED_AT` with the highest bounds
+#: are looked at, in `LOOKS` draws.
+BOUNDED, LOOKED_AT, LOOKS = 256, 64, 256
 
 #: Power of the probability of feasibility: the process of labels is too sure of itself beside the edge.
 CAUTION = 8
@@ -76,7 +77,7 @@ class Conditioned:
         if len(points):
             self.mean, covariance, half = process.joint(points)
             self.root = root_of(covariance + noise * np.eye(len(points)))
-            self.factor = np.block([[process.factor, np.zeros_like(half)], [half.T, self.root]])
+            self.factor = grown(process.factor, half, self.root)
             self.basis = Basis(process.kernel, np.concatenate([process.inputs, points]), process.scales)
 
     def half(self, inputs: Array) -> Array:
@@ -327,8 +328,9 @@ def believed(process: Process, pending: Array, averaged: int, most: int) -> tupl
 
 def likely_best(process: Process, seed: int) -> NDArray[np.int64]:
     """Indices of the observed points that are the best one in some draw of the function."""
-    mean, variance = process.posterior(process.inputs)
-    first = np.argsort(-(mean + 2 * np.sqrt(variance)), kind="stable")[:LOOKED_AT]
+    high = np.sort(np.argsort(-process.means(process.inputs), kind="stable")[:BOUNDED])
+    mean, variance = process.posterior(process.inputs[high])
+    first = high[np.argsort(-(mean + 2 * np.sqrt(variance)), kind="stable")[:LOOKED_AT]]
     normals = np.random.default_rng(seed).standard_normal((len(first), LOOKS))
     best: NDArray[np.int64] = first[np.unique(process.sample(process.inputs[first], normals).argmax(axis=0))]
     return best

@@ -19,7 +19,7 @@ Monte-Carlo Bayesian Optimization", NeurIPS 2020 (arXiv:1910.06403).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -223,15 +223,13 @@ class Process:
         noise: float,
         location: float = 0.0,
         spread: float = 1.0,
-        mean: float | None = None,
     ) -> Process:
-        """The process of standardised outcomes with hyperparameters as they are; the best mean where none is given."""
+        """The process of standardised outcomes with hyperparameters as they are, and the best mean."""
         from scipy.linalg import solve_triangular
 
         factor = root_of(Basis(kernel, inputs, scales).correlations(inputs) + noise * np.eye(len(y)))
         solved = solve_triangular(factor, np.column_stack([np.ones(len(y)), y]), lower=True, check_finite=False)
-        if mean is None:
-            mean = float((solved[:, 0] @ solved[:, 1]) / (solved[:, 0] @ solved[:, 0]))
+        mean = float((solved[:, 0] @ solved[:, 1]) / (solved[:, 0] @ solved[:, 0]))
         return cls(kernel, inputs, y, scales, noise, mean, location, spread, factor, solved[:, 1] - mean * solved[:, 0])
 
     def told(self, inputs: Array, outcomes: Array) -> Process:
@@ -240,16 +238,17 @@ class Process:
         return self.conditioned(self.kernel, inputs, y, self.scales, self.noise, location, spread)
 
     def believing(self, inputs: Array) -> Process:
-        """With its own mean at `inputs` (``m x c``) as if it had been observed there (kriging believer)."""
-        return self.conditioned(
-            self.kernel,
-            np.concatenate([self.inputs, inputs]),
-            np.concatenate([self.outcomes, self.means(inputs)]),
-            self.scales,
-            self.noise,
-            self.location,
-            self.spread,
-            self.mean,
+        """With its own mean at `inputs` (``m x c``) as if it had been observed there (kriging believer).
+
+        The factor grows by their rows; what was expected has coordinates of 0.
+        """
+        means, covariance, half = self.joint(inputs)
+        return replace(
+            self,
+            inputs=np.concatenate([self.inputs, inputs]),
+            outcomes=np.concatenate([self.outcomes, means]),
+            factor=grown(self.factor, half, root_of(covariance + self.noise * np.eye(len(means)))),
+            coordinates=np.concatenate([self.coordinates, np.zeros(len(means))]),
         )
 
     @cached_property
@@ -319,6 +318,11 @@ def root_of(covariance: Array) -> Array:
             return np.asarray(root, dtype=np.float64)
         except np.linalg.LinAlgError:
             jitter *= 10.0
+
+
+def grown(factor: Array, half: Array, root: Array) -> Array:
+    """A lower Cholesky factor (``n x n``) with more points: H (``n x m``) of them and the root of their covariance."""
+    return np.block([[factor, np.zeros_like(half)], [half.T, root]])
 
 
 def variance_of(half: Array) -> Array:

@@ -158,3 +158,16 @@ def test_the_fit_finds_a_high_top(seed: int) -> None:
     starts = rng.uniform([low for low, _ in bounds], [high for _, high in bounds], (20, 3))
     best = min(minimize(density.negative, start, jac=True, bounds=bounds).fun for start in starts)
     assert found < best + 0.5
+
+
+def test_believing_is_conditioning_on_what_was_expected(process: Process) -> None:
+    """As if all were fitted anew, but with the mean as it was."""
+    rng = np.random.default_rng(3)
+    there, at = rng.random((5, process.inputs.shape[1])), rng.random((40, process.inputs.shape[1]))
+    inputs = np.concatenate([process.inputs, there])
+    gram = Basis(process.kernel, inputs, process.scales).correlations(inputs) + process.noise * np.eye(len(inputs))
+    cross = Basis(process.kernel, inputs, process.scales).correlations(at)
+    told = np.concatenate([process.outcomes, process.means(there)]) - process.mean
+    mean, variance = process.believing(there).posterior(at)
+    assert mean == pytest.approx(process.mean + cross.T @ np.linalg.solve(gram, told), abs=1e-5)
+    assert variance == pytest.approx(1.0 - (cross * np.linalg.solve(gram, cross)).sum(axis=0), abs=1e-5)
