@@ -27,6 +27,9 @@ from benchmarks.optimizers.run import BUDGETS
 Array = NDArray[np.float64]
 OUT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 
+#: Least regret in a ratio: what counts as none where random search was not run.
+LEAST = 1e-12
+
 #: Order and kind of the problems, also of those whose data is not here.
 KINDS = {name: problem.kind for name, problem in synthetic().items()} | dict.fromkeys(
     ("lora1B", "lora1Bs", "lora1B_noisy"), "data"
@@ -36,6 +39,7 @@ STYLES = {
     "bo": ("#0072B2", "-", 2.4),
     "mosaic": ("#000000", "-", 1.6),
     "turbo": ("#882255", "--", 1.6),
+    "turbo[regions=5]": ("#882255", "-.", 1.6),
     "peer:optuna-tpe": ("#D55E00", "-", 1.6),
     "peer:optuna-gp": ("#E69F00", "--", 1.6),
     "peer:ax": ("#CC79A7", "--", 1.6),
@@ -45,6 +49,7 @@ STYLES = {
     "random": ("#555555", ":", 1.8),
 }
 LABELS = {
+    "turbo[regions=5]": "turbo, 5 regions",
     "peer:optuna-tpe": "Optuna TPE",
     "peer:optuna-gp": "Optuna GP",
     "peer:ax": "Ax",
@@ -209,8 +214,8 @@ def duel(results: Results, ours: str, other: str) -> Iterator[str]:
     for problem in results.problems:
         mine, theirs = results.final(problem, ours), results.final(problem, other)
         seeds = sorted(set(mine) & set(theirs))
-        floor = results.floor(problem)
-        if not seeds or not floor:
+        floor = max(results.floor(problem), LEAST)
+        if not seeds:
             continue
         ratios = [math.log(max(mine[s], floor) / max(theirs[s], floor)) for s in seeds]
         logs.append(float(np.mean(ratios)))
@@ -218,7 +223,10 @@ def duel(results: Results, ours: str, other: str) -> Iterator[str]:
         verdicts[verdict] += 1
         medians = [number(float(np.median([v[s] for s in seeds]))) for v in (mine, theirs)]
         rows.append([problem, str(len(seeds)), *medians, number(math.exp(logs[-1])), number(p), verdict])
-    yield f"`{ours}` against `{other}`: geometric mean of the ratios of regrets {math.exp(float(np.mean(logs))):.2f}"
+    if not rows:
+        return
+    mean = number(math.exp(float(np.mean(logs))))
+    yield f"`{ours}` against `{other}`: geometric mean of the ratios of regrets {mean}"
     yield f"over {len(rows)} problems; better on {verdicts['better']}, level on {verdicts['level']}, worse on"
     yield f"{verdicts['worse']}, too few seeds on {verdicts['untested']}.\n"
     yield from table(["problem", "seeds", ours, other, "ratio", "p", "verdict"], rows)
@@ -245,16 +253,17 @@ def figure(results: Results, path: Path, against_time: bool) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    columns = 4
+    columns = min(4, len(results.problems))
     lines = math.ceil(len(results.problems) / columns)
-    figure_, axes = plt.subplots(lines, columns, figsize=(15, 3.3 * lines + 0.7), squeeze=False)
+    width = max(3.75 * columns, 6.0)  # as wide as the legend at least
+    figure_, axes = plt.subplots(lines, columns, figsize=(width, 3.3 * lines + 0.7), squeeze=False)
     for axis in axes.flat[len(results.problems) :]:
         axis.set_axis_off()
     handles: dict[str, Any] = {}
     end = results.budget / results.workers * 1.1
     for axis, problem in zip(axes.flat, results.problems, strict=False):
         floor = max(results.floor(problem), 1e-9)
-        for name, (colour, line, width) in STYLES.items():
+        for name, (colour, line, thickness) in STYLES.items():
             runs = results.regret[problem].get(name)
             if not runs:
                 continue
@@ -266,7 +275,7 @@ def figure(results: Results, path: Path, against_time: bool) -> None:
                 values = np.array(list(runs.values()))
             values = np.maximum(values, floor)
             low, median, high = np.nanquantile(values, [0.25, 0.5, 0.75], axis=0)
-            (handles[label(name)],) = axis.plot(x, median, line, color=colour, linewidth=width)
+            (handles[label(name)],) = axis.plot(x, median, line, color=colour, linewidth=thickness)
             if name in ("bo", "random"):
                 axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         axis.set_yscale("log")

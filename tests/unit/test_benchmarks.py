@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.optimizers import cache, contestants, run
+from benchmarks.optimizers import cache, contestants, report, run
 from benchmarks.optimizers import statistics as st
 from benchmarks.optimizers.cache import Key
 from benchmarks.optimizers.problems import ISLAND_CENTRE, ISLAND_TOP, island, problems, synthetic
@@ -197,3 +197,16 @@ def test_runs_are_kept_by_version_and_a_torn_line_is_passed_over(tmp_path: Path)
     assert cache.done(path, {"random": {"numpy": "2"}}) == set()
     assert cache.done(path, None) == {key}
     assert cache.latest(path)[key]["observed"] == [0.5, 0.25]
+
+
+def test_a_duel_is_told_with_and_without_runs_of_random_search(tmp_path: Path) -> None:
+    results = tmp_path / "runs.jsonl"
+    best = synthetic()["branin"].best
+    for name, regret in (("mosaic", 0.01), ("bo", 0.1)):
+        for seed in range(2):
+            told = Run([0], [1.0], [best - regret], [best - regret], [0.0])
+            cache.append(results, Key("branin", name, seed, 8, 64), {}, told)
+    lines = list(report.duel(report.Results(results, 8), "mosaic", "bo"))
+    assert lines[0] == "`mosaic` against `bo`: geometric mean of the ratios of regrets 0.1"
+    assert lines[-2] == "| branin | 2 | 0.01 | 0.1 | 0.1 | – | untested |"
+    assert list(report.duel(report.Results(results, 8), "mosaic", "turbo")) == []
