@@ -47,6 +47,10 @@ class Asking:
         best = self.rows.best
         return None if best is None else {"trial": best.trial, "target": best.target}
 
+    def decayed(self, weight: float, initial: int) -> float:
+        """What is left of the weight of the space's priors after a design of `initial` trials (piBO); 0 without any."""
+        return weight / (self.begun - initial + 1) if self.rows.space.has_prior else 0.0
+
     def answer(
         self,
         n: int,

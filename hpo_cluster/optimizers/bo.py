@@ -154,10 +154,9 @@ class BO:
                 decision["infeasible"] = asking.rows.infeasible
                 doubted = settings.acquisition in ("ucb", "thompson")
                 acquisition = Sum([acquisition, Doubt(feasibility) if doubted else feasibility])
-            weight = settings.prior_weight / (asking.begun - settings.initial + 1) if self.space.has_prior else 0.0
             best = np.argsort(-surrogate.observations.targets, kind="stable")[:AROUND]
             found = search(
-                Goal(self.features, acquisition, weight),
+                Goal(self.features, acquisition, asking.decayed(settings.prior_weight, settings.initial)),
                 surrogate.observations.points[best],
                 set() if settings.replicates else asking.taken,
                 settings.restarts,

@@ -42,7 +42,7 @@ by a cell. ``docs/design/hybrid.md`` has what was tried beside this, and the fig
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -158,25 +158,6 @@ class Credit:
             self.best = max(self.best, row.target)
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Where an arm searches, and what it maximises there.
-
-    Args:
-        observations: next to it.
-        acquisition: of the columns.
-        side: of the cell before it is stretched.
-        low: corner of the box (``d``); None: the whole space.
-        high: the opposite corner.
-    """
-
-    observations: Observations
-    acquisition: Acquisition
-    side: float = 1.0
-    low: Points | None = None
-    high: Points | None = None
-
-
 class Mosaic:
     """A global process and local ones in cells.
 
@@ -231,30 +212,28 @@ class Mosaic:
         outcome = self._outcomes[trial % len(self._outcomes) if len(asking.pending) >= WIDE else 0]
         rng = np.random.default_rng(seed)
         info: dict[str, Any] = {"arm": "global", "outcome": outcome}
-        cell = None
+        goal, near = None, observations
         if local and self.space.size - len(asking.taken) > ENUMERATED:
-            cell = self._cell(observations, asking.pending, outcome, rng, seed)
-        if cell is not None:
-            info |= {"arm": "local", "side": float(f"{cell.side:.4g}")}
-        else:
+            goal, near, side = self._cell(observations, asking.pending, outcome, rng, seed) or (None, observations, 0.0)
+            if goal is not None:
+                info |= {"arm": "local", "side": float(f"{side:.4g}")}
+        if goal is None:
             try:
                 process = self._models[outcome].model_of(observations).process
             except SurrogateError as error:
                 return self._design.proposed(asking.taken, trial, {"phase": "model", "fallback": str(error)})
-            cell = Cell(observations, self._improvement(process, self.features.encode(asking.pending), seed))
-        acquisition = cell.acquisition if feasibility is None else Sum([cell.acquisition, feasibility])
-        proposed = asking.begun - self.settings.initial + 1
-        weight = self.settings.prior_weight / proposed if self.space.has_prior else 0.0
-        goal = Goal(self.features, acquisition, weight, cell.low, cell.high)
-        near = cell.observations
+            goal = Goal(self.features, self._improvement(process, self.features.encode(asking.pending), seed))
+        if feasibility is not None:
+            goal = replace(goal, acquisition=Sum([goal.acquisition, feasibility]))
+        goal = replace(goal, prior_weight=asking.decayed(self.settings.prior_weight, self.settings.initial))
         best = near.points[np.argsort(-near.targets, kind="stable")[:BEST]]
         found = search(goal, best, asking.taken, RESTARTS, SAMPLES, rng)
         return None if found is None else (found[0], info)
 
     def _cell(
         self, observations: Observations, pending: Points, outcome: Outcome, rng: np.random.Generator, seed: int
-    ) -> Cell | None:
-        """A cell around one of the centres.
+    ) -> tuple[Goal, Observations, float] | None:
+        """What is maximised in a cell around one of the centres, the cell's observations and its side.
 
         None where a process cannot tell anything there: its observations are all alike, or differ by noise alone.
         """
@@ -283,7 +262,7 @@ class Mosaic:
             nearest = np.argsort(away, kind="stable")[:BELIEVED]
             pending = pending[nearest[away[nearest] < 1.0]]
         acquisition = self._improvement(process, self.features.encode(pending) / units, seed)
-        return Cell(near, Scaled(acquisition, units), side, low, high)
+        return Goal(self.features, Scaled(acquisition, units), low=low, high=high), near, side
 
     def _improvement(self, process: Process, pending: Points, seed: int) -> Acquisition:
         """The acquisition function of an arm; `pending` are its inputs (``p x c``)."""
