@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from hpo_cluster.clock import utc_now
 from hpo_cluster.errors import ConfigError, HpoClusterError
-from hpo_cluster.history import to_frame
+from hpo_cluster.history import MemoryJournal
 from hpo_cluster.layout import CAMPAIGN_NAME_RULE, is_campaign_name
 from hpo_cluster.objectives.function import FunctionObjective
 from hpo_cluster.objectives.output import read_output
@@ -345,19 +345,17 @@ class _Crew:
             member.process.join()
 
 
-class _Journal:
-    """The events of a campaign, kept in memory: trials, states and history are made of them as they are on disk."""
+class _Journal(MemoryJournal):
+    """The events of a search: what its calls begin and end with."""
 
     def __init__(self, space: Space, maximize: bool, seed: int) -> None:
-        self.space, self.maximize, self.seed = space, maximize, seed
-        self.record = Record()
+        super().__init__(space.names, maximize=maximize)
+        self.maximize, self.seed = maximize, seed
         self.first_trace = ""
-        self._events = 0
 
-    def append(self, event: str, **fields: Any) -> None:
-        """Take one more event into account."""
-        self.record.apply({"seq": self._events, "at": utc_now(), "event": event, **fields})
-        self._events += 1
+    def append(self, event: str, at: str = "", **fields: Any) -> None:
+        """Take one more event into account, which is now unless it says."""
+        super().append(event, at or utc_now(), **fields)
 
     def start(self, number: int) -> None:
         """The call of a trial begins."""
@@ -379,10 +377,6 @@ class _Journal:
         self.append("ended", trial=number, attempt=0, state=state, error=error)
         self.first_trace = self.first_trace or answer.trace
         log.warning("trial=%d state=%s error=%s: %s", number, state, answer.kind, answer.message)
-
-    def history(self) -> pd.DataFrame:
-        """The trials as `hpo_cluster.load_history` would give them."""
-        return to_frame(self.record, self.space.names, maximize=self.maximize)
 
 
 def _result(record: Record, history: pd.DataFrame, maximize: bool, first_trace: str = "") -> Result:

@@ -119,6 +119,29 @@ def to_frame(record: Record, parameters: Sequence[str], *, maximize: bool) -> pd
     return HistoryTable(record, parameters, maximize=maximize).frame()
 
 
+class MemoryJournal:
+    """The events of a campaign without a directory: trials, states and history are made of them as they are on disk.
+
+    Args:
+        parameters: names, in the order of the space.
+        maximize: whether more is better.
+    """
+
+    def __init__(self, parameters: Sequence[str], *, maximize: bool) -> None:
+        self.record = Record()
+        self._table = HistoryTable(self.record, parameters, maximize=maximize)
+        self._count = 0
+
+    def append(self, event: str, at: str = "", **fields: Any) -> None:
+        """Take one more event into account, which was at a certain time (ISO 8601)."""
+        self.record.apply({"seq": self._count, "at": at, "event": event, **fields})
+        self._count += 1
+
+    def history(self) -> pd.DataFrame:
+        """The trials as `load_history` would give them."""
+        return self._table.frame()
+
+
 def load_history(campaign_dir: str | os.PathLike[str]) -> pd.DataFrame:
     """The history of a campaign, read from its journal while it runs or afterwards.
 

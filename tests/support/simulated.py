@@ -5,14 +5,13 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from hpo_cluster.history import to_frame
+from hpo_cluster.history import MemoryJournal
 from hpo_cluster.optimizers.base import Optimizer
-from hpo_cluster.record import Record, asked_rows
+from hpo_cluster.record import asked_rows
 from hpo_cluster.space import Configuration, Space
 from hpo_cluster.trial import Ask, Origin
 
@@ -23,23 +22,16 @@ TROUBLE = ("diverged", "failed", "infeasible", "cancelled")
 Outcome = tuple[str, float | None]
 
 
-class Simulation:
+class Simulation(MemoryJournal):
     """Drives an optimizer; `evaluated` and `asks` hold what was asked for, in order."""
 
     def __init__(self, space: Space, outcome: Callable[[int, Configuration], Outcome], seed: int = 0) -> None:
-        self.space, self.outcome = space, outcome
-        self.record, self.seq, self.now = Record(), 0, 0.0
+        super().__init__(space.names, maximize=True)
+        self.space, self.outcome, self.now = space, outcome, 0.0
         self.rng = np.random.default_rng(seed)
         self.running: list[tuple[float, int]] = []
         self.evaluated: list[Configuration] = []
         self.asks: list[tuple[pd.DataFrame, int, Ask]] = []
-
-    def append(self, event: str, **fields: Any) -> None:
-        self.record.apply({"seq": self.seq, "at": "", "event": event, **fields})
-        self.seq += 1
-
-    def history(self) -> pd.DataFrame:
-        return to_frame(self.record, self.space.names, maximize=True)
 
     def run(self, optimizer: Optimizer, evaluations: int, workers: int = 1) -> Simulation:
         while True:
