@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from support import memory_edge
 
 from hpo_cluster import observations as observations_module
 from hpo_cluster import surrogate as surrogate_module
@@ -337,20 +338,9 @@ def test_the_models_prior_is_the_spaces_at_its_values_and_has_a_gradient() -> No
 @pytest.mark.parametrize(("acquisition", "least"), [("qlognei", 1.9), ("ucb", 1.9), ("thompson", 1.5)])
 def test_learns_where_configurations_are_infeasible(acquisition: str, least: float) -> None:
     """Memory runs out beyond a line that the values rise towards; what is infeasible tells nothing of the value."""
-    rng = np.random.default_rng(0)
-
-    def row(trial: int, x: float, y: float) -> dict[str, Any]:
-        lost = x + y > 1.0
-        return told(trial, {"x": x, "y": y}, math.nan if lost else x + 2 * y, "infeasible" if lost else "completed")
-
-    rows = [row(trial, *(float(u) for u in rng.random(2))) for trial in range(12)]
-    optimizer = make_optimizer("bo", SQUARE, initial=4, acquisition=acquisition)
-    for _ in range(14):
-        ask = optimizer.ask(frame(SQUARE, rows), 1)
-        at = ask.proposals[0].parameters
-        rows.append(row(len(rows), float(at["x"]), float(at["y"])))
+    rows, ask = memory_edge.search("bo", acquisition=acquisition)
     assert ask.decision["infeasible"] == sum(r["state"] == "infeasible" for r in rows[:-1])
     assert ask.decision["observations"] == sum(r["state"] == "completed" for r in rows[:-1])
-    found = [r["target"] for r in rows[12:] if r["state"] == "completed"]
+    found = [r["target"] for r in rows[memory_edge.RANDOM :] if r["state"] == "completed"]
     assert len(found) >= 3
     assert max(found) > least  # of 2, at (0, 1)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from support import memory_edge
 
 from hpo_cluster.objectives.functions import FUNCTIONS
 from hpo_cluster.observations import VARIED
@@ -162,20 +163,9 @@ def test_with_many_pending_the_scales_of_the_values_are_taken_in_turn() -> None:
 @pytest.mark.parametrize(("local", "least"), [(0.0, 1.9), (1.0, 1.4)])
 def test_learns_where_configurations_are_infeasible(local: float, least: float) -> None:
     """Memory runs out beyond a line that the values rise towards; a cell moves along it, the global arm jumps."""
-    rng = np.random.default_rng(0)
-
-    def row(trial: int, x: float, y: float) -> dict[str, Any]:
-        lost = x + y > 1.0
-        return told(trial, {"x": x, "y": y}, math.nan if lost else x + 2 * y, "infeasible" if lost else "completed")
-
-    rows = [row(trial, *(float(u) for u in rng.random(2))) for trial in range(12)]
-    optimizer = make_optimizer("mosaic", SQUARE, initial=4, local=local)
-    for _ in range(14):
-        ask = optimizer.ask(pd.DataFrame(rows), 1)
-        at = ask.proposals[0].parameters
-        rows.append(row(len(rows), float(at["x"]), float(at["y"])))
+    rows, ask = memory_edge.search("mosaic", local=local)
     assert ask.decision["infeasible"] == sum(r["state"] == "infeasible" for r in rows[:-1])
-    found = [r["target"] for r in rows[12:] if r["state"] == "completed"]
+    found = [r["target"] for r in rows[memory_edge.RANDOM :] if r["state"] == "completed"]
     assert len(found) >= 4
     assert max(found) > least  # of 2, at (0, 1)
 
