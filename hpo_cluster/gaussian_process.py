@@ -331,6 +331,11 @@ def variance_of(half: Array) -> Array:
 
 
 def _standardised(outcomes: Array) -> tuple[Array, float, float]:
-    """Outcomes (``n``) of mean 0 and variance 1, with what was their mean and deviation."""
-    location, spread = float(outcomes.mean()), float(outcomes.std(ddof=1))
-    return (outcomes - location) / spread, location, spread
+    """Outcomes (``n``) of mean 0 and variance 1, with what was their mean and deviation.
+
+    In units of a power of two, which rounds nothing: squares of very large or small numbers are not numbers.
+    """
+    unit = int(np.frexp(np.abs(outcomes).max())[1])
+    shares = np.ldexp(outcomes, -unit)
+    location, spread = float(shares.mean()), float(shares.std(ddof=1))
+    return (shares - location) / spread, float(np.ldexp(location, unit)), float(np.ldexp(spread, unit))

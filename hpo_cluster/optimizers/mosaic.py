@@ -200,7 +200,10 @@ class Mosaic:
         def propose(trial: int) -> Found | None:
             if asking.begun < self.settings.initial or len(observations) < 2 or not np.ptp(observations.targets) > 0:
                 return self._design.proposed(asking.taken, trial, {"phase": "initial"})
-            return self._modelled(trial, credit.is_local(trial), asking, observations, feasibility)
+            try:
+                return self._modelled(trial, credit.is_local(trial), asking, observations, feasibility)
+            except (SurrogateError, ArithmeticError) as error:
+                return self._design.proposed(asking.taken, trial, {"phase": "model", "fallback": str(error)})
 
         return asking.answer(n, propose, lambda: decision)
 
@@ -218,10 +221,7 @@ class Mosaic:
             if goal is not None:
                 info |= {"arm": "local", "side": float(f"{side:.4g}")}
         if goal is None:
-            try:
-                process = self._models[outcome].model_of(observations).process
-            except SurrogateError as error:
-                return self._design.proposed(asking.taken, trial, {"phase": "model", "fallback": str(error)})
+            process = self._models[outcome].model_of(observations).process
             goal = Goal(self.features, self._improvement(process, self.features.encode(asking.pending), seed))
         if feasibility is not None:
             goal = replace(goal, acquisition=Sum([goal.acquisition, feasibility]))

@@ -28,6 +28,15 @@ def test_predicts_what_it_has_not_seen(process: Process) -> None:
     assert (np.abs(error) < 4 * process.spread * np.sqrt(variance) + 0.02).mean() > 0.9
 
 
+@pytest.mark.parametrize("exponent", [-1000, -1, 900, 1020])
+def test_the_unit_of_the_outcomes_changes_nothing(exponent: int) -> None:
+    """Not even where their squares are no numbers."""
+    x = np.random.default_rng(0).random((12, 3))
+    one, other = (Process.fitted(x, np.ldexp(waves(x), e), "matern") for e in (0, exponent))
+    assert np.array_equal(one.posterior(x), other.posterior(x))
+    assert (other.location, other.spread) == (math.ldexp(one.location, exponent), math.ldexp(one.spread, exponent))
+
+
 def test_length_scales_say_what_matters(process: Process) -> None:
     assert process.scales[0] < process.scales[1] < process.scales[2]
 

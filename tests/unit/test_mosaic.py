@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from support import memory_edge
 
+from hpo_cluster.acquisition import NoisyImprovement
 from hpo_cluster.objectives.functions import FUNCTIONS
 from hpo_cluster.observations import VARIED
 from hpo_cluster.optimizers.events import Replay
@@ -126,6 +127,15 @@ def test_losing_the_caches_changes_nothing() -> None:
     for n in (10, 20, 29):
         optimizer.ask(bowl(points[:n]), 1)
     assert optimizer.ask(bowl(points), 3) == make_optimizer("mosaic", SQUARE, initial=4).ask(bowl(points), 3)
+
+
+def test_falls_back_to_the_design_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NoisyImprovement, "__call__", lambda self, columns: np.full(len(columns), np.nan))
+    points = np.random.default_rng(0).random((20, 2))
+    for local in (0.0, 1.0):
+        (proposal,) = make_optimizer("mosaic", SQUARE, initial=4, local=local).ask(bowl(points), 1).proposals
+        assert proposal.info["fallback"] == "the acquisition is not finite at any candidate"
+        assert proposal.info["point"] == 0  # the first of the design that was not evaluated
 
 
 def test_what_differs_by_noise_alone_is_not_searched() -> None:
