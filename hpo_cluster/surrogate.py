@@ -15,7 +15,7 @@ what their differences say about it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from hpo_cluster.features import Features
 from hpo_cluster.gaussian_process import Fitted, Kernel, Process
 from hpo_cluster.observations import Observations, Outcome, fitted_size, thinned
 from hpo_cluster.optimizers.rows import Rows
-from hpo_cluster.space import Space
+from hpo_cluster.space import Configuration, Space
 from hpo_cluster.trial import State
 
 if TYPE_CHECKING:
@@ -84,6 +84,12 @@ class Surrogate:
         half = given.half(self.features.encode(points))
         deviation = np.sqrt(np.maximum(1.0 - (half * half).sum(axis=0), 0.0))
         return self.mean(points), self.process.spread * deviation
+
+    def predict(self, configurations: Iterable[Configuration]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Posterior mean and standard deviation (``m`` each, units of the outcomes) of the noiseless target there."""
+        space = self.features.space
+        points = np.array([space.encode(configuration) for configuration in configurations])
+        return self.believe(points.reshape(-1, space.dim), np.empty((0, space.dim)))
 
     def describe(self) -> dict[str, Any]:
         """Length-scales by column and the noise's standard deviation in units of the target: plain data."""
@@ -191,6 +197,20 @@ class FittedFeasibility:
         return Feasibility(self._fitted.process("feasible", inputs, labels))
 
 
+def surrogate_of(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") -> Surrogate:
+    """The model of a history as `bo` has it, to look at and to ask what it expects elsewhere.
+
+    Args:
+        history: as `hpo_cluster.optimizers.base.Optimizer.ask` takes it.
+        space: the campaign's.
+        outcome: what the process sees of a value; with ``raw`` its predictions are in units of the target.
+
+    Raises:
+        SurrogateError: too few different values.
+    """
+    return FittedModels(Features(space), outcome).model_of(Observations.of(Rows.read(space, history)))
+
+
 def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") -> int | None:
     """Number of the evaluated trial with the best posterior mean.
 
@@ -205,12 +225,11 @@ def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") ->
     Returns:
         A trial that completed, or None where there is none.
     """
-    rows = Rows.read(space, history)
-    best = rows.best
+    best = Rows.read(space, history).best
     if best is None:
         return None
     try:
-        surrogate = FittedModels(Features(space), outcome).model_of(Observations.of(rows))
+        surrogate = surrogate_of(history, space, outcome)
     except SurrogateError:
         return best.trial
     observations = surrogate.observations

@@ -25,19 +25,10 @@ from matplotlib.colors import LogNorm  # noqa: E402
 from matplotlib.patches import Circle, Rectangle  # noqa: E402
 
 import hpo_cluster  # noqa: E402
-from hpo_cluster.features import Features  # noqa: E402
 from hpo_cluster.objectives.functions import FUNCTIONS, himmelblau  # noqa: E402
-from hpo_cluster.observations import Observations  # noqa: E402
-from hpo_cluster.optimizers.bamsoo import BaMSOO  # noqa: E402
-from hpo_cluster.optimizers.cells import Cell, Partition  # noqa: E402
-from hpo_cluster.optimizers.direct import Direct  # noqa: E402
-from hpo_cluster.optimizers.fda import FDA  # noqa: E402
-from hpo_cluster.optimizers.leaves import Node  # noqa: E402
 from hpo_cluster.optimizers.registry import make_optimizer  # noqa: E402
-from hpo_cluster.optimizers.retrace import Status  # noqa: E402
-from hpo_cluster.optimizers.soo import SOO  # noqa: E402
 from hpo_cluster.space import Float, Space  # noqa: E402
-from hpo_cluster.surrogate import fit  # noqa: E402
+from hpo_cluster.surrogate import surrogate_of  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 FUNCTION = FUNCTIONS["himmelblau"]
@@ -72,21 +63,18 @@ def place(u: Any) -> Any:
     return LOW + (HIGH - LOW) * np.asarray(u)
 
 
-def outline(axes: Any, partition: Partition, cell: Cell, **style: Any) -> None:
-    """A cell's rectangle."""
-    (x0, x1), (y0, y1) = (place(axis.ends(side)) for axis, side in zip(partition.axes, cell, strict=True))
+def outline(axes: Any, cells: pd.DataFrame, **style: Any) -> None:
+    """The rectangles of some cells."""
     drawn: dict[str, Any] = {"fill": False, "edgecolor": INK, "linewidth": 0.55} | style
-    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **drawn))
+    for x0, y0, x1, y1 in cells[["x1.low", "x2.low", "x1.high", "x2.high"]].to_numpy():
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **drawn))
 
 
-def leaves(root: Node) -> list[Node]:
-    """The nodes that are not cut."""
-    found, stack = [], [root]
-    while stack:
-        node = stack.pop()
-        stack += node.children
-        found += [] if node.children else [node]
-    return found
+def cells_of(name: str, history: pd.DataFrame, **settings: Any) -> pd.DataFrame:
+    """What `name` has made of the space."""
+    optimizer: Any = make_optimizer(name, FUNCTION.space, **settings)
+    cells: pd.DataFrame = optimizer.tree(history).cells()
+    return cells
 
 
 def points(axes: Any, history: pd.DataFrame) -> None:
@@ -118,12 +106,8 @@ def draw_soo() -> Any:
     figure, axes = row(3)
     for panel, preset in zip(axes, ("paper", "reference", "greedy"), strict=True):
         history = campaign("soo", preset=preset)
-        optimizer = make_optimizer("soo", FUNCTION.space, preset=preset)
-        assert isinstance(optimizer, SOO)
-        tree = optimizer.tree(history)
         background(panel, f"preset {preset}", history)
-        for node in leaves(tree.root):
-            outline(panel, tree.partition, node.cell)
+        outline(panel, cells_of("soo", history, preset=preset))
         points(panel, history)
     return figure
 
@@ -132,19 +116,14 @@ def draw_bamsoo() -> Any:
     """SOO and BaMSOO with the same sweep; cells that the model screened out are hatched."""
     figure, axes = row(2)
     history = campaign("soo")
-    tree: Any = _made("soo", SOO).tree(history)
     background(axes[0], "soo", history)
-    for node in leaves(tree.root):
-        outline(axes[0], tree.partition, node.cell)
+    outline(axes[0], cells_of("soo", history))
     points(axes[0], history)
     history = campaign("bamsoo", beta=2.0)
-    tree = _made("bamsoo", BaMSOO, beta=2.0).tree(history)
+    cells = cells_of("bamsoo", history, beta=2.0)
     background(axes[1], "bamsoo", history)
-    for node in leaves(tree.root):
-        screened = node.evaluation.status is Status.APPROXIMATED
-        outline(axes[1], tree.partition, node.cell)
-        if screened:
-            outline(axes[1], tree.partition, node.cell, hatch="/////", linewidth=0, edgecolor="#5a6b78")
+    outline(axes[1], cells)
+    outline(axes[1], cells[cells.status == "approximated"], hatch="/////", linewidth=0, edgecolor="#5a6b78")
     points(axes[1], history)
     return figure
 
@@ -154,10 +133,8 @@ def draw_direct() -> Any:
     figure, axes = row(2)
     for panel, name in zip(axes, ("direct", "direct_l"), strict=True):
         history = campaign(name)
-        tree: Any = _made(name, Direct).tree(history)
         background(panel, name, history)
-        for node in leaves(tree.root):
-            outline(panel, tree.partition, node.cell)
+        outline(panel, cells_of(name, history))
         points(panel, history)
     return figure
 
@@ -167,9 +144,9 @@ def draw_fda() -> Any:
     figure, axes = row(2)
     for panel, levels in zip(axes, (1, 2), strict=True):
         history = campaign("fda", levels=levels)
-        tree: Any = _made("fda", FDA, levels=levels).tree(history)
+        optimizer: Any = make_optimizer("fda", FUNCTION.space, levels=levels)
         background(panel, f"fda, levels: {levels}", history)
-        for sphere in tree.spheres:
+        for sphere in optimizer.tree(history).spheres:
             width = 1.3 - 0.4 * sphere.level
             radius = sphere.radius * (HIGH - LOW)
             panel.add_patch(Circle(place(sphere.centre), radius, fill=False, edgecolor=INK, linewidth=width))
@@ -186,26 +163,20 @@ def draw_bo() -> Any:
     """On a line through the function: what was observed, the process with its band; and what bo does in the plane."""
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.9), layout="constrained", width_ratios=(1.5, 1))
     x = np.array([-4.8, -3.1, -1.6, 0.4, 2.1, 4.4])
-    space = Space({"x1": Float(LOW, HIGH)})
-    targets = -np.array([line(at) for at in x])
-    trials = np.arange(len(x))
-    inputs = ((x - LOW) / 10)[:, None]
-    observations = Observations(trials, inputs, targets, np.ones(len(x), dtype=np.bool_), trials.astype(np.float64))
-    surrogate = fit(Features(space), observations, "raw")
-    at = np.linspace(0, 1, 300)[:, None]
-    mean, deviation = surrogate.believe(at, at[:0])
+    observed = pd.DataFrame({"x1": x, "target": [-line(at) for at in x]})
+    surrogate = surrogate_of(observed, Space({"x1": Float(LOW, HIGH)}), "raw")
+    along = np.linspace(LOW, HIGH, 300)
+    mean, deviation = surrogate.predict({"x1": float(at)} for at in along)
     axes[0].fill_between(
-        *(place(at[:, 0]), -mean - 2 * deviation, -mean + 2 * deviation),
+        *(along, -mean - 2 * deviation, -mean + 2 * deviation),
         color=SOFT,
         alpha=0.25,
         linewidth=0,
         label="two standard deviations",
     )
-    axes[0].plot(place(at[:, 0]), -mean, color=SOFT, linewidth=1.8, label="posterior mean")
-    axes[0].plot(
-        place(at[:, 0]), [line(p) for p in place(at[:, 0])], color=INK, linewidth=1, ls="--", label="objective"
-    )
-    axes[0].plot(x, -targets, "o", color=ACCENT, markersize=5, label="observed")
+    axes[0].plot(along, -mean, color=SOFT, linewidth=1.8, label="posterior mean")
+    axes[0].plot(along, [line(at) for at in along], color=INK, linewidth=1, ls="--", label="objective")
+    axes[0].plot(x, -observed.target, "o", color=ACCENT, markersize=5, label="observed")
     axes[0].set(ylim=(-150, 420), xlim=(LOW, HIGH), xlabel="x1, with x2 = 2")
     axes[0].set_title("the process after six observations", fontsize=10, color=INK)
     axes[0].legend(fontsize=8, frameon=False, loc="upper center")
@@ -251,10 +222,15 @@ def draw_regions() -> Any:
     return figure
 
 
-def _made(name: str, kind: Any, **settings: Any) -> Any:
-    optimizer = make_optimizer(name, FUNCTION.space, **settings)
-    assert isinstance(optimizer, kind)
-    return optimizer
+def draw_other_libraries() -> Any:
+    """Where TPE, CMA-ES and NOMAD evaluate."""
+    figure, axes = row(3)
+    titles = {"optuna": "Optuna's TPE", "nevergrad": "Nevergrad's CMA-ES", "nomad": "NOMAD"}
+    for panel, (name, title) in zip(axes, titles.items(), strict=True):
+        history = campaign(name)
+        background(panel, title, history)
+        points(panel, history)
+    return figure
 
 
 DRAWINGS: dict[str, Callable[[], Any]] = {
@@ -265,6 +241,7 @@ DRAWINGS: dict[str, Callable[[], Any]] = {
     "fda": draw_fda,
     "bo": draw_bo,
     "regions": draw_regions,
+    "other_libraries": draw_other_libraries,
 }
 
 

@@ -27,7 +27,7 @@ from benchmarks.optimizers.run import BUDGETS
 Array = NDArray[np.float64]
 OUT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 
-#: Least regret in a ratio: what counts as none where random search was not run.
+#: Least regret in ratios and figures: what counts as none where random search was not run.
 LEAST = 1e-12
 
 #: Order and kind of the problems, also of those whose data is not here.
@@ -262,7 +262,7 @@ def figure(results: Results, path: Path, against_time: bool) -> None:
     handles: dict[str, Any] = {}
     end = results.budget / results.workers * 1.1
     for axis, problem in zip(axes.flat, results.problems, strict=False):
-        floor = max(results.floor(problem), 1e-9)
+        floor = max(results.floor(problem), LEAST)
         for name, (colour, line, thickness) in STYLES.items():
             runs = results.regret[problem].get(name)
             if not runs:

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpo_cluster.optimizers.rows import axis_values
-from hpo_cluster.space import Categorical, Space, Value
+from hpo_cluster.space import Categorical, Float, Space, Value
 
 Side: TypeAlias = tuple[int, int]
 Cell: TypeAlias = tuple[Side, ...]
@@ -158,8 +158,9 @@ class Partition:
 
     def __init__(self, space: Space, sections: int, resolution: float) -> None:
         self.axes: list[Axis] = []
+        self._parameters = [parameter for _, parameter in space]
         for name, parameter in space:
-            if parameter.cardinality is None:
+            if isinstance(parameter, Float):
                 self.axes.append(RealAxis(sections, resolution))
             else:
                 unordered = isinstance(parameter, Categorical) and not parameter.ordered
@@ -199,6 +200,17 @@ class Partition:
     def cut(self, cell: Cell, axis: int) -> list[Cell]:
         """The cells that a cut across an axis makes, in order."""
         return [(*cell[:axis], side, *cell[axis + 1 :]) for side in self.axes[axis].cut(cell[axis])]
+
+    def values(self, cell: Cell) -> list[tuple[Value, Value]]:
+        """The ends of each real side, the first and the last value of each other (``d``)."""
+        found = list[tuple[Value, Value]]()
+        for parameter, axis, side in zip(self._parameters, self.axes, cell, strict=True):
+            if isinstance(parameter, Float):
+                low, high = axis.ends(side)
+                found.append((parameter.decode(low), parameter.decode(high)))
+            else:
+                found.append((parameter.values[side[0]], parameter.values[side[1] - 1]))
+        return found
 
     def volume(self, cell: Cell) -> float:
         """Share of the unit cube."""

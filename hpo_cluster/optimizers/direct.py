@@ -34,8 +34,8 @@ from pydantic import Field
 
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.cells import Cell, Partition, Side
-from hpo_cluster.optimizers.leaves import Leaves, Node
-from hpo_cluster.optimizers.retrace import Evaluation, Retrace, Search
+from hpo_cluster.optimizers.leaves import Node, Tree
+from hpo_cluster.optimizers.retrace import Evaluation, Retrace
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask
 
@@ -57,7 +57,7 @@ class DirectSettings(OptimizerSettings):
     )
 
 
-class Rectangles(Search):
+class Rectangles(Tree):
     """The rectangles and the division under way.
 
     Args:
@@ -67,11 +67,9 @@ class Rectangles(Search):
     """
 
     def __init__(self, space: Space, settings: DirectSettings, locally_biased: bool) -> None:
-        super().__init__(space)
+        super().__init__(space, Partition(space, 3, settings.resolution))
         self.settings, self.locally_biased = settings, locally_biased
-        self.partition = Partition(space, 3, settings.resolution)
-        self.leaves = Leaves(self.told)
-        self.nodes, self.iteration = 0, 0
+        self.iteration = 0
         self.dividing: list[tuple[Node, dict[int, list[tuple[Side, Evaluation | None]]]]] = []
         whole = self.partition.whole
         self.root = self._node(whole, None, self.want(self.partition.centre(whole), {"iteration": 0}))
@@ -164,10 +162,6 @@ class Rectangles(Search):
             return [node]
         leaves = self.leaves.levels[size].leaves.values()
         return [leaf for leaf in leaves if self.leaves.rank(leaf)[0] == self.leaves.rank(node)[0]]
-
-    def changed(self, evaluation: Evaluation) -> None:
-        """The status or value of a configuration is another now."""
-        self.leaves.changed(evaluation)
 
     def describe(self) -> dict[str, Any]:
         """Where the division stands."""

@@ -1,4 +1,4 @@
-"""The nodes of a partition tree and its leaves in order of value, those in flight included.
+"""A partition tree: its nodes, and its leaves in order of value, those in flight included.
 
 A leaf whose evaluation is not known yet has the value of its nearest ancestor that has one, so that a tree can go on
 while trials are in flight. A leaf that diverged or was infeasible has the lowest value told, and comes after those that
@@ -11,12 +11,17 @@ import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.optimizers.cells import Cell
-from hpo_cluster.optimizers.retrace import Evaluation, Status
+from hpo_cluster.optimizers.cells import Cell, Partition
+from hpo_cluster.optimizers.retrace import Evaluation, Search, Status
+from hpo_cluster.space import Space
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(eq=False, slots=True)
@@ -122,3 +127,53 @@ class Leaves:
                 stack += [child for child in node.children if child.evaluation.value is None]
             elif node.entry:
                 self.enter(node)
+
+
+class Tree(Search):
+    """Base of the programs that cut the space into cells. A subclass makes the `root`.
+
+    Args:
+        space: what to search.
+        partition: its cells.
+    """
+
+    root: Node
+
+    def __init__(self, space: Space, partition: Partition) -> None:
+        super().__init__(space)
+        self.partition = partition
+        self.leaves = Leaves(self.told)
+        self.nodes = 0
+
+    def changed(self, evaluation: Evaluation) -> None:
+        """The status or value of a configuration is another now."""
+        self.leaves.changed(evaluation)
+
+    def cells(self) -> pd.DataFrame:
+        """The cells that are not cut, as they were made, a row each: together they are the space.
+
+        Columns: ``NAME.low`` and ``NAME.high``, the ends of a real side, the first and last value of any other;
+        ``NAME``, the configuration that stands for the cell, without inactive parameters; ``status`` of its evaluation
+        (`hpo_cluster.optimizers.retrace.Status`); ``target``, its value or the bound in place of one, always maximised,
+        NaN where there is none; ``volume``, the cell's share of the unit cube.
+        """
+        import pandas as pd
+
+        found, stack = list[Node](), [self.root]
+        while stack:
+            node = stack.pop()
+            stack += node.children
+            if not node.children:
+                found.append(node)
+        rows = []
+        for node in sorted(found, key=lambda node: node.serial):
+            ends = dict(zip(self.space.names, self.partition.values(node.cell), strict=True))
+            told = node.evaluation
+            rows.append(
+                {f"{name}.low": low for name, (low, _) in ends.items()}
+                | {f"{name}.high": high for name, (_, high) in ends.items()}
+                | {name: told.configuration.get(name) for name in self.space.names}
+                | {"status": str(told.status), "target": math.nan if told.value is None else told.value}
+                | {"volume": self.partition.volume(node.cell)}
+            )
+        return pd.DataFrame(rows)

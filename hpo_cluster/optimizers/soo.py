@@ -40,8 +40,8 @@ from pydantic import Field
 
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.cells import Cell, Partition
-from hpo_cluster.optimizers.leaves import Leaves, Node
-from hpo_cluster.optimizers.retrace import Evaluation, Retrace, Search
+from hpo_cluster.optimizers.leaves import Node, Tree
+from hpo_cluster.optimizers.retrace import Retrace
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask
 
@@ -103,7 +103,7 @@ class SOOSettings(OptimizerSettings):
         )
 
 
-class SOOTree(Search):
+class SOOTree(Tree):
     """The tree, its sweep, and what is awaited.
 
     Args:
@@ -112,11 +112,9 @@ class SOOTree(Search):
     """
 
     def __init__(self, space: Space, settings: SOOSettings) -> None:
-        super().__init__(space)
+        super().__init__(space, Partition(space, settings.sections, settings.resolution))
         self.rules = settings.rules()
-        self.partition = Partition(space, settings.sections, settings.resolution)
-        self.leaves = Leaves(self.told)
-        self.nodes, self.deepest = 0, 0
+        self.deepest = 0
         self.fresh: list[Node] = []  # made in this sweep, where they wait for the next
         self.sweep, self.depth, self.frozen_depth = 0, 0, 0
         self.nu: float | None = None
@@ -171,10 +169,6 @@ class SOOTree(Search):
         else:
             self.leaves.enter(node)
         return node
-
-    def changed(self, evaluation: Evaluation) -> None:
-        """The status or value of a configuration is another now."""
-        self.leaves.changed(evaluation)
 
     def describe(self) -> dict[str, Any]:
         """Where the tree stands."""

@@ -16,7 +16,7 @@ from hpo_cluster.optimizers.base import Optimizer
 from hpo_cluster.optimizers.cells import Partition
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.optimizers.soo import PRESETS
-from hpo_cluster.space import Configuration, Space
+from hpo_cluster.space import Configuration, Float, Space
 
 some = settings(max_examples=25, deadline=None, derandomize=True)
 seeds = st.integers(0, 99)
@@ -78,6 +78,31 @@ def test_whatever_happens(space: Space, method: Method, seed: int, workers: int,
     ends = [[axis.ends(side) for axis, side in zip(tree.partition.axes, cell, strict=True)] for cell in cells]
     for point in np.random.default_rng(seed).random((20, space.dim)):
         assert sum(all(a <= u < b for u, (a, b) in zip(point, sides, strict=True)) for sides in ends) == 1
+
+
+@some
+@given(spaces(), methods.filter(lambda method: method[0] != "fda"), seeds)
+def test_the_table_of_cells_is_the_space(space: Space, method: Method, seed: int) -> None:
+    """Any values lie in one row, and what stands for a measured cell has its value."""
+    run = simulation(space, seed).run(made(method, space), 20, workers=3)
+    table = made(method, space).tree(run.history()).cells()
+    assert math.isclose(table.volume.sum(), 1.0, abs_tol=1e-9)
+    for point in np.random.default_rng(seed).random((20, space.dim)):
+        found = np.ones(len(table), dtype=bool)
+        for (name, parameter), u in zip(space, point, strict=True):
+            low, value, high = table[f"{name}.low"], parameter.decode(u), table[f"{name}.high"]
+            if isinstance(parameter, Float):
+                found &= (low <= value) & (value < high)
+            else:
+                place = list(parameter.values).index
+                found &= (low.map(place) <= place(value)) & (place(value) <= high.map(place))
+        assert found.sum() == 1
+    f = wavy(space, seed)
+    measured = table[table.status == "measured"]
+    assert len(measured)
+    for row in measured.to_dict("records"):
+        configuration = {name: row[name] for name in space.names if row[name] is not None and row[name] == row[name]}
+        assert row["target"] == f(configuration)
 
 
 @given(st.data())

@@ -13,7 +13,7 @@ from hpo_cluster.features import Features
 from hpo_cluster.observations import Observations, Outcome, fitted_size, scaled, thinned
 from hpo_cluster.optimizers.rows import Rows
 from hpo_cluster.space import Categorical, Float, Integer, Space
-from hpo_cluster.surrogate import SurrogateError, conditioned, fit, recommend
+from hpo_cluster.surrogate import SurrogateError, conditioned, fit, recommend, surrogate_of
 
 LINE = Space({"x": Float(0.0, 1.0)})
 MIXED = Space(
@@ -258,3 +258,12 @@ def test_infeasible_trials_may_be_left_out() -> None:
     )
     assert Observations.of(rows).trials.tolist() == [0, 1, 2]
     assert Observations.of(rows, infeasible=False).trials.tolist() == [0, 1]
+
+
+def test_a_model_of_a_history_predicts_configurations() -> None:
+    told = history([(x, "completed", math.sin(6 * x)) for x in np.linspace(0, 1, 9)])
+    mean, deviation = surrogate_of(told, LINE, "raw").predict([{"x": 0.5}, {"x": 0.31}])
+    assert mean == pytest.approx([math.sin(3), math.sin(1.86)], abs=0.02)
+    assert (deviation < 0.1).all()
+    with pytest.raises(SurrogateError, match="at least 2"):
+        surrogate_of(told[:1], LINE)
