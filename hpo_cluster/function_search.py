@@ -131,9 +131,11 @@ def optimize(
         }
         return _in_campaign(fn, space, optimizer, operation, seed, directory, earlier, direction=direction, **settings)
 
-    from hpo_cluster.optimizers.registry import make_optimizer
+    from hpo_cluster.optimizers.registry import make_optimizer, make_settings
+    from hpo_cluster.spec import decided
 
-    made = make_optimizer(optimizer, space, seed, **settings)
+    typed = make_settings(optimizer, settings).model_dump(mode="json")
+    made = make_optimizer(optimizer, space, seed, **decided(optimizer, typed, budget, None))
     crew = _Crew(fn, workers) if workers > 1 else _Alone(fn)  # forked first, while this process holds no threads
     journal = _Journal(space, direction == "maximize", seed)
     try:

@@ -62,6 +62,12 @@ def test_bo_beats_random() -> None:
     assert guided.value < blind.value
 
 
+def test_a_design_without_a_size_has_that_of_the_budget() -> None:
+    """One point in each of the 25 intervals."""
+    x = optimize(bowl, SPACE, optimizer="lhs", budget=25).history["x"].to_numpy()
+    assert sorted(np.floor((x + 5) / 10 * 25).astype(int)) == list(range(25))
+
+
 def test_the_same_seed_gives_the_same_trials() -> None:
     runs = [optimize(bowl, SPACE, optimizer="random", budget=6, seed=seed).history["x"].tolist() for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]

@@ -1,4 +1,4 @@
-"""Every optimizer has a page in ``docs/algorithms/``: its settings, a picture, and an example that runs as it stands."""
+"""Every optimizer has a page in ``docs/algorithms/``: its settings, a picture, and an example that runs as it is."""
 
 from __future__ import annotations
 
