@@ -149,6 +149,16 @@ class Tree(Search):
         """The status or value of a configuration is another now."""
         self.leaves.changed(evaluation)
 
+    def uncut(self) -> list[Node]:
+        """The nodes without children, as they were made."""
+        found, stack = list[Node](), [self.root]
+        while stack:
+            node = stack.pop()
+            stack += node.children
+            if not node.children:
+                found.append(node)
+        return sorted(found, key=lambda node: node.serial)
+
     def cells(self) -> pd.DataFrame:
         """The cells that are not cut, as they were made, a row each: together they are the space.
 
@@ -159,14 +169,8 @@ class Tree(Search):
         """
         import pandas as pd
 
-        found, stack = list[Node](), [self.root]
-        while stack:
-            node = stack.pop()
-            stack += node.children
-            if not node.children:
-                found.append(node)
         rows = []
-        for node in sorted(found, key=lambda node: node.serial):
+        for node in self.uncut():
             ends = dict(zip(self.space.names, self.partition.values(node.cell), strict=True))
             told = node.evaluation
             rows.append(

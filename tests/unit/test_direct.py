@@ -47,11 +47,7 @@ def test_rectangles_tile_the_space_and_nothing_is_evaluated_twice(name: str, spa
     seen = [tuple(configuration.items()) for configuration in run.evaluated]
     assert len(set(seen)) == len(seen) == min(80, space.size)
     tree = optimizer.tree(run.history())
-    nodes, stack = [], [tree.root]
-    while stack:
-        node = stack.pop()
-        stack += node.children
-        nodes += [] if node.children else [node]
+    nodes = tree.uncut()
     assert math.isclose(sum(tree.partition.volume(node.cell) for node in nodes), 1.0, abs_tol=1e-9)
     axes = tree.partition.axes
     ends = [[axis.ends(side) for axis, side in zip(axes, node.cell, strict=True)] for node in nodes]

@@ -69,11 +69,7 @@ def test_whatever_happens(space: Space, method: Method, seed: int, workers: int,
     if method[0] == "fda":
         return
     tree = made(method, space).tree(run.history())
-    cells, stack = [], [tree.root]
-    while stack:
-        node = stack.pop()
-        stack += node.children
-        cells += [] if node.children else [node.cell]
+    cells = [node.cell for node in tree.uncut()]
     assert math.isclose(sum(map(tree.partition.volume, cells)), 1.0, abs_tol=1e-9)
     ends = [[axis.ends(side) for axis, side in zip(tree.partition.axes, cell, strict=True)] for cell in cells]
     for point in np.random.default_rng(seed).random((20, space.dim)):
