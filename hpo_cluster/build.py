@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ from hpo_cluster.objectives.base import Objective
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.registry import OPTIMIZERS
 from hpo_cluster.space import Space
+from hpo_cluster.validation import faults_of
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -135,8 +137,8 @@ class _Builder:
         except ValidationError as error:
             self.faults += validation_faults(error, cls, section, self.broken)
             rest = copy.deepcopy(dict(data))
-            for entry in error.errors():
-                _drop(rest, entry["loc"])
+            for fault in faults_of(error, cls):
+                _drop(rest, fault.loc)
             try:
                 return cls.model_validate(rest)
             except ValidationError:
@@ -234,7 +236,7 @@ def known(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in section.items() if value != "???"}
 
 
-def _drop(data: Any, loc: Sequence[int | str]) -> None:
+def _drop(data: Any, loc: Sequence[str]) -> None:
     """Remove the value at `loc`, or what of it is there."""
     for part in loc[:-1]:
         if not isinstance(data, dict) or not isinstance(data.get(part), dict):
@@ -259,59 +261,26 @@ def _leaves(data: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
         yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
 
 
-_REQUIREMENTS = {
-    "int_type": "must be an integer",
-    "int_parsing": "must be an integer",
-    "int_from_float": "must be an integer",
-    "float_type": "must be a number",
-    "float_parsing": "must be a number",
-    "finite_number": "must be finite",
-    "bool_type": "must be true or false",
-    "bool_parsing": "must be true or false",
-    "string_type": "must be text",
-    "path_type": "must be a path",
-    "tuple_type": "must be a list, such as [a,b]",
-    "list_type": "must be a list, such as [a,b]",
-    "dict_type": "must be a mapping, such as {a: 1}",
-    "string_too_short": "must not be empty",
-    "greater_than": "must be above {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be below {lt}",
-    "less_than_equal": "must be at most {le}",
-    "literal_error": "accepted: {expected}",
-}
-
-
 def validation_faults(
     error: ValidationError, cls: type[BaseModel] = CampaignSettings, section: str = "", broken: Iterable[str] = ()
 ) -> list[str]:
     """What pydantic found, one sentence each: the key as it is typed, the value seen, what is accepted."""
-    faults = []
-    for entry in error.errors():
-        loc = [str(part) for part in entry["loc"]]
-        owner = cls
-        if section == "objective" and loc and loc[0] in NESTED:
-            annotation = cls.model_fields[loc[0]].annotation
-            owner = annotation if isinstance(annotation, type) else cls
-        elif section:
-            loc = [section, *loc]
-        if loc and loc[0] in broken:
+    found = []
+    for fault in faults_of(error, cls):
+        nested = section == "objective" and fault.loc and fault.loc[0] in NESTED
+        annotation = cls.model_fields[fault.loc[0]].annotation if nested else cls
+        owner = annotation if isinstance(annotation, type) else cls
+        if section and not nested:
+            fault = replace(fault, loc=(section, *fault.loc))
+        if fault.loc and fault.loc[0] in broken:
             continue
-        key, value = ".".join(loc), entry["input"]
-        if entry["type"] == "missing":
-            faults.append(f"{key}: has no value; give {key}=...")
-        elif entry["type"] == "extra_forbidden":
+        if fault.kind == "missing":
+            found.append(f"{fault}; give {fault.key}=...")
+        elif fault.kind == "extra_forbidden":
             names = field_names(owner)
-            close = meant(loc[-1], names)
+            close = meant(fault.loc[-1], names)
             accepted = close or (f"accepted: {', '.join(names)}" if names else "it has no settings")
-            faults.append(f"{key}: is no key of {loc[0]}; {accepted}")
+            found.append(f"{fault.key}: is no key of {fault.loc[0]}; {accepted}")
         else:
-            requirement = _REQUIREMENTS.get(entry["type"], "")
-            message = requirement.format(**entry.get("ctx", {})) if requirement else _lower(entry["msg"])
-            faults.append(f"{key}: {message}" if isinstance(value, Mapping) else f"{key}={value!r}: {message}")
-    return faults
-
-
-def _lower(message: str) -> str:
-    message = message.removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
+            found.append(str(fault))
+    return found

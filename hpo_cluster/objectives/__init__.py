@@ -14,6 +14,7 @@ from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.objectives.function import FunctionObjective
 from hpo_cluster.objectives.lora import LoraObjective
 from hpo_cluster.objectives.synthetic import SyntheticObjective
+from hpo_cluster.validation import faults_of
 
 #: Every objective by the name that `objective.kind` gives it.
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -38,14 +39,4 @@ def parse_objective(data: Mapping[str, Any]) -> Objective:
     try:
         return OBJECTIVES[kind].model_validate(dict(data))
     except ValidationError as error:
-        raise ConfigError([_fault(entry) for entry in error.errors()]) from error
-
-
-def _fault(entry: Any) -> str:
-    where = ".".join(map(str, ("objective", *entry["loc"])))
-    if entry["type"] == "missing":
-        return f"{where} has no value"
-    if entry["type"] == "extra_forbidden":
-        return f"{where} is no setting"
-    message = entry["msg"].removeprefix("Value error, ")
-    return f"{where}={entry['input']!r}: {message[:1].lower()}{message[1:]}"
+        raise ConfigError([str(fault) for fault in faults_of(error, OBJECTIVES[kind], "objective")]) from error

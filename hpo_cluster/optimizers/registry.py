@@ -29,6 +29,7 @@ from hpo_cluster.optimizers.soo import SOO, SOOSettings
 from hpo_cluster.optimizers.start import Started
 from hpo_cluster.optimizers.turbo import Turbo, TurboSettings
 from hpo_cluster.space import Space
+from hpo_cluster.validation import faults_of
 
 
 class Entry(NamedTuple):
@@ -81,16 +82,13 @@ def make_settings(name: str, settings: Mapping[str, Any]) -> OptimizerSettings:
         return entry.settings(**settings)
     except ValidationError as error:
         accepted = list(entry.settings.model_fields)
-        faults: dict[str, None] = {}
-        for fault in error.errors():
-            field = str(fault["loc"][0]) if fault["loc"] else ""
-            where = ".".join(["optimizer", *map(str, fault["loc"])])
-            if fault["type"] == "extra_forbidden":
-                some = f"accepted: {', '.join(accepted)}" if accepted else "it has none"
-                faults[f"optimizer.{field}: is no setting of {name}{_meant(field, accepted)} ({some})"] = None
-            else:
-                faults[f"{where}: {fault['msg']}, not {fault['input']!r}"] = None
-        raise ConfigError(list(faults)) from None
+        some = f"accepted: {', '.join(accepted)}" if accepted else "it has none"
+        faults = []
+        for fault in faults_of(error, entry.settings, "optimizer"):
+            unknown = fault.kind == "extra_forbidden"
+            close = _meant(fault.loc[-1], accepted)
+            faults.append(f"{fault.key}: is no setting of {name}{close} ({some})" if unknown else str(fault))
+        raise ConfigError(faults) from None
 
 
 def _entry(name: str) -> Entry:

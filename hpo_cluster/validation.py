@@ -1,0 +1,115 @@
+"""What pydantic found wrong with settings, as a person would say it: one fault for each key."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+#: By pydantic's kind of error; of any other its message is taken.
+REQUIREMENTS = {
+    "missing": "has no value",
+    "extra_forbidden": "is no setting",
+    "int_type": "must be an integer",
+    "int_parsing": "must be an integer",
+    "int_from_float": "must be an integer",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be finite",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "path_type": "must be a path",
+    "tuple_type": "must be a list, such as [a,b]",
+    "list_type": "must be a list, such as [a,b]",
+    "dict_type": "must be a mapping, such as {{a: 1}}",
+    "string_too_short": "must not be empty",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "accepted: {expected}",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one key.
+
+    Args:
+        loc: the key's parts, from the section down.
+        kind: pydantic's name for it, ``missing`` or ``extra_forbidden`` among others.
+        value: what was seen there.
+        message: what is required.
+    """
+
+    loc: tuple[str, ...]
+    kind: str
+    value: Any
+    message: str
+
+    @property
+    def key(self) -> str:
+        """As it is typed."""
+        return ".".join(self.loc)
+
+    def __str__(self) -> str:
+        bare = self.kind in ("missing", "extra_forbidden") or isinstance(self.value, Mapping)
+        return f"{self.key}: {self.message}" if bare else f"{self.key}={self.value!r}: {self.message}"
+
+
+def faults_of(error: ValidationError, cls: type[BaseModel], *section: str) -> list[Fault]:
+    """The faults, in order, one for each key.
+
+    Of a value that may be one of several types pydantic tells why it is none of them, under the types' names: these are
+    one fault, of the key. Where something inside the value is wrong, it is that alone.
+
+    Args:
+        error: what was raised.
+        cls: the settings' class.
+        section: put before each key.
+    """
+    found: dict[tuple[str, ...], Fault] = {}
+    for entry in error.errors():
+        requirement = REQUIREMENTS.get(entry["type"])
+        told = entry["msg"].removeprefix("Value error, ")
+        message = requirement.format(**entry.get("ctx", {})) if requirement else told[:1].lower() + told[1:]
+        loc = (*section, *_key(cls, entry["loc"]))
+        if loc not in found:
+            found[loc] = Fault(loc, entry["type"], entry["input"], message)
+        elif message not in found[loc].message:
+            found[loc] = replace(found[loc], message=f"{found[loc].message}, or {message}")
+    return [fault for loc, fault in found.items() if not any(_inside(other, loc) for other in found)]
+
+
+def _inside(loc: tuple[str, ...], outer: tuple[str, ...]) -> bool:
+    return len(loc) > len(outer) and loc[: len(outer)] == outer
+
+
+def _key(cls: type[BaseModel] | None, loc: tuple[int | str, ...]) -> list[str]:
+    """Without the names of the types that a value may have."""
+    parts, left = list[str](), [str(part) for part in loc]
+    while left:
+        parts.append(left.pop(0))
+        fields = {field.alias or name: field for name, field in cls.model_fields.items()} if cls is not None else {}
+        accepted = _types(fields[parts[-1]].annotation) if parts[-1] in fields else []
+        if len(accepted) > 1 and left:
+            left.pop(0)
+        cls = accepted[0] if len(accepted) == 1 and _is_settings(accepted[0]) else None
+    return parts
+
+
+def _is_settings(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _types(annotation: Any) -> list[Any]:
+    """What a value may be, besides None."""
+    if get_origin(annotation) is Annotated:
+        return _types(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [kind for option in get_args(annotation) if option is not type(None) for kind in _types(option)]
+    return [annotation]
