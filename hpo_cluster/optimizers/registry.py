@@ -58,19 +58,21 @@ OPTIMIZERS: Mapping[str, Entry] = {
 }
 
 
-def make_optimizer(name: str, space: Space, seed: int = 0, **settings: Any) -> Optimizer:
+def make_optimizer(name: str, space: Space | Mapping[str, Any], seed: int = 0, **settings: Any) -> Optimizer:
     """The optimizer of that name; where the space has starting points, it proposes them first.
 
     Args:
         name: a key of `OPTIMIZERS`.
-        space: what to search.
+        space: what to search, or its JSON form: ``{"lr": {"low": 1e-5, "high": 1e-1, "log": True}}``.
         seed: every random number that the optimizer uses comes from it.
         settings: fields of the optimizer's settings class.
 
     Raises:
-        ConfigError: an unknown name; or every fault of the settings.
+        ConfigError: an unknown name; or every fault of the settings, or of the space.
     """
     entry = _entry(name)
+    if not isinstance(space, Space):
+        space = Space.from_json(space)
     optimizer: Optimizer = entry.optimizer(space, make_settings(name, settings), seed)
     return Started(optimizer) if space.start else optimizer
 

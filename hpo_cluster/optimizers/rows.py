@@ -119,15 +119,14 @@ class Rows:
             memory: rows read before with the same space, so that only what has changed is read: a cache.
 
         Raises:
-            ConfigError: there are values but no targets, so that nobody can tell what is better.
+            ConfigError: there are values but no targets, so that nobody can tell what is better; or a parameter has no
+                column.
         """
         if history.empty:
             return cls(space, (), 0, 0)
         if "trial" not in history.columns:  # a frame made by hand: its rows are the trials, in their order
             history = history.assign(trial=range(len(history)))
-        if "value" in history.columns and "target" not in history.columns:
-            fault = "history: has a column value but no column target, the value with the sign that makes more better"
-            raise ConfigError([fault], hint="add it: history.assign(target=history.value), or -history.value")
+        _check_columns(space, history)
         read = [name for name in ("trial", *TOLD, *space.names) if name in history.columns]
         columns = {name: history[name].tolist() for name in read}
         trials = [int(number) for number in columns["trial"]]
@@ -231,6 +230,20 @@ def axis_values(space: Space, name: str) -> NDArray[np.float64]:
     if isinstance(parameter, Float):
         raise ValueError(f"{name} is real: it has no list of values")
     return np.array([parameter.encode(value) for value in parameter.values])
+
+
+def _check_columns(space: Space, history: pd.DataFrame) -> None:
+    """Raise ConfigError where a frame made by hand lacks what its rows are read from."""
+    missing = [name for name, parameter in space if not parameter.conditions and name not in history.columns]
+    faults = [f"history: has no column {name}, which is a parameter of the space" for name in missing]
+    hint = ""
+    if "value" in history.columns and "target" not in history.columns:
+        faults.append(
+            "history: has a column value but no column target, the value with the sign that makes more better"
+        )
+        hint = "add it: history.assign(target=history.value), or -history.value"
+    if faults:
+        raise ConfigError(faults, hint)
 
 
 def _configuration(space: Space, columns: dict[str, list[Any]], i: int) -> Configuration:

@@ -184,10 +184,21 @@ def test_random_spreads_over_a_finite_space() -> None:
     assert len({tuple(c.values()) for c in asked}) == 6
 
 
-def test_values_without_targets_are_refused() -> None:
-    history = frame(REAL, completed(REAL, 3)).drop(columns="target")
-    with pytest.raises(ConfigError, match="no column target"):
+def test_a_history_that_lacks_columns_is_refused() -> None:
+    """Else its values would be passed over without a word."""
+    name = REAL.names[0]
+    history = frame(REAL, completed(REAL, 3)).drop(columns=["target", name])
+    with pytest.raises(ConfigError) as caught:
         make_optimizer("bo", REAL).ask(history, 1)
+    for fault, lacking in zip(caught.value.faults, (name, "target"), strict=True):
+        assert f"no column {lacking}" in fault
+
+
+def test_a_space_may_be_plain_data() -> None:
+    asks = [make_optimizer("bo", space, seed=3).ask(pd.DataFrame(), 2) for space in (REAL, REAL.to_json())]
+    assert asks[0] == asks[1]
+    with pytest.raises(ConfigError, match="needs high"):
+        make_optimizer("bo", {"x": {"low": 0.0}})
 
 
 # ------------------------------------------------------------------------- starting points, priors, what is allowed
