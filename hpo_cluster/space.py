@@ -201,14 +201,23 @@ class Space:
 
     def snap(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Move each point (``n x d``) to the canonical point of its configuration."""
-        return np.array([self.encode(self.decode(row)) for row in points], dtype=np.float64).reshape(-1, self.dim)
+        points = np.asarray(points, dtype=np.float64).reshape(-1, self.dim)
+        out = np.clip(points, 0.0, 1.0)
+        for axis, (_, parameter) in enumerate(self):
+            if not isinstance(parameter, Float):
+                out[:, axis] = _canonical(parameter, points[:, axis])
+        return np.where(self.active(out), out, INACTIVE) if self._conditions else out
 
     def active(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Which parameters are active at each point (``n x d``)."""
-        if not self._conditions:
-            return np.ones((len(points), self.dim), dtype=np.bool_)
-        found = [self.decode(row) for row in points]
-        return np.array([[name in c for name in self.parameters] for c in found], dtype=np.bool_).reshape(-1, self.dim)
+        found = np.ones((len(points), self.dim), dtype=np.bool_)
+        axes = {name: axis for axis, name in enumerate(self.parameters)}
+        places = {name: _canonical(self.parameters[name], points[:, axes[name]]) for name in self.parents}
+        for name in self._order:
+            for parent, values in self._conditions.get(name, {}).items():
+                wanted = [self.parameters[parent].encode(value) for value in values]
+                found[:, axes[name]] &= found[:, axes[parent]] & np.isin(places[parent], wanted)
+        return found
 
     def allows(self, configuration: Mapping[str, Value]) -> bool:
         """Whether a configuration of the space satisfies all constraints that apply to it."""
@@ -415,6 +424,11 @@ def _lists(data: Mapping[str, Any]) -> tuple[list[str], list[Mapping[str, Value]
 
 def _is_parameter(entry: Mapping[str, Any]) -> bool:
     return bool(entry) and set(entry) <= set(PARAMETER_FIELDS)
+
+
+def _canonical(parameter: Parameter, coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Canonical coordinates (``n``) of the values at these."""
+    return np.array([parameter.encode(parameter.decode(u)) for u in coordinates.tolist()], dtype=np.float64)
 
 
 def _faults(parameters: Mapping[str, Parameter], names: Mapping[str, Any] | Sequence[str]) -> list[str]:

@@ -42,7 +42,7 @@ from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.design import Design, lhs_block
 from hpo_cluster.optimizers.events import Event, Replay
 from hpo_cluster.optimizers.rows import Key, Memory, Row, Rows, key_of
-from hpo_cluster.space import Categorical, Float, Space
+from hpo_cluster.space import Categorical, Space
 from hpo_cluster.trial import Ask, derive_seed
 
 if TYPE_CHECKING:
@@ -260,13 +260,10 @@ class Turbo:
         moved = rng.random((count, dim)) < min(1.0, 20.0 / dim)
         moved[np.arange(count), rng.integers(dim, size=count)] = True
         points = low + cube * (high - low)
-        discrete = False
         for axis, (_, parameter) in enumerate(self.space):
-            discrete = discrete or not isinstance(parameter, Float)
             if isinstance(parameter, Categorical) and not parameter.ordered:
                 points[:, axis] = np.where(cube[:, axis] < min(length, 1.0), rng.random(count), centre[axis])
-        points = np.where(moved, points, centre)
-        points = self.space.snap(points) if discrete else points
+        points = self.space.snap(np.where(moved, points, centre))
         return points[self.space.allowed(points)] if self.space.constraints else points
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.spaces import SPACES
 
 from hpo_cluster.constraints import parse_constraint
 from hpo_cluster.errors import ConfigError
@@ -181,6 +182,17 @@ def test_inactive_parameters_are_left_out_and_lie_in_the_middle() -> None:
         [True, True, False, True, True],
         [False, False, False, True, True],
     ]
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_many_points_at_once_are_each_point_alone(name: str) -> None:
+    """Those outside the unit cube too."""
+    space = SPACES[name]
+    points = np.random.default_rng(0).random((300, space.dim)) * 1.2 - 0.1
+    alone = [space.decode(point) for point in points]
+    assert space.snap(points) == pytest.approx(np.array([space.encode(configuration) for configuration in alone]))
+    assert space.active(points).tolist() == [[name in found for name in space.names] for found in alone]
+    assert space.snap(points[:0]).shape == (0, space.dim)
 
 
 @given(st.lists(UNIT, min_size=5, max_size=5))
