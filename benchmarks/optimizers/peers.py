@@ -77,9 +77,9 @@ class OptunaPeer:
 
 
 class AxPeer:
-    """Ax's client: its default generation strategy."""
+    """Ax's client: its default generation strategy; with several workers its design goes on until results are there."""
 
-    def __init__(self, space: Space, seed: int) -> None:
+    def __init__(self, space: Space, workers: int, seed: int) -> None:
         from ax.api.client import Client
         from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
 
@@ -100,7 +100,10 @@ class AxPeer:
             self.client.configure_experiment(parameters=parameters)
             self.client.configure_optimization(objective="target")
             self.client.configure_generation_strategy(
-                initialization_budget=10, initialization_random_seed=seed, simplify_parameter_changes=False
+                initialization_budget=10,
+                initialization_random_seed=seed,
+                allow_exceeding_initialization_budget=workers > 1,
+                simplify_parameter_changes=False,
             )
         self.indices: dict[int, int] = {}
 
@@ -241,7 +244,7 @@ def _plain(value: Any, parameter: Any) -> Any:
 PEERS: dict[str, Peer] = {
     "optuna-tpe": Peer(lambda s, b, w, seed: OptunaPeer(s, seed, "tpe"), "optuna", ("optuna",)),
     "optuna-gp": Peer(lambda s, b, w, seed: OptunaPeer(s, seed, "gp"), "optuna", ("optuna", "torch"), slow=True),
-    "ax": Peer(lambda s, b, w, seed: AxPeer(s, seed), "ax", ("ax-platform", "botorch", "torch"), slow=True),
+    "ax": Peer(lambda s, b, w, seed: AxPeer(s, w, seed), "ax", ("ax-platform", "botorch", "torch"), slow=True),
     "smac": Peer(SmacPeer, "smac", ("smac", "ConfigSpace", "scikit-learn"), slow=True),
     "nevergrad-ngopt": Peer(lambda s, b, w, seed: NevergradPeer(s, b, w, seed, "NGOpt"), "nevergrad", ("nevergrad",)),
     "nevergrad-de": Peer(
