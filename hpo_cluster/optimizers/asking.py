@@ -71,9 +71,10 @@ class Asking:
             found = propose(trial)
             if found is None:
                 return Ask(tuple(made), decision={**decide(), "exhausted": True})
-            point, info = found
+            configuration = space.decode(found[0])
+            point = space.encode(configuration)  # as the history will have it, to the last digit
             self.taken.add(key_of(space, point))
             self._pending.append(point)
             self.begun += 1
-            made.append(Proposal(space.decode(point), info))
+            made.append(Proposal(configuration, found[1]))
         return Ask(tuple(made), decision={**decide(), **unspent})

@@ -89,7 +89,7 @@ def test_parse_objective_names_every_fault() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_objective({"kind": "command", "timeout_s": -1, "comand": "f"})
     assert len(caught.value.faults) == 3
-    assert "objective.command has no value" in caught.value.faults
+    assert "objective.command: has no value" in caught.value.faults
     with pytest.raises(ConfigError, match="did you mean command"):
         parse_objective({"kind": "comand"})
 
