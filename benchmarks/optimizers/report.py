@@ -42,7 +42,7 @@ STYLES = {
     "turbo[regions=5]": ("#882255", "-.", 1.6),
     "peer:optuna-tpe": ("#D55E00", "-", 1.6),
     "peer:optuna-gp": ("#E69F00", "--", 1.6),
-    "peer:ax": ("#CC79A7", "--", 1.6),
+    "peer:ax": ("#CC79A7", "-.", 1.6),
     "peer:smac": ("#009E73", "--", 1.6),
     "nomad": ("#009E73", "-", 1.6),
     "peer:nevergrad-ngopt": ("#56B4E9", "-.", 1.6),
