@@ -33,7 +33,7 @@ from hpo_cluster.objectives.base import Objective
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.registry import OPTIMIZERS
 from hpo_cluster.space import Space
-from hpo_cluster.validation import faults_of
+from hpo_cluster.validation import Fault, faults_of
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -135,9 +135,10 @@ class _Builder:
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            self.faults += validation_faults(error, cls, section, self.broken)
+            found = faults_of(error, cls)
+            self.faults += _sentences(found, cls, section, self.broken)
             rest = copy.deepcopy(dict(data))
-            for fault in faults_of(error, cls):
+            for fault in found:
                 _drop(rest, fault.loc)
             try:
                 return cls.model_validate(rest)
@@ -261,12 +262,10 @@ def _leaves(data: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
         yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
 
 
-def validation_faults(
-    error: ValidationError, cls: type[BaseModel] = CampaignSettings, section: str = "", broken: Iterable[str] = ()
-) -> list[str]:
-    """What pydantic found, one sentence each: the key as it is typed, the value seen, what is accepted."""
+def _sentences(faults: Iterable[Fault], cls: type[BaseModel], section: str, broken: Iterable[str]) -> list[str]:
+    """A sentence for each fault of a class's fields: the key as it is typed, the value seen, what is accepted."""
     found = []
-    for fault in faults_of(error, cls):
+    for fault in faults:
         nested = section == "objective" and fault.loc and fault.loc[0] in NESTED
         annotation = cls.model_fields[fault.loc[0]].annotation if nested else cls
         owner = annotation if isinstance(annotation, type) else cls

@@ -198,7 +198,9 @@ class FittedFeasibility:
 
 
 def surrogate_of(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") -> Surrogate:
-    """The model of a history as `bo` has it, to look at and to ask what it expects elsewhere.
+    """The model of a history, to look at and to ask what it expects elsewhere.
+
+    It is fitted as that of `bo`, but infeasible trials count as the worst value here; `bo` learns of them apart.
 
     Args:
         history: as `hpo_cluster.optimizers.base.Optimizer.ask` takes it.
@@ -208,7 +210,11 @@ def surrogate_of(history: pd.DataFrame, space: Space, outcome: Outcome = "soft")
     Raises:
         SurrogateError: too few different values.
     """
-    return FittedModels(Features(space), outcome).model_of(Observations.of(Rows.read(space, history)))
+    return _of_rows(Rows.read(space, history), outcome)
+
+
+def _of_rows(rows: Rows, outcome: Outcome) -> Surrogate:
+    return FittedModels(Features(rows.space), outcome).model_of(Observations.of(rows))
 
 
 def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") -> int | None:
@@ -225,11 +231,12 @@ def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") ->
     Returns:
         A trial that completed, or None where there is none.
     """
-    best = Rows.read(space, history).best
+    rows = Rows.read(space, history)
+    best = rows.best
     if best is None:
         return None
     try:
-        surrogate = surrogate_of(history, space, outcome)
+        surrogate = _of_rows(rows, outcome)
     except SurrogateError:
         return best.trial
     observations = surrogate.observations

@@ -87,9 +87,10 @@ def make_settings(name: str, settings: Mapping[str, Any]) -> OptimizerSettings:
         some = f"accepted: {', '.join(accepted)}" if accepted else "it has none"
         faults = []
         for fault in faults_of(error, entry.settings, "optimizer"):
-            unknown = fault.kind == "extra_forbidden"
-            close = _meant(fault.loc[-1], accepted)
-            faults.append(f"{fault.key}: is no setting of {name}{close} ({some})" if unknown else str(fault))
+            if fault.kind == "extra_forbidden":
+                faults.append(f"{fault.key}: is no setting of {name}{_meant(fault.loc[-1], accepted)} ({some})")
+            else:
+                faults.append(str(fault))
         raise ConfigError(faults) from None
 
 
