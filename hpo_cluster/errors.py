@@ -37,6 +37,10 @@ class LockedError(HpoClusterError):
     """Another driver holds the campaign."""
 
 
+class LostCampaignError(HpoClusterError):
+    """The driver may no longer write: another one has taken its campaign over, or the folder is gone."""
+
+
 class JournalError(HpoClusterError):
     """The journal cannot be read as what this version of the package wrote."""
 

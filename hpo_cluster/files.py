@@ -53,13 +53,20 @@ def refresh(directory: Path) -> list[str]:
         Names of what is in it, in no order; nothing where there is no such directory.
     """
     try:
-        opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        return listing(directory)
     except OSError:
         return []
+
+
+def listing(directory: Path) -> list[str]:
+    """Return the names of what is in a directory now: opening it makes NFS forget what it remembers.
+
+    Raises:
+        OSError: if there is no such directory, or it cannot be read.
+    """
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         return os.listdir(opened)  # noqa: PTH208 - a directory that is open
-    except OSError:
-        return []
     finally:
         os.close(opened)
 

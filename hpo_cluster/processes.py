@@ -38,14 +38,27 @@ def end_with_parent() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _stat(pid: Any) -> list[str]:
+    """Return the fields of /proc/PID/stat from the state on; nothing if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 def process_start(pid: int) -> str | None:
     """When a living process of this host began: the boot's id and clock ticks since boot. None where there is none."""
+    fields = _stat(pid)
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None
-    return None if fields[0] in ("Z", "X") else f"{boot}:{fields[19]}"
+    return None if not fields or fields[0] in ("Z", "X") else f"{boot}:{fields[19]}"
+
+
+def is_stopped(pid: Any) -> bool:
+    """Return whether a process of this host is there and does not run, after Ctrl-Z or SIGSTOP."""
+    return _stat(pid)[:1] in (["T"], ["t"])
 
 
 def is_alive(pid: Any, started: Any) -> bool:

@@ -14,7 +14,7 @@ from hpo_cluster.clock import seconds_since
 from hpo_cluster.files import read_json
 from hpo_cluster.identity import identity_of_campaign
 from hpo_cluster.layout import CampaignLayout
-from hpo_cluster.lock import STALE_AFTER_S, heartbeat_age_s, is_locked, read_lock
+from hpo_cluster.lock import owner_lives, read_lock
 from hpo_cluster.record import Record, TrialRecord
 from hpo_cluster.trial import BASELINE, State, trial_label
 
@@ -28,9 +28,7 @@ def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
     layout = CampaignLayout(Path(campaign_dir))
     identity = identity_of_campaign(layout.identity)
     owner = read_lock(layout.lock)
-    alive = owner is not None and (
-        is_locked(layout.lock) if owner.get("host") == os.uname().nodename else heartbeat_age_s(owner) < STALE_AFTER_S
-    )
+    alive = owner is not None and owner_lives(layout.lock, owner)
     return summarise(Record.read(layout.events), layout, identity["direction"], driver_alive=alive)
 
 
