@@ -34,12 +34,12 @@ from hpo_cluster import code as code_copy
 from hpo_cluster import inbox, outcomes
 from hpo_cluster.beside import Beside
 from hpo_cluster.clock import utc_now
-from hpo_cluster.errors import HpoClusterError, SubmissionError
-from hpo_cluster.files import Reread, read_json, redact, refresh
+from hpo_cluster.errors import HpoClusterError, JournalError, LostCampaignError, SubmissionError
+from hpo_cluster.files import PASSING, Reread, read_json, redact, refresh
 from hpo_cluster.history import HistoryTable, write_history
 from hpo_cluster.identity import settle_identity
 from hpo_cluster.journal import Event, Journal
-from hpo_cluster.launchers.process import Backoff
+from hpo_cluster.launchers.process import Backoff, Pause
 from hpo_cluster.layout import CampaignLayout
 from hpo_cluster.lock import DriverLock
 from hpo_cluster.processes import cap_memory, uncap_memory
@@ -82,6 +82,7 @@ class Campaign:
         self._submissions = Backoff()
         self._history_at = 0.0
         self._changed = True
+        self._storage = Pause()
         self._closing = ""  # why nothing more is submitted, while what runs is waited for
         self._unwritten_start: dict[str, Any] = {}
         self._some_completed = False
@@ -93,8 +94,11 @@ class Campaign:
             undo.callback(self.lock.release)
             settle_identity(self.layout.identity, spec.identity)
             undo.enter_context(self._log_file())
-            self.journal = undo.enter_context(Journal(self.layout.events))
+            self.journal = undo.enter_context(Journal(self.layout.events, self.lock.check))
+            self.lock.advance(self.journal.epoch)
+            self.journal.epoch = self.lock.epoch
             self.record = Record(self.journal.take_events())
+            self._refuse_if_emptied()
             self._table = HistoryTable(self.record, spec.space.names, maximize=spec.objective.direction == "maximize")
             operation = spec.operation
             self._watch = JobWatch(
@@ -118,6 +122,7 @@ class Campaign:
         folder.mkdir(parents=True, exist_ok=True)
         self.log_path = folder / "driver.log"
         handler = logging.FileHandler(self.log_path, encoding="utf-8")
+        handler.handleError = lambda record: None  # type: ignore[method-assign]  # no traceback for each line on a full disk
         formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
         formatter.converter = time.gmtime
         handler.setFormatter(formatter)
@@ -131,6 +136,14 @@ class Campaign:
             package.removeHandler(handler)
             package.setLevel(before)
             handler.close()
+
+    def _refuse_if_emptied(self) -> None:
+        """A journal without events next to attempts' folders was lost: beginning again would evaluate all again."""
+        if self.record.created is None and any(self.layout.trials_dir.glob("*/a*")):
+            raise JournalError(
+                f"{self.layout.events} is empty, and there are attempts in {self.layout.trials_dir}. Rebuild it from "
+                f"their files:  hpo-cluster repair {self.layout.dir}"
+            )
 
     def _start(self) -> None:
         recorded = self.record.code
@@ -181,6 +194,8 @@ class Campaign:
             if not self._unwritten_start:
                 self._append("stopped", reason=self.reason or ("finished" if self._finished() else ending))
             self._write_history(force=True)
+        except LostCampaignError:
+            log.warning("the campaign is not this driver's any more: nothing is written at its end")
         except (HpoClusterError, OSError) as error:  # whoever closes has the first error; both are derived
             log.error("not closed properly: %s", error)
         finally:
@@ -195,19 +210,9 @@ class Campaign:
         self.close()
 
     def _append(self, event: str, **fields: Any) -> Event:
-        if not self.lock.check():
-            raise HpoClusterError(
-                f"{self.layout.dir}: another driver has taken this campaign over; nothing more is written"
-            )
         if self._unwritten_start and event != "created":
             self._write_start()
-        try:
-            written = self.journal.append(event, **fields)
-        except OSError as error:
-            raise HpoClusterError(
-                f"{self.journal.path}: {error.strerror}. Nothing is lost: jobs run on and their results are taken in "
-                f"later. When it is mended:  hpo-cluster resume {self.layout.dir}"
-            ) from error
+        written = self.journal.append(event, **fields)
         self.record.apply(written)
         self._changed = True
         shown = {
@@ -225,7 +230,8 @@ class Campaign:
             wait: called with the seconds between two cycles.
         """
         while True:
-            self.tick()
+            if not self._storage.lasts:
+                self._tick_or_pause()
             yield self.status()
             if self._closing and not any(t.attempt and t.attempt.job for t in self.record.in_flight):
                 self.stop(self._closing)
@@ -233,8 +239,23 @@ class Campaign:
                 return
             wait(self.spec.operation.poll_s)
 
+    def _tick_or_pause(self) -> None:
+        """Make one pass; if the storage is full or away just now, say so and wait a while before the next."""
+        try:
+            self.tick()
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+            wait_s = self._storage.begin()
+            log.warning("storage: %s; tried again in %.0f s", error, wait_s)
+            self.lock.tell(f"{error.filename or self.layout.dir}: {error.strerror}; tried again every {wait_s:.0f} s")
+        else:
+            self._storage.end()
+            self.lock.tell(None)
+
     def tick(self) -> None:
         """One pass: commands, results, proposals, submissions."""
+        self.lock.check()
         self.take_commands()
         self.collect()
         now = datetime.datetime.now(datetime.UTC)
@@ -260,6 +281,7 @@ class Campaign:
                     self._cancel([trial])
                 elif trial is not None and command.verb == "retry" and trial.state.ended and trial.value is None:
                     self._append("reopened", trial=trial.number)
+            self.lock.check()
             command.path.unlink(missing_ok=True)
 
     def cancel_jobs(self) -> None:
@@ -269,6 +291,7 @@ class Campaign:
 
     def _cancel(self, trials: Sequence[TrialRecord]) -> None:
         """End these trials: their jobs, or where others share one with them, their part of it."""
+        self.lock.check()
         numbers = {trial.number for trial in trials}
         shared = {a.job_name for t, a in self._with_job() if t.number not in numbers}
         jobs: dict[str, JobRef] = {}
@@ -282,6 +305,7 @@ class Campaign:
                 files.cancel.touch()
         with self._holding(trials):
             for job in jobs.values():
+                self.lock.check()
                 try:
                     self._launcher_call(lambda job=job: self.spec.launcher.cancel(job))  # type: ignore[misc]
                 except SubmissionError as error:
@@ -318,6 +342,7 @@ class Campaign:
     def _write_history(self, *, force: bool = False) -> None:
         now = time.monotonic()
         if self._changed and (force or now >= self._history_at):
+            self.lock.check()
             write_history(self.history(), self.layout.history)
             after = time.monotonic()
             self._changed, self._history_at = False, after + max(HISTORY_PERIOD_S, (after - now) / HISTORY_SHARE)
@@ -423,6 +448,7 @@ class Campaign:
             if job is not None:
                 self._note_submission(members, job, adopted=True)
                 return
+        self.lock.check()  # what is written and submitted from here on no journal would know of
         for member in members:
             write_params(self.spec, self.layout, member)
         self._unsure.add(submission.token)
@@ -519,6 +545,7 @@ class Campaign:
             return
         told = self._launcher_call(lambda: self.spec.launcher.poll(list(jobs.values())))
         states = {name: told.get(name, JobStatus(JobState.UNKNOWN)) for name in jobs}
+        self.lock.check()
         self._watch.take(states)
         for trial, attempt in self._with_job():
             status = states.get(attempt.job_name)

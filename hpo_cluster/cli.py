@@ -12,6 +12,7 @@ import hpo_cluster
 from hpo_cluster.commands import BAD_END, BAD_INPUT, INTERRUPTED, OK, check, drive, look
 from hpo_cluster.commands.arguments import Arguments, parse
 from hpo_cluster.errors import ConfigError, HpoClusterError, IdentityError, JournalError, LockedError
+from hpo_cluster.files import PASSING
 from hpo_cluster.help import COMMANDS, command_help, main_help
 
 #: Threads that numpy and torch may take here, unless the user says otherwise; jobs are told their own number.
@@ -35,6 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:
+        if error.errno not in PASSING:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"{where}{error.strerror}. No campaign loses anything by it: jobs run on, and their results are taken in "
+            "later. Type the command again when that is fixed",
+            file=sys.stderr,
+        )
+        return BAD_END
 
 
 def _dispatch(words: list[str]) -> int:

@@ -18,6 +18,7 @@ from hpo_cluster.errors import SubmissionError
 from hpo_cluster.files import dumps, publish_once, read_json, replace_text
 from hpo_cluster.launchers.base import Submission
 from hpo_cluster.layout import AttemptLayout
+from hpo_cluster.lock import try_flock
 from hpo_cluster.outcomes import log_tail
 from hpo_cluster.spec import CampaignSpec
 from hpo_cluster.trial import JobRef, JobState
@@ -85,6 +86,8 @@ def _storage(folder: Path) -> Iterator[Finding]:
             first, second = publish_once(probe, "1"), publish_once(probe, "2")
             replace_text(probe, "3")
             sound = first and not second and probe.read_text() == "3"
+            with probe.open() as stream:
+                has_flock = try_flock(stream.fileno()) is not None
         finally:
             probe.unlink(missing_ok=True)
             if made:
@@ -95,6 +98,10 @@ def _storage(folder: Path) -> Iterator[Finding]:
         return
     if sound:
         yield Finding(True, f"{folder} can be written, with hard links and renaming")
+        locks = (
+            "file locks (flock)" if has_flock else "no file locks (flock): drivers tell each other apart by heartbeat"
+        )
+        yield Finding(True, f"{folder} has {locks}")
     else:
         yield Finding(False, f"{folder} does not keep files whole", "choose another file system: campaigns_dir=DIR")
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+#: Errors of a disk, a quota or a file server that may be over in a while.
+PASSING = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),  # full, over quota, no (longer a) right
+        *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOLCK, errno.EAGAIN),  # a file server
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),  # this machine
+    }
+)
 
 
 @contextlib.contextmanager

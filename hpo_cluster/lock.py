@@ -141,7 +141,14 @@ class DriverLock:
         self._trouble: str | None = None
         self._writing = threading.Lock()
         self._stopping = threading.Event()
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise LockedError(
+                f"{path}: is a symbolic link; nothing is written through it. Remove it:  rm {path}"
+            ) from None
         try:
             self._acquire(take_over)
             self.advance(int(_contents(path).get("epoch") or 0))

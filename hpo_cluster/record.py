@@ -15,6 +15,7 @@ Events and what they say:
 | ``commanded`` | id, verb, trial | a command of the inbox was taken in |
 | ``reopened`` | trial | an ended trial is to be tried again |
 | ``stopped`` | reason | the driver let go of the campaign |
+| ``repaired`` | damaged, lost_lines, rebuilt | the journal was rebuilt from what was whole and from attempts' files |
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hpo_cluster.journal import Event, read_events
+from hpo_cluster.journal import Event, read_journal
 from hpo_cluster.space import Configuration
 from hpo_cluster.trial import BASELINE, Ask, ErrorKind, JobRef, Origin, Proposal, Settled, State, derive_seed
 
@@ -148,6 +149,7 @@ class Record:
         self.stopped: Event | None = None
         self.commands: set[str] = set()
         self.halted = False  # stopped from another terminal: ticks submit nothing until somebody resumes
+        self.left_out = 0  # lines of the journal by drivers that had lost the campaign
         self.last: Event | None = None
         self.spent = 0  # units of the budget that ended trials have used
         self.counts: Counter[State] = Counter()  # trials by their state, without the baseline and what is imported
@@ -166,7 +168,10 @@ class Record:
     @classmethod
     def read(cls, path: Path) -> Record:
         """The record of a journal file."""
-        return cls(read_events(path))
+        contents = read_journal(path)
+        record = cls(contents.events)
+        record.left_out = contents.left_out
+        return record
 
     def apply(self, event: Event) -> None:
         """Take one more event into account."""
@@ -182,6 +187,8 @@ class Record:
             self.halted = self.halted and bool(event.get("tick"))
         elif kind == "stopped":
             self.stopped = event
+        elif kind == "repaired":
+            return
         elif kind == "commanded":
             self.commands.add(event["id"])
             self.halted = self.halted or event["verb"] == "stop"

@@ -72,7 +72,10 @@ def summarise(
         "imported": _imported(record, maximize=direction == "maximize"),
         "baseline": _shown(record.trials.get(BASELINE)),
         "running": running,
-        "notices": _notices(running, layout, operation.get("unknown_after_s", math.inf)),
+        "notices": [
+            *_storage_notices(record, layout, driver_alive=driver_alive),
+            *_notices(running, layout, operation.get("unknown_after_s", math.inf)),
+        ],
         "scheduler": {"at": view.get("at"), "silent_since": view.get("silent_since")} if view else None,
         "gpu_hours": round(record.gpu_hours(datetime.datetime.now(datetime.UTC)), 3),
         "errors": [{"trial": t.number, **(t.error or {})} for t in record.with_error],
@@ -118,6 +121,20 @@ def _running(
         **{name: progress.get(name) for name in ("phase", "step", "total", "loss")},
         "elapsed_s": None if attempt is None or attempt.started_at is None else _seconds_since(attempt.started_at),
     }
+
+
+def _storage_notices(record: Record, layout: CampaignLayout, *, driver_alive: bool) -> list[str]:
+    """What is wrong with the files that the driver writes."""
+    notices = []
+    trouble = (read_lock(layout.lock) or {}).get("trouble")
+    if driver_alive and trouble:
+        notices.append(f"the driver waits for its files: {trouble}. Jobs run on, and nothing is lost")
+    if record.left_out:
+        notices.append(
+            f"{record.left_out} lines of {layout.events.name} do not count: their driver wrote them after another one "
+            "had taken over. Nothing is to be done about it"
+        )
+    return notices
 
 
 def _notices(running: list[dict[str, Any]], layout: CampaignLayout, unknown_after_s: float) -> list[str]:

@@ -194,6 +194,15 @@ def _drive(config: Config, spec: CampaignSpec) -> int:
     with Campaign(spec) as campaign:
         if campaign.is_new:
             _tell_warm_start(spec)
+        if not campaign.lock.has_flock:
+            print(
+                "this file system has no file locks (flock): drivers of several hosts are told apart by heartbeat and "
+                "by the number of their start alone",
+                flush=True,
+            )
+        if campaign.journal.left_out:
+            lines = campaign.journal.left_out
+            print(f"{lines} lines of the journal are left out: their driver had lost the campaign", flush=True)
         if dead := campaign.lock.taken_over:
             print(f"taken over from the driver that died: process {dead['pid']} on {dead.get('host')}", flush=True)
         with _Interrupts(campaign) as interrupts:

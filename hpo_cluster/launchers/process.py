@@ -73,8 +73,8 @@ def call(
     return done.stdout
 
 
-class Backoff:
-    """After a question that was not answered, no other for a time that doubles with each failure."""
+class Pause:
+    """A time in which nothing is tried, twice as long after each failure in a row."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -82,8 +82,27 @@ class Backoff:
 
     @property
     def wait_s(self) -> float:
-        """Seconds in which nothing is to be asked; zero or less where it may be."""
+        """Seconds until the next try; zero or less if it is time."""
         return self._until - self._clock()
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it is too early for the next try."""
+        return self.wait_s > 0
+
+    def begin(self) -> float:
+        """Note a failure; returns the seconds until the next try."""
+        self._delay_s = min(max(FIRST_BACKOFF_S, 2 * self._delay_s), LAST_BACKOFF_S)
+        self._until = self._clock() + self._delay_s
+        return self._delay_s
+
+    def end(self) -> None:
+        """Note a success: the next pause is a short one again."""
+        self._delay_s, self._until = 0.0, 0.0
+
+
+class Backoff(Pause):
+    """After a question that was not answered, no other for a time that doubles with each failure."""
 
     def ask(self, question: Callable[[], Answer]) -> Answer:
         """The answer to `question`.
@@ -91,13 +110,12 @@ class Backoff:
         Raises:
             SubmissionError: where it was not answered, or where it is too early to ask again.
         """
-        if self.wait_s > 0:
+        if self.lasts:
             raise SubmissionError(f"the scheduler did not answer; it is asked again in {self.wait_s:.0f} s")
         try:
             answer = question()
         except SubmissionError:
-            self._delay_s = min(max(FIRST_BACKOFF_S, 2 * self._delay_s), LAST_BACKOFF_S)
-            self._until = self._clock() + self._delay_s
+            self.begin()
             raise
-        self._delay_s, self._until = 0.0, 0.0
+        self.end()
         return answer

@@ -19,9 +19,10 @@ from support import drivers
 
 from hpo_cluster import load_history
 from hpo_cluster.campaign import Campaign
-from hpo_cluster.errors import HpoClusterError, IdentityError, LockedError
+from hpo_cluster.errors import IdentityError, LockedError
 from hpo_cluster.files import read_json
 from hpo_cluster.journal import read_events
+from hpo_cluster.launchers import process
 from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.record import Record
@@ -219,24 +220,41 @@ def test_bo_with_three_workers_follows_from_its_journal(tmp_path: Path) -> None:
     assert len(replay(events, other, maximize=True)) >= 3  # the check can fail
 
 
-def test_a_full_disk_stops_cleanly_and_the_campaign_goes_on_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("call", ["write", "replace", "mkdir"])
+def test_a_full_disk_is_waited_out_wherever_it_is_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    made = spec(tmp_path / "c")
-    write = os.write
+    """Any file that the driver writes may meet it: the journal, params.json, history.csv."""
+    monkeypatch.setattr(process, "FIRST_BACKOFF_S", 0.2)
+    made = spec(tmp_path / "c", operation={"budget": 6})
+    real, driver = getattr(os, call), os.getpid()
+    seen: list[str] = []
+    full = False
 
-    def full(fd: int, data: bytes) -> int:
-        if b'"event": "ended"' in data:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(fd, data)
+    def failing(*args: Any, **options: Any) -> Any:
+        if full and os.getpid() == driver:
+            raise OSError(errno.ENOSPC, "No space left on device", str(made.dir))
+        return real(*args, **options)
 
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(HpoClusterError, match=r"No space left.*resume"):
-        drive(made)
-    monkeypatch.undo()
-    status = drive(made)
-    assert status["counts"] == {"completed": 4}
-    assert len(drivers.evaluations(tmp_path / "c")) == 4  # nothing that had run was run again
+    monkeypatch.setattr(os, call, failing)
+    with Campaign(made) as campaign:
+        for cycle, status in enumerate(campaign.drive()):
+            seen += [notice for notice in status["notices"] if "No space left" in notice]
+            full = 3 <= cycle < 20 or (cycle >= 20 and not seen and cycle < 400)
+    status = campaign_status(made.dir)
+    assert seen
+    assert status["notices"] == []
+    assert (status["state"], status["counts"]) == ("finished", {"completed": 6})
+    assert len(drivers.evaluations(tmp_path / "c")) == 6  # nothing that had run was run again
+
+
+def test_other_errors_of_files_are_not_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
+
+    monkeypatch.setattr("hpo_cluster.campaign.write_params", broken)
+    with pytest.raises(NotADirectoryError):
+        drive(spec(tmp_path / "c"))
 
 
 def test_jobs_run_the_campaigns_own_copy_of_the_code(tmp_path: Path) -> None:
