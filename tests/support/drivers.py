@@ -50,7 +50,8 @@ def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
     )
     made.launcher.trials_per_node = options.get("trials_per_node", 1)
     # the tests' commands differ in how long they sleep, and are the same campaign all the same
-    return dataclasses.replace(made, identity={**made.identity, "objective": {"kind": "command"}})
+    identity = {**made.identity, "objective": {"kind": "command"}}
+    return dataclasses.replace(made, identity=identity, take_over=options.get("take_over", False))
 
 
 def kill_around(number: int, when: str) -> None:
