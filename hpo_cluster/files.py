@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-#: Errors of a disk, a quota or a file server that may be over in a while.
-PASSING = frozenset(
-    {
-        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),  # full, over quota, no (longer a) right
-        *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOLCK, errno.EAGAIN),  # a file server
-        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),  # this machine
-    }
-)
+#: There is no space.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+#: A disk, a quota or a file server does not let anybody write.
+STORAGE = FULL | {errno.EROFS, errno.EIO, errno.ESTALE, errno.EREMOTEIO}
+#: Errors that may be over in a while: of the storage, of rights that expire, of a server or this machine at its limits.
+PASSING = STORAGE | {
+    *(errno.EACCES, errno.EPERM, errno.EKEYEXPIRED, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOLCK, errno.EAGAIN),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
 
 
 @contextlib.contextmanager
@@ -54,6 +55,53 @@ def publish_once(path: Path, text: str) -> bool:
         except FileExistsError:
             return path.samefile(temporary)
     return True
+
+
+class Reserve:
+    """Space for one file that has to be published even if the disk is full by then.
+
+    Hours of work end in a file of some kilobytes. They are written to disk as zeros at the beginning, and overwritten
+    in place if there is no space for a new file at the end.
+
+    Args:
+        folder: where the file will be.
+    """
+
+    BYTES = 32_768
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / ".reserve"
+        with self._path.open("wb") as stream:
+            stream.write(bytes(self.BYTES))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def publish_once(self, path: Path, text: str) -> bool:
+        """Publish as `publish_once` does, into the reserve if the disk is full.
+
+        Raises:
+            OSError: if that does not work either.
+        """
+        try:
+            return publish_once(path, text)
+        except OSError as error:
+            data = text.encode()
+            if error.errno not in FULL or len(data) > self.BYTES:
+                raise
+        with self._path.open("r+b") as stream:
+            stream.write(data)
+            stream.truncate()
+            stream.flush()
+            os.fsync(stream.fileno())
+        try:
+            os.link(self._path, path)
+        except FileExistsError:
+            return path.samefile(self._path)
+        return True
+
+    def release(self) -> None:
+        """Give the space back."""
+        self._path.unlink(missing_ok=True)
 
 
 def refresh(directory: Path) -> list[str]:

@@ -26,6 +26,7 @@ import importlib.metadata
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -41,7 +42,7 @@ from typing import Any
 
 from hpo_cluster.clock import utc_now
 from hpo_cluster.errors import AttemptError
-from hpo_cluster.files import dumps, publish_once, read_json, redact, replace_text
+from hpo_cluster.files import STORAGE, Reserve, dumps, publish_once, read_json, redact, replace_text
 from hpo_cluster.layout import AttemptLayout
 from hpo_cluster.processes import process_start
 from hpo_cluster.trial import ErrorKind
@@ -50,7 +51,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 PROGRESS_PERIOD_S = 1.0
-CLAIMED_EXIT_STATUS = 3
+CLAIMED_EXIT_STATUS, NOTHING_WRITTEN_EXIT_STATUS = 3, 4
 CHECKPOINT_LIST = "checkpoint.json"  # in each checkpoint: its step, and the sizes of its files
 
 #: Packages whose versions a result records, where they are installed.
@@ -234,13 +235,49 @@ def classify(error: BaseException) -> str:
         return ErrorKind.OUT_OF_MEMORY
     if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
         return ErrorKind.OUT_OF_MEMORY
-    if isinstance(error, OSError) and error.errno in (28, 30, 122):  # ENOSPC, EROFS, EDQUOT
+    if any(isinstance(cause, OSError) and cause.errno in STORAGE for cause in _causes(error)):
+        return ErrorKind.DISK
+    if any(_DISK_WORDS.search(str(cause)) for cause in _causes(error)):  # of libraries that write without Python
         return ErrorKind.DISK
     return ErrorKind.CODE
 
 
+#: What torch, safetensors and the programs that a job starts say when they cannot write.
+_DISK_WORDS = re.compile(
+    r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing|Stale file handle"
+)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and those that a traceback would show before it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+
+
 def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> int:
-    """Claim, evaluate, publish. Returns the exit status: 0 result, 1 error, 3 not ours (or no longer wanted)."""
+    """Claim, evaluate, publish.
+
+    Returns:
+        The exit status: 0 result, 1 error, 3 not ours (or no longer wanted), 4 the storage took neither.
+    """
+    try:
+        return _run(attempt, evaluate)
+    except OSError as error:
+        if classify(error) != ErrorKind.DISK:
+            raise
+        _print_failure(ErrorKind.DISK, str(error))
+        return NOTHING_WRITTEN_EXIT_STATUS
+
+
+def _print_failure(kind: str, message: str) -> None:
+    """Print how the attempt ended as the last line of its log, which is read if it could publish nothing."""
+    with contextlib.suppress(OSError):
+        print(f"attempt failed: {kind}: {redact(message)}", file=sys.stderr, flush=True)  # noqa: T201 - the job's log
+
+
+def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> int:
     started_at = utc_now()
     if attempt.files.cancel.exists():
         log.warning("attempt cancelled before it began; nothing done")
@@ -255,6 +292,7 @@ def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> i
         **job_identity(),
         "started_at": started_at,
     }
+    reserve = Reserve(attempt.files.dir)
     try:
         result = dict(evaluate(attempt))
         if faults := result_faults(result):
@@ -267,13 +305,15 @@ def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> i
             "versions": package_versions(),
             **result,
         }
-        publish_once(attempt.files.result, dumps(document))
+        reserve.publish_once(attempt.files.result, dumps(document))
         attempt.remove_checkpoints()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        traceback.print_exc()
         asked = attempt.interrupted is not None and isinstance(error, SystemExit)
         kind = ErrorKind.INTERRUPTED if asked else classify(error)
         message = str(error) or type(error).__name__
+        if kind == ErrorKind.CODE:
+            traceback.print_exc()
+        _print_failure(kind, message)
         document = {
             **common,
             "ended_at": utc_now(),
@@ -284,8 +324,10 @@ def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> i
             **attempt.told,
             **getattr(error, "fields", {}),
         }
-        publish_once(attempt.files.error, dumps(document))
+        reserve.publish_once(attempt.files.error, dumps(document))
         return 1
+    finally:
+        reserve.release()
     return 0
 
 

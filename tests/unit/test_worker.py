@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
+import os
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,65 @@ def test_a_result_is_published_with_its_circumstances(attempt_dir: Path) -> None
     for field in ("token", "job", "host", "node", "started_at", "ended_at", "seed", "seconds", "versions", "code"):
         assert result[field] is not None, field
     assert "train" in result["seconds"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 400 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(disk: Path) -> None:
+    with (disk / "full").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(4096))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+@pytest.mark.parametrize("ends", ["well", "badly", "torch"])
+def test_hours_of_work_are_published_on_a_disk_that_is_full_by_then(
+    attempt_dir: Path, small_disk: Path, ends: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (small_disk / "params.json").write_bytes((attempt_dir / "params.json").read_bytes())
+
+    def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
+        fill(small_disk)
+        if ends == "badly":
+            (small_disk / "adapter").write_bytes(bytes(10_000))
+        if ends == "torch":
+            import torch
+
+            torch.save({"weight": torch.zeros(100_000)}, small_disk / "adapter.pth")
+        return {"metrics": {"value": 1.0}, "note": "x" * 20_000}
+
+    status = worker.main(evaluate, [str(small_disk)])
+    said = capfd.readouterr().err
+    if ends == "well":
+        assert status == 0
+        assert (read_json(small_disk / "result.json") or {})["metrics"] == {"value": 1.0}
+    else:
+        assert status == 1
+        assert (read_json(small_disk / "error.json") or {})["kind"] == "disk"
+        assert "Traceback" not in said
+        assert said.splitlines()[-1].startswith("attempt failed: disk:")
+    assert not (small_disk / ".reserve").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+def test_a_disk_that_is_full_from_the_beginning_is_one_line_of_the_log(
+    attempt_dir: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (small_disk / "params.json").write_bytes((attempt_dir / "params.json").read_bytes())
+    fill(small_disk)
+    status = worker.main(fails_with(AssertionError("worked")), [str(small_disk)])
+    assert status == worker.NOTHING_WRITTEN_EXIT_STATUS
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert lines[0].startswith("attempt failed: disk: [Errno 28] No space left on device")
 
 
 def test_a_second_job_on_the_attempt_does_nothing(attempt_dir: Path) -> None:
