@@ -244,7 +244,8 @@ def classify(error: BaseException) -> str:
 
 #: What torch, safetensors and the programs that a job starts say when they cannot write.
 _DISK_WORDS = re.compile(
-    r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing|Stale file handle"
+    r"No space left on device|Disk quota exceeded|Stale file handle"
+    r"|PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos"  # torch.save on a full disk
 )
 
 
