@@ -79,6 +79,7 @@ def _dispatch(words: list[str]) -> int:
         "retry": drive.post,
         "stop": drive.post,
         "report": look.report,
+        "repair": check.repair,
         "doctor": check.doctor,
         "prepare": check.prepare,
     }

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "stop": "let the driver, or the ticks, submit nothing more; jobs run on",
     "tick": "one short pass in place of a driver that stays, for cron: take in, propose, submit, exit",
     "report": "draw plots of a campaign",
+    "repair": "rebuild a journal that was cut or damaged, from its whole lines and the jobs' files",
     "doctor": "check commands, storage, clock, queue, files, and run one tiny job",
     "prepare": "fetch model, data and tasks to shared storage, once",
 }
@@ -36,6 +37,7 @@ USAGE = {
     "stop": "hpo-cluster stop DIR",
     "tick": "hpo-cluster tick DIR [KEY=VALUE ...] [options]",
     "report": "hpo-cluster report DIR",
+    "repair": "hpo-cluster repair DIR",
     "doctor": "hpo-cluster doctor [KEY=VALUE ...] [options]",
     "prepare": "hpo-cluster prepare [KEY=VALUE ...] [options]",
 }

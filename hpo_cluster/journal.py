@@ -143,7 +143,7 @@ class Journal:
                 raise
             raise JournalError(
                 f"{path}: is a symbolic link, and a journal is appended to and cut in place. Nothing was changed. Put "
-                f"the file itself there:  cp --remove-destination $(readlink -f {path}) {path}"
+                f"a copy of the file in its place:  hpo-cluster repair {path.parent}"
             ) from error
         if new:
             directory = os.open(path.parent, os.O_RDONLY)

@@ -38,7 +38,7 @@ class Arguments:
             faults.append(f"{self.command} needs the campaign's folder, such as campaigns/first")
         elif not (Path(self.words[0]) / "campaign.yaml").is_file():
             faults.append(f"{self.words[0]}: is no campaign (it has no campaign.yaml){campaigns_nearby()}")
-        extra = self.words[1:] if self.command in ("status", "report", "stop") else []
+        extra = self.words[1:] if self.command in ("status", "report", "stop", "repair") else []
         faults += [f"{word!r}: {self.command} takes nothing but a folder" for word in extra]
         if self.command in ("why", "tail", "cancel", "retry"):
             faults += [f"{word!r}: is no number of a trial" for word in self.words[1:] if trial_number(word) is None]

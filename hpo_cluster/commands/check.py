@@ -28,6 +28,35 @@ def doctor(arguments: Arguments) -> int:
     return BAD_END if faults else OK
 
 
+def repair(arguments: Arguments) -> int:
+    """Rebuild a campaign's journal, and print what was found and what comes next."""
+    from hpo_cluster.repair import repair as rebuild
+    from hpo_cluster.trial import trial_label
+
+    folder = arguments.folder()
+    done = rebuild(folder)
+    if done.damaged is None:
+        print("the journal is whole: nothing was changed")
+        return OK
+
+    def labels(numbers: list[int]) -> str:
+        more = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
+        return ", ".join(map(trial_label, numbers[:10])) + more
+
+    print(f"rebuilt; the old journal is {done.damaged}")
+    if done.lost_lines:
+        print(f"  lines that could not be used: {done.lost_lines}")
+    if done.rebuilt:
+        print(f"  trials known from their folders alone: {labels(done.rebuilt)}")
+    if done.gaps:
+        print(f"  trials of which nothing is left, whose numbers stay empty: {labels(done.gaps)}")
+    if done.waiting:
+        print(f"  trials whose results are taken in when the campaign goes on: {labels(done.waiting)}")
+    again = "" if done.has_start else " budget=... workers=... launcher=...   (these settings were lost)"
+    print(f"Go on with:\n  hpo-cluster resume {folder}{again}")
+    return OK
+
+
 def prepare(arguments: Arguments) -> int:
     """Fetch what the jobs need: model, data, tasks."""
     from hpo_cluster.compose import compose

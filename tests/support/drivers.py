@@ -81,6 +81,11 @@ def start(directory: Path, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment, cwd=Path(__file__).resolve().parents[2])
 
 
+def open_once(directory: Path) -> None:
+    """Open the campaign in this process and let go of it at once."""
+    Campaign(spec(directory, {})).close()
+
+
 def trials(directory: Path) -> list[tuple[Any, ...]]:
     """What two runs of one campaign must agree on."""
     record = Record.read(directory / "events.jsonl")

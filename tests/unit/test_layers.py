@@ -21,7 +21,7 @@ LAYERS = {
     **dict.fromkeys(["worker", "side_by_side", "objectives"], "2b"),
     **dict.fromkeys(["launchers"], "2c"),
     **dict.fromkeys(["spec", "campaign", "outcomes", "code", "status", "story", "preview", "doctor"], "3"),
-    **dict.fromkeys(["watch", "submissions", "report", "prepare", "function_search", "replay"], "3"),
+    **dict.fromkeys(["watch", "submissions", "report", "prepare", "function_search", "replay", "repair"], "3"),
     **dict.fromkeys(
         ["conftree", "config", "compose", "build", "help", "reference", "display", "commands", "cli", "__main__"], "4"
     ),
