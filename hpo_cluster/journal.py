@@ -46,7 +46,7 @@ class Contents:
 
     def take(self, event: Event) -> bool:
         """Add the event of the next line, or leave it out. Returns False if it fits nowhere."""
-        seq, epoch, count = event["seq"], event.get("epoch", 0), len(self.events)
+        seq, epoch, count = int(event["seq"]), int(event.get("epoch", 0)), len(self.events)
         if epoch < self.epoch:
             self.left_out += 1
         elif epoch > self.epoch and seq <= count:
@@ -69,10 +69,10 @@ class Contents:
         Such a driver goes on with its own numbers, from the one under which the other driver said ``started``. When
         the other one has stopped, the next line of its own kind can only be ``started``.
         """
-        seq, count = event["seq"], len(self.events)
+        seq, count = int(event["seq"]), len(self.events)
         if seq == count:
-            return seq == self._stale_seq and self.events[-1]["event"] == "stopped"
-        return seq == self._stale_seq or (seq < count and self.events[seq]["event"] == "started")
+            return seq == self._stale_seq and bool(self.events[-1]["event"] == "stopped")
+        return seq == self._stale_seq or (seq < count and bool(self.events[seq]["event"] == "started"))
 
 
 def read_journal(path: Path) -> Contents:

@@ -231,8 +231,7 @@ class _Rebuilding:
         last = trial.attempts[-1].number
         error = read_json(self._layout.attempt(trial.number, last).error) or {}
         kind, message = error.get("kind") or ErrorKind.VANISHED, error.get("message") or "its record was lost"
-        fields = {"error": {"kind": str(kind), "message": str(message)}}
-        self.add("attempt_failed", trial=trial.number, attempt=last, **fields)
+        self.add("attempt_failed", trial=trial.number, attempt=last, error={"kind": str(kind), "message": str(message)})
 
 
 def _attempts_on_disk(layout: CampaignLayout) -> dict[int, dict[int, dict[str, Any]]]:

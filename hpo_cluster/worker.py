@@ -275,7 +275,8 @@ def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> i
 def _print_failure(kind: str, message: str) -> None:
     """Print how the attempt ended as the last line of its log, which is read if it could publish nothing."""
     with contextlib.suppress(OSError):
-        print(f"attempt failed: {kind}: {redact(message)}", file=sys.stderr, flush=True)  # noqa: T201 - the job's log
+        sys.stderr.write(f"attempt failed: {kind}: {redact(message)}\n")
+        sys.stderr.flush()
 
 
 def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> int:
