@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.metadata
 import logging
 import math
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 PROGRESS_PERIOD_S = 1.0
+HANDLED = (signal.SIGUSR2, signal.SIGTERM)
 CLAIMED_EXIT_STATUS, NOTHING_WRITTEN_EXIT_STATUS = 3, 4
 CHECKPOINT_LIST = "checkpoint.json"  # in each checkpoint: its step, and the sizes of its files
 
@@ -344,6 +346,27 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+@functools.cache
+def _keep_from_children() -> None:
+    """Let every process that this one forks from now on die of the signals that are handled here.
+
+    Process pools end their processes with SIGTERM and wait for them, which takes for ever if that only calls a handler.
+    """
+
+    def forget() -> None:
+        for number in HANDLED:
+            signal.signal(number, signal.SIG_DFL)
+        let_through()
+
+    def hold() -> None:  # in between a signal would meet the handler still
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+
+    def let_through() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+
+    os.register_at_fork(before=hold, after_in_parent=let_through, after_in_child=forget)
+
+
 @contextlib.contextmanager
 def _signals(attempt: Attempt) -> Iterator[None]:
     """While this lasts, SIGUSR2 and SIGTERM interrupt the attempt."""
@@ -361,7 +384,8 @@ def _signals(attempt: Attempt) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    _keep_from_children()
+    before = {number: signal.signal(number, handle) for number in HANDLED}
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+import os
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -139,6 +140,7 @@ def score(lm: Any, tasks: dict[str, Any], limit: int | None) -> tuple[dict[str, 
     """
     from lm_eval.evaluator import evaluate
 
+    os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's own switch: bootstrapped errors here, not in forked processes
     results = evaluate(lm, tasks, limit=limit, bootstrap_iters=BOOTSTRAP_DRAWS, log_samples=False)
     metrics: dict[str, float] = {}
     sems: dict[str, float] = {}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,32 @@ def test_number_of_examples_in_the_prompt(tmp_path: Path) -> None:
         tasks = load_tasks(["village_val", "village_test"], folder, asked, tmp_path / "cache")["tasks"]
         assert tasks["village_val"].get_config("num_fewshot") == val
         assert tasks["village_test"].get_config("num_fewshot") == 0, "a task's own zero stands"
+
+
+def test_bootstrapped_standard_errors_fork_no_processes(
+    lit_lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool of processes hung for ever in jobs that handle SIGTERM."""
+    rows = (CHECKPOINT.parent / "tasks" / "village_val.jsonl").read_text().splitlines(keepends=True)[:8]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    common = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"validation": "rows.jsonl"}},
+        "validation_split": "validation",
+        "doc_to_text": "{{query}}",
+        "target_delimiter": "",
+    }
+    two = {"output_type": "multiple_choice", "doc_to_target": "{{gold % 2}}", "doc_to_choice": "{{choices[:2]}}"}
+    metrics = [{"metric": "mcc", "aggregation": "matthews_corrcoef"}, {"metric": "f1", "aggregation": "f1"}]
+    one = {"output_type": "loglikelihood", "doc_to_target": "{{choices[gold]}}"}
+    (tmp_path / "two.yaml").write_text(json.dumps({"task": "two", **common, **two, "metric_list": metrics}))
+    perplexity = [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}]
+    (tmp_path / "one.yaml").write_text(json.dumps({"task": "one", **common, **one, "metric_list": perplexity}))
+
+    def fork() -> int:
+        raise AssertionError("forked")
+
+    monkeypatch.setattr(os, "fork", fork)
+    metrics_found, sems = score(lit_lm, load_tasks(["one", "two"], tmp_path, None, tmp_path / "cache"), limit=None)
+    assert set(metrics_found) == {"one/perplexity", "two/mcc", "two/f1"}
+    assert {"one/perplexity", "two/f1"} <= set(sems)

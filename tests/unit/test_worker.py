@@ -5,8 +5,10 @@ import errno
 import json
 import math
 import os
+import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,28 @@ def test_a_result_is_published_with_its_circumstances(attempt_dir: Path) -> None
     for field in ("token", "job", "host", "node", "started_at", "ended_at", "seed", "seconds", "versions", "code"):
         assert result[field] is not None, field
     assert "train" in result["seconds"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_processes_that_a_job_forks_die_of_the_signals_that_the_job_survives(
+    attempt_dir: Path, number: signal.Signals
+) -> None:
+    """Process pools end their processes with SIGTERM, and wait for them without end."""
+
+    def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
+        attempt.looks = True
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(20)
+            os._exit(0)
+        os.kill(pid, number)
+        _, status = os.waitpid(pid, 0)
+        os.kill(os.getpid(), number)
+        assert attempt.interrupted == number.name
+        return {"metrics": {"signal": os.WTERMSIG(status)}}
+
+    assert worker.main(evaluate, [str(attempt_dir)]) == 0
+    assert (read_json(attempt_dir / "result.json") or {})["metrics"] == {"signal": number}
 
 
 @pytest.fixture
