@@ -42,10 +42,24 @@ def share(lane: int, gpus: int, visible: str | None, lanes: int) -> str:
     return ",".join(devices[lane * gpus : (lane + 1) * gpus])
 
 
+def share_cores(lane: int, cores: set[int], lanes: int, on_node: int) -> set[int]:
+    """Return the cores of one of `lanes` processes, none if it is not to be bound to any.
+
+    Args:
+        cores: that the job may use.
+        on_node: cores of the node. A job that may use all of them shares them with whoever else is there, and the
+            kernel divides them better than a fixed plan.
+    """
+    each = len(cores) // lanes
+    if each == 0 or len(cores) >= on_node:
+        return set()
+    return set(sorted(cores)[lane * each : (lane + 1) * each])
+
+
 class Lane:
     """The process of one attempt."""
 
-    def __init__(self, program: Path, directory: Path, devices: str) -> None:
+    def __init__(self, program: Path, directory: Path, devices: str, cores: set[int]) -> None:
         self.files = AttemptLayout(directory)
         self.files.job_dir.mkdir(parents=True, exist_ok=True)
         out, err = (self.files.job_dir / f"{LOG_NAME}.{end}" for end in ("out", "err"))
@@ -59,6 +73,9 @@ class Lane:
                 stderr=err_stream,
                 start_new_session=True,  # a signal to the job's process group reaches it once, through us
             )
+        if cores:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(self.process.pid, cores)
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and all that it has started."""
@@ -88,8 +105,9 @@ class Lane:
 def run(program: Path, directories: Sequence[Path], gpus: int) -> int:
     """Run `program` on every attempt directory at once. Returns 0 where each ended with status 0, else 1."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count, cores, on_node = len(directories), os.sched_getaffinity(0), os.cpu_count() or 1
     lanes = [
-        Lane(program, directory, share(number, gpus, visible, len(directories)))
+        Lane(program, directory, share(number, gpus, visible, count), share_cores(number, cores, count, on_node))
         for number, directory in enumerate(directories)
     ]
     ending: list[int] = []

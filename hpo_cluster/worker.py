@@ -118,7 +118,12 @@ class Attempt:
 
     def interruption(self) -> AttemptError:
         """The error to end with after `interrupted` has been seen, and a checkpoint saved where there is one."""
-        return AttemptError(ErrorKind.INTERRUPTED, f"{self.interrupted} asked to end during {self._phase[0]}")
+        return AttemptError(ErrorKind.INTERRUPTED, f"{self.interrupted} asked to end during {self.current_phase}")
+
+    @property
+    def current_phase(self) -> str:
+        """Name of the phase that the work is in."""
+        return self._phase[0]
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> bool:
         """Keep where the work is, whole or not at all, in the place of what was kept before.
@@ -312,9 +317,11 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
         reserve.publish_once(attempt.files.result, dumps(document))
         attempt.remove_checkpoints()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        asked = attempt.interrupted is not None and isinstance(error, SystemExit)
-        kind = ErrorKind.INTERRUPTED if asked else classify(error)
-        message = str(error) or type(error).__name__
+        kind, message = classify(error), str(error) or type(error).__name__
+        if isinstance(error, KeyboardInterrupt):  # SIGINT: how submitit's local executor ends a job at its walltime
+            kind, message = ErrorKind.INTERRUPTED, f"SIGINT asked to end during {attempt.current_phase}"
+        elif attempt.interrupted is not None and isinstance(error, SystemExit):
+            kind = ErrorKind.INTERRUPTED
         if kind == ErrorKind.CODE:
             traceback.print_exc()
         _print_failure(kind, message)

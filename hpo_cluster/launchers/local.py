@@ -8,12 +8,14 @@ its driver; it is recognised by pid *and* start time.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,10 +24,10 @@ from pydantic import Field
 
 from hpo_cluster.errors import SubmissionError
 from hpo_cluster.files import read_json
-from hpo_cluster.launchers.base import TOKEN_VARIABLE, LauncherSettings, Submission, make_ref
+from hpo_cluster.launchers.base import TOKEN_VARIABLE, LauncherSettings, Submission, make_ref, warning_s
 from hpo_cluster.launchers.process import call
 from hpo_cluster.processes import is_alive, process_start
-from hpo_cluster.trial import JobRef, JobState, JobStatus
+from hpo_cluster.trial import EndReason, JobRef, JobState, JobStatus
 
 #: Seconds before the walltime at which submitit's controller sends SIGUSR2.
 SIGNAL_DELAY_S = 30
@@ -49,6 +51,7 @@ class LocalLauncher:
         self.poll_period_s = settings.poll_period_s
         self._children: list[subprocess.Popen[bytes]] = []
         self._devices: dict[str, list[int]] = {}  # by token, of jobs seen alive
+        self._seen_alive_at: dict[str, float] = {}  # by token
 
     def script(self, submission: Submission) -> str:
         """The text of the script that the job runs."""
@@ -86,8 +89,8 @@ class LocalLauncher:
             "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
             "SUBMITIT_LOCAL_NODEID": "0",
             "SUBMITIT_LOCAL_NTASKS": "1",
-            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(SIGNAL_DELAY_S),
-            "SUBMITIT_LOCAL_TIMEOUT_S": str(60 * self.settings.walltime_min),
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(self._warning_s),
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(self._walltime_s),
             "SUBMITIT_LOCAL_WITH_SHELL": "",
             "SUBMITIT_STDERR_TO_STDOUT": "",
         }
@@ -120,7 +123,28 @@ class LocalLauncher:
         states = {ref.token: self._state(ref) for ref in refs}
         alive = [ref for ref in refs if states[ref.token] is JobState.RUNNING]
         self._devices = {ref.token: list(ref.extra.get("devices") or []) for ref in alive}
-        return {token: JobStatus(state, detail=str(state)) for token, state in states.items()}
+        self._seen_alive_at.update({ref.token: time.time() for ref in alive})
+        return {ref.token: self._status(ref, states[ref.token]) for ref in refs}
+
+    def _status(self, ref: JobRef, state: JobState) -> JobStatus:
+        if state is not JobState.ENDED or self._ran_s(ref) < self._walltime_s - self._warning_s:
+            return JobStatus(state, detail=str(state))
+        return JobStatus(state, EndReason.WALLTIME, f"ended after launcher.walltime_min={self.settings.walltime_min}")
+
+    @property
+    def _walltime_s(self) -> int:
+        return int(60 * self.settings.walltime_min)
+
+    @property
+    def _warning_s(self) -> int:
+        return int(warning_s(SIGNAL_DELAY_S, self.settings.walltime_min))
+
+    def _ran_s(self, ref: JobRef) -> float:
+        """Return how long a job that is over has run at least: until it was last seen, or last wrote into its log."""
+        began = datetime.datetime.fromisoformat(ref.submitted_at).timestamp()
+        logs = (Path(ref.extra["attempt_dir"]) / "job").glob("*_log.*")
+        written = [stat.st_mtime for path in logs if (stat := _stat(path)) is not None]
+        return max([self._seen_alive_at.get(ref.token, began), *written]) - began
 
     def _state(self, ref: JobRef) -> JobState:
         if ref.host != socket.gethostname():
@@ -148,6 +172,13 @@ class LocalLauncher:
             with contextlib.suppress(OSError):
                 if needle in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                     return self._ref(os.getpgid(pid), submission, [])  # the eldest: others may have groups of their own
+        return None
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
         return None
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +15,8 @@ from typing import TypeVar
 
 from hpo_cluster.errors import SubmissionError
 from hpo_cluster.processes import end_with_parent, uncap_memory
+
+log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 2.0, 60.0
 
@@ -43,34 +50,68 @@ def _begin_child() -> None:
 def call(
     command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> str:
-    """Standard output of a scheduler's command.
+    """Return the standard output of a scheduler's command.
+
+    A command that does not answer in time is killed, and let go of if it cannot be killed: OAR's are setuid root, and
+    a process that waits for a file server takes no signal. What it writes goes into temporary files, not pipes, so
+    that nobody waits for those whom it has started.
 
     Raises:
-        SubmissionError: where it cannot be started or takes longer than `timeout_s` seconds; a `CommandError` where it
-            fails.
+        SubmissionError: if it cannot be started, takes longer than `timeout_s` seconds, or many that were let go of
+            hang still; a `CommandError` if it fails.
     """
+    global _let_go
+    _let_go = [process for process in _let_go if process.poll() is None]
+    if len(_let_go) >= LET_GO_AT_MOST:
+        raise SubmissionError(f"{len(_let_go)} earlier commands hang and cannot be ended; no other is started")
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=env,
+                cwd=cwd,
+                preexec_fn=_begin_child,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            message = f"{command[0]}: command not found; is this a frontend of the cluster?"
+            raise SubmissionError(message, retriable=False) from error
+        try:
+            status = process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            _end(process)
+            raise SubmissionError(f"{command[0]} did not answer within {timeout_s:g} s") from error
+        except BaseException:
+            _end(process)
+            raise
+        texts = []
+        for stream in (out, err):
+            stream.seek(0)
+            texts.append(stream.read().decode(errors="replace"))
+    if status != 0:
+        raise CommandError(command[0], status, "\n".join(text.strip() for text in texts if text.strip()))
+    return texts[0]
+
+
+#: Commands that could not be ended; no more than so many, since each is a process on the frontend.
+LET_GO_AT_MOST = 16
+#: Seconds in which a killed command should be gone.
+KILLED_WITHIN_S = 2.0
+_let_go: list[subprocess.Popen[bytes]] = []
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a command and what it has started; let go of what cannot be killed."""
+    with contextlib.suppress(OSError):  # PermissionError: it runs as another user
+        os.killpg(process.pid, signal.SIGKILL)
     try:
-        done = subprocess.run(
-            list(command),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-            env=env,
-            cwd=cwd,
-            preexec_fn=_begin_child,
-        )
-    except FileNotFoundError as error:
-        message = f"{command[0]}: command not found; is this a frontend of the cluster?"
-        raise SubmissionError(message, retriable=False) from error
-    except subprocess.TimeoutExpired as error:
-        raise SubmissionError(f"{command[0]} did not answer within {timeout_s:g} s") from error
-    if done.returncode != 0:
-        output = "\n".join(text.strip() for text in (done.stdout, done.stderr) if text.strip())
-        raise CommandError(command[0], done.returncode, output)
-    return done.stdout
+        process.wait(KILLED_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        log.warning("command=%s pid=%d cannot be killed and is let go of", process.args, process.pid)
+        _let_go.append(process)
 
 
 class Pause:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,8 +107,19 @@ _OURS = ("job-name", "requeue", "array", "wrap", "output", "error", "parsable", 
 
 #: Settings in a user's environment that change what the commands do or say.
 _MEDDLING = re.compile(
-    r"(SQUEUE|SACCT|SCANCEL)_|SLURM_(?!CONF$|CLUSTERS$|JWT$)|SBATCH_(JOB_NAME|OUTPUT|ERROR|REQUEUE|ARRAY|SIGNAL|TIMELIMIT)"
+    r"(SQUEUE|SACCT|SCANCEL|SRUN)_|SLURM_(?!CONF$|CLUSTERS$|JWT$)"
+    r"|SBATCH_(JOB_NAME|OUTPUT|ERROR|REQUEUE|NO_REQUEUE|ARRAY|SIGNAL|TIMELIMIT|WAIT)"
 )
+#: The variables that sbatch prefers to the options of a script, by the option, if their names are not alike.
+_VARIABLES = {
+    "time": ("TIMELIMIT",),
+    "mem": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
+    "gpus-per-node": ("GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK", "GPUS_PER_SOCKET", "GRES"),
+}
+
+
+#: From 22.05 on srun no longer takes the number of cores over from the job: a trial would be bound to one of them.
+_CORES_FOR_SRUN = 'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"'
 
 
 class SlurmSettings(SchedulerSettings):
@@ -182,7 +193,7 @@ class SlurmLauncher(SchedulerLauncher):
             "qos": settings.qos,
             "constraint": settings.constraint,
             "exclude": ",".join(submission.exclude) or None,
-            "setup": list(settings.setup) or None,
+            "setup": [_CORES_FOR_SRUN, *settings.setup],
             "signal_delay_s": warning_s(settings.checkpoint_delay_s, settings.walltime_min),
             "additional_parameters": {"no-requeue": True, **_flags(settings.extra)},
         }
@@ -197,9 +208,10 @@ class SlurmLauncher(SchedulerLauncher):
         executor, command = self._executor(submission)
         submission.job_dir.mkdir(parents=True, exist_ok=True)
         script: Path = submission.job_dir / "submission.sh"
-        script.write_text(self._text(executor, command, submission.token))
+        text = self._text(executor, command, submission.token)
+        script.write_text(text)
         try:
-            output = _slurm(executor._make_submission_command(script), timeout_s=SUBMIT_TIMEOUT_S)
+            output = _slurm(executor._make_submission_command(script), overridden(text), timeout_s=SUBMIT_TIMEOUT_S)
         except CommandError as error:
             raise refusal(error, REFUSALS) from error
         match = re.search(r"\bjob (\d+)", output)
@@ -244,8 +256,17 @@ class SlurmLauncher(SchedulerLauncher):
                 raise
 
 
-def _slurm(command: Sequence[str], *, timeout_s: float) -> str:
-    environment = {name: value for name, value in os.environ.items() if not _MEDDLING.match(name)}
+def overridden(script: str) -> set[str]:
+    """Return the variables of a user's shell that sbatch would prefer to the options that a script sets."""
+    names: set[str] = set()
+    for option in re.findall(r"^#SBATCH --([\w-]+)", script, re.MULTILINE):
+        names.update(f"SBATCH_{name}" for name in (option.upper().replace("-", "_"), *_VARIABLES.get(option, ())))
+    return names
+
+
+def _slurm(command: Sequence[str], without: Collection[str] = (), *, timeout_s: float) -> str:
+    kept = (name for name in os.environ if not _MEDDLING.match(name) and name not in without)
+    environment = {name: os.environ[name] for name in kept}
     return call(command, timeout_s=timeout_s, env=environment)
 
 

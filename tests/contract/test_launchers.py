@@ -103,7 +103,14 @@ class TestLocal(LauncherContract):
         wait(lambda: launcher.poll([ref])[ref.token].state is JobState.ENDED)
 
     def test_a_recycled_pid_is_not_taken_for_the_job(self, launcher: Launcher, tmp_path: Path) -> None:
-        ref = JobRef("local", str(os.getpid()), "t", "", os.uname().nodename, {"pid_started": "x", "attempt_dir": "/x"})
+        ref = JobRef(
+            "local",
+            str(os.getpid()),
+            "t",
+            "2026-01-01T00:00:00Z",
+            os.uname().nodename,
+            {"pid_started": "x", "attempt_dir": "/x"},
+        )
         assert launcher.poll([ref])["t"].state is JobState.ENDED
         launcher.cancel(ref)  # and nobody is harmed: this test goes on
 
@@ -384,6 +391,24 @@ class TestSlurmFollowed:
         seen = (tmp_path / "env").read_text()
         assert "SLURM_CONF=x" in seen
         assert not any(name in seen for name in ("SQUEUE_", "SLURM_MEM", "SBATCH_"))
+
+    @pytest.mark.usefixtures("launcher")
+    def test_a_users_variables_count_where_the_launcher_sets_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """sbatch prefers SBATCH_* to the options of a script."""
+        launcher = make_launcher(SlurmSettings(partition="gpu", mem_gb=4, extra={"reservation": "mine"}))
+        dropped = ("PARTITION", "MEM_PER_CPU", "MEM_PER_NODE", "TIMELIMIT", "GPUS", "GRES", "RESERVATION", "WAIT")
+        for name in (*dropped, "ACCOUNT", "QOS", "CONSTRAINT"):
+            monkeypatch.setenv(f"SBATCH_{name}", "x")
+        commands(tmp_path, sbatch=f"env > {tmp_path}/env; echo Submitted batch job 1")
+        launcher.submit(submission(tmp_path, ""))
+        seen = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
+        assert {name for name in seen if name.startswith("SBATCH_")} == {
+            "SBATCH_ACCOUNT",
+            "SBATCH_QOS",
+            "SBATCH_CONSTRAINT",
+        }
 
     def test_cancelling_what_has_ended_is_no_error(self, launcher: Launcher, tmp_path: Path) -> None:
         commands(tmp_path, scancel="echo 'scancel: error: Kill job error on job id 1: Invalid job id' >&2; exit 1")

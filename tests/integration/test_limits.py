@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from pathlib import Path
 
 import pytest
+from support import drivers
 
 from hpo_cluster import cli
+from hpo_cluster.campaign import Campaign
+from hpo_cluster.launchers.local import LocalLauncher, LocalSettings
+from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.operation import Operation
 from hpo_cluster.record import Record
 from hpo_cluster.status import campaign_status
@@ -68,3 +73,16 @@ def test_the_status_shows_what_the_scheduler_says() -> None:
     status = campaign_status(DIR)
     assert status["scheduler"]["at"]
     assert status["scheduler"]["silent_since"] is None
+
+
+@pytest.mark.parametrize("command", ["sleep 60", "trap '' INT TERM USR2; sleep 60 & wait; sleep 60"])
+def test_a_local_job_whose_time_is_over_is_tried_again_and_then_failed(tmp_path: Path, command: str) -> None:
+    """submitit's controller sends SIGINT, and SIGKILL a second later."""
+    made = drivers.spec(tmp_path / "c", {"operation": {"budget": 1, "retries": 1}})
+    objective = CommandObjective(command=f"{command} # {{x}} {{k}}", cwd=str(tmp_path))
+    launcher = LocalLauncher(LocalSettings.model_construct(walltime_min=0.05, poll_period_s=0.1))
+    with Campaign(dataclasses.replace(made, objective=objective, launcher=launcher)) as campaign:
+        for _ in campaign.drive():
+            pass
+    trial = Record.read(tmp_path / "c" / "events.jsonl").trials[0]
+    assert [attempt.error and attempt.error["kind"] for attempt in trial.attempts] == ["walltime", "walltime"]

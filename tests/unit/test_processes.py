@@ -1,9 +1,21 @@
-"""The driver's memory is capped; what it starts is not."""
+"""The driver's memory is capped, what it starts is not; and it lets go of what cannot be ended."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hpo_cluster.errors import SubmissionError
+from hpo_cluster.launchers import process
+from hpo_cluster.launchers.process import CommandError, call
 
 PROGRAM = """
 from hpo_cluster.launchers.process import call
@@ -25,3 +37,72 @@ print(len(bytearray(2 * 2**30)) == 2 * 2**30)
 def test_the_cap_is_this_process_alone() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["capped", "True", "True"]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(process, "KILLED_WITHIN_S", 0.2)
+    monkeypatch.setattr(process, "_let_go", [])
+    yield
+    for left in process._let_go:
+        left.kill()
+        left.wait()
+
+
+SETUID = """
+import sys
+from hpo_cluster.errors import SubmissionError
+from hpo_cluster.launchers import process
+
+process.KILLED_WITHIN_S = 0.2
+process.LET_GO_AT_MOST = 2
+for _ in range(3):
+    try:
+        process.call([sys.argv[1], "--reuid=0", "--regid=0", "--clear-groups", "sleep", "20"], timeout_s=0.3)
+    except SubmissionError as error:
+        print(error)
+print(process.call(["echo", "goes on"], timeout_s=5) if len(process._let_go) < 2 else "waits")
+print(*(left.pid for left in process._let_go))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a program setuid root, as OAR's commands are")
+def test_a_command_that_hangs_and_belongs_to_root_is_let_go_of(tmp_path: Path) -> None:
+    """OAR's commands are setuid root: whoever starts them cannot kill them."""
+    Path(tmp_path).chmod(0o755)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    program = tmp_path / "oarstat"
+    shutil.copy(shutil.which("setpriv") or "/usr/bin/setpriv", program)  # becomes root for good, as OAR's do
+    program.chmod(0o4755)
+    before = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
+    began = time.monotonic()
+    done = subprocess.run(
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", SETUID, str(program)],
+        capture_output=True, text=True, timeout=60, env=before, cwd="/", check=False,
+    )  # fmt: skip
+    *said, pids = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert said[:2] == [f"{program} did not answer within 0.3 s"] * 2
+    assert said[2].startswith("2 earlier commands hang")
+    assert said[3] == "waits"
+    assert time.monotonic() - began < 19
+    for pid in map(int, pids.split()):  # they live, and are ours to end
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_whoever_keeps_the_output_open_holds_nobody_up(quick: None) -> None:
+    """A command that ends while a process that it has started goes on with its output, and one that hangs with one."""
+    assert call(["sh", "-c", "sleep 20 & echo done"], timeout_s=10) == "done\n"
+    began = time.monotonic()
+    with pytest.raises(SubmissionError, match="did not answer"):
+        call(["sh", "-c", "sleep 20 & sleep 20"], timeout_s=0.2)
+    assert time.monotonic() - began < 10
+    assert process._let_go == []
+
+
+def test_what_a_command_says_is_told(quick: None) -> None:
+    with pytest.raises(CommandError, match="failed with status 3: on the error stream") as caught:
+        call(["sh", "-c", "echo out; echo on the error stream >&2; exit 3"], timeout_s=10)
+    assert caught.value.output == "out\non the error stream"
+    assert call(["printf", "\\377x"], timeout_s=10) == "\ufffdx"
