@@ -144,7 +144,7 @@ def _follow(spec: CampaignSpec, submission: Submission, files: AttemptLayout, ti
         yield Finding(False, f"job {ref.job_id} brought no result within {timeout_s:g} s{said}{seen}", remedy)
         return
     yield Finding(True, f"it ran on {result['node']} with {result['python']}; result after {time.time() - began:.1f} s")
-    yield from _found_by_job(result, began, submission)
+    yield from _found_by_job(result, began, submission, spec.gpus_per_trial)
 
 
 def _wait(spec: CampaignSpec, ref: JobRef, files: AttemptLayout, until: float) -> tuple[dict[str, Any] | None, str]:
@@ -165,7 +165,7 @@ def _wait(spec: CampaignSpec, ref: JobRef, files: AttemptLayout, until: float) -
     return None, told
 
 
-def _found_by_job(result: dict[str, Any], began: float, submission: Submission) -> Iterator[Finding]:
+def _found_by_job(result: dict[str, Any], began: float, submission: Submission, gpus: int) -> Iterator[Finding]:
     clock = result["metrics"]["time_s"]
     if began - CLOCK_TOLERANCE_S <= clock <= time.time() + CLOCK_TOLERANCE_S:
         yield Finding(True, "the node's clock agrees with this one")
@@ -178,7 +178,12 @@ def _found_by_job(result: dict[str, Any], began: float, submission: Submission) 
         yield Finding(False, f"the node cannot read {path}", "install where the nodes can read it")
     names: Sequence[str] = result["gpu_names"]
     devices = result["visible_devices"]
-    yield Finding(True, f"GPUs there: {', '.join(names) or 'none'}" + (f" (visible: {devices})" if devices else ""))
+    there = f"GPUs there: {', '.join(names) or 'none'}" + (f" (visible: {devices})" if devices else "")
+    if len(names) < gpus:
+        remedy = "ask for hosts that have them (launcher.partition, constraint, properties), or set the number to 0"
+        yield Finding(False, f"launcher.gpus_per_trial={gpus}; {there}", remedy)
+    else:
+        yield Finding(True, there)
     leftovers = [path.name for path in submission.job_dir.iterdir()] if os.access(submission.job_dir, os.R_OK) else []
     yield Finding(
         bool(leftovers), f"its logs are here: {', '.join(sorted(leftovers)) or 'none'}", "is the folder shared?"

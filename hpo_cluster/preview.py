@@ -1,7 +1,8 @@
-"""What a start would do first: the proposals and the exact submission scripts, with nothing created."""
+"""What a start would do first: the proposals, the submission commands and their scripts, with nothing created."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from hpo_cluster.clock import utc_now
@@ -17,7 +18,7 @@ from hpo_cluster.trial import Ask, trial_label
 
 
 def preview(spec: CampaignSpec) -> Iterator[tuple[list[tuple[str, Configuration]], str]]:
-    """The jobs that would be submitted first: label and parameters of their trials, text of the submission script.
+    """Yield the jobs that would be submitted first: label and parameters of their trials, command and script.
 
     The token in a script ends in ``preview``; a real one ends in random digits.
     """
@@ -42,4 +43,4 @@ def preview(spec: CampaignSpec) -> Iterator[tuple[list[tuple[str, Configuration]
         token = f"hpo-{layout.dir.name}-{labels[0]}-a0-preview"
         job = Submission(token, line, folders[0].dir, folders[0].job_dir, trials=len(group))
         trials = [(label, proposal.parameters) for label, (_, proposal) in zip(labels, group, strict=True)]
-        yield trials, spec.launcher.script(job)
+        yield trials, f"$ {shlex.join(spec.launcher.command(job))}\n{spec.launcher.script(job)}"

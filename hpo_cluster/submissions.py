@@ -67,6 +67,7 @@ def write_params(spec: CampaignSpec, layout: CampaignLayout, member: Member) -> 
         "baseline": trial.number == BASELINE,
         "previous": [str(layout.attempt(trial.number, n).dir.resolve()) for n in range(attempt.number)],
         "physical_batch_size": trial.physical_batch_size,
+        "gpus": spec.gpus_per_trial,
         "parameters": trial.parameters,
         "settings": spec.objective.job_settings(spec.resolve),
     }

@@ -58,7 +58,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     seed = attempt.seed if train.seed is None else train.seed
     with tempfile.TemporaryDirectory(prefix="hpo-cluster-", ignore_cleanup_errors=True) as scratch:
         attempt.phase("import")
-        device = prepare_process(storage_dir)
+        device = prepare_process(storage_dir, int(attempt.params.get("gpus") or 0))
         from hpo_cluster.objectives.lit_checkpoint import fingerprint
         from hpo_cluster.objectives.lit_files import converted_lm, save_adapter
         from hpo_cluster.objectives.lm_tasks import load_tasks, score
@@ -125,8 +125,11 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def prepare_process(storage_dir: Path) -> torch.device:
-    """Set the environment, import the heavy packages, choose the device. Nothing here may reach for a network."""
+def prepare_process(storage_dir: Path, gpus: int = 0) -> torch.device:
+    """Set the environment, import the heavy packages, choose the device. Nothing here may reach for a network.
+
+    `gpus` is what the job was promised: without them it would train on the host's cores, for days.
+    """
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if (storage_dir / "hf").is_dir():
@@ -140,6 +143,13 @@ def prepare_process(storage_dir: Path) -> torch.device:
 
     gc.freeze()
     gc.enable()
+    if gpus and not torch.cuda.is_available():
+        if torch.version.cuda is None and torch.version.hip is None:
+            what = f"torch {torch.__version__} is built without CUDA: install the CUDA build where the jobs run"
+            raise AttemptError(ErrorKind.CODE, f"launcher.gpus_per_trial={gpus}, and {what}")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "(not set)")
+        seen = f"torch sees no GPU here (CUDA_VISIBLE_DEVICES={visible})"
+        raise AttemptError(ErrorKind.NODE, f"launcher.gpus_per_trial={gpus}, and {seen}")
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

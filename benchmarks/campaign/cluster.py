@@ -46,6 +46,10 @@ class SimulatedCluster:
         """Jobs are no processes: there is no script."""
         return ""
 
+    def command(self, submission: Submission) -> list[str]:
+        """No command either."""
+        return []
+
     def submit(self, submission: Submission) -> JobRef:
         """Begin the job at once."""
         with self._apart():

@@ -24,7 +24,7 @@ def doctor(arguments: Arguments) -> int:
         if not finding.ok:
             faults += 1
             print(f"       -> {finding.remedy}", flush=True)
-    print("all is well" if not faults else f"{faults} to mend")
+    print("all is well" if not faults else f"{faults} to fix")
     return BAD_END if faults else OK
 
 

@@ -74,6 +74,10 @@ class Launcher(Protocol):
         """The text of the script that `submit` would hand over. Writes nothing."""
         ...
 
+    def command(self, submission: Submission) -> list[str]:
+        """Return the command that `submit` would run on that script. Writes nothing."""
+        ...
+
     def submit(self, submission: Submission) -> JobRef:
         """Submit one job.
 

@@ -58,6 +58,10 @@ class LocalLauncher:
         line = submission.shell_line(container=self.settings.container)
         return "\n".join(["#!/bin/bash", *self.settings.setup, f"exec {line}", ""])
 
+    def command(self, submission: Submission) -> list[str]:
+        """Return the command that the job's controller runs."""
+        return ["bash", str(submission.job_dir / "job.sh")]
+
     def submit(self, submission: Submission) -> JobRef:
         """Start the job's process; it is running when this returns."""
         devices = self._free_devices()
@@ -85,7 +89,7 @@ class LocalLauncher:
             "OMP_NUM_THREADS": str(self.settings.cpus_per_trial),
             "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices)),
             "SUBMITIT_EXECUTOR": "local",
-            "SUBMITIT_LOCAL_COMMAND": shlex.join(["bash", str(script)]),
+            "SUBMITIT_LOCAL_COMMAND": shlex.join(self.command(submission)),
             "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
             "SUBMITIT_LOCAL_NODEID": "0",
             "SUBMITIT_LOCAL_NTASKS": "1",

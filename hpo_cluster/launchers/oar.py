@@ -113,6 +113,10 @@ _FILES = ("n", "name", "array", "array-param-file", "resubmit", "S", "scanscript
 _MODES = ("interactive", "C", "connect", "d", "directory", "J", "json", "X", "xml", "Y", "yaml", "D", "dumper")
 
 
+#: Hosts that have GPUs: `gpu=1` alone may be given a host without, whose jobs then run on its cores.
+HAS_GPUS = "gpu_count > 0"
+
+
 class OarSettings(SchedulerSettings):
     """An OAR cluster, from its frontend."""
 
@@ -122,7 +126,9 @@ class OarSettings(SchedulerSettings):
         8, ge=1, description="threads of one evaluation, and cores asked for where no GPU is (OAR ties cores to GPUs)"
     )
     queue: str | None = Field(None, description="queue (null: the cluster's default)")
-    properties: str | None = Field(None, description="resources that will do, in SQL: cluster='chuc' (null: any)")
+    properties: str | None = Field(
+        None, description="resources that will do, in SQL: cluster='chuc' (null: any; with GPUs, gpu_count > 0)"
+    )
     resources: str | None = Field(
         None, description="native resource request without walltime: host=1/gpu=1 (null: made of gpus and cpus)"
     )
@@ -186,11 +192,14 @@ class OarLauncher(SchedulerLauncher):
         # of the launching directory, $PWD: oarsub takes no quotes in these names
         command += ["-O", "%jobid%_0_log.out", "-E", "%jobid%_0_log.err"]
         command += ["-l", f"{resources},walltime={hours}:{minutes:02d}:00"]
-        conditions = [f"({settings.properties})"] if settings.properties and submission.exclude else []
+        wanted = settings.properties
+        if wanted is None and gpus:
+            wanted = HAS_GPUS
+        conditions = [f"({wanted})"] if wanted and submission.exclude else []
         conditions += [f"network_address <> '{node}'" for node in submission.exclude]
-        properties = " AND ".join(conditions) or settings.properties
+        properties = " AND ".join(conditions) or wanted
         for option, value in (("-q", settings.queue), ("-p", properties), ("--project", settings.project)):
-            command += [] if value is None else [option, value]
+            command += [option, value] if value else []
         for kind in settings.types:
             command += ["-t", kind]
         if delay_s := warning_s(settings.checkpoint_delay_s, settings.walltime_min):

@@ -163,6 +163,11 @@ class SlurmLauncher(SchedulerLauncher):
         """The text of the submission script."""
         return self._text(*self._executor(submission), submission.token)
 
+    def command(self, submission: Submission) -> list[str]:
+        """Return the submission command; the options are in the script."""
+        executor, _ = self._executor(submission)
+        return list(executor._make_submission_command(submission.job_dir / "submission.sh"))
+
     def _text(self, executor: Any, command: str, token: str) -> str:
         text = str(executor._make_submission_file_text(command, uid=token))
         if self.settings.checkpoint_delay_s or "signal" in self.settings.extra:

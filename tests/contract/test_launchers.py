@@ -538,4 +538,4 @@ def test_nodes_that_failed_are_left_out(tmp_path: Path) -> None:
     asked = OarLauncher(OarSettings(properties="cluster='chuc'")).command(job)
     condition = "(cluster='chuc') AND network_address <> 'node01' AND network_address <> 'node02'"
     assert asked[asked.index("-p") + 1] == condition
-    assert "-p" not in OarLauncher(OarSettings()).command(submission(tmp_path, ""))
+    assert "-p" not in OarLauncher(OarSettings(gpus_per_trial=0)).command(submission(tmp_path, ""))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -47,3 +49,27 @@ def test_a_job_that_cannot_work_is_told_with_the_end_of_its_log(capsys: pytest.C
     assert "brought no result" in out
     assert "no such module" in out
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_gpu_that_a_job_does_not_find_is_a_fault(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # without an nvidia-smi
+    assert cli.main(["doctor", "launcher.gpus_per_trial=1", "launcher.gpu_devices=[0]"]) == 1
+    out = capsys.readouterr().out
+    assert "FAULT  launcher.gpus_per_trial=1; GPUs there: none" in out
+    assert out.count("FAULT") == 1
+    assert "1 to fix" in out
+
+
+def test_a_file_system_without_flock_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(fd: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    assert cli.main(["doctor", "objective=synthetic"]) == 0
+    assert "no file locks (flock)" in capsys.readouterr().out
+    assert cli.main(["run", "objective=synthetic", "campaign=c", "budget=2"]) == 0
+    assert "this file system has no file locks (flock)" in capsys.readouterr().out

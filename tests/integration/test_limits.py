@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import shlex
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def test_a_dry_run_prints_scripts_and_proposals_and_creates_nothing(capsys: pyte
     assert cli.main(["run", *QUICK, *[word.strip("'") for word in words], "dry_run=true"]) == 0
     out = capsys.readouterr().out
     assert out.count("#SBATCH --partition=gpu") == 2
+    assert out.count("$ sbatch ") == 2
     assert "#SBATCH --comment='two words'" in out
     assert "t0000  x1=" in out
     assert list(Path.cwd().iterdir()) == []
@@ -42,6 +44,16 @@ def test_a_dry_run_prints_scripts_and_proposals_and_creates_nothing(capsys: pyte
     assert cli.main(["resume", str(DIR), "budget=3", "dry_run=true"]) == 0
     assert "t0002" in capsys.readouterr().out
     assert sorted(DIR.rglob("*")) == before
+
+
+def test_a_dry_run_shows_the_whole_submission_command_of_oar(capsys: pytest.CaptureFixture[str]) -> None:
+    """Queue, properties, resources and types are nowhere in the script."""
+    words = ["launcher=oar", "launcher.queue=default", "launcher.types=[besteffort]", "workers=1", "dry_run=true"]
+    assert cli.main(["run", *QUICK, *words]) == 0
+    command = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("$ oarsub "))
+    said = shlex.split(command)[2:]
+    wanted = {"-l": "nodes=1/gpu=1,walltime=2:00:00", "-q": "default", "-p": "gpu_count > 0", "-t": "besteffort"}
+    assert {option: said[said.index(option) + 1] for option in wanted} == wanted
 
 
 def test_after_the_deadline_nothing_is_submitted(capsys: pytest.CaptureFixture[str]) -> None:

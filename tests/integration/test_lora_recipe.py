@@ -449,3 +449,16 @@ def test_classic_route_drops_a_trained_head_of_a_tied_model(
         in_memory, converted = recorded
         difference = max(abs(a - b) for a, b in zip(in_memory, converted, strict=True))
         assert difference > 0.1 if lora_head else difference <= 1e-4
+
+
+@pytest.mark.parametrize(("cuda", "kind"), [("12.8", "node"), (None, "code")])
+def test_a_gpu_that_was_promised_and_is_not_there_ends_the_attempt_at_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda: str | None, kind: str
+) -> None:
+    """On the host's cores it would train for days, in silence."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    error = run_attempt(tmp_path / "a0", objective(data), gpus=1)
+    assert error["kind"] == kind
+    assert "launcher.gpus_per_trial=1" in error["message"]
+    assert ("sees no GPU here" if cuda else "CUDA build") in error["message"]
