@@ -80,6 +80,7 @@ def _dispatch(words: list[str]) -> int:
         "stop": drive.post,
         "report": look.report,
         "repair": check.repair,
+        "export-adapter": look.export_adapter,
         "doctor": check.doctor,
         "prepare": check.prepare,
     }

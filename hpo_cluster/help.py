@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = {
     "tick": "one short pass in place of a driver that stays, for cron: take in, propose, submit, exit",
     "report": "draw plots of a campaign",
     "repair": "rebuild a journal that was cut or damaged, from its whole lines and the jobs' files",
+    "export-adapter": "write the model that a trial has fine-tuned as a Hugging Face model",
     "doctor": "check commands, storage, clock, queue, files, and run one tiny job",
     "prepare": "fetch model, data and tasks to shared storage, once",
 }
@@ -38,6 +39,7 @@ USAGE = {
     "tick": "hpo-cluster tick DIR [KEY=VALUE ...] [options]",
     "report": "hpo-cluster report DIR",
     "repair": "hpo-cluster repair DIR",
+    "export-adapter": "hpo-cluster export-adapter DIR TRIAL --to NEW_DIR",
     "doctor": "hpo-cluster doctor [KEY=VALUE ...] [options]",
     "prepare": "hpo-cluster prepare [KEY=VALUE ...] [options]",
 }
@@ -52,6 +54,7 @@ FLAGS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
         ("run", "resume", "tick", "doctor", "prepare"),
         "a folder of space/NAME.yaml and the like, besides ./conf",
     ),
+    "--to": ("NEW_DIR", ("export-adapter",), "the folder that is written"),
     "--json": ("", ("status",), "print the status as JSON"),
     "--help": ("", tuple(COMMANDS), "this text (also -h)"),
 }

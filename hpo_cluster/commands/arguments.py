@@ -40,7 +40,7 @@ class Arguments:
             faults.append(f"{self.words[0]}: is no campaign (it has no campaign.yaml){campaigns_nearby()}")
         extra = self.words[1:] if self.command in ("status", "report", "stop", "repair") else []
         faults += [f"{word!r}: {self.command} takes nothing but a folder" for word in extra]
-        if self.command in ("why", "tail", "cancel", "retry"):
+        if self.command in ("why", "tail", "cancel", "retry", "export-adapter"):
             faults += [f"{word!r}: is no number of a trial" for word in self.words[1:] if trial_number(word) is None]
             if len(self.words) < 2:
                 faults.append(f"{self.command} needs the number of a trial, such as 7")

@@ -7,8 +7,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from hpo_cluster.commands import OK
 from hpo_cluster.commands.arguments import Arguments, short_path
+from hpo_cluster.errors import ConfigError
 
 if TYPE_CHECKING:
     pass
@@ -56,6 +59,46 @@ def tail(arguments: Arguments) -> int:
             print(f"t{number:04d} is {trial.state}")
             return OK
         time.sleep(1.0)
+
+
+def export_adapter(arguments: Arguments) -> int:
+    """Write the model that a trial has fine-tuned as a Hugging Face model."""
+    from hpo_cluster.layout import CampaignLayout
+    from hpo_cluster.record import Record
+    from hpo_cluster.story import find_trial
+    from hpo_cluster.trial import trial_label
+
+    folder, number = arguments.folder(), arguments.trials()[0]
+    layout, faults = CampaignLayout(folder), []
+    trial = find_trial(Record.read(layout.events), folder, number)
+    attempts = (layout.attempt(number, attempt.number).adapter_dir for attempt in reversed(trial.attempts))
+    adapter = next((path for path in attempts if (path / "lit_model.pth.lora").is_file()), None)
+    if adapter is None:
+        faults.append(
+            f"{trial_label(number)} is {trial.state} and keeps no adapter (they are kept by trials of objective=lora "
+            "that were trained to the end, with objective.keep_adapter=true)"
+        )
+    else:
+        base = Path(yaml.safe_load((adapter / "hyperparameters.yaml").read_text())["checkpoint_dir"])
+        if not (base / "lit_model.pth").is_file():
+            faults.append(f"the base model is no longer in {base}; run hpo-cluster prepare, or put it back")
+    target = Path(arguments.flags.get("--to", ""))
+    if "--to" not in arguments.flags:
+        faults.append("export-adapter needs the folder to write: --to NEW_DIR")
+    elif target.exists():
+        faults.append(f"--to {target}: is there already; give a folder that does not exist")
+    elif not target.absolute().parent.is_dir():
+        faults.append(f"--to {target}: {target.absolute().parent} is not a folder")
+    if len(arguments.words) > 2:
+        faults.append(f"{' '.join(arguments.words[2:])}: export-adapter takes one trial")
+    if faults or adapter is None:
+        raise ConfigError(faults, "hpo-cluster export-adapter --help")
+    print(f"merging {adapter} into its base model", flush=True)
+    from hpo_cluster.objectives.lit_files import export_adapter as write
+
+    write(adapter.absolute(), target.absolute())
+    print(f"written: {target}. In Python:  AutoModelForCausalLM.from_pretrained({str(target)!r})")
+    return OK
 
 
 def report(arguments: Arguments) -> int:

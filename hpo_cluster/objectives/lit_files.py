@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import sys
 import tempfile
@@ -54,24 +55,74 @@ def converted_lm(model: Any, objective: LoraObjective, train: TrainSettings, dev
         model: the trained model; None scores the base model.
         folder: where the merged and the converted weights go, several times the size of the model.
     """
-    from litgpt.scripts.convert_lit_checkpoint import convert_lit_checkpoint
-    from litgpt.scripts.merge_lora import merge_lora
-    from litgpt.utils import copy_config_files
     from lm_eval.models.huggingface import HFLM
 
     base = Path(objective.model.checkpoint_dir)
     source, converted = base, folder / "converted"
     converted.mkdir()
+    if model is not None:
+        source = folder / "merged"
+        save_adapter(model, objective, train, source)
+        merge(source, base, train.precision)
+    convert_to_hugging_face(source, converted)
+    dtype = str(weights_dtype(train)).removeprefix("torch.")
+    return HFLM(pretrained=str(converted), device=str(device), batch_size=objective.tasks.batch_size, dtype=dtype)
+
+
+def merge(source: Path, base: Path, precision: str) -> None:
+    """Write the weights of a base model with an adapter into the adapter's folder, as ``litgpt merge_lora`` does."""
+    from litgpt.scripts.merge_lora import merge_lora
+
     with contextlib.redirect_stdout(sys.stderr):  # LitGPT prints what it is called with
-        if model is not None:
-            source = folder / "merged"
-            save_adapter(model, objective, train, source)
-            merge_lora(source, pretrained_checkpoint_dir=base, precision=train.precision)
+        merge_lora(source, pretrained_checkpoint_dir=base, precision=precision)
+
+
+def convert_to_hugging_face(source: Path, converted: Path) -> None:
+    """Write a LitGPT checkpoint into an empty folder as transformers reads it.
+
+    The configuration of a model with tied embeddings is untied if its head was trained: transformers would put the
+    embeddings in the head's place, and a perplexity of 667 become one of 218 300, without a word.
+    """
+    from litgpt.scripts.convert_lit_checkpoint import convert_lit_checkpoint
+    from litgpt.utils import copy_config_files
+
+    with contextlib.redirect_stdout(sys.stderr):
         copy_config_files(source, converted)
         convert_lit_checkpoint(source, converted)
     # transformers reads pytorch_model.bin, and reads it with weights_only, which LitGPT's writer does not allow for
     weights = torch.load(converted / "model.pth", map_location="cpu", weights_only=True)
     torch.save(weights, converted / "pytorch_model.bin")
     (converted / "model.pth").unlink()
-    dtype = str(weights_dtype(train)).removeprefix("torch.")
-    return HFLM(pretrained=str(converted), device=str(device), batch_size=objective.tasks.batch_size, dtype=dtype)
+    config = json.loads((converted / "config.json").read_text())
+    head = next((value for name, value in weights.items() if name in HEADS), None)
+    embeddings = next((value for name, value in weights.items() if name.endswith(EMBEDDINGS)), None)
+    if config.get("tie_word_embeddings", True) and head is not None and embeddings is not None:
+        config["tie_word_embeddings"] = head.shape == embeddings.shape and torch.equal(head, embeddings)
+        (converted / "config.json").unlink()  # it may be a link to the base model's
+        (converted / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+#: Names of the head and of the embeddings in the families that LitGPT converts.
+HEADS = ("lm_head.weight", "embed_out.weight")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
+
+
+def export_adapter(adapter_dir: Path, folder: Path) -> None:
+    """Write the model that an attempt has fine-tuned as a Hugging Face model, whose log-likelihoods are the attempt's.
+
+    Args:
+        adapter_dir: as `save_adapter` has written it; it is left as it is.
+        folder: a new folder; it appears whole or not at all.
+    """
+    settings = yaml.safe_load((adapter_dir / "hyperparameters.yaml").read_text())
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        merged, converted = temporary / "merged", temporary / "model"
+        shutil.copytree(adapter_dir, merged)
+        converted.mkdir()
+        merge(merged, Path(settings["checkpoint_dir"]), settings["precision"])
+        convert_to_hugging_face(merged, converted)
+        converted.chmod(0o755)
+        converted.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
