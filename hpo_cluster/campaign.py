@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import difflib
 import functools
 import logging
 import os
@@ -501,7 +502,10 @@ class Campaign:
         try:
             outcome = self.spec.objective.outcome(result)
         except KeyError as error:
-            message = f"the result has no metric {error}; it has {', '.join(sorted(result['metrics']))}"
+            there, name = sorted(result["metrics"]), str(error.args[0])
+            close = difflib.get_close_matches(name, there, n=1)
+            meant = f"did you mean {close[0]!r}? " if close else ""
+            message = f"the result has no metric {name!r}; {meant}it has {', '.join(there)}"
             self._fail(trial, attempt, ErrorKind.BAD_RESULT, message, result)
             return
         self._end(

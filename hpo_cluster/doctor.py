@@ -57,10 +57,10 @@ def examine(spec: CampaignSpec, *, timeout_s: float = 300.0) -> Iterator[Finding
 
 
 def _files(spec: CampaignSpec) -> Iterator[Finding]:
-    faults = spec.objective.file_faults(spec.resolve)
+    faults = spec.objective.file_faults(spec.resolve) or spec.objective.reading_faults(spec.resolve)
     for fault in faults:
         what, _, remedy = fault.partition("; ")
-        yield Finding(False, what, remedy)
+        yield Finding(False, what, remedy or "change that key, and ask again")
     if not faults:
         yield Finding(True, f"what objective={spec.objective.kind} reads is there")
 

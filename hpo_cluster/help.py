@@ -54,6 +54,7 @@ FLAGS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
         ("run", "resume", "tick", "doctor", "prepare"),
         "a folder of space/NAME.yaml and the like, besides ./conf",
     ),
+    "--no-check": ("", ("run",), "do not read model, data and tasks before a new campaign starts; its jobs will"),
     "--to": ("NEW_DIR", ("export-adapter",), "the folder that is written"),
     "--json": ("", ("status",), "print the status as JSON"),
     "--help": ("", tuple(COMMANDS), "this text (also -h)"),

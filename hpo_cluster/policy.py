@@ -31,6 +31,7 @@ class Failures(BaseModel):
     bad_data: Action = Field("failed", description="training data that cannot be read as what it should be")
     missing_task: Action = Field("failed", description="an lm-eval task that is not there")
     missing_model: Action = Field("failed", description="no checkpoint where the configuration says")
+    bad_config: Action = Field("failed", description="settings that do not fit the tasks, the model or one another")
     bad_result: Action = Field("failed", description="the objective's output is not what was agreed")
     code: Action = Field("failed", description="any other exception: the program or its configuration")
 

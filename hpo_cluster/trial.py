@@ -56,6 +56,7 @@ class ErrorKind(StrEnum):
     BAD_DATA = "bad_data"  # training data that cannot be read as what it should be
     MISSING_TASK = "missing_task"  # an lm-eval task that is not there
     MISSING_MODEL = "missing_model"  # no checkpoint where the config says
+    BAD_CONFIG = "bad_config"  # settings that do not fit the tasks, the model or one another
     BAD_RESULT = "bad_result"  # the objective's output is not what was agreed
     CODE = "code"  # any other exception: the program or its configuration
     DISK = "disk"  # no space or no right to write

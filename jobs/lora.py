@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpo_cluster import worker
 from hpo_cluster.errors import AttemptError
+from hpo_cluster.objectives.instruction_data import read_data
 from hpo_cluster.objectives.lora import CHECKPOINT_FILES, LoraObjective, TrainSettings, effective_train
 from hpo_cluster.trial import ErrorKind
 from hpo_cluster.worker import Attempt
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # torch, litgpt and lm-eval are imported once the environment
 log = logging.getLogger("lora")
 
 IGNORED = -100  # label of a token that is not learned
+LITGPT_SPLIT = 0.05  # share of a single file that LitGPT keeps for validation unless it is told
 HEAD_PIECE = 128  # positions through the language-model head at once, as LitGPT trains
 
 #: A tokenized row of the data: ``input_ids`` and ``labels`` (length), ``token_counts``.
@@ -59,18 +61,26 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="hpo-cluster-", ignore_cleanup_errors=True) as scratch:
         attempt.phase("import")
         device = prepare_process(storage_dir, int(attempt.params.get("gpus") or 0))
+        from hpo_cluster.objectives import lora_checks
         from hpo_cluster.objectives.lit_checkpoint import fingerprint
         from hpo_cluster.objectives.lit_files import converted_lm, save_adapter
-        from hpo_cluster.objectives.lm_tasks import load_tasks, score
+        from hpo_cluster.objectives.lm_tasks import score
         from hpo_cluster.objectives.meter import Meter
 
         attempt.phase("load")
         meter = Meter(device)
-        include_path = None if objective.tasks.include_path is None else Path(objective.tasks.include_path)
-        names = (objective.tasks.validation, *objective.tasks.test)
-        tasks = load_tasks(names, include_path, objective.tasks.num_fewshot, Path(scratch))
         checkpoint_dir = checked_checkpoint(objective)
+        tasks = lora_checks.load_tasks_of(objective, Path(scratch))
+        lora_checks.raise_all(
+            [
+                *lora_checks.task_faults(objective, tasks),
+                *lora_checks.data_faults(objective),
+                *lora_checks.prompt_faults(objective),
+                *lora_checks.tokenizer_faults(checkpoint_dir),
+            ]
+        )
         train_examples, val_examples = load_examples(objective, train, checkpoint_dir)
+        without_labels = 0 if attempt.baseline else count_without_labels(objective, train_examples)
         seed_everything(seed)  # before the model: its adapter is drawn
         model = load_model(checkpoint_dir, train, device, baseline=attempt.baseline)
         run = Run(model, train, device)
@@ -79,7 +89,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         attempt.looks = True  # from here on there is something to keep
 
         if not attempt.baseline:
-            attempt.phase("train", physical_batch_size=run.physical)
+            attempt.phase("train", **run.told)
             state.optimizer = make_optimizer(model, train)
             keep.mark = fingerprint(objective, train, seed)
             resume(keep)
@@ -87,8 +97,8 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
             fine_tune(run, state, train_examples, objective.data.split_seed, attempt, keep)
 
         metrics: dict[str, float] = {} if attempt.baseline else {"train_loss": state.loss}
-        if train.validation_batches:
-            attempt.phase("validate", physical_batch_size=run.physical)
+        if train.validation_batches and len(val_examples):
+            attempt.phase("validate", **run.told)
             metrics["val_loss"] = validate(run, val_examples)
 
         attempt.phase("merge")
@@ -113,6 +123,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         "sems": sems,
         "steps": state.step,
         "examples": state.examples,
+        "examples_without_labels": without_labels,
         "tokens": state.tokens,
         "attempts": len(state.resumed_at) + 1,
         "resumed_at": state.resumed_at,
@@ -166,37 +177,58 @@ def checked_checkpoint(objective: LoraObjective) -> Path:
 
 
 def load_examples(objective: LoraObjective, train: TrainSettings, checkpoint_dir: Path) -> tuple[Any, Any]:
-    """Training and validation examples, tokenized when one is asked for. Faults are of kind ``bad_data``."""
+    """Training and validation examples, tokenized when one is asked for; the latter may be none.
+
+    Faults are of kind ``bad_data``. A single file is divided as LitGPT's `JSON` does.
+    """
+    import torch
     from litgpt.config import Config
-    from litgpt.data.json_data import JSON
+    from litgpt.data.base import SFTDataset
     from litgpt.tokenizer import Tokenizer
+    from torch.utils.data import random_split
 
     block_size = Config.from_file(checkpoint_dir / "model_config.yaml").block_size
     settings = objective.data
-    try:
-        data = JSON(
-            json_path=Path(settings.path),
-            mask_prompt=settings.mask_prompt,
-            val_split_fraction=settings.val_split_fraction,
-            prompt_style=settings.prompt_style,
-            ignore_index=IGNORED,
-            seed=settings.split_seed,
-        )
-        length = min(train.max_seq_length or block_size, block_size)
-        data.connect(Tokenizer(checkpoint_dir), batch_size=train.micro_batch_size, max_seq_length=length)
-        data.setup()
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise AttemptError(ErrorKind.BAD_DATA, f"data.path={settings.path}: {error}") from error
-    for name, dataset in (("training", data.train_dataset), ("validation", data.test_dataset)):
-        rows = getattr(dataset.data, "dataset", dataset.data)  # a part of a file that was split, or a file
-        if not isinstance(rows, list) or not len(dataset):
-            what = "no JSON list" if not isinstance(rows, list) else "empty"
-            raise AttemptError(ErrorKind.BAD_DATA, f"data.path={settings.path}: the {name} data is {what}")
-        for number, row in enumerate(rows):
-            if not isinstance(row, dict) or any(not isinstance(row.get(k), str) for k in ("instruction", "output")):
-                what = f"row {number} of the {name} data lacks the text instruction or output"
-                raise AttemptError(ErrorKind.BAD_DATA, f"data.path={settings.path}: {what}")
-    return data.train_dataset, data.test_dataset
+    train_rows: Any
+    val_rows: Any
+    train_rows, val_rows = read_data(Path(settings.path), settings.fields)
+    if val_rows is None and settings.val_split_fraction != 0:
+        share = LITGPT_SPLIT if settings.val_split_fraction is None else settings.val_split_fraction
+        generator = torch.Generator().manual_seed(settings.split_seed)
+        train_rows, val_rows = random_split(train_rows, [1.0 - share, share], generator=generator)
+        if not len(val_rows) or not len(train_rows):
+            what = f"data.val_split_fraction={share} of {len(train_rows) + len(val_rows)} rows leaves a part empty"
+            raise AttemptError(ErrorKind.BAD_DATA, f"data.path={settings.path}: {what}; 0 trains on all, unvalidated")
+    length = min(train.max_seq_length or block_size, block_size)
+    tokenizer = Tokenizer(checkpoint_dir)
+    made = [
+        SFTDataset(rows, tokenizer, settings.prompt_style, length, settings.mask_prompt, IGNORED)
+        for rows in (train_rows, val_rows or [])
+    ]
+    return made[0], made[1]
+
+
+def count_without_labels(objective: LoraObjective, examples: Any) -> int:
+    """Count the training examples that teach nothing: every token after the first is masked or was cut away.
+
+    Without ``data.mask_prompt`` every example that has two tokens has labels, and the first one that has is enough.
+
+    Raises:
+        AttemptError: of kind ``bad_data``, if no example has a label.
+    """
+    count, total = 0, len(examples)
+    for number in range(total):
+        if (examples[number]["labels"][1:] == IGNORED).all():
+            count += 1
+        elif not objective.data.mask_prompt:
+            break
+    if count == total:
+        hint = "every prompt is longer than the context" if objective.data.mask_prompt else "every row is empty"
+        message = f"data.path={objective.data.path}: none of the {total} training examples has a token to learn ({hint}"
+        raise AttemptError(ErrorKind.BAD_DATA, f"{message}; see data.mask_prompt and train.max_seq_length)")
+    if count:
+        log.warning("%d of %d training examples have no token to learn: their prompts fill the context", count, total)
+    return count
 
 
 def seed_everything(seed: int) -> None:
@@ -274,6 +306,16 @@ class Run:
             from hpo_cluster.objectives.lit_dropout import MicroBatchDropout
 
             self.dropout = MicroBatchDropout(self.model, self.train.lora_dropout, HEAD_PIECE, self.precision)
+
+    @property
+    def told(self) -> dict[str, int]:
+        """The physical batch, where an attempt that runs out of memory with it can be followed by one with half of it.
+
+        The dropout masks of a mixture of experts depend on the routing, so that its batches cannot be divided.
+        """
+        config = self.model.config
+        whole = config.n_expert and config.lora_mlp and self.train.lora_dropout > 0
+        return {} if whole else {"physical_batch_size": self.physical}
 
     def precision(self) -> AbstractContextManager[Any]:
         """The context of a forward pass."""

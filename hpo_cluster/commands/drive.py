@@ -44,6 +44,8 @@ def run(arguments: Arguments) -> int:
         campaign_spec(config, overrides, take_over=take_over)
         for config, overrides in zip(configs, combinations, strict=True)
     ]
+    if "--no-check" not in arguments.flags:
+        _check(configs)
     for number, (config, spec) in enumerate(zip(configs, specs, strict=True), 1):
         if len(configs) > 1:
             print(f"campaign {number} of {len(configs)}: {config.campaign}")
@@ -52,6 +54,24 @@ def run(arguments: Arguments) -> int:
         if ended == INTERRUPTED:
             break
     return code
+
+
+def _check(configs: Sequence[Config]) -> None:
+    """Read what the jobs of new campaigns will read, each objective once."""
+    from hpo_cluster.objectives.base import Objective
+
+    seen: set[str] = set()
+    faults: list[str] = []
+    for config in configs:
+        key = config.objective.model_dump_json()
+        if key in seen or config.campaign_dir.exists():
+            continue
+        seen.add(key)
+        if type(config.objective).reading_faults is not Objective.reading_faults:
+            print("reading model, data and tasks as the jobs will (--no-check leaves it out)", flush=True)
+        faults += config.objective.reading_faults(config.resolve)
+    if faults:
+        raise ConfigError(faults, "Nothing was created. hpo-cluster run --help")
 
 
 def resume(arguments: Arguments) -> int:

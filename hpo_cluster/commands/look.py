@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from hpo_cluster.commands import OK
 from hpo_cluster.commands.arguments import Arguments, short_path
 from hpo_cluster.errors import ConfigError
@@ -63,6 +61,8 @@ def tail(arguments: Arguments) -> int:
 
 def export_adapter(arguments: Arguments) -> int:
     """Write the model that a trial has fine-tuned as a Hugging Face model."""
+    import yaml
+
     from hpo_cluster.layout import CampaignLayout
     from hpo_cluster.record import Record
     from hpo_cluster.story import find_trial

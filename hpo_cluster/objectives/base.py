@@ -115,6 +115,10 @@ class Objective(Settings, ABC):
         """Which files the jobs would miss, each with what to do about it; empty when all are there."""
         return []
 
+    def reading_faults(self, resolve: PathResolver) -> list[str]:
+        """What a job would find wrong before it starts its work; empty if nothing, or if it cannot be known here."""
+        return []
+
     def outcome(self, result: Mapping[str, Any]) -> Outcome:
         """Read a valid ``result.json``.
 

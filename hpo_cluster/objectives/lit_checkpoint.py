@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from litgpt.lora import lora_filter
 
+from hpo_cluster.objectives.instruction_data import files_of
 from hpo_cluster.objectives.lora import LoraObjective, TrainSettings
 
 FILE = "state.pt"
@@ -29,7 +30,7 @@ def fingerprint(objective: LoraObjective, train: TrainSettings, seed: int) -> di
     """What must be the same for a training to go on from a checkpoint (JSON); the code is not part of it."""
     data = Path(objective.data.path)
     base = Path(objective.model.checkpoint_dir)
-    files = [data] if data.is_file() else [data / "train.json", data / "val.json"]
+    files = [path for path in files_of(data) if path is not None]
     return {
         "format": FORMAT,
         "seed": seed,

@@ -44,7 +44,8 @@ def load_tasks(
         What `lm_eval.evaluate` takes as ``task_dict``.
 
     Raises:
-        AttemptError: of kind ``missing_task``, for a name that is nowhere or a data set that is not on this machine.
+        AttemptError: of kind ``missing_task``, for a name that is nowhere or a data set that is not on this machine;
+            of kind ``bad_config``, for a task that cannot be made of its YAML file and its documents.
     """
     import numpy as np
     from lm_eval.tasks import TaskManager
@@ -69,8 +70,15 @@ def load_tasks(
     except (OSError, ValueError) as error:  # what `datasets` raises without network, without file, without split
         if worker.classify(error) != ErrorKind.CODE:
             raise
+        if "Duplicate task" in str(error):  # named, and a member of a group that is named
+            raise AttemptError(ErrorKind.BAD_CONFIG, f"tasks.validation, tasks.test: {error}; name it once") from error
         message = f"a data set of {', '.join(names)} cannot be read here ({error}); run: hpo-cluster prepare"
         raise AttemptError(ErrorKind.MISSING_TASK, message) from error
+    except Exception as error:  # a task is a program in YAML: its templates and its documents may not fit
+        if worker.classify(error) != ErrorKind.CODE:
+            raise
+        message = f"a task of {', '.join(names)} cannot be loaded: {type(error).__name__}: {error}"
+        raise AttemptError(ErrorKind.BAD_CONFIG, message) from error
     for task in loaded["tasks"].values():
         own = task.get_config("num_fewshot")
         if own is None or (own != 0 and num_fewshot is not None):  # lm-eval's rule: a task's own zero stands

@@ -9,13 +9,13 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from hpo_cluster.objectives.base import Objective, PathResolver, Settings
+from hpo_cluster.objectives.instruction_data import files_of
 from hpo_cluster.space import Categorical, Parameter, Space, Value
 
 #: What LoRA can be put on; a setting ``lora_<name>`` each.
@@ -26,6 +26,13 @@ FIXED_SETTINGS = ("seed", "physical_batch_size", "checkpoint_interval_s")
 
 #: Random configurations that are tried for rules that concern several settings.
 PROBES = 1000
+
+#: Metrics that the job measures besides those of the tasks, and that can be optimised too.
+LOSSES = ("val_loss", "train_loss")
+
+#: lm-eval's metrics by whether less of them is better.
+_LESS_IS_BETTER = (*LOSSES, "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter", "brier_score")
+_MORE_IS_BETTER = ("acc", "acc_norm", "acc_mutual_info", "acc_all", "exact_match", "f1", "mcc", "bleu", "chrf", "em")
 
 CHECKPOINT_FILES = ("lit_model.pth", "model_config.yaml", "tokenizer.json", "tokenizer_config.json")
 
@@ -43,9 +50,14 @@ class DataSettings(Settings):
     """Training data in Alpaca format: rows with instruction, input and output."""
 
     name: str = Field(description="short name, used in messages and reports")
-    path: str = Field(description="a JSON file, or a directory with train.json and val.json")
+    path: str = Field(description="a JSON or JSONL file, or a directory with train.json(l) and, if any, val.json(l)")
     url: str | None = Field(None, description="where `prepare` gets the file")
-    val_split_fraction: float | None = Field(None, description="share of a single file kept for the validation loss")
+    fields: dict[Literal["instruction", "output", "input"], str] = Field(
+        default_factory=dict, description="names of the columns, where they are others: {instruction: prompt}"
+    )
+    val_split_fraction: float | None = Field(
+        None, ge=0, lt=1, description="share of a single file kept for the validation loss (null: 0.05; 0: none)"
+    )
     split_seed: int = Field(42, description="seed of that split and of the order of examples")
     prompt_style: str = Field("alpaca", description="LitGPT prompt style")
     mask_prompt: bool = Field(False, description="whether the loss ignores the prompt's tokens")
@@ -57,7 +69,7 @@ class TasksSettings(Settings):
     name: str = Field(description="short name, used in messages and reports")
     validation: str = Field(description="lm-eval task that is optimised")
     test: tuple[str, ...] = Field((), description="lm-eval tasks that are only recorded")
-    metric: str = Field("acc", description="metric of the validation task that is optimised")
+    metric: str = Field("acc", description="metric of the validation task that is optimised; or val_loss, train_loss")
     include_path: str | None = Field(None, description="directory of task YAML files of your own")
     num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt; null leaves it to the task (zero)")
     limit: int | None = Field(None, ge=1, description="score only so many documents of each task")
@@ -136,8 +148,14 @@ class TrainSettings(Settings):
         return self
 
 
+def lower_is_better(metric: str) -> bool | None:
+    """Return whether less of a well-known metric is better; None for one that is not known by its name."""
+    name = metric.partition(",")[0]  # of a filter
+    return True if name in _LESS_IS_BETTER else False if name in _MORE_IS_BETTER else None
+
+
 class LoraObjective(Objective):
-    """LoRA fine-tune, then score."""
+    """LoRA fine-tune, then score. The direction is the metric's, where it is not given."""
 
     OPERATIONAL = ("train.physical_batch_size", "train.checkpoint_interval_s", "keep_adapter")
 
@@ -150,6 +168,35 @@ class LoraObjective(Objective):
         "in_memory", description="in_memory: score the merged model in place; litgpt_cli: convert and `litgpt evaluate`"
     )
     keep_adapter: bool = Field(True, description="whether each attempt keeps its LoRA weights")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _direction_of_metric(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("direction") is not None:
+            return data
+        tasks = data.get("tasks")
+        metric = tasks.get("metric") if isinstance(tasks, dict) else getattr(tasks, "metric", None)
+        less = isinstance(metric, str) and lower_is_better(metric)
+        return {**data, "direction": "minimize" if less else "maximize"}
+
+    @model_validator(mode="after")
+    def _metric_can_be_optimised(self) -> Self:
+        metric, less = self.tasks.metric, lower_is_better(self.tasks.metric)
+        if less is not None and less == (self.direction == "maximize"):
+            better, wanted = ("less", "minimize") if less else ("more", "maximize")
+            raise ValueError(
+                f"objective.direction={self.direction}: {better} {metric} is better; give {wanted}, or leave it null"
+            )
+        if metric == "val_loss" and not self.train.validation_batches:
+            raise ValueError("tasks.metric=val_loss: train.validation_batches=0 measures none; give 1 or more")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that make the objective what it is; campaigns from before `data.fields` go on."""
+        identity = super().identity()
+        if not self.data.fields:
+            del identity["data"]["fields"]
+        return identity
 
     @property
     def label(self) -> str:
@@ -164,7 +211,8 @@ class LoraObjective(Objective):
     @property
     def metric(self) -> str:
         """Name of the metric that is optimised."""
-        return f"{self.tasks.validation}/{self.tasks.metric}"
+        metric = self.tasks.metric
+        return metric if metric in LOSSES else f"{self.tasks.validation}/{metric}"
 
     @property
     def has_baseline(self) -> bool:
@@ -236,6 +284,12 @@ class LoraObjective(Objective):
         hint = "exclude it with a constraint: space.constraints"
         return [f"space: a configuration is not accepted: {fault}; {hint}" for fault in found.values()]
 
+    def reading_faults(self, resolve: PathResolver) -> list[str]:
+        """What is found wrong by reading tasks, tokenizer and data as a job does; takes some seconds."""
+        from hpo_cluster.objectives.lora_checks import check_before_start
+
+        return check_before_start(self.job_settings(resolve))
+
     def file_faults(self, resolve: PathResolver) -> list[str]:
         """Which files the jobs would miss, each with what to do about it."""
         faults = []
@@ -246,18 +300,12 @@ class LoraObjective(Objective):
             how = f"run: {prepare}" if self.model.repo_id else "give a LitGPT checkpoint directory"
             faults.append(f"model.checkpoint_dir: {checkpoint_dir} lacks {', '.join(missing)}; {how}")
         data_path = resolve(self.data.path)
-        if not _is_data(data_path):
-            how = f"run: {prepare}" if self.data.url else "give a JSON file, or a folder with train.json and val.json"
+        if files_of(data_path)[0] is None:
+            how = f"run: {prepare}" if self.data.url else "give a .json or .jsonl file, or a folder with train.json"
             faults.append(f"data.path: {data_path} is no Alpaca-format data; {how}")
         if self.tasks.include_path is not None and not resolve(self.tasks.include_path).is_dir():
             faults.append(f"tasks.include_path: {resolve(self.tasks.include_path)} is no directory")
         return faults
-
-
-def _is_data(path: Path) -> bool:
-    if path.is_dir():
-        return (path / "train.json").is_file() and (path / "val.json").is_file()
-    return path.suffix == ".json" and path.is_file()
 
 
 def ends(parameter: Parameter) -> tuple[Value, ...]:

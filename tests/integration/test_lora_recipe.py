@@ -298,10 +298,13 @@ def test_out_of_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 BAD_DATA = {
     "not JSON": ("[{", "data"),
-    "not a list": ('{"instruction": "a", "output": "b"}', "no JSON list"),
+    "not a list": ('{"instruction": "a", "output": "b"}', "one dict with the keys"),
     "empty": ("[]", "empty"),
-    "a key is missing": ('[{"instruction": "a", "output": "b"}, {"instruction": "a"}]', "row 1 of the training data"),
-    "not text": ('[{"instruction": "a", "output": null}]', "row 0 of the training data"),
+    "a key is missing": (
+        '[{"instruction": "a", "output": "b"}, {"instruction": "a"}]',
+        "row 1 lacks the text 'output'",
+    ),
+    "not text": ('[{"instruction": "a", "output": null}]', "row 0 lacks the text 'output'"),
     "too few": ('[{"instruction": "a", "output": "b"}]', "1 training examples"),
 }
 

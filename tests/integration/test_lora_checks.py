@@ -1,0 +1,283 @@
+"""What can be known before training is known before training: in `run`, in `doctor`, and at a job's start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lora_bench import BUNDLE, objective, run_attempt, write_data
+
+from hpo_cluster import cli
+from hpo_cluster.objectives.lora import LoraObjective
+from hpo_cluster.objectives.lora_checks import faults_of_settings
+
+Change = Callable[[dict[str, Any], Path], None]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    """Of a job, on copies of the bundled files that a test may change."""
+    data = write_data(tmp_path / "data")
+    shutil.copytree(BUNDLE / "tasks", tmp_path / "tasks")
+    shutil.copytree(BUNDLE / "checkpoint", tmp_path / "checkpoint")
+    made = objective(data, checkpoint=tmp_path / "checkpoint").model_dump(mode="json")
+    made["tasks"]["include_path"] = str(tmp_path / "tasks")
+    return made
+
+
+def metric(name: str) -> Change:
+    return lambda settings, folder: settings["tasks"].update(metric=name, test=[])
+
+
+def validation(text: str) -> Change:
+    """Another validation task, defined by that YAML."""
+
+    def change(settings: dict[str, Any], folder: Path) -> None:
+        (folder / "tasks" / "other.yaml").write_text(text)
+        settings["tasks"].update(validation="other", test=[])
+
+    return change
+
+
+def task(**changes: Any) -> Change:
+    """The validation task with other entries."""
+
+    def change(settings: dict[str, Any], folder: Path) -> None:
+        path = folder / "tasks" / "village_val.yaml"
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
+
+    return change
+
+
+def generates(settings: dict[str, Any], folder: Path) -> None:
+    entry = {"output_type": "generate_until", "metric_list": [{"metric": "exact_match"}], "task": "talks"}
+    original = yaml.safe_load((folder / "tasks" / "village_test.yaml").read_text())
+    made = {**original, **entry, "generation_kwargs": {"until": ["."]}}
+    del made["doc_to_choice"]
+    (folder / "tasks" / "talks.yaml").write_text(yaml.safe_dump({**made, "doc_to_target": "{{choices[gold]}}"}))
+    settings["tasks"]["test"] = ["village_test", "talks"]
+
+
+def tokenizer_config(**changes: Any) -> Change:
+    def change(settings: dict[str, Any], folder: Path) -> None:
+        path = folder / "checkpoint" / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def experts(settings: dict[str, Any], folder: Path) -> None:
+    path = folder / "checkpoint" / "model_config.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "n_expert": 4, "n_expert_per_token": 2}))
+    settings["train"].update(lora_mlp=True, lora_dropout=0.1, micro_batch_size=4, physical_batch_size=2)
+
+
+def data(text: str | bytes, name: str = "train.json") -> Change:
+    def change(settings: dict[str, Any], folder: Path) -> None:
+        (folder / "data" / name).write_bytes(text.encode() if isinstance(text, str) else text)
+
+    return change
+
+
+FAULTS: dict[str, tuple[Change, str, str]] = {
+    "misspelt metric": (metric("acc_nrom"), "bad_config", "did you mean acc_norm? accepted: acc, acc_norm, val_loss"),
+    "tag": (task(tag="other", task="one"), "missing_task", "village_val"),
+    "group without a value": (
+        validation("group: other\ntask: [village_val, village_test]\n"),
+        "bad_config",
+        "without an aggregate_metric_list",
+    ),
+    "a task twice": (
+        lambda settings, folder: (
+            (folder / "tasks" / "both.yaml").write_text("group: both\ntask: [village_val, village_test]\n"),
+            settings["tasks"].update(validation="village_val", test=["both"]),
+        ),
+        "bad_config",
+        "name it once",
+    ),
+    "generates text": (generates, "bad_config", "task talks has output_type generate_until"),
+    "too many examples": (
+        lambda settings, folder: settings["tasks"].update(num_fewshot=2000),
+        "bad_config",
+        "has 639 documents",
+    ),
+    "broken template": (task(doc_to_text="{{nothing.at.all}}"), "bad_config", "cannot be loaded"),
+    "no eos": (tokenizer_config(eos_token=None), "missing_model", "no eos token"),
+    "newer tokenizer": (tokenizer_config(extra_special_tokens=["<a>"]), "missing_model", "newer version"),
+    "prompt style": (
+        lambda settings, folder: settings["data"].update(prompt_style="llama-3"),
+        "bad_config",
+        "did you mean llama3?",
+    ),
+    "experts": (experts, "bad_config", "train.physical_batch_size=2: must equal train.micro_batch_size=4"),
+    "Latin-1": (data('[{"instruction": "é", "output": "b"}]'.encode("latin1")), "bad_data", "iconv -f latin1"),
+    "gzip": (data(b"\x1f\x8b123"), "bad_data", "gunzip"),
+    "an object": (data('{"rows": []}'), "bad_data", "one dict with the keys 'rows'"),
+    "other columns": (data('[{"prompt": "a", "response": "b"}]'), "bad_data", "it has prompt, response"),
+    "input": (data('[{"instruction": "a", "output": "b", "input": 5}]'), "bad_data", "input=5 is not a text"),
+    "no validation rows": (
+        lambda settings, folder: (
+            (folder / "data" / "val.json").unlink(),
+            settings["data"].update(val_split_fraction=0),
+            settings["tasks"].update(metric="val_loss"),
+            settings.update(direction="minimize"),
+        ),
+        "bad_config",
+        "there are no validation rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found_before_training_and_is_of_the_right_kind(
+    fault: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    change, kind, words = FAULTS[fault]
+    assert faults_of_settings(settings) == []
+    change(settings, tmp_path)
+    found = faults_of_settings(settings)
+    assert [error.kind for error in found][:1] == [kind], list(map(str, found))
+    assert words in str(found[0])
+
+
+@pytest.mark.parametrize("fault", ["misspelt metric", "generates text", "no eos", "prompt style"])
+def test_a_job_ends_with_it_before_it_trains(fault: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    change, kind, words = FAULTS[fault]
+    change(settings, tmp_path)
+    error = run_attempt(tmp_path / "a0", LoraObjective.model_validate(settings))
+    assert error["kind"] == kind
+    assert words in error["message"]
+    assert "train" not in error["seconds"]
+
+
+def test_a_tag_has_no_value_of_its_own(settings: dict[str, Any], tmp_path: Path) -> None:
+    task(tag="several")(settings, tmp_path)
+    settings["tasks"]["validation"] = "several"
+    assert "is a tag for village_val" in str(faults_of_settings(settings)[0])
+
+
+def test_a_metric_of_ones_own_says_which_way_is_better(settings: dict[str, Any], tmp_path: Path) -> None:
+    entries = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+    entries += [{"metric": "acc_bytes", "aggregation": "mean", "higher_is_better": False}]
+    task(metric_list=entries)(settings, tmp_path)
+    settings["tasks"].update(metric="acc_bytes")
+    assert "give objective.direction=minimize" in str(faults_of_settings(settings)[0])
+    settings["direction"] = "minimize"
+    assert faults_of_settings(settings) == []
+
+
+def test_run_and_doctor_say_all_of_it_and_create_nothing(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    tokenizer_config(eos_token=None)(settings, tmp_path)
+    words = [
+        "tasks=local", "tasks.validation=village_val", f"tasks.include_path={tmp_path}/tasks", "tasks.metric=acc_nrom",
+        "data.prompt_style=llama-3", f"model.checkpoint_dir={tmp_path}/checkpoint", f"data.path={tmp_path}/data",
+    ]  # fmt: skip
+    assert cli.main(["run", *words]) == 2
+    said = capsys.readouterr().err
+    assert "3 faults:" in said
+    assert all(part in said for part in ("did you mean acc_norm", "did you mean llama3", "no eos token"))
+    assert list(Path.cwd().iterdir()) == []
+    assert cli.main(["doctor", *words]) == 1
+    assert capsys.readouterr().out.count("FAULT") == 4  # and that no job was submitted
+
+
+# --- directions, data of other shapes --------------------------------------------------------------------------------
+
+
+def of(**tasks: Any) -> dict[str, Any]:
+    made = objective(BUNDLE / "data").model_dump(mode="json")
+    del made["direction"]
+    made["tasks"].update(tasks)
+    return made
+
+
+def test_the_direction_is_the_metrics() -> None:
+    assert LoraObjective.model_validate(of()).direction == "maximize"
+    for name in ("word_perplexity", "val_loss", "ter", "bits_per_byte"):
+        assert LoraObjective.model_validate(of(metric=name)).direction == "minimize"
+        assert LoraObjective.model_validate({**of(metric=name), "direction": None}).direction == "minimize"
+        with pytest.raises(ValueError, match=f"less {name} is better; give minimize"):
+            LoraObjective.model_validate({**of(metric=name), "direction": "maximize"})
+    with pytest.raises(ValueError, match="more exact_match,flexible is better"):
+        LoraObjective.model_validate({**of(metric="exact_match,flexible"), "direction": "minimize"})
+
+
+def test_the_validation_loss_can_be_optimised(tmp_path: Path) -> None:
+    what = LoraObjective.model_validate(of(metric="val_loss", limit=4))
+    result = run_attempt(tmp_path / "a0", what.model_copy(update={"train": objective(BUNDLE / "data").train}))
+    outcome = what.outcome(result)
+    assert outcome.value == result["metrics"]["val_loss"]
+    with pytest.raises(ValueError, match="validation_batches=0 measures none"):
+        LoraObjective.model_validate({**of(metric="val_loss"), "train": {"validation_batches": 0}})
+
+
+ROWS = json.loads((BUNDLE / "data" / "train.json").read_text())[:24]
+RENAMED = [{"prompt": row["instruction"], "response": row["output"]} for row in ROWS]
+
+
+def jsonl(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+SHAPES = {
+    "jsonl": ("rows.jsonl", jsonl(ROWS), {}),
+    "jsonl under another name": ("rows.json", jsonl(ROWS), {}),
+    "byte order mark": ("rows.json", "\ufeff" + json.dumps(ROWS), {}),
+    "other columns": ("rows.json", json.dumps(RENAMED), {"instruction": "prompt", "output": "response"}),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_data_of_another_shape_trains_as_the_same_rows_in_json_do(shape: str, tmp_path: Path) -> None:
+    name, text, fields = SHAPES[shape]
+    (tmp_path / "plain.json").write_text(json.dumps(ROWS))
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    losses = []
+    for number, (path, columns) in enumerate([(tmp_path / "plain.json", {}), (tmp_path / name, fields)]):
+        what = objective(path, limit=2)
+        update = {"fields": columns, "val_split_fraction": 0.25}
+        what = what.model_copy(update={"data": what.data.model_copy(update=update)})
+        result = run_attempt(tmp_path / f"a{number}", what)
+        losses.append((result["metrics"]["train_loss"], result["metrics"]["val_loss"], result["examples"]))
+    assert losses[0] == losses[1]
+
+
+def test_training_without_validation_rows(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text(jsonl(ROWS))
+    what = objective(tmp_path / "data", limit=2)
+    what = what.model_copy(update={"data": what.data.model_copy(update={"val_split_fraction": 0.0})})
+    result = run_attempt(tmp_path / "a0", what)
+    assert "val_loss" not in result["metrics"]
+    assert result["examples"] == len(ROWS)
+
+
+def test_nothing_to_learn_is_not_success(tmp_path: Path) -> None:
+    """Prompts that are longer than the context leave no token of the answer, and a loss of zero."""
+    folder = write_data(tmp_path / "data", rows=20)
+    long = {"instruction": " ".join(["Where do I find Jotep?"] * 200), "output": "Here."}
+    for count, kind in ((20, "bad_data"), (5, None)):
+        (folder / "train.json").write_text(json.dumps([long] * count + ROWS[: 20 - count]))
+        what = objective(folder, limit=2)
+        what = what.model_copy(update={"data": what.data.model_copy(update={"mask_prompt": True})})
+        document = run_attempt(tmp_path / f"a{count}", what)
+        assert document.get("kind") == kind
+        if kind:
+            assert "none of the 20 training examples has a token to learn" in document["message"]
+        else:
+            assert document["examples_without_labels"] == 5
+
+
+def test_a_campaign_from_before_there_were_column_names_is_the_same_campaign() -> None:
+    identity = LoraObjective.model_validate(of()).identity()
+    assert "fields" not in identity["data"]
+    assert identity["direction"] == "maximize"
