@@ -74,6 +74,8 @@ class Number(Conditional):
     def faults(self) -> list[str]:
         """What is wrong with the range and the prior; empty when nothing is."""
         found = _range_faults(self.low, self.high, self.log)
+        if isinstance(self, Integer) and max(abs(self.low), abs(self.high)) > 2**53:
+            found.append(f"{self.low} to {self.high}: whole numbers beyond 2^53 cannot be told apart")
         if self.prior is None or found:
             return found
         if not self.low <= self.prior.center <= self.high:
@@ -203,8 +205,19 @@ class Categorical(Conditional):
         """What is wrong with the choices and the prior; empty when nothing is."""
         if len(self.choices) < 2:
             return [f"needs at least two choices, has {len(self.choices)}"]
-        if len({(type(choice), choice) for choice in self.choices}) < len(self.choices):
-            return [f"has a choice twice: {list(self.choices)}"]
+        if faults := [fault for choice in self.choices if (fault := _choice_fault(choice))]:
+            return list(dict.fromkeys(faults))
+        booleans = [choice for choice in self.choices if isinstance(choice, bool)]
+        if booleans and len(booleans) < len(self.choices):
+            seen = ", ".join("true" if choice else "false" for choice in booleans)
+            return [
+                f"choices {list(self.choices)}: {seen} stands among other values; YAML reads on, off, yes and no as "
+                "booleans unless they are quoted: ['on', 'off']"
+            ]
+        for index, choice in enumerate(self.choices):
+            for other in self.choices[:index]:
+                if same(choice, other) or str(choice) == str(other):
+                    return [f"has a choice twice: {other!r} and {choice!r} cannot be told apart in a table"]
         if self.prior is not None:
             if len(self.prior) != len(self.choices):
                 return [f"prior has {len(self.prior)} weights for {len(self.choices)} choices"]
@@ -330,6 +343,22 @@ def as_number(value: Any) -> float:
     return float(value)
 
 
+def _choice_fault(choice: Any) -> str:
+    """Return why a value cannot be a choice; empty if it can."""
+    if choice is None:
+        return "choices: null would mean that the parameter is not active; write it as a text: 'none' (in quotes)"
+    if isinstance(choice, (list, tuple, dict, set)):
+        name = "-".join(map(str, choice))
+        return f"choices: {choice!r} is a {type(choice).__name__}; name it by a text, such as '{name}', and look it up"
+    if not isinstance(choice, (str, bool, int, float, np.integer, np.floating)):
+        return f"choices: {choice!r} is a {type(choice).__name__}; accepted: texts, numbers, true and false"
+    if isinstance(choice, (float, np.floating)) and not math.isfinite(choice):
+        return f"choices: {choice!r} is not a value that can be told apart; accepted: finite numbers"
+    if choice == "":
+        return "choices: '' would mean that the parameter is not active; write it as a text: 'none'"
+    return ""
+
+
 def same(choice: Value, value: Value) -> bool:
     """Whether two values are one: 1 and 1.0 are, 1 and true are not."""
     return choice == value and isinstance(choice, bool) == isinstance(value, bool)
@@ -354,6 +383,8 @@ def _position(parameter: Number, value: float) -> float:
 def _range_faults(low: float, high: float, log: bool) -> list[str]:
     if not (math.isfinite(low) and math.isfinite(high)):
         return [f"the ends must be finite, not {low:g} and {high:g}"]
+    if not math.isfinite(high - low):
+        return [f"the range from {low:g} to {high:g} is wider than a number can say; use a log scale or another unit"]
     faults = []
     if low >= high:
         faults.append(f"empty range: low {low:g} must be below high {high:g}")
