@@ -531,7 +531,9 @@ class Campaign:
         if smaller or (step > trial.furthest_step and failures.action(kind) == "retry"):
             state = None
         else:
-            state = failures.verdict([*trial.lost_kinds, kind], self.spec.operation.retries)
+            completed = self.record.counts[State.COMPLETED] > 0
+            kinds, retries = [*trial.lost_kinds, kind], self.spec.operation.retries
+            state = failures.verdict(kinds, retries, others_completed=completed)
         if state is None:
             fields = {"trial": trial.number, "attempt": attempt.number, "error": error, **_whereabouts(seen)}
             self._append("attempt_failed", **fields)

@@ -15,11 +15,14 @@ import multiprocessing
 import multiprocessing.connection
 import random
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from pydantic import ValidationError
 
 from hpo_cluster.clock import utc_now
 from hpo_cluster.errors import ConfigError, HpoClusterError
@@ -28,9 +31,11 @@ from hpo_cluster.layout import CAMPAIGN_NAME_RULE, is_campaign_name
 from hpo_cluster.objectives.function import FunctionObjective
 from hpo_cluster.objectives.output import read_output
 from hpo_cluster.operation import Operation
+from hpo_cluster.policy import Failures
 from hpo_cluster.record import Record, asked_rows
 from hpo_cluster.space import Configuration, Space
 from hpo_cluster.trial import ErrorKind, Origin, State
+from hpo_cluster.validation import faults_of
 from hpo_cluster.worker import classify
 
 if TYPE_CHECKING:
@@ -45,8 +50,8 @@ Function: TypeAlias = Callable[..., Any]
 Direction: TypeAlias = Literal["maximize", "minimize"]
 
 METRIC = "value"
-#: Kinds of error that say something about the configuration; any other makes the trial a failed one.
-STATES = {ErrorKind.DIVERGED: State.DIVERGED, ErrorKind.OUT_OF_MEMORY: State.INFEASIBLE}
+#: What becomes of calls that fail: there is one attempt, and a call that takes too long is infeasible.
+FAILURES = {"walltime": "infeasible"}
 
 
 class AllFailedError(HpoClusterError):
@@ -82,6 +87,9 @@ def optimize(
     campaign: str | None = None,
     warm_start: Sequence[str | Path] = (),
     warm_start_other_objective: bool = False,
+    failures: Mapping[str, str] | Literal["raise"] | None = None,
+    trial_timeout_s: float | None = None,
+    timeout_s: float | None = None,
     **settings: Any,
 ) -> Result:
     """Optimise `fn` over `space`.
@@ -103,6 +111,13 @@ def optimize(
             own, and the same call goes on where an earlier one ended. `fn` must be importable by its name.
         warm_start: folders of earlier campaigns whose evaluations a `campaign` begins with, outside its budget.
         warm_start_other_objective: whether these may be of another function, or of one that was elsewhere.
+        failures: what becomes of a trial by the kind of its failure, as ``failures.KIND`` in campaigns: ``{"code":
+            "failed"}``. By default an exception makes a trial infeasible once another has completed, so that the
+            optimizer learns where not to go. ``"raise"`` ends the search with the first exception.
+        trial_timeout_s: seconds after which a call is ended; `fn` is called in a forked process then, with one worker
+            too. Such a trial is infeasible.
+        timeout_s: seconds after which nothing more begins and the calls under way are ended, if they are in processes
+            of their own.
         settings: of the optimizer.
 
     Raises:
@@ -118,12 +133,33 @@ def optimize(
         faults.append("warm_start: is for campaigns; give campaign=NAME")
     if not callable(fn):
         faults.append(f"fn={fn!r} cannot be called")
+    limits = {"trial_timeout_s": trial_timeout_s, "timeout_s": timeout_s}
+    faults += [
+        f"{name}={limit!r}: must be above 0" for name, limit in limits.items() if limit is not None and limit <= 0
+    ]
+    if campaign is not None:
+        faults += [
+            f"{name}: is not for campaigns; their jobs have launcher.walltime_min and deadline"
+            for name, limit in limits.items()
+            if limit is not None
+        ]
+        if failures == "raise":
+            faults.append('failures="raise": is not for campaigns, which stop after failures that are alike')
+    policy = Failures()
+    try:
+        if not isinstance(failures, str):
+            policy = Failures.model_validate({**FAILURES, **(failures or {})})
+        elif failures != "raise":
+            faults.append(f'failures={failures!r}: accepted: "raise", or a mapping such as {{"code": "failed"}}')
+    except ValidationError as error:
+        faults += [f"failures.{fault}" for fault in faults_of(error, Failures)]
     if faults:
         raise ConfigError(faults)
     if not isinstance(space, Space):
         space = Space.from_json(space)
     if campaign is not None:
-        operation = Operation(budget=budget, workers=workers)
+        chosen = {} if failures is None else {"failures": Failures.model_validate(failures)}
+        operation = Operation(budget=budget, workers=workers, **chosen)
         directory = Path("campaigns") / campaign
         earlier = {
             "warm_start": [Path(folder) for folder in warm_start],
@@ -136,19 +172,27 @@ def optimize(
 
     typed = make_settings(optimizer, settings).model_dump(mode="json")
     made = make_optimizer(optimizer, space, seed, **decided(optimizer, typed, budget, None))
-    crew = _Crew(fn, workers) if workers > 1 else _Alone(fn)  # forked first, while this process holds no threads
-    journal = _Journal(space, direction == "maximize", seed)
+    alone = workers == 1 and trial_timeout_s is None
+    # forked first, while this process holds no threads
+    crew = _Alone(fn) if alone else _Crew(fn, workers, trial_timeout_s)
+    journal = _Journal(space, direction == "maximize", seed, policy, raises=failures == "raise")
+    end = None if timeout_s is None else time.monotonic() + timeout_s
     try:
-        _loop(made, journal, crew, budget)
+        _loop(made, journal, crew, budget, end)
     finally:
         crew.close()
     return _result(journal.record, journal.history(), journal.maximize, journal.first_trace)
 
 
-def _loop(optimizer: Optimizer, journal: _Journal, crew: _Crew | _Alone, budget: int) -> None:
-    """The campaign's loop, with calls in the place of jobs."""
+def _loop(optimizer: Optimizer, journal: _Journal, crew: _Crew | _Alone, budget: int, end: float | None) -> None:
+    """The campaign's loop, with calls in the place of jobs, until `end` (of the monotonic clock)."""
     record = journal.record
     while True:
+        if end is not None and time.monotonic() >= end:
+            log.info("timeout evaluations=%d budget=%d", record.spent, budget)
+            for trial in record.in_flight:
+                journal.append("ended", trial=trial.number, attempt=0, state=State.CANCELLED)
+            return
         free = min(crew.free, budget - record.spent - len(record.in_flight))
         if free > 0:
             rows = asked_rows(optimizer.ask(journal.history(), free), record.next_trial, journal.seed)
@@ -165,7 +209,7 @@ def _loop(optimizer: Optimizer, journal: _Journal, crew: _Crew | _Alone, budget:
                 continue
         if not crew.busy:
             return
-        for number, answer in crew.wait():
+        for number, answer in crew.wait(end):
             journal.end(number, answer)
 
 
@@ -243,7 +287,7 @@ class _Alone:
     def start(self, number: int, parameters: Configuration, seed: int) -> None:
         self._next = (number, parameters)
 
-    def wait(self) -> list[tuple[int, _Answer]]:
+    def wait(self, end: float | None) -> list[tuple[int, _Answer]]:
         assert self._next is not None
         number, parameters = self._next
         answer = _call(self.fn, dict(parameters))
@@ -266,6 +310,7 @@ class _Member:
         self.process.start()
         theirs.close()
         self.trial: int | None = None
+        self.since = 0.0  # when the call of the trial began
 
 
 def _serve(
@@ -292,8 +337,8 @@ def _serve(
 class _Crew:
     """Forked processes; one that dies takes only its trial with it and is replaced."""
 
-    def __init__(self, fn: Function, workers: int) -> None:
-        self.fn = fn
+    def __init__(self, fn: Function, workers: int, trial_timeout_s: float | None = None) -> None:
+        self.fn, self._trial_timeout_s = fn, trial_timeout_s
         self.members: list[_Member] = []
         for _ in range(workers):
             self.members.append(_Member(fn, self.members))
@@ -308,17 +353,22 @@ class _Crew:
 
     def start(self, number: int, parameters: Configuration, seed: int) -> None:
         member = next(member for member in self.members if member.trial is None)
-        member.trial = number
+        member.trial, member.since = number, time.monotonic()
         try:
             member.connection.send((parameters, seed))
         except BrokenPipeError:
             log.debug("trial=%d worker gone before it began", number)  # `wait` finds the end of the pipe
 
-    def wait(self) -> list[tuple[int, _Answer]]:
-        """Trials that have ended, at least one, in the order of their numbers."""
+    def wait(self, end: float | None) -> list[tuple[int, _Answer]]:
+        """Return the trials that have ended in the order of their numbers; none if it is `end` before one has."""
         busy = {id(member.connection): member for member in self.members if member.trial is not None}
-        ready = multiprocessing.connection.wait([member.connection for member in busy.values()])
-        answers: list[tuple[int, _Answer]] = []
+        moments = [
+            member.since + self._trial_timeout_s for member in busy.values() if self._trial_timeout_s is not None
+        ]
+        first = min([*moments, *([] if end is None else [end])], default=None)
+        patience = None if first is None else max(0.0, first - time.monotonic())
+        ready = multiprocessing.connection.wait([member.connection for member in busy.values()], patience)
+        answers = self._overdue([member for member in busy.values() if member.connection not in ready])
         for connection in ready:
             member = busy[id(connection)]
             assert member.trial is not None
@@ -326,15 +376,30 @@ class _Crew:
             member.trial = None
         return sorted(answers, key=lambda entry: entry[0])
 
+    def _overdue(self, members: Sequence[_Member]) -> list[tuple[int, _Answer]]:
+        """End the calls that have taken too long."""
+        answers = []
+        for member in members:
+            limit = self._trial_timeout_s
+            if limit is not None and member.trial is not None and time.monotonic() >= member.since + limit:
+                message = f"the call was ended after trial_timeout_s={limit:g}"
+                answers.append((member.trial, _Answer(None, ErrorKind.WALLTIME, message, message)))
+                member.process.kill()
+                self._replace(member)
+        return answers
+
+    def _replace(self, member: _Member) -> None:
+        member.process.join()
+        member.connection.close()
+        others = [other for other in self.members if other is not member]
+        self.members[self.members.index(member)] = _Member(self.fn, others)
+
     def _receive(self, member: _Member) -> _Answer:
         try:
             answer: _Answer = member.connection.recv()
         except (EOFError, ConnectionResetError):
-            member.process.join()
+            self._replace(member)
             message = f"the process of the function ended with exit code {member.process.exitcode}"
-            member.connection.close()
-            others = [other for other in self.members if other is not member]
-            self.members[self.members.index(member)] = _Member(self.fn, others)
             return _Answer(None, ErrorKind.CODE, message, message)
         return answer
 
@@ -350,9 +415,9 @@ class _Crew:
 class _Journal(MemoryJournal):
     """The events of a search: what its calls begin and end with."""
 
-    def __init__(self, space: Space, maximize: bool, seed: int) -> None:
+    def __init__(self, space: Space, maximize: bool, seed: int, policy: Failures, *, raises: bool = False) -> None:
         super().__init__(space.names, maximize=maximize)
-        self.maximize, self.seed = maximize, seed
+        self.maximize, self.seed, self._policy, self._raises = maximize, seed, policy, raises
         self.first_trace = ""
 
     def append(self, event: str, at: str = "", **fields: Any) -> None:
@@ -374,7 +439,11 @@ class _Journal(MemoryJournal):
             self.append("ended", trial=number, attempt=0, state=State.COMPLETED, **outcome)
             log.info("trial=%d state=completed value=%s", number, metrics[METRIC])
             return
-        state = STATES.get(ErrorKind(answer.kind), State.FAILED)
+        if self._raises:
+            parameters = self.record.trials[number].parameters
+            raise HpoClusterError(f"trial {number} failed at {dict(parameters)}:\n{answer.trace}")
+        completed = self.record.counts[State.COMPLETED] > 0
+        state = self._policy.verdict([answer.kind], 0, others_completed=completed) or State.FAILED
         error = {"kind": answer.kind, "message": answer.message}
         self.append("ended", trial=number, attempt=0, state=state, error=error)
         self.first_trace = self.first_trace or answer.trace

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from hpo_cluster.trial import State
 
 #: ``retry``: another attempt, `retries` of them at most; ``requeue``: another attempt, however often; the others are
-#: the state that the trial ends in.
-Action: TypeAlias = Literal["retry", "requeue", "diverged", "infeasible", "failed"]
+#: the state that the trial ends in. ``learn`` is infeasible once another trial has completed, and failed before: a
+#: program that has worked elsewhere fails because of the configuration, one that never has says nothing about it.
+Action: TypeAlias = Literal["retry", "requeue", "learn", "diverged", "infeasible", "failed"]
 
 
 class Failures(BaseModel):
@@ -33,17 +34,20 @@ class Failures(BaseModel):
     missing_model: Action = Field("failed", description="no checkpoint where the configuration says")
     bad_config: Action = Field("failed", description="settings that do not fit the tasks, the model or one another")
     bad_result: Action = Field("failed", description="the objective's output is not what was agreed")
-    code: Action = Field("failed", description="any other exception: the program or its configuration")
+    code: Action = Field("learn", description="any other exception: the program or its configuration")
 
     def action(self, kind: str) -> Action:
         """The policy of a kind; a kind that nobody knows is one of the program's."""
         action: Action = getattr(self, kind, self.code)
         return action
 
-    def verdict(self, kinds: Iterable[str], retries: int) -> State | None:
-        """The state that a trial ends in after attempts that failed of `kinds`, the last one included.
+    def verdict(self, kinds: Iterable[str], retries: int, *, others_completed: bool = False) -> State | None:
+        """Return the state that a trial ends in after failed attempts, or None if another attempt is to be made.
 
-        Returns None where another attempt is to be made.
+        Args:
+            kinds: of the attempts' errors, the last one included.
+            retries: attempts that may follow the first.
+            others_completed: whether another trial of the campaign has completed.
         """
         kinds = list(kinds)
         action = self.action(kinds[-1])
@@ -51,4 +55,6 @@ class Failures(BaseModel):
             return None
         if action == "retry":
             return None if sum(self.action(kind) == "retry" for kind in kinds) <= retries else State.FAILED
+        if action == "learn":
+            return State.INFEASIBLE if others_completed else State.FAILED
         return State(action)

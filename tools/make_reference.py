@@ -64,6 +64,7 @@ def pages() -> dict[Path, str]:
 def _failure_lines() -> Iterator[str]:
     yield FAILURES
     learned = {"retry": "nothing", "requeue": "nothing", "failed": "nothing", "diverged": "a low value"}
+    learned["learn"] = "once another trial has completed: where not to go; before: nothing"
     policies = Failures()
     rows = []
     for name, field in Failures.model_fields.items():
@@ -72,6 +73,8 @@ def _failure_lines() -> Iterator[str]:
         rows.append((f"`{name}`", finder, field.description or "", policy, learned.get(policy, "a low value")))
     yield from _table(("kind", "found by", "means", "policy", "what the optimizer learns"), rows)
     yield "`out_of_memory` first makes another attempt with half the physical batch, as long as there is a half to try."
+    yield "`learn`: a program that has worked elsewhere fails because of the configuration, so the trial is infeasible"
+    yield "once another one has completed; one that has never worked says nothing about it, and the trial is failed."
     yield "An attempt that left a checkpoint further on than those before it uses up no retry.\n"
     yield "## Why a job ended, and the kind it is taken for\n"
     yield "Where the job published neither a result nor an error.\n"

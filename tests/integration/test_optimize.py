@@ -20,7 +20,7 @@ import pytest
 
 import hpo_cluster
 from hpo_cluster import cli, status
-from hpo_cluster.errors import ConfigError, IdentityError
+from hpo_cluster.errors import ConfigError, HpoClusterError, IdentityError
 from hpo_cluster.function_search import AllFailedError, optimize
 from hpo_cluster.history import HISTORY_COLUMNS, TAIL_COLUMNS
 from hpo_cluster.journal import read_events
@@ -84,7 +84,7 @@ def test_trials_that_fail_are_kept_and_shown(caplog: pytest.LogCaptureFixture) -
         return x
 
     with caplog.at_level(logging.WARNING):
-        history = optimize(fragile, SPACE, optimizer="random", budget=24).history
+        history = optimize(fragile, SPACE, optimizer="random", budget=24, failures={"code": "failed"}).history
     states = dict(zip(history["n"], history["state"], strict=True))
     assert states == {1: "failed", 2: "diverged", 3: "infeasible", 4: "completed"}
     assert (history["value"].notna() == (history["n"] == 4)).all()
@@ -149,7 +149,7 @@ def test_a_worker_that_dies_takes_only_its_trial_with_it() -> None:
     history = optimize(deadly, SPACE, optimizer="random", budget=16, workers=2).history
     dead = history["n"] == 4
     assert 1 <= dead.sum() < 16
-    assert set(history.loc[dead, "state"]) == {"failed"}
+    assert set(history.loc[dead, "state"]) <= {"failed", "infeasible"}  # by whether another had completed before
     assert history.loc[dead, "error"].iloc[0] == "code: the process of the function ended with exit code -9"
     assert set(history.loc[~dead, "state"]) == {"completed"}
 
@@ -315,3 +315,70 @@ def test_a_campaign_that_only_fails_says_why(module: Any) -> None:
 def test_a_campaign_stays_in_its_folder() -> None:
     with pytest.raises(ConfigError, match="no name for a folder"):
         optimize(lambda x, n: x, SPACE, campaign="../elsewhere")
+
+
+def edge(x: float, y: float) -> float:
+    """Grows towards an edge behind which it fails."""
+    if x > 0.5:
+        raise RuntimeError("too much")
+    return x - 0.1 * (y - 0.3) ** 2
+
+
+@pytest.mark.parametrize("optimizer", ["bo", "turbo", "mosaic", "soo", "direct"])
+def test_optimizers_learn_where_a_function_fails(optimizer: str) -> None:
+    space = {"x": {"low": 0.0, "high": 1.0}, "y": {"low": 0.0, "high": 1.0}}
+    told = optimize(edge, space, optimizer=optimizer, budget=40, seed=1)
+    untold = optimize(edge, space, optimizer=optimizer, budget=40, seed=1, failures={"code": "failed"})
+    assert told.value > 0.49
+    assert told.value >= untold.value
+    history = told.history
+    first = history.index[history.state == "completed"][0]
+    assert set(history.loc[first:, "state"]) == {"completed", "infeasible"}
+    assert set(history.loc[: first - 1, "state"]) <= {"failed"}  # nothing has worked yet: it may be a mistake
+    assert set(untold.history.state) == {"completed", "failed"}
+    fails = [(run.history.x.tail(20) > 0.55).sum() for run in (told, untold)]
+    assert fails[0] < max(1, fails[1])  # beyond the edge, not beside it
+
+
+def test_the_first_exception_can_end_the_search() -> None:
+    with pytest.raises(HpoClusterError, match=r"trial \d+ failed at(.|\n)*too much"):
+        optimize(edge, {"x": {"low": 0.0, "high": 1.0}, "y": {"low": 0.0, "high": 1.0}}, failures="raise")
+
+
+def sometimes_slow(x: float, n: int) -> float:
+    time.sleep(30 if n == 2 else 0)
+    return x
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_call_that_takes_too_long_is_ended_and_infeasible(workers: int) -> None:
+    began = time.monotonic()
+    history = optimize(
+        sometimes_slow, SPACE, optimizer="random", budget=12, workers=workers, trial_timeout_s=0.5
+    ).history
+    assert time.monotonic() - began < 29
+    slow = history["n"] == 2
+    assert slow.any()
+    assert set(history.loc[slow, "state"]) == {"infeasible"}
+    assert set(history.loc[slow, "error"]) == {"walltime: the call was ended after trial_timeout_s=0.5"}
+    assert set(history.loc[~slow, "state"]) == {"completed"}
+
+
+def test_a_search_ends_with_its_time_and_keeps_what_it_has() -> None:
+    def naps(x: float, n: int) -> float:
+        time.sleep(0.05 if n < 4 else 30)
+        return x
+
+    began = time.monotonic()
+    result = optimize(naps, SPACE, optimizer="random", budget=500, workers=2, timeout_s=1.5)
+    assert time.monotonic() - began < 29
+    assert 0 < (result.history.state == "completed").sum() < 500
+    assert set(result.history.state) <= {"completed", "cancelled"}
+
+
+def test_wrong_limits_are_faults() -> None:
+    with pytest.raises(ConfigError) as caught:
+        optimize(sometimes_slow, SPACE, trial_timeout_s=0, timeout_s=-1, failures={"code": "ignore", "kode": "failed"})
+    assert len(caught.value.faults) == 4
+    with pytest.raises(ConfigError, match=r"launcher\.walltime_min"):
+        optimize(sometimes_slow, SPACE, campaign="c", timeout_s=5)

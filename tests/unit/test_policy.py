@@ -31,3 +31,9 @@ def test_verdicts(kinds: list[str], verdict: State | None) -> None:
 def test_a_policy_can_be_changed() -> None:
     assert Failures(preempted="failed").verdict(["preempted"], retries=2) is State.FAILED
     assert Failures(code="retry").verdict(["code"], retries=1) is None
+
+
+def test_a_program_that_has_worked_elsewhere_fails_because_of_the_configuration() -> None:
+    assert Failures().verdict(["code"], retries=2, others_completed=True) is State.INFEASIBLE
+    assert Failures(code="failed").verdict(["code"], retries=2, others_completed=True) is State.FAILED
+    assert Failures().verdict(["bad_data"], retries=2, others_completed=True) is State.FAILED
