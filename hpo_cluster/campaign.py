@@ -451,7 +451,13 @@ class Campaign:
                 return
         self.lock.check()  # what is written and submitted from here on no journal would know of
         for member in members:
-            write_params(self.spec, self.layout, member)
+            try:
+                write_params(self.spec, self.layout, member)
+            except OSError as error:
+                if error.errno in PASSING:
+                    raise
+                what = f"{error.filename}: {error.strerror}; remove what is in the way"
+                raise SubmissionError(what, retriable=False) from error
         self._unsure.add(submission.token)
         self._note_submission(members, self._launcher_call(lambda: launcher.submit(submission)), adopted=False)
 
@@ -524,7 +530,8 @@ class Campaign:
         files = self.layout.attempt(trial.number, attempt.number)
         if step := checkpoint_step(files):
             error["checkpoint_step"] = step
-        told = {**(read_json(files.progress) or {}), **seen}  # a killed one has told its physical batch before
+        progress = outcomes.sound_fields(read_json(files.progress) or {}, files.progress)
+        told = {**progress, **seen}  # a killed one has told its physical batch before
         if smaller := trial.smaller_batch(kind, told.get("physical_batch_size")):
             error["smaller_batch"] = smaller
         failures = self.spec.operation.failures

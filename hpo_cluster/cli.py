@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hpo_cluster
-from hpo_cluster.commands import BAD_END, BAD_INPUT, INTERRUPTED, OK, check, drive, look
+from hpo_cluster.commands import BAD_END, BAD_INPUT, INTERRUPTED, OK, check, drive, look, say
 from hpo_cluster.commands.arguments import Arguments, parse
 from hpo_cluster.errors import ConfigError, HpoClusterError, IdentityError, JournalError, LockedError
 from hpo_cluster.files import PASSING
 from hpo_cluster.help import COMMANDS, command_help, main_help
+from hpo_cluster.text import PLAIN_SIGNS
 
 #: Threads that numpy and torch may take here, unless the user says otherwise; jobs are told their own number.
 THREADS = "2"
@@ -23,13 +25,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0, or 1 for a campaign that ended badly, 2 for bad input, 130 when interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("OMP_NUM_THREADS", THREADS)  # before numpy is imported
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=PLAIN_SIGNS)  # no terminal ends a command, whatever its locale
     try:
         return _dispatch(words)
     except (ConfigError, IdentityError, LockedError, JournalError) as error:
-        print(error, file=sys.stderr)
+        say(error, file=sys.stderr)
         return BAD_INPUT
     except HpoClusterError as error:
-        print(error, file=sys.stderr)
+        say(error, file=sys.stderr)
         return BAD_END
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -40,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in PASSING:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(
+        say(
             f"{where}{error.strerror}. No campaign loses anything by it: jobs run on, and their results are taken in "
             "later. Type the command again when that is fixed",
             file=sys.stderr,
@@ -50,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(main_help(Path.cwd()))
+        say(main_help(Path.cwd()))
         return OK if words else BAD_INPUT
     if words[0] in ("--version", "-V"):
-        print(f"hpo-cluster {hpo_cluster.__version__}")
+        say(f"hpo-cluster {hpo_cluster.__version__}")
         return OK
     command = words[0]
     if command not in COMMANDS:
@@ -66,7 +71,7 @@ def _dispatch(words: list[str]) -> int:
         raise ConfigError([fault], "Commands and options: hpo-cluster --help")
     arguments = parse(command, words[1:])
     if "--help" in arguments.flags:
-        print(command_help(command, Path.cwd(), arguments.config_dir))
+        say(command_help(command, Path.cwd(), arguments.config_dir))
         return OK
     commands: dict[str, Callable[[Arguments], int]] = {
         "run": drive.run,

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from hpo_cluster.text import visible
 from hpo_cluster.trial import Origin, trial_label
 
 BAR_WIDTH = 24
@@ -199,7 +200,7 @@ class LiveDisplay:
 
         lines = status_lines(status)
         room = max(self._live.console.height - 1, 3)
-        self._live.update(Text("\n".join(lines[:room]), no_wrap=True, overflow="ellipsis"), refresh=True)
+        self._live.update(Text(visible("\n".join(lines[:room])), no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def __enter__(self) -> Self:
         self._live.start()

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,11 +135,41 @@ def dumps(data: Any) -> str:
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`, or None where there is none yet (absent, empty, cut, not an object)."""
+#: Bytes of a file of a job that are read at most. Results have kilobytes.
+READ_AT_MOST = 32 * 2**20
+
+
+def read_bytes(path: Path, start: int = 0, end: int | None = None) -> bytes:
+    """Return what is in a file that anybody may have put there; nothing if it is not a readable regular file.
+
+    A pipe, a device or a directory of that name holds nobody up, and of a file without end only so much is read.
+
+    Args:
+        path: of the file.
+        start: offset to begin at; below zero, from the end.
+        end: offset to stop at.
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError):
+        return b""
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return b""
+        first = max(0, status.st_size + start) if start < 0 else start
+        return os.pread(fd, min(READ_AT_MOST, (end or first + READ_AT_MOST) - first), first)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in `path`, or None if there is none yet (absent, empty, cut, not an object, not a file)."""
+    try:
+        data = json.loads(read_bytes(path))
+    except (ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
 
@@ -159,10 +190,10 @@ class Reread:
         """The JSON object in `path`; whoever gets it leaves it as it is."""
         name = os.fspath(path)
         try:
-            stat = path.stat()
+            status = path.stat()
         except OSError:
             return None
-        seen = stat.st_ino, stat.st_mtime_ns, stat.st_size
+        seen = status.st_ino, status.st_mtime_ns, status.st_size
         kept = self._read.get(name)
         if kept is None or kept[0] != seen:
             if len(self._read) >= self.KEPT:

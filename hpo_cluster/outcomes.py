@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster.clock import seconds_since
-from hpo_cluster.files import read_json
+from hpo_cluster.files import read_bytes, read_json
 from hpo_cluster.layout import AttemptLayout
 from hpo_cluster.trial import EndReason, ErrorKind, JobStatus
 from hpo_cluster.worker import result_faults
@@ -57,12 +57,43 @@ class Failure:
 
 
 def document_of(path: Path, token: str) -> dict[str, Any] | None:
-    """What the job with that token wrote into `path`; None where nothing is there yet, or it is somebody else's."""
+    """What the job with that token wrote into `path`; None where nothing is there yet, or it is somebody else's.
+
+    A field that is not what it should be is left out: whoever writes into an attempt's folder harms that one alone.
+    """
     document = read_json(path)
     if document is not None and document.get("token") != token:
         log.debug("file=%s token=%s ignored: not this attempt's", path, document.get("token"))
         return None
-    return document
+    return None if document is None else sound_fields(document, path)
+
+
+#: What the fields of a job's documents are, where the driver uses them.
+FIELDS: Mapping[str, type] = {
+    **dict.fromkeys(["kind", "message", "node", "host", "job", "started_at", "ended_at", "pid_started"], str),
+    **dict.fromkeys(["physical_batch_size", "pid"], int),
+}
+
+
+def sound_fields(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return a job's document without the fields that are not what they should be."""
+    wrong = [name for name, kind in FIELDS.items() if name in document and not _is(kind, name, document[name])]
+    if wrong:
+        log.warning("file=%s fields left out, not what they should be: %s", path, ", ".join(wrong))
+    return {name: value for name, value in document.items() if name not in wrong}
+
+
+def _is(kind: type, name: str, value: Any) -> bool:
+    if value is None:
+        return name not in ("kind", "message")
+    if type(value) is not kind:
+        return False
+    if not name.endswith("_at"):
+        return True
+    try:
+        return datetime.datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def valid_result(files: AttemptLayout, token: str) -> dict[str, Any] | None:
@@ -76,7 +107,9 @@ def reported_failure(files: AttemptLayout, token: str) -> Failure | None:
     if files.result.exists() and (faults := result_faults(read_json(files.result))):
         return Failure(ErrorKind.BAD_RESULT, f"{files.result.name}: {'; '.join(faults)}")
     error = document_of(files.error, token)
-    return None if error is None else Failure(str(error.get("kind")), str(error.get("message")), error)
+    if error is None:
+        return None
+    return Failure(error.get("kind", ErrorKind.CODE), error.get("message", "its error file says no more"), error)
 
 
 def awaits_reason(failure: Failure) -> bool:
@@ -108,12 +141,16 @@ def silent_failure(files: AttemptLayout, job_id: str | None, status: JobStatus) 
 
 
 def log_tail(files: AttemptLayout) -> str:
-    """The end of the newest log of the attempt's job, its standard error first; empty where there is none."""
+    """The end of the newest log of the attempt's job, its standard error first; empty if there is none."""
     for pattern in ("*err*", "*out*"):
-        logs = sorted(files.job_dir.glob(pattern), key=os.path.getmtime)
-        if logs:
-            with logs[-1].open("rb") as stream:
-                stream.seek(max(0, logs[-1].stat().st_size - TAIL_BYTES))
-                if text := stream.read().decode(errors="replace").strip():
-                    return text
+        for path in sorted(files.job_dir.glob(pattern), key=_written_at, reverse=True):
+            if text := read_bytes(path, -TAIL_BYTES).decode(errors="replace").strip():
+                return text
     return ""
+
+
+def _written_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

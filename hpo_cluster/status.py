@@ -118,9 +118,19 @@ def _running(
         "node": None if attempt is None else attempt.node,
         "scheduler": _told(jobs.get(attempt.job_name)) if attempt is not None else None,
         "unknown_since": (jobs.get(attempt.job_name) or {}).get("unknown_since") if attempt is not None else None,
-        **{name: progress.get(name) for name in ("phase", "step", "total", "loss")},
+        **_sound(progress),
         "elapsed_s": None if attempt is None or attempt.started_at is None else _seconds_since(attempt.started_at),
     }
+
+
+#: What a job's progress says, and what it should be.
+PROGRESS: Mapping[str, tuple[type, ...]] = {"phase": (str,), "step": (int,), "total": (int,), "loss": (int, float)}
+
+
+def _sound(progress: Mapping[str, Any]) -> dict[str, Any]:
+    """Progress with None in the place of what is not there or is not what it should be."""
+    told = {name: progress.get(name) for name in PROGRESS}
+    return {name: value if type(value) in PROGRESS[name] else None for name, value in told.items()}
 
 
 def _storage_notices(record: Record, layout: CampaignLayout, *, driver_alive: bool) -> list[str]:

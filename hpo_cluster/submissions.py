@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from hpo_cluster.files import dumps, read_json, replace_text
+from hpo_cluster.files import dumps, replace_text
 from hpo_cluster.launchers.base import Submission, make_ref
 from hpo_cluster.layout import CampaignLayout
+from hpo_cluster.outcomes import document_of
 from hpo_cluster.record import AttemptRecord, TrialRecord
 from hpo_cluster.spec import CampaignSpec
 from hpo_cluster.trial import BASELINE, JobRef, trial_label
@@ -78,8 +79,9 @@ def claimed_job(spec: CampaignSpec, layout: CampaignLayout, members: Sequence[Me
     """The job that has claimed one of the attempts, or has ended it: the scheduler no longer knows it, its files do."""
     for trial, attempt in members:
         files = layout.attempt(trial.number, attempt.number)
-        claim = read_json(files.claim) or read_json(files.result) or read_json(files.error)
-        if claim is not None and claim.get("token") == attempt.token:
+        documents = (document_of(path, attempt.token) for path in (files.claim, files.result, files.error))
+        claim = next((document for document in documents if document is not None), None)
+        if claim is not None and claim.get("job") and claim.get("host"):
             extra = {"pid_started": claim.get("pid_started"), "attempt_dir": str(files.dir.resolve())}
             ref = make_ref(spec.launcher.backend, str(claim["job"]), attempt.job_name, **extra)
             return dataclasses.replace(ref, host=str(claim["host"]))

@@ -187,11 +187,13 @@ def _checkpoints(files: AttemptLayout) -> list[tuple[int, Path]]:
     found = []
     with contextlib.suppress(OSError):
         for path in files.checkpoint_dir.iterdir():
-            listed = read_json(path / CHECKPOINT_LIST)
+            listed = read_json(path / CHECKPOINT_LIST) or {}
+            sizes, step = listed.get("files"), listed.get("step")
+            if not isinstance(sizes, dict) or type(step) is not int or path.name != str(step):
+                continue
             with contextlib.suppress(OSError):
-                sizes = {} if listed is None else {name: (path / name).stat().st_size for name in listed["files"]}
-                if listed is not None and path.name == str(listed["step"]) and sizes == listed["files"]:
-                    found.append((int(listed["step"]), path))
+                if {name: (path / name).stat().st_size for name in sizes} == sizes:
+                    found.append((step, path))
     return sorted(found, reverse=True)
 
 
@@ -228,10 +230,20 @@ def result_faults(result: Any) -> list[str]:
         return ["metrics is missing or empty"]
     faults = []
     for section in ("metrics", "sems"):
-        for name, value in (result.get(section) or {}).items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                faults.append(f"{section}.{name}={value!r} is no finite number")
+        numbers = result.get(section) or {}
+        if not isinstance(numbers, Mapping):
+            faults.append(f"{section} is no object")
+            continue
+        wrong = [(name, value) for name, value in numbers.items() if not _finite(value)]
+        faults += [f"{section}.{name}={value!r:.80} is no finite number" for name, value in wrong]
     return faults
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def classify(error: BaseException) -> str:

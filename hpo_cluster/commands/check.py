@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hpo_cluster.commands import BAD_END, OK
+from hpo_cluster.commands import BAD_END, OK, say
 from hpo_cluster.commands.arguments import Arguments, collecting
 from hpo_cluster.commands.drive import campaign_spec, print_configs
 
@@ -20,11 +20,11 @@ def doctor(arguments: Arguments) -> int:
     config = collecting(arguments, lambda: compose(arguments.words, config_dir=arguments.config_dir, check_files=False))
     faults = 0
     for finding in examine(campaign_spec(config, arguments.words)):
-        print(f"{'ok   ' if finding.ok else 'FAULT'}  {finding.what}", flush=True)
+        say(f"{'ok   ' if finding.ok else 'FAULT'}  {finding.what}", flush=True)
         if not finding.ok:
             faults += 1
-            print(f"       -> {finding.remedy}", flush=True)
-    print("all is well" if not faults else f"{faults} to fix")
+            say(f"       -> {finding.remedy}", flush=True)
+    say("all is well" if not faults else f"{faults} to fix")
     return BAD_END if faults else OK
 
 
@@ -36,24 +36,24 @@ def repair(arguments: Arguments) -> int:
     folder = arguments.folder()
     done = rebuild(folder)
     if done.damaged is None:
-        print("the journal is whole: nothing was changed")
+        say("the journal is whole: nothing was changed")
         return OK
 
     def labels(numbers: list[int]) -> str:
         more = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
         return ", ".join(map(trial_label, numbers[:10])) + more
 
-    print(f"rebuilt; the old journal is {done.damaged}")
+    say(f"rebuilt; the old journal is {done.damaged}")
     if done.lost_lines:
-        print(f"  lines that could not be used: {done.lost_lines}")
+        say(f"  lines that could not be used: {done.lost_lines}")
     if done.rebuilt:
-        print(f"  trials known from their folders alone: {labels(done.rebuilt)}")
+        say(f"  trials known from their folders alone: {labels(done.rebuilt)}")
     if done.gaps:
-        print(f"  trials of which nothing is left, whose numbers stay empty: {labels(done.gaps)}")
+        say(f"  trials of which nothing is left, whose numbers stay empty: {labels(done.gaps)}")
     if done.waiting:
-        print(f"  trials whose results are taken in when the campaign goes on: {labels(done.waiting)}")
+        say(f"  trials whose results are taken in when the campaign goes on: {labels(done.waiting)}")
     again = "" if done.has_start else " budget=... workers=... launcher=...   (these settings were lost)"
-    print(f"Go on with:\n  hpo-cluster resume {folder}{again}")
+    say(f"Go on with:\n  hpo-cluster resume {folder}{again}")
     return OK
 
 
@@ -68,7 +68,7 @@ def prepare(arguments: Arguments) -> int:
     from hpo_cluster.prepare import prepare
 
     if isinstance(config.objective, LoraObjective):
-        prepare(config.objective, config.resolve, lambda line: print(line, flush=True))
+        prepare(config.objective, config.resolve, lambda line: say(line, flush=True))
     else:
-        print(f"objective={config.objective.kind} needs nothing prepared")
+        say(f"objective={config.objective.kind} needs nothing prepared")
     return OK

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hpo_cluster.commands import BAD_END, INTERRUPTED, OK
+from hpo_cluster.commands import BAD_END, INTERRUPTED, OK, say
 from hpo_cluster.commands.arguments import Arguments, collecting, short_path
 from hpo_cluster.errors import ConfigError, LockedError
 
@@ -48,7 +48,7 @@ def run(arguments: Arguments) -> int:
         _check(configs)
     for number, (config, spec) in enumerate(zip(configs, specs, strict=True), 1):
         if len(configs) > 1:
-            print(f"campaign {number} of {len(configs)}: {config.campaign}")
+            say(f"campaign {number} of {len(configs)}: {config.campaign}")
         ended = _drive(config, spec)
         code = max(code, ended)
         if ended == INTERRUPTED:
@@ -68,7 +68,7 @@ def _check(configs: Sequence[Config]) -> None:
             continue
         seen.add(key)
         if type(config.objective).reading_faults is not Objective.reading_faults:
-            print("reading model, data and tasks as the jobs will (--no-check leaves it out)", flush=True)
+            say("reading model, data and tasks as the jobs will (--no-check leaves it out)", flush=True)
         faults += config.objective.reading_faults(config.resolve)
     if faults:
         raise ConfigError(faults, "Nothing was created. hpo-cluster run --help")
@@ -111,17 +111,17 @@ def tick(arguments: Arguments) -> int:
 
     config = recorded_config(arguments, arguments.words[1:], check_files=True)
     spec = campaign_spec(config, arguments.words[1:], take_over="--take-over" in arguments.flags)
-    display = PlainDisplay(lambda line: print(line, flush=True))
+    display = PlainDisplay(lambda line: say(line, flush=True))
     try:
         with Campaign(dataclasses.replace(spec, tick=True)) as campaign:
             display.remember(campaign.record.trials)
             campaign.tick()
             display.update(campaign.status(), campaign.record.trials)
             if campaign.record.halted:
-                print(f"stopped from another terminal; go on with:  hpo-cluster resume {arguments.words[0]}")
+                say(f"stopped from another terminal; go on with:  hpo-cluster resume {arguments.words[0]}")
             return BAD_END if campaign.reason else OK
     except LockedError as error:
-        print(error)  # a driver is at work: nothing to do for us
+        say(error)  # a driver is at work: nothing to do for us
         return OK
 
 
@@ -160,14 +160,14 @@ def _serve(arguments: Arguments) -> int:
         with Campaign(dataclasses.replace(campaign_spec(config), tick=True)) as campaign:
             campaign.take_commands()
     except LockedError:
-        print(f"{arguments.command}: told the driver, which takes it in within seconds")
+        say(f"{arguments.command}: told the driver, which takes it in within seconds")
         return OK
     done = {
         "cancel": "cancelled",
         "retry": f"will be tried again; go on with:  hpo-cluster resume {arguments.words[0]}",
         "stop": "stopped: ticks submit nothing more",
     }
-    print(f"{' '.join([*arguments.words[1:], done[arguments.command]])}")
+    say(f"{' '.join([*arguments.words[1:], done[arguments.command]])}")
     return OK
 
 
@@ -175,7 +175,7 @@ def print_configs(configs: Sequence[Config]) -> int:
     """Print configurations as YAML, as ``--cfg job`` asks for."""
     from hpo_cluster.config import to_yaml
 
-    print("---\n".join(to_yaml(config) for config in configs), end="")
+    say("---\n".join(to_yaml(config) for config in configs), end="")
     return OK
 
 
@@ -210,21 +210,21 @@ def _drive(config: Config, spec: CampaignSpec) -> int:
     if config.dry_run:
         return _preview(config, spec)
     logging.getLogger("hpo_cluster").addHandler(logging.NullHandler())  # its messages go to the driver's log
-    display = LiveDisplay() if sys.stdout.isatty() else PlainDisplay(lambda line: print(line, flush=True))
+    display = LiveDisplay() if sys.stdout.isatty() else PlainDisplay(lambda line: say(line, flush=True))
     with Campaign(spec) as campaign:
         if campaign.is_new:
             _tell_warm_start(spec)
         if not campaign.lock.has_flock:
-            print(
+            say(
                 "this file system has no file locks (flock): drivers of several hosts are told apart by heartbeat and "
                 "by the number of their start alone",
                 flush=True,
             )
         if campaign.journal.left_out:
             lines = campaign.journal.left_out
-            print(f"{lines} lines of the journal are left out: their driver had lost the campaign", flush=True)
+            say(f"{lines} lines of the journal are left out: their driver had lost the campaign", flush=True)
         if dead := campaign.lock.taken_over:
-            print(f"taken over from the driver that died: process {dead['pid']} on {dead.get('host')}", flush=True)
+            say(f"taken over from the driver that died: process {dead['pid']} on {dead.get('host')}", flush=True)
         with _Interrupts(campaign) as interrupts:
             with display:
                 for status in campaign.drive():
@@ -238,7 +238,7 @@ def _drive(config: Config, spec: CampaignSpec) -> int:
 
 def _tell_warm_start(spec: CampaignSpec) -> None:
     for source in spec.warm_start.sources:
-        print(f"warm start: {source.message}", flush=True)
+        say(f"warm start: {source.message}", flush=True)
 
 
 def _preview(config: Config, spec: CampaignSpec) -> int:
@@ -251,8 +251,8 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
     count = 0
     for trials, script in preview(spec):
         count += len(trials)
-        print(*(f"{label}  {parameters_text(parameters)}" for label, parameters in trials), script, sep="\n")
-    print(f"{config.campaign}: {count} trials would be submitted first; nothing was created")
+        say(*(f"{label}  {parameters_text(parameters)}" for label, parameters in trials), script, sep="\n")
+    say(f"{config.campaign}: {count} trials would be submitted first; nothing was created")
     return OK
 
 
@@ -263,7 +263,7 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     resume = f"hpo-cluster resume {folder}"
     if interrupts.count:
         jobs = "its jobs are cancelled" if interrupts.count > 1 else f"{status['in_flight']} jobs run on"
-        print(f"interrupted: {status['done']} of {status['budget']} done, {jobs}. Go on with:\n  {resume}")
+        say(f"interrupted: {status['done']} of {status['budget']} done, {jobs}. Go on with:\n  {resume}")
         return INTERRUPTED
     files = {"history": campaign.layout.history, "log": campaign.log_path}
     if plot := _draw(config.campaign_dir):
@@ -277,9 +277,9 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     }
     tests = tuple(tasks.test) if tasks is not None else ()
     short = {label: short_path(path) for label, path in files.items()}
-    print("\n".join(summary_lines(status, config.objective.metric, tests, short)))
+    say("\n".join(summary_lines(status, config.objective.metric, tests, short)))
     if campaign.reason:
-        print(f"Go on, once that is mended:\n  {resume}")
+        say(f"Go on, once that is mended:\n  {resume}")
     return BAD_END if campaign.reason or status["best"] is None else OK
 
 
@@ -290,7 +290,7 @@ def _draw(campaign_dir: Path) -> Path | None:
 
         paths = write_report(campaign_dir)
     except Exception as error:
-        print(f"no plot: {type(error).__name__}: {error}", file=sys.stderr)
+        say(f"no plot: {type(error).__name__}: {error}", file=sys.stderr)
         return None
     return paths[0] if paths else None
 
@@ -309,7 +309,7 @@ class _Interrupts:
         self._campaign.stop("interrupted")
         if self.count == 1 and not self._terminated:
             message = f"stopping; jobs run on. Ctrl-C again within {SECOND_CTRL_C_S:.0f} s cancels them"
-            print(message, file=sys.stderr, flush=True)
+            say(message, file=sys.stderr, flush=True)
         if self.count > 2:
             signal.default_int_handler(number, frame)
 

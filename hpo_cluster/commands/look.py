@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpo_cluster.commands import OK
+from hpo_cluster.commands import OK, say
 from hpo_cluster.commands.arguments import Arguments, short_path
 from hpo_cluster.errors import ConfigError
+from hpo_cluster.files import read_bytes
 
 if TYPE_CHECKING:
     pass
@@ -21,7 +22,7 @@ def status(arguments: Arguments) -> int:
     from hpo_cluster.status import campaign_status
 
     status = campaign_status(arguments.folder())
-    print(json.dumps(status, indent=2) if "--json" in arguments.flags else "\n".join(status_lines(status)))
+    say(json.dumps(status, indent=2) if "--json" in arguments.flags else "\n".join(status_lines(status)))
     return OK
 
 
@@ -31,7 +32,7 @@ def why(arguments: Arguments) -> int:
 
     folder = arguments.folder()
     for number in arguments.trials():
-        print("\n".join(trial_story(folder, number)))
+        say("\n".join(trial_story(folder, number)))
     return OK
 
 
@@ -48,13 +49,11 @@ def tail(arguments: Arguments) -> int:
         trial = find_trial(Record.read(layout.events), folder, number)
         for attempt in trial.attempts[-1:]:
             for path in sorted(layout.attempt(number, attempt.number).job_dir.glob("*log*")):
-                with path.open("rb") as stream:
-                    stream.seek(seen.get(path, 0))
-                    text = stream.read()
+                text = read_bytes(path, seen.get(path, 0))
                 seen[path] = seen.get(path, 0) + len(text)
-                print(text.decode(errors="replace"), end="", flush=True)
+                say(text.decode(errors="replace").replace("\r", "\n"), end="", flush=True)
         if trial.state.ended:
-            print(f"t{number:04d} is {trial.state}")
+            say(f"t{number:04d} is {trial.state}")
             return OK
         time.sleep(1.0)
 
@@ -93,11 +92,11 @@ def export_adapter(arguments: Arguments) -> int:
         faults.append(f"{' '.join(arguments.words[2:])}: export-adapter takes one trial")
     if faults or adapter is None:
         raise ConfigError(faults, "hpo-cluster export-adapter --help")
-    print(f"merging {adapter} into its base model", flush=True)
+    say(f"merging {adapter} into its base model", flush=True)
     from hpo_cluster.objectives.lit_files import export_adapter as write
 
     write(adapter.absolute(), target.absolute())
-    print(f"written: {target}. In Python:  AutoModelForCausalLM.from_pretrained({str(target)!r})")
+    say(f"written: {target}. In Python:  AutoModelForCausalLM.from_pretrained({str(target)!r})")
     return OK
 
 
@@ -106,5 +105,5 @@ def report(arguments: Arguments) -> int:
     from hpo_cluster.report import write_report
 
     for path in write_report(arguments.folder()):
-        print(short_path(path))
+        say(short_path(path))
     return OK

@@ -23,6 +23,8 @@ def write_report(campaign_dir: str | os.PathLike[str]) -> list[Path]:
     Raises:
         JournalError: where there is no campaign.
     """
+    from matplotlib import rc_context
+
     campaign = read_campaign(Path(campaign_dir))
     directory = campaign.layout.report_dir
     directory.mkdir(exist_ok=True)
@@ -34,7 +36,8 @@ def write_report(campaign_dir: str | os.PathLike[str]) -> list[Path]:
         ("validation_test", "Validation against test" if campaign.others_are_tests else "Other metrics", draw_others),
     ):
         path = directory / f"{stem}.png"
-        picture = draw(campaign)
+        with rc_context({"text.parse_math": False}):  # names and choices may hold dollar signs
+            picture = draw(campaign)
         if picture is None:
             path.unlink(missing_ok=True)
         else:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hpo_cluster.history import METRIC_PREFIX
 from hpo_cluster.report.campaign import Campaign
+from hpo_cluster.text import in_code, in_markdown
 from hpo_cluster.trial import BASELINE, Origin, State
 from hpo_cluster.warm_start import IDENTITY_KEY
 
@@ -79,12 +80,12 @@ def _value(row: Any) -> str:
 
 def _other_scores(campaign: Campaign, row: Any) -> str:
     scores = {name: float(row[METRIC_PREFIX + name]) for name in campaign.others}
-    told = [f"`{name}` {value:.6g}" for name, value in scores.items() if math.isfinite(value)]
+    told = [f"{in_code(name)} {value:.6g}" for name, value in scores.items() if math.isfinite(value)]
     return f" ({', '.join(told)})" if told else ""
 
 
 def _parameters(campaign: Campaign, row: Any) -> str:
-    return ", ".join(f"`{name}={_cell(row[name])}`" for name in campaign.space.names if _cell(row[name]))
+    return ", ".join(in_code(f"{name}={_cell(row[name])}") for name in campaign.space.names if _cell(row[name]))
 
 
 def _describe(campaign: Campaign, row: Any) -> str:
@@ -102,11 +103,11 @@ def _cell(value: Any) -> str:
 def _table(campaign: Campaign) -> list[str]:
     names = [*campaign.space.names]
     head = ["trial", campaign.metric, *campaign.others, *names]
-    lines = ["| " + " | ".join(head) + " |", "|" + " ---: |" * len(head)]
+    lines = ["| " + " | ".join(map(in_markdown, head)) + " |", "|" + " ---: |" * len(head)]
     for _, row in campaign.ranked.head(BEST_ROWS).iterrows():
         others = [_cell(float(row[METRIC_PREFIX + name])) for name in campaign.others]
         cells = [str(int(row["trial"])), _value(row), *others, *(_cell(row[name]) for name in names)]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("| " + " | ".join(map(in_markdown, cells)) + " |")
     return lines
 
 
@@ -114,12 +115,13 @@ def _failures(campaign: Campaign) -> list[str]:
     frame = campaign.ended[campaign.ended["value"].isna()]
     errors: dict[str, list[int]] = {}
     for _, row in frame.iterrows():
-        error = str(row["error"]).splitlines()[0][:160] if isinstance(row["error"], str) else str(row["state"])
+        said = str(row["error"] if isinstance(row["error"], str) else row["state"])
+        error = next(iter(said.splitlines()), "")[:160]
         errors.setdefault(error, []).append(int(row["trial"]))
     lines = []
     for error, trials in sorted(errors.items(), key=lambda entry: -len(entry[1])):
         shown = ", ".join(map(str, trials[:8])) + (", …" if len(trials) > 8 else "")
-        lines.append(f"- {len(trials)} × {error} (trials {shown})")
+        lines.append(f"- {len(trials)} × {in_markdown(error)} (trials {shown})")
     return lines[:BEST_ROWS]
 
 

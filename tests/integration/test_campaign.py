@@ -248,13 +248,12 @@ def test_a_full_disk_is_waited_out_wherever_it_is_met(
     assert len(drivers.evaluations(tmp_path / "c")) == 6  # nothing that had run was run again
 
 
-def test_other_errors_of_files_are_not_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: Any) -> None:
-        raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
-
-    monkeypatch.setattr("hpo_cluster.campaign.write_params", broken)
-    with pytest.raises(NotADirectoryError):
-        drive(spec(tmp_path / "c"))
+def test_what_is_in_the_way_of_an_attempt_ends_the_campaign_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "c" / "trials").mkdir(parents=True)
+    (tmp_path / "c" / "trials" / "t0001").write_text("not a folder")
+    status = drive(spec(tmp_path / "c"))
+    assert "trials/t0001" in status["reason"]
+    assert "remove what is in the way" in status["reason"]
 
 
 def test_jobs_run_the_campaigns_own_copy_of_the_code(tmp_path: Path) -> None:

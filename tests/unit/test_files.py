@@ -34,15 +34,15 @@ def test_a_link_whose_answer_was_lost_is_ours(tmp_path: Path, monkeypatch: pytes
 def test_a_stale_handle_is_no_result_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attempt = AttemptLayout(tmp_path)
     attempt.result.write_text(files.dumps({"token": "t", "metrics": {"value": 1.0}}))
-    read = Path.read_text
+    read = os.pread
 
-    def stale(path: Path, *args: object, **options: object) -> str:
+    def stale(*args: object) -> bytes:
         raise OSError(errno.ESTALE, "Stale file handle")
 
-    monkeypatch.setattr(Path, "read_text", stale)
+    monkeypatch.setattr(os, "pread", stale)
     assert outcomes.valid_result(attempt, "t") is None
     assert files.refresh(tmp_path / "gone") == []  # no error where the directory is not to be had
-    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(os, "pread", read)
     assert files.refresh(tmp_path) == ["result.json"]
     assert outcomes.valid_result(attempt, "t") is not None
 

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "hpo_cluster"
 #: Layer of each module; 2a, 2b and 2c stand side by side and never see one another.
 LAYERS = {
     **dict.fromkeys(["__init__", "errors", "validation", "parameters", "constraints", "space", "trial"], "0"),
-    **dict.fromkeys(["layout", "clock"], "0"),
+    **dict.fromkeys(["layout", "clock", "text"], "0"),
     **dict.fromkeys(["files", "processes", "identity", "journal", "record", "history", "lock", "warm_start"], "1"),
     **dict.fromkeys(["operation", "policy", "inbox", "beside"], "1"),
     **dict.fromkeys(["features", "observations", "gaussian_process", "acquisition", "surrogate", "optimizers"], "2a"),

@@ -161,7 +161,7 @@ def test_a_copy_can_be_run_again_by_hand(attempt_dir: Path, tmp_path: Path) -> N
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: out of memory"), "out_of_memory"),
         (OSError(errno.ENOSPC, "No space left on device"), "disk"),
         (ValueError("boom"), "code"),
-        (KeyboardInterrupt(), "code"),
+        (KeyboardInterrupt(), "interrupted"),
         (SystemExit("a library gave up"), "code"),
     ],
 )

@@ -1,0 +1,52 @@
+"""Text that jobs wrote is data: how it is shown on a terminal and in Markdown without doing anything there."""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+#: What a terminal would obey or hide: control characters but newline and tab, marks that turn the direction of writing
+#: around, line separators of Unicode, halves of characters.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&])")
+
+#: Signs of our own that a terminal without Unicode has no place for.
+_PLAIN = {"·": "-", "±": "+-", "…": "...", "×": "x", "→": "->", "−": "-", "–": "-", "—": "-"}
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Return `text` with everything that a terminal would obey written out: ESC becomes ``\\x1b``.
+
+    Args:
+        text: of any origin.
+        keep: control characters that are left as they are.
+    """
+    return _UNSEEN.sub(lambda found: found[0] if found[0] in keep else _written_out(found[0]), text)
+
+
+def _written_out(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def in_markdown(text: str) -> str:
+    """Return `text` as one line that a renderer of Markdown shows as it is: no markup, HTML, link or table cell."""
+    line = " ".join(visible(text).split())
+    return _MARKDOWN.sub(r"\\\1", line).replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
+
+
+def in_code(text: str) -> str:
+    """Return `text` as code of Markdown, in a table too."""
+    line = " ".join(visible(text).split()).replace("|", "\\|")
+    return f"`` {line} ``" if "`" in line else f"`{line}`"
+
+
+def _in_plain_signs(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    piece = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(character, "?") for character in piece), error.end
+
+
+#: Name of the way to print what an encoding lacks: ``stream.reconfigure(errors=PLAIN_SIGNS)``.
+PLAIN_SIGNS = "hpo_cluster_plain_signs"
+codecs.register_error(PLAIN_SIGNS, _in_plain_signs)
