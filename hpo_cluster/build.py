@@ -127,7 +127,8 @@ class _Builder:
         for key, value in _leaves(self.raw):
             if isinstance(value, str) and _SECRET.search(value):
                 self.faults.append(
-                    f"{key}: holds what looks like a token or password, which would be recorded; export it in the shell"
+                    f"{key}: holds what looks like a token or password, which would be recorded; export it in the "
+                    "shell, or in a file that the jobs read: launcher.setup_file=FILE"
                 )
 
     def _validated(self, cls: type[M], data: Mapping[str, Any], section: str) -> M | None:

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Self
 from hpo_cluster import code as code_copy
 from hpo_cluster import inbox, outcomes
 from hpo_cluster.beside import Beside
-from hpo_cluster.clock import utc_now
+from hpo_cluster.clock import seconds_since, utc_now
 from hpo_cluster.errors import HpoClusterError, JournalError, LostCampaignError, SubmissionError
 from hpo_cluster.files import PASSING, Reread, read_json, redact, refresh
 from hpo_cluster.history import HistoryTable, write_history
@@ -61,6 +61,10 @@ HISTORY_PERIOD_S = 2.0
 #: Of the driver's time that may go into writing it, once it is long.
 HISTORY_SHARE = 0.05
 
+#: Failures that a machine's state causes, which may last a while.
+MACHINE_KINDS = frozenset({ErrorKind.NODE, ErrorKind.DISK, ErrorKind.VANISHED})
+LONGEST_REST_S = 600.0
+
 #: Files of an attempt that say that it is over, and those that say anything of one that is not known to have begun.
 ENDING = frozenset({"result.json", "error.json"})
 TELLING = ENDING | {"claim"}
@@ -84,13 +88,15 @@ class Campaign:
         self._history_at = 0.0
         self._changed = True
         self._storage = Pause()
+        self._refused = ""  # why the scheduler did not take the last job
         self._closing = ""  # why nothing more is submitted, while what runs is waited for
         self._unwritten_start: dict[str, Any] = {}
         self._some_completed = False
         self._read_again = Reread()
 
         with contextlib.ExitStack() as undo:
-            self.layout.dir.mkdir(parents=True, exist_ok=True)
+            self.layout.dir.parent.mkdir(parents=True, exist_ok=True)
+            self.layout.dir.mkdir(mode=0o700, exist_ok=True)  # its owner's alone: jobs and settings may hold secrets
             self.lock = DriverLock(self.layout.lock, take_over=spec.take_over)
             undo.callback(self.lock.release)
             settle_identity(self.layout.identity, spec.identity)
@@ -193,7 +199,8 @@ class Campaign:
         ending = "between ticks" if self.spec.tick else "interrupted"
         try:
             if not self._unwritten_start:
-                self._append("stopped", reason=self.reason or ("finished" if self._finished() else ending))
+                more = {"exhausted": True} if self._exhausted else {}
+                self._append("stopped", reason=self.reason or ("finished" if self._finished() else ending), **more)
             self._write_history(force=True)
         except LostCampaignError:
             log.warning("the campaign is not this driver's any more: nothing is written at its end")
@@ -249,10 +256,19 @@ class Campaign:
                 raise
             wait_s = self._storage.begin()
             log.warning("storage: %s; tried again in %.0f s", error, wait_s)
-            self.lock.tell(f"{error.filename or self.layout.dir}: {error.strerror}; tried again every {wait_s:.0f} s")
+            self.lock.tell(f"{error.filename or self.layout.dir}: {error.strerror}. Nothing is lost, and jobs run on")
         else:
             self._storage.end()
-            self.lock.tell(None)
+            self.lock.tell(self._waits_for)
+
+    @property
+    def _waits_for(self) -> str | None:
+        """Why nothing more is submitted just now, for other terminals; None if all is as it should be."""
+        if self._refused:
+            return f"the scheduler did not take a job, which is submitted again: {self._refused}"
+        if self._closing:
+            return f"{self._closing}; nothing more is submitted, and what is under way is waited for"
+        return None
 
     def tick(self) -> None:
         """One pass: commands, results, proposals, submissions."""
@@ -331,7 +347,14 @@ class Campaign:
     def status(self) -> dict[str, Any]:
         """Where the campaign is, as `hpo_cluster.status.campaign_status` gives it."""
         direction = self.spec.identity["direction"]
-        return summarise(self.record, self.layout, direction, driver_alive=True, read=self._read_again)
+        return summarise(
+            self.record,
+            self.layout,
+            direction,
+            driver_alive=True,
+            exhausted=self._exhausted,
+            read=self._read_again,
+        )
 
     def history(self) -> pd.DataFrame:
         """The history as it is now: what the optimizer is asked with, and what ``history.csv`` holds."""
@@ -409,7 +432,9 @@ class Campaign:
             with self._holding(trials):
                 try:
                     self._submissions.ask(functools.partial(self._submit, trials))
+                    self._refused = ""
                 except SubmissionError as error:
+                    self._refused = str(error)
                     if not error.retriable:
                         self.stop(f"the job of trial {trials[0].number} cannot be submitted: {error}")
                         return
@@ -417,11 +442,22 @@ class Campaign:
                     log.warning("trial=%d not submitted, again in %.0f s: %s", trials[0].number, wait_s, error)
                     return
 
+    def _rests_s(self, trial: TrialRecord) -> float:
+        """Seconds until a trial whose last attempt was lost to a machine is tried again, by the journal's times."""
+        kinds = [attempt.error["kind"] for attempt in trial.attempts if attempt.error]
+        lost = len(kinds) if kinds and kinds[-1] in MACHINE_KINDS else 0
+        if not lost or not trial.attempts[-1].ended_at:
+            return 0.0
+        wait_s = min(self.spec.operation.retry_wait_s * 2 ** (lost - 1), LONGEST_REST_S)
+        return float(wait_s - seconds_since(trial.attempts[-1].ended_at))
+
     def _waiting(self) -> list[list[TrialRecord]]:
         """The trials without a job, those together that are to share one."""
         begun: dict[str, list[TrialRecord]] = {}
         fresh: list[TrialRecord] = []
         for trial in self.record.in_flight:
+            if trial.attempt is None and self._rests_s(trial) > 0:
+                continue
             if trial.attempt is None:
                 fresh.append(trial)
             elif trial.attempt.job is None:

@@ -96,6 +96,7 @@ def summary_lines(
         files: label to path.
     """
     lines = [f"{status['campaign']}: {_state(status, status['driver'] or {})}", progress_line(status)]
+    lines += [f"  {notice}" for notice in status.get("notices", [])]
     best, baseline = status["best"], status["baseline"]
     if best is None:
         lines.append(_labelled("best", "none: no trial was completed"))

@@ -158,8 +158,7 @@ def optimize(
     if not isinstance(space, Space):
         space = Space.from_json(space)
     if campaign is not None:
-        chosen = {} if failures is None else {"failures": Failures.model_validate(failures)}
-        operation = Operation(budget=budget, workers=workers, **chosen)
+        operation = Operation(budget=budget, workers=workers, failures=Failures.model_validate(failures or {}))
         directory = Path("campaigns") / campaign
         earlier = {
             "warm_start": [Path(folder) for folder in warm_start],

@@ -22,6 +22,12 @@ class Operation(BaseModel):
     retries: int = Field(
         2, strict=True, ge=0, description="new attempts of a trial whose job was lost to trouble that passes"
     )
+    retry_wait_s: float = Field(
+        10.0, ge=0, description="seconds before a job that a machine lost is tried again; doubles with each loss"
+    )
+    stalled_after_s: float = Field(
+        3600.0, gt=0, description="seconds after which you are told of a running job that has reported no progress"
+    )
     exclude_node_after: int = Field(
         2,
         strict=True,

@@ -88,7 +88,7 @@ def _is(kind: type, name: str, value: Any) -> bool:
         return name not in ("kind", "message")
     if type(value) is not kind:
         return False
-    if not name.endswith("_at"):
+    if not (name.endswith("_at") and isinstance(value, str)):
         return True
     try:
         return datetime.datetime.fromisoformat(value).tzinfo is not None

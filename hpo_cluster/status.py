@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,8 @@ from hpo_cluster.clock import seconds_since
 from hpo_cluster.files import read_json
 from hpo_cluster.identity import identity_of_campaign
 from hpo_cluster.layout import CampaignLayout
-from hpo_cluster.lock import owner_lives, read_lock
+from hpo_cluster.lock import heartbeat_age_s, owner_lives, read_lock
+from hpo_cluster.processes import is_stopped
 from hpo_cluster.record import Record, TrialRecord
 from hpo_cluster.trial import BASELINE, State, trial_label
 
@@ -38,6 +40,7 @@ def summarise(
     direction: str,
     *,
     driver_alive: bool,
+    exhausted: bool = False,
     read: Callable[[Path], dict[str, Any] | None] = read_json,
 ) -> dict[str, Any]:
     """The state of a record as plain data; the fields are described in ``docs/reference/status.md``.
@@ -47,12 +50,14 @@ def summarise(
         layout: where its files are.
         direction: whether more is better.
         driver_alive: whether a driver is at work.
+        exhausted: whether this driver has found that the space has no other configuration.
         read: reads a file that jobs, or the driver, write again and again.
     """
     start = record.starts[-1] if record.starts else {}
     operation = start.get("operation", {})
     budget = operation.get("budget", 0)
     in_flight = record.in_flight
+    exhausted = exhausted or (not in_flight and bool((record.stopped or {}).get("exhausted")))
     finished = not in_flight and (record.stopped or {}).get("reason") == "finished"
     view = read(layout.scheduler) or {}
     running = [_running(trial, layout, view.get("jobs", {}), read) for trial in in_flight]
@@ -73,9 +78,12 @@ def summarise(
         "baseline": _shown(record.trials.get(BASELINE)),
         "running": running,
         "notices": [
-            *_storage_notices(record, layout, driver_alive=driver_alive),
+            *_driver_notices(record, layout, driver_alive=driver_alive),
+            *([EXHAUSTED] if exhausted else []),
             *_notices(running, layout, operation.get("unknown_after_s", math.inf)),
+            *_stalled(running, layout, operation.get("stalled_after_s", math.inf)),
         ],
+        "exhausted": exhausted,
         "scheduler": {"at": view.get("at"), "silent_since": view.get("silent_since")} if view else None,
         "gpu_hours": round(record.gpu_hours(datetime.datetime.now(datetime.UTC)), 3),
         "errors": [{"trial": t.number, **(t.error or {})} for t in record.with_error],
@@ -119,8 +127,20 @@ def _running(
         "scheduler": _told(jobs.get(attempt.job_name)) if attempt is not None else None,
         "unknown_since": (jobs.get(attempt.job_name) or {}).get("unknown_since") if attempt is not None else None,
         **_sound(progress),
+        "silent_s": _silent_s(trial, progress),
         "elapsed_s": None if attempt is None or attempt.started_at is None else _seconds_since(attempt.started_at),
     }
+
+
+def _silent_s(trial: TrialRecord, progress: Mapping[str, Any]) -> float | None:
+    """Seconds since a running job last said where it is, or began."""
+    since = progress.get("at") or (trial.attempt.started_at if trial.attempt is not None else None)
+    if trial.state is not State.RUNNING or not isinstance(since, str):
+        return None
+    try:
+        return _seconds_since(since)
+    except (ValueError, TypeError):
+        return None
 
 
 #: What a job's progress says, and what it should be.
@@ -133,18 +153,46 @@ def _sound(progress: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value if type(value) in PROGRESS[name] else None for name, value in told.items()}
 
 
-def _storage_notices(record: Record, layout: CampaignLayout, *, driver_alive: bool) -> list[str]:
-    """What is wrong with the files that the driver writes."""
+EXHAUSTED = "the space has no other configuration: all of them have been tried, whatever the budget"
+
+
+def _driver_notices(record: Record, layout: CampaignLayout, *, driver_alive: bool) -> list[str]:
+    """Why the driver does nothing, and what is wrong with the files that it writes."""
     notices = []
-    trouble = (read_lock(layout.lock) or {}).get("trouble")
-    if driver_alive and trouble:
-        notices.append(f"the driver waits for its files: {trouble}. Jobs run on, and nothing is lost")
+    owner = read_lock(layout.lock) or {}
+    here, pid = owner.get("host") == socket.gethostname(), owner.get("pid")
+    if driver_alive and here and is_stopped(pid):
+        notices.append(
+            f"the driver is stopped (Ctrl-Z, SIGSTOP): nothing is taken in. Wake it:  fg, or kill -CONT {pid}"
+            f"    or end it and go on:  kill -9 {pid}; hpo-cluster resume {layout.dir}"
+        )
+    elif driver_alive and owner.get("trouble"):
+        notices.append(f"the driver waits: {owner['trouble']}")
+    elif not driver_alive and pid and not here:
+        minutes = heartbeat_age_s(owner) / 60
+        notices.append(
+            f"the driver on host {owner.get('host')} (process {pid}) has not been heard of for {minutes:.0f} min. "
+            f"If it is dead:  hpo-cluster resume {layout.dir} --take-over"
+        )
+    if record.halted and not driver_alive:
+        notices.append(f"stopped from another terminal: ticks submit nothing.  hpo-cluster resume {layout.dir}")
     if record.left_out:
         notices.append(
             f"{record.left_out} lines of {layout.events.name} do not count: their driver wrote them after another one "
             "had taken over. Nothing is to be done about it"
         )
     return notices
+
+
+def _stalled(running: list[dict[str, Any]], layout: CampaignLayout, stalled_after_s: float) -> list[str]:
+    """Running jobs that have said nothing for long."""
+    return [
+        f"{trial_label(row['trial'])}: its job {row['job']} on {row['node']} has reported no progress for "
+        f"{row['silent_s'] / 60:.0f} min, in phase {row['phase'] or 'begin'}.  "
+        f"hpo-cluster tail {layout.dir} {row['trial']}"
+        for row in running
+        if row["silent_s"] is not None and row["silent_s"] >= stalled_after_s
+    ]
 
 
 def _notices(running: list[dict[str, Any]], layout: CampaignLayout, unknown_after_s: float) -> list[str]:

@@ -262,7 +262,8 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     folder = short_path(config.campaign_dir)
     resume = f"hpo-cluster resume {folder}"
     if interrupts.count:
-        jobs = "its jobs are cancelled" if interrupts.count > 1 else f"{status['in_flight']} jobs run on"
+        submitted = sum(row["job"] is not None for row in status["running"])
+        jobs = "its jobs are cancelled" if interrupts.count > 1 else f"{submitted} jobs run on"
         say(f"interrupted: {status['done']} of {status['budget']} done, {jobs}. Go on with:\n  {resume}")
         return INTERRUPTED
     files = {"history": campaign.layout.history, "log": campaign.log_path}

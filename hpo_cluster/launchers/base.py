@@ -28,10 +28,20 @@ class LauncherSettings(BaseModel):
     cpus_per_trial: int = Field(1, ge=1, description="CPU cores of one evaluation")
     walltime_min: int = Field(1440, ge=1, description="minutes after which a job is ended")
     setup: tuple[str, ...] = Field((), description="shell lines before the job's command (modules, environments)")
+    setup_file: str | None = Field(
+        None, description="file of shell lines that jobs read before these; it is not copied: a place for secrets"
+    )
     container: str | None = Field(
         None, description="command that runs another in a container: singularity exec --nv image.sif (null: none)"
     )
     poll_period_s: float = Field(1.0, gt=0, description="seconds between two questions to the scheduler")
+
+    @property
+    def setup_lines(self) -> list[str]:
+        """Return what a job's script runs before its command."""
+        if self.setup_file is None:
+            return [*self.setup]
+        return [f". {shlex.quote(str(Path(self.setup_file).expanduser().absolute()))}", *self.setup]
 
     @field_validator("container")
     @classmethod

@@ -56,7 +56,7 @@ class LocalLauncher:
     def script(self, submission: Submission) -> str:
         """The text of the script that the job runs."""
         line = submission.shell_line(container=self.settings.container)
-        return "\n".join(["#!/bin/bash", *self.settings.setup, f"exec {line}", ""])
+        return "\n".join(["#!/bin/bash", *self.settings.setup_lines, f"exec {line}", ""])
 
     def command(self, submission: Submission) -> list[str]:
         """Return the command that the job's controller runs."""

@@ -179,7 +179,7 @@ class OarLauncher(SchedulerLauncher):
         line = submission.shell_line({"OMP_NUM_THREADS": str(settings.cpus_per_trial)}, settings.container)
         gpus = submission.trials * settings.gpus_per_trial
         own_gpus = [_OWN_GPUS.format(wanted=gpus)] if gpus else []
-        return "\n".join(["#!/bin/bash", *own_gpus, *settings.setup, f"exec {line}", ""])
+        return "\n".join(["#!/bin/bash", *own_gpus, *settings.setup_lines, f"exec {line}", ""])
 
     def command(self, submission: Submission) -> list[str]:
         """The submission command."""

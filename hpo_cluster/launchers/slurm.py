@@ -198,7 +198,7 @@ class SlurmLauncher(SchedulerLauncher):
             "qos": settings.qos,
             "constraint": settings.constraint,
             "exclude": ",".join(submission.exclude) or None,
-            "setup": [_CORES_FOR_SRUN, *settings.setup],
+            "setup": [_CORES_FOR_SRUN, *settings.setup_lines],
             "signal_delay_s": warning_s(settings.checkpoint_delay_s, settings.walltime_min),
             "additional_parameters": {"no-requeue": True, **_flags(settings.extra)},
         }

@@ -9,6 +9,7 @@ boolean is written ``true`` or ``false``, and an inactive parameter is an empty 
 
 from __future__ import annotations
 
+import decimal
 import difflib
 import shlex
 import string
@@ -113,4 +114,7 @@ def render(command: str, parameters: Mapping[str, Value], seed: int) -> str:
 
 
 def _text(value: Value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """Return a value as commands read it: plain decimals, since argparse takes -1e-05 for an option."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return format(decimal.Decimal(repr(float(value))), "f") if isinstance(value, float) else str(value)

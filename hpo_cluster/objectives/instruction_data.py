@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.trial import ErrorKind
@@ -13,9 +13,11 @@ from hpo_cluster.trial import ErrorKind
 Row: TypeAlias = dict[str, Any]
 
 SUFFIXES = (".json", ".jsonl")
+#: Our names of the columns.
+Field: TypeAlias = Literal["instruction", "output", "input"]
 #: What a row needs; ``input`` may be left out.
-NEEDED = ("instruction", "output")
-FIELDS = (*NEEDED, "input")
+NEEDED: tuple[Field, ...] = ("instruction", "output")
+FIELDS: tuple[Field, ...] = (*NEEDED, "input")
 #: A column of this name would be taken for the argument of LitGPT's prompt styles.
 TAKEN = ("prompt",)
 
@@ -31,7 +33,7 @@ def files_of(path: Path) -> tuple[Path | None, Path | None]:
     return (path if path.is_file() and path.suffix in SUFFIXES else None), None
 
 
-def read_data(path: Path, fields: Mapping[str, str]) -> tuple[list[Row], list[Row] | None]:
+def read_data(path: Path, fields: Mapping[Field, str]) -> tuple[list[Row], list[Row] | None]:
     """Read the training rows, and the validation rows if they have a file of their own.
 
     Args:
@@ -48,7 +50,7 @@ def read_data(path: Path, fields: Mapping[str, str]) -> tuple[list[Row], list[Ro
     return _read_rows(train, fields), None if val is None else _read_rows(val, fields)
 
 
-def _read_rows(path: Path, fields: Mapping[str, str]) -> list[Row]:
+def _read_rows(path: Path, fields: Mapping[Field, str]) -> list[Row]:
     rows = _parse(path)
     if not isinstance(rows, list):
         keys = f" with the keys {', '.join(map(repr, list(rows)[:5]))}" if isinstance(rows, dict) else ""

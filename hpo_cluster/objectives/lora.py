@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from hpo_cluster.objectives.base import Objective, PathResolver, Settings
+from hpo_cluster.objectives.instruction_data import Field as Column
 from hpo_cluster.objectives.instruction_data import files_of
 from hpo_cluster.space import Categorical, Parameter, Space, Value
 
@@ -52,7 +53,7 @@ class DataSettings(Settings):
     name: str = Field(description="short name, used in messages and reports")
     path: str = Field(description="a JSON or JSONL file, or a directory with train.json(l) and, if any, val.json(l)")
     url: str | None = Field(None, description="where `prepare` gets the file")
-    fields: dict[Literal["instruction", "output", "input"], str] = Field(
+    fields: dict[Column, str] = Field(
         default_factory=dict, description="names of the columns, where they are others: {instruction: prompt}"
     )
     val_split_fraction: float | None = Field(

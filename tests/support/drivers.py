@@ -34,7 +34,8 @@ def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
     note, nap = f"echo {{x}} >> {log}", f"sleep {options.get('sleep', 0.1)}"
     command = f"{note}; {nap}; " + """echo '{{"value": '{x}{k}'}}'"""
     objective = CommandObjective(command=command, cwd=str(directory.parent))
-    operation = {"budget": 4, "workers": 2, "poll_s": 0.05, "grace_s": 0.5, **options.get("operation", {})}
+    quick = {"budget": 4, "workers": 2, "poll_s": 0.05, "grace_s": 0.5, "retry_wait_s": 0.0}
+    operation = {**quick, **options.get("operation", {})}
     slurm = SlurmSettings(poll_period_s=0.2, gpus_per_trial=0, cpus_per_trial=1)
     made = make_spec(
         directory,

@@ -43,7 +43,7 @@ def evaluate(
 
 def test_values_are_quoted_and_braces_escape() -> None:
     line = render("f {lr} {act} {{x}} {seed} {flag}", {"lr": 1e-05, "act": "a b; rm $x", "flag": True}, 3)
-    assert line == "f 1e-05 'a b; rm $x' {x} 3 true"
+    assert line == "f 0.00001 'a b; rm $x' {x} 3 true"
 
 
 def test_a_parameter_named_seed_wins_over_the_trials_seed() -> None:
