@@ -61,6 +61,9 @@ HISTORY_PERIOD_S = 2.0
 #: Of the driver's time that may go into writing it, once it is long.
 HISTORY_SHARE = 0.05
 
+#: Phases of a job before the work that a checkpoint could keep.
+START_PHASES = ("import", "load")
+
 #: Failures that a machine's state causes, which may last a while.
 MACHINE_KINDS = frozenset({ErrorKind.NODE, ErrorKind.DISK, ErrorKind.VANISHED})
 LONGEST_REST_S = 600.0
@@ -277,7 +280,9 @@ class Campaign:
         self.collect()
         now = datetime.datetime.now(datetime.UTC)
         self._closing = self.spec.operation.used_up(now, self.record.gpu_hours(now))
-        if not (self._stopping or self.record.halted or self._closing):
+        if self._closing:
+            self._cancel([trial for trial in self.record.in_flight if trial.attempts and self._is_pending(trial)])
+        elif not (self._stopping or self.record.halted):
             self.propose()
             self.submit()
         self._write_history()
@@ -514,11 +519,16 @@ class Campaign:
 
     def _read_all_files(self) -> None:
         for trial in self.record.in_flight:
-            if trial.number not in self._held and trial.attempts:
+            if trial.number not in self._held and trial.attempts and not self._is_pending(trial):
                 there = refresh(self.layout.attempt(trial.number, trial.attempts[-1].number).dir)
                 telling = ENDING if trial.state is State.RUNNING else TELLING
                 if len(trial.attempts) > 1 or not telling.isdisjoint(there):
                     self._read_files(trial)
+
+    def _is_pending(self, trial: TrialRecord) -> bool:
+        """Whether a trial's only job waits: looking into hundreds of empty folders is work for a file server."""
+        first = trial.attempts[0]
+        return len(trial.attempts) == 1 and trial.state is State.SUBMITTED and self._watch.is_pending(first.job_name)
 
     def _read_files(self, trial: TrialRecord) -> None:
         for attempt in trial.attempts:  # an attempt that was given up may have finished all the same
@@ -577,6 +587,12 @@ class Campaign:
             completed = self.record.counts[State.COMPLETED] > 0
             kinds, retries = [*trial.lost_kinds, kind], self.spec.operation.retries
             state = failures.verdict(kinds, retries, others_completed=completed)
+        if kind == ErrorKind.WALLTIME and progress.get("phase") in START_PHASES and not (step or trial.furthest_step):
+            state = State.FAILED  # the next attempt would not get further
+            error["message"] += (
+                f"; it had not begun to train (phase {progress['phase']}): its time is shorter than its start. Give it "
+                "more: launcher.walltime_min"
+            )
         if state is None:
             fields = {"trial": trial.number, "attempt": attempt.number, "error": error, **_whereabouts(seen)}
             self._append("attempt_failed", **fields)

@@ -46,7 +46,8 @@ class Operation(BaseModel):
         description="stop when the first so many trials of a start fail alike and none succeeds; 0: never",
     )
     deadline: datetime.datetime | None = Field(
-        None, description="nothing is submitted after it: 2027-01-31T18:00 (local time, or with +01:00)"
+        None,
+        description="nothing begins after it, and waiting jobs end: 2027-01-31T18:00 (or with +01:00)",
     )
     max_gpu_hours: float | None = Field(None, gt=0, description="nothing is submitted once so many are used")
     driver_memory_gb: float | None = Field(

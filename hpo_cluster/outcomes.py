@@ -70,7 +70,8 @@ def document_of(path: Path, token: str) -> dict[str, Any] | None:
 
 #: What the fields of a job's documents are, where the driver uses them.
 FIELDS: Mapping[str, type] = {
-    **dict.fromkeys(["kind", "message", "node", "host", "job", "started_at", "ended_at", "pid_started"], str),
+    **dict.fromkeys(["kind", "message", "node", "host", "job", "phase", "pid_started"], str),
+    **dict.fromkeys(["started_at", "ended_at"], str),
     **dict.fromkeys(["physical_batch_size", "pid"], int),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Mapping
 
@@ -34,6 +35,8 @@ class JobWatch:
         self._unknown_since = {token: job["unknown_since"] for token, job in jobs.items() if job.get("unknown_since")}
         self._spoken_of: set[str] = set()
         self._ended_since: dict[str, float] = {}
+        self._pending: frozenset[str] = frozenset()
+        self._told_at = -math.inf
         self._due_at = 0.0
 
     def due(self) -> bool:
@@ -51,6 +54,8 @@ class JobWatch:
         self._unknown_since = {token: self._unknown_since.get(token, now) for token in unknown}
         ended = [token for token, status in states.items() if status.state is JobState.ENDED]
         self._ended_since = {token: self._ended_since.get(token, time.monotonic()) for token in ended}
+        self._pending = frozenset(token for token, status in states.items() if status.state is JobState.PENDING)
+        self._told_at = time.monotonic()
         self._silent_since = (self._silent_since or now) if states and len(unknown) == len(states) else None
         for token, since in self._unknown_since.items():
             if token not in self._spoken_of and seconds_since(since) >= self._unknown_after_s:
@@ -62,6 +67,13 @@ class JobWatch:
         }
         with contextlib.suppress(OSError):  # a courtesy
             replace_text(self._layout.scheduler, dumps({"at": now, "silent_since": self._silent_since, "jobs": jobs}))
+
+    def is_pending(self, token: str) -> bool:
+        """Whether the scheduler has just said that a job waits, so that there is nothing of its to be read yet.
+
+        What it said two periods ago and more does not count: while it hangs, jobs begin and end.
+        """
+        return token in self._pending and time.monotonic() - self._told_at < 2 * self._period_s
 
     def is_lost(self, token: str) -> bool:
         """Whether a job has been over for so long that no file of its will come any more."""

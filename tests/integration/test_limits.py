@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import drivers
 
 from hpo_cluster import cli
 from hpo_cluster.campaign import Campaign
+from hpo_cluster.launchers.base import Submission, make_ref
 from hpo_cluster.launchers.local import LocalLauncher, LocalSettings
 from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.operation import Operation
 from hpo_cluster.record import Record
 from hpo_cluster.status import campaign_status
+from hpo_cluster.trial import JobRef, JobState, JobStatus
 
 DIR = Path("campaigns/c")
 QUICK = ["objective=synthetic", "optimizer=random", "campaign=c", "poll_s=0.1", "grace_s=0.5"]
@@ -98,3 +102,80 @@ def test_a_local_job_whose_time_is_over_is_tried_again_and_then_failed(tmp_path:
             pass
     trial = Record.read(tmp_path / "c" / "events.jsonl").trials[0]
     assert [attempt.error and attempt.error["kind"] for attempt in trial.attempts] == ["walltime", "walltime"]
+
+
+class Queue(LocalLauncher):
+    """A cluster whose queue is as long as the test wants: jobs wait, and one of them begins."""
+
+    def __init__(self) -> None:
+        super().__init__(LocalSettings(poll_period_s=0.3))
+        self.running: set[str] = set()
+        self.cancelled: set[str] = set()
+
+    def submit(self, submission: Submission) -> JobRef:
+        return make_ref(self.backend, "1", submission.token, attempt_dir=str(submission.attempt_dir))
+
+    def poll(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
+        states = {ref.token: JobState.RUNNING if ref.token in self.running else JobState.PENDING for ref in refs}
+        return {token: JobStatus(state) for token, state in states.items()}
+
+    def cancel(self, ref: JobRef) -> None:
+        self.cancelled.add(ref.token)
+
+
+def queued(tmp_path: Path, **operation: Any) -> tuple[Campaign, Queue]:
+    launcher = Queue()
+    made = drivers.spec(tmp_path / "c", {"operation": {"budget": 50, "workers": 50, **operation}})
+    return Campaign(dataclasses.replace(made, launcher=launcher)), launcher
+
+
+def test_folders_of_jobs_that_wait_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look is a call to the file server: 200 waiting jobs cost 364 of them a second."""
+    looked: list[str] = []
+    monkeypatch.setattr("hpo_cluster.campaign.refresh", lambda path: looked.append(path.parent.name) or [])
+    campaign, launcher = queued(tmp_path)
+    with campaign:
+        campaign.tick()
+        launcher.running.add(campaign.record.trials[7].attempts[0].token)
+        campaign._watch._due_at = 0.0
+        campaign.collect()
+        looked.clear()
+        for _ in range(5):
+            campaign._read_all_files()
+        assert looked == ["t0007"] * 5
+        campaign._watch._told_at -= 10.0  # the scheduler hangs: jobs may begin and end meanwhile
+        looked.clear()
+        campaign._read_all_files()
+        assert len(looked) == 50
+
+
+def test_jobs_that_wait_at_the_deadline_are_cancelled_and_what_runs_goes_on(tmp_path: Path) -> None:
+    campaign, launcher = queued(tmp_path, budget=4, workers=4)
+    with campaign:
+        campaign.tick()
+        first = campaign.record.trials[0]
+        launcher.running.add(first.attempts[0].token)
+        campaign._watch._due_at = 0.0
+        campaign.collect()
+        operation = campaign.spec.operation.model_copy(update={"deadline": NOW.replace(year=2020)})
+        campaign.spec = dataclasses.replace(campaign.spec, operation=operation)
+        campaign.tick()
+        states = {number: str(trial.state) for number, trial in campaign.record.trials.items()}
+        assert states == {0: "submitted", 1: "cancelled", 2: "cancelled", 3: "cancelled"}
+        assert len(launcher.cancelled) == 3
+        assert campaign.record.spent == 0
+
+
+def test_a_walltime_shorter_than_the_start_is_told_after_the_first_attempt(tmp_path: Path) -> None:
+    made = drivers.spec(tmp_path / "c", {"operation": {"budget": 1, "retries": 2}})
+    say = """echo '{{"phase": "load"}}' > $HPO_CLUSTER_ATTEMPT_DIR/progress.json; sleep 60 # {x} {k}"""
+    launcher = LocalLauncher(LocalSettings.model_construct(walltime_min=0.05, poll_period_s=0.1))
+    objective = CommandObjective(command=say, cwd=str(tmp_path))
+    with Campaign(dataclasses.replace(made, objective=objective, launcher=launcher)) as campaign:
+        for _ in campaign.drive():
+            pass
+    trial = Record.read(tmp_path / "c" / "events.jsonl").trials[0]
+    assert (str(trial.state), len(trial.attempts)) == ("failed", 1)
+    assert trial.error is not None
+    assert trial.error["kind"] == "walltime"
+    assert "more: launcher.walltime_min" in trial.error["message"]
