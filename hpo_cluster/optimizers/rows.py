@@ -7,6 +7,7 @@ taken and what number the next trial has, whatever the frame went through (shuff
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -133,6 +134,7 @@ class Rows:
         told = [[None if cell != cell else cell for cell in columns[name]] for name in read[1:]]
         told_of = list(zip(*told, strict=True)) if told else [()] * len(trials)
         rows: list[Row] = []
+        left_out: list[str] = []
         outside, last = 0, -1
         for i in sorted(range(len(trials)), key=trials.__getitem__):
             trial, cells = trials[i], told_of[i]
@@ -145,8 +147,10 @@ class Rows:
             try:
                 configuration = _configuration(space, columns, i)
                 point = space.encode(configuration)
-            except (KeyError, ConfigError):
+            except (KeyError, ConfigError) as error:
                 outside += 1
+                if _enum(columns, "origin", i, Origin.EVALUATED) != Origin.IMPORTED:
+                    left_out.append(f"trial {trial} ({'; '.join(getattr(error, 'faults', [str(error)]))})")
                 continue
             state = State(_enum(columns, "state", i, State.COMPLETED))
             origin = Origin(_enum(columns, "origin", i, Origin.EVALUATED))
@@ -155,6 +159,12 @@ class Rows:
             rows.append(Row(trial, state, origin, configuration, point, target, asked, ended, key))
             if memory is not None:
                 memory[trial] = cells, rows[-1]
+        if left_out:
+            more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+            said = (
+                f"rows of the history are not configurations of the space and are left out: {', '.join(left_out[:3])}"
+            )
+            warnings.warn(f"{len(left_out)} {said}{more}", stacklevel=2)
         return cls(space, tuple(rows), last + 1, outside)
 
     @property

@@ -281,3 +281,11 @@ def test_a_campaign_from_before_there_were_column_names_is_the_same_campaign() -
     identity = LoraObjective.model_validate(of()).identity()
     assert "fields" not in identity["data"]
     assert identity["direction"] == "maximize"
+
+
+def test_a_group_with_a_value_of_its_own_can_be_optimised(settings: dict[str, Any], tmp_path: Path) -> None:
+    entry = "aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]\n"
+    validation(f"group: other\ntask: [village_val, village_test]\n{entry}")(settings, tmp_path)
+    assert faults_of_settings(settings) == []
+    settings["tasks"]["metric"] = "acc_norm"
+    assert "accepted: acc, val_loss, train_loss" in str(faults_of_settings(settings)[0])

@@ -72,3 +72,12 @@ def test_random_points_follow_the_priors() -> None:
     drawn = np.array([free_point(space, set(), rng) for _ in range(50)])
     assert ((drawn[:, 0] > 0.6) & (drawn[:, 0] < 1.0)).all()
     assert drawn.sum(axis=1).max() <= 1.5
+
+
+def test_rows_that_are_left_out_are_told() -> None:
+    space = Space({"x": Float(0.0, 1.0)})
+    history = pd.DataFrame({"x": [0.5, 7.0, 0.25], "value": [1.0, 2.0, 3.0], "target": [1.0, 2.0, 3.0]})
+    with pytest.warns(UserWarning, match=r"1 rows of the history .* left out: trial 1 \(x: .*7"):
+        rows = Rows.read(space, history)
+    assert [row.trial for row in rows] == [0, 2]
+    assert rows.outside == 1
