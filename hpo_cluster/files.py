@@ -168,7 +168,10 @@ def read_bytes(path: Path, start: int = 0, end: int | None = None) -> bytes:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in `path`, or None if there is none yet (absent, empty, cut, not an object, not a file)."""
     try:
-        data = json.loads(read_bytes(path))
+        text = read_bytes(path)
+        data = json.loads(text)
+        if b"\\u" in text:  # halves of characters, which no file and no terminal takes
+            data = json.loads(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None

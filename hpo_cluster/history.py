@@ -162,4 +162,8 @@ def load_history(campaign_dir: str | os.PathLike[str]) -> pd.DataFrame:
 
 def write_history(frame: pd.DataFrame, path: Path) -> None:
     """Write ``history.csv`` whole."""
-    replace_text(path, frame.to_csv(index=False))
+    texts = [name for name in ("error", "job", "node") if name in frame.columns]
+    whole = {
+        name: [cell.replace("\r", "\\r") if isinstance(cell, str) else cell for cell in frame[name]] for name in texts
+    }
+    replace_text(path, frame.assign(**whole).to_csv(index=False))  # a carriage return would begin another row

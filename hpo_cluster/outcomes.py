@@ -68,6 +68,9 @@ def document_of(path: Path, token: str) -> dict[str, Any] | None:
     return None if document is None else sound_fields(document, path)
 
 
+#: Characters of such a text that are kept: it goes into the journal, and to whoever looks.
+TEXT_AT_MOST = 4000
+
 #: What the fields of a job's documents are, where the driver uses them.
 FIELDS: Mapping[str, type] = {
     **dict.fromkeys(["kind", "message", "node", "host", "job", "phase", "pid_started"], str),
@@ -81,7 +84,11 @@ def sound_fields(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
     wrong = [name for name, kind in FIELDS.items() if name in document and not _is(kind, name, document[name])]
     if wrong:
         log.warning("file=%s fields left out, not what they should be: %s", path, ", ".join(wrong))
-    return {name: value for name, value in document.items() if name not in wrong}
+    sound = {name: value for name, value in document.items() if name not in wrong}
+    return {
+        name: value[:TEXT_AT_MOST] if name in FIELDS and isinstance(value, str) else value
+        for name, value in sound.items()
+    }
 
 
 def _is(kind: type, name: str, value: Any) -> bool:

@@ -38,7 +38,7 @@ class Failures(BaseModel):
 
     def action(self, kind: str) -> Action:
         """The policy of a kind; a kind that nobody knows is one of the program's."""
-        action: Action = getattr(self, kind, self.code)
+        action: Action = getattr(self, kind) if kind in type(self).model_fields else self.code
         return action
 
     def verdict(self, kinds: Iterable[str], retries: int, *, others_completed: bool = False) -> State | None:

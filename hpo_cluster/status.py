@@ -150,7 +150,12 @@ PROGRESS: Mapping[str, tuple[type, ...]] = {"phase": (str,), "step": (int,), "to
 def _sound(progress: Mapping[str, Any]) -> dict[str, Any]:
     """Progress with None in the place of what is not there or is not what it should be."""
     told = {name: progress.get(name) for name in PROGRESS}
-    return {name: value if type(value) in PROGRESS[name] else None for name, value in told.items()}
+    sound = {name: type(value) in PROGRESS[name] and not _is_infinite(value) for name, value in told.items()}
+    return {name: value if sound[name] else None for name, value in told.items()}
+
+
+def _is_infinite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 EXHAUSTED = "the space has no other configuration: all of them have been tried, whatever the budget"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -149,6 +150,39 @@ def test_any_json_in_the_files_of_a_job_is_taken_in(
         assert campaign.record.trials[1].value == 1.5
         json.dumps(campaign.status(), allow_nan=False)
     watched(directory)
+    capsys.readouterr()
+
+
+SAYS = {"kind": "code", "message": "m"}
+ODD: dict[str, dict[str, str]] = {
+    "half a character": {"error": json.dumps({**SAYS, "message": "\ud800 x"})},
+    "carriage return": {"error": json.dumps({**SAYS, "message": "a\rb"})},
+    "endless message": {"error": json.dumps({**SAYS, "message": "x\n" * 1_000_000})},
+    "progress that is no number": {"claim": json.dumps({"job": "1", "host": "x"}), "progress": '{"loss": NaN}'},
+    **{f"kind {name}": {"error": json.dumps({**SAYS, "kind": name})} for name in ("action", "__class__", "verdict")},
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_odd_words_of_a_job_are_taken_in(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "c"
+    made = drivers.spec(directory, {"operation": {"budget": 1, "workers": 1, "retries": 0}})
+    with Campaign(made) as campaign:
+        campaign.propose()
+        campaign._append("intent", trial=0, attempt=0, token="t", job_name="t", code="x")
+        job = {"backend": "local", "job_id": "1", "token": "t", "host": "x", "extra": {"attempt_dir": "/x"}}
+        campaign._append("submitted", trial=0, attempt=0, job={**job, "submitted_at": "2026-01-01T00:00:00Z"})
+        files = campaign.layout.attempt(0, 0)
+        files.dir.mkdir(parents=True)
+        for name, text in ODD[what].items():
+            path = files.dir / (name if name == "claim" else f"{name}.json")
+            path.write_text(json.dumps({"token": "t"})[:-1] + ", " + text[1:])
+        campaign.collect()
+        json.dumps(campaign.status(), allow_nan=False)
+    watched(directory)
+    write_report(directory)
+    assert len(pd.read_csv(directory / "history.csv")) == 1
+    assert (directory / "events.jsonl").stat().st_size < 100_000
     capsys.readouterr()
 
 
