@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import difflib
 import functools
 import logging
 import os
@@ -48,6 +47,7 @@ from hpo_cluster.record import AttemptRecord, Record, TrialRecord, asked_rows
 from hpo_cluster.spec import CampaignSpec
 from hpo_cluster.status import summarise
 from hpo_cluster.submissions import Member, claimed_job, make_submission, new_token, write_params
+from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import BASELINE, Ask, ErrorKind, JobRef, JobState, JobStatus, Origin, State, derive_seed
 from hpo_cluster.watch import JobWatch
 from hpo_cluster.worker import SCHEMA, checkpoint_step, package_versions
@@ -555,9 +555,7 @@ class Campaign:
             outcome = self.spec.objective.outcome(result)
         except KeyError as error:
             there, name = sorted(result["metrics"]), str(error.args[0])
-            close = difflib.get_close_matches(name, there, n=1)
-            meant = f"did you mean {close[0]!r}? " if close else ""
-            message = f"the result has no metric {name!r}; {meant}it has {', '.join(there)}"
+            message = f"the result has no metric {name!r}; {did_you_mean(name, there)}it has {', '.join(there)}"
             self._fail(trial, attempt, ErrorKind.BAD_RESULT, message, result)
             return
         self._end(

@@ -165,6 +165,14 @@ def read_bytes(path: Path, start: int = 0, end: int | None = None) -> bytes:
         os.close(fd)
 
 
+def written_at(path: Path) -> float:
+    """Return when a file was last written (seconds since the epoch); 0 if there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in `path`, or None if there is none yet (absent, empty, cut, not an object, not a file)."""
     try:

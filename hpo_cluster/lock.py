@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster.errors import LockedError, LostCampaignError
-from hpo_cluster.files import listing, publish_once
+from hpo_cluster.files import listing, publish_once, read_json
 from hpo_cluster.processes import is_alive, is_stopped, process_start
 
 log = logging.getLogger(__name__)
@@ -49,16 +49,8 @@ def _now() -> datetime.datetime:
 
 def read_lock(path: Path) -> dict[str, Any] | None:
     """Return who holds the campaign, or held it when it died: host, pid, heartbeat, trouble. None if nobody does."""
-    data = _contents(path)
+    data = read_json(path) or {}
     return data if data.get("pid") else None
-
-
-def _contents(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 def heartbeat_age_s(owner: dict[str, Any]) -> float:
@@ -151,7 +143,7 @@ class DriverLock:
             ) from None
         try:
             self._acquire(take_over)
-            self.advance(int(_contents(path).get("epoch") or 0))
+            self.advance(int((read_json(path) or {}).get("epoch") or 0))
         except BaseException:
             os.close(self._fd)
             raise
@@ -231,7 +223,7 @@ class DriverLock:
         folder = self.path.parent
         newest = max(self._epochs(), default=0)
         if newest > self.epoch:
-            owner = _contents(self.path)
+            owner = read_json(self.path) or {}
             who = f" (host {owner['host']}, process {owner['pid']})" if owner.get("pid") else ""
             raise LostCampaignError(
                 f"{folder}: another driver{who} has taken this campaign over while this one did not answer. This one "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster.clock import seconds_since
-from hpo_cluster.files import read_bytes, read_json
+from hpo_cluster.files import read_bytes, read_json, written_at
 from hpo_cluster.layout import AttemptLayout
 from hpo_cluster.trial import EndReason, ErrorKind, JobStatus
 from hpo_cluster.worker import result_faults
@@ -73,8 +73,7 @@ TEXT_AT_MOST = 4000
 
 #: What the fields of a job's documents are, where the driver uses them.
 FIELDS: Mapping[str, type] = {
-    **dict.fromkeys(["kind", "message", "node", "host", "job", "phase", "pid_started"], str),
-    **dict.fromkeys(["started_at", "ended_at"], str),
+    **dict.fromkeys(["kind", "message", "node", "host", "job", "phase", "pid_started", "started_at", "ended_at"], str),
     **dict.fromkeys(["physical_batch_size", "pid"], int),
 }
 
@@ -151,14 +150,7 @@ def silent_failure(files: AttemptLayout, job_id: str | None, status: JobStatus) 
 def log_tail(files: AttemptLayout) -> str:
     """The end of the newest log of the attempt's job, its standard error first; empty if there is none."""
     for pattern in ("*err*", "*out*"):
-        for path in sorted(files.job_dir.glob(pattern), key=_written_at, reverse=True):
+        for path in sorted(files.job_dir.glob(pattern), key=written_at, reverse=True):
             if text := read_bytes(path, -TAIL_BYTES).decode(errors="replace").strip():
                 return text
     return ""
-
-
-def _written_at(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

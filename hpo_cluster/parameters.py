@@ -214,10 +214,12 @@ class Categorical(Conditional):
                 f"choices {list(self.choices)}: {seen} stands among other values; YAML reads on, off, yes and no as "
                 "booleans unless they are quoted: ['on', 'off']"
             ]
-        for index, choice in enumerate(self.choices):
-            for other in self.choices[:index]:
-                if same(choice, other) or str(choice) == str(other):
-                    return [f"has a choice twice: {other!r} and {choice!r} cannot be told apart in a table"]
+        seen_as: dict[Value, Value] = {}
+        for choice in self.choices:
+            looks = {str(choice), choice}  # 1 and 1.0 are equal, and have one hash
+            if other := [seen_as[look] for look in looks if look in seen_as]:
+                return [f"has a choice twice: {other[0]!r} and {choice!r} cannot be told apart in a table"]
+            seen_as.update(dict.fromkeys(looks, choice))
         if self.prior is not None:
             if len(self.prior) != len(self.choices):
                 return [f"prior has {len(self.prior)} weights for {len(self.choices)} choices"]

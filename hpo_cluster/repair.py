@@ -16,14 +16,13 @@ import contextlib
 import datetime
 import json
 import os
-import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hpo_cluster.clock import utc_now
 from hpo_cluster.errors import JournalError
-from hpo_cluster.files import listing, read_json
+from hpo_cluster.files import listing, read_json, replace_text
 from hpo_cluster.identity import identity_of_campaign
 from hpo_cluster.journal import Event, is_event, read_journal
 from hpo_cluster.layout import AttemptLayout, CampaignLayout
@@ -258,16 +257,8 @@ def _has_result(layout: CampaignLayout, trial: TrialRecord) -> bool:
 
 def _replace(path: Path, damaged: Path, events: list[Event]) -> None:
     """Put the new journal in the place of the old one, whole or not at all; the old one keeps another name."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("x", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(event, allow_nan=False) + "\n" for event in events)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if path.is_symlink():
-            path.rename(damaged)
-        elif path.exists():
-            os.link(path, damaged)  # from here on, whoever dies when, one of the two is there under its name
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if path.is_symlink():
+        path.rename(damaged)
+    elif path.exists():
+        os.link(path, damaged)  # from here on, whoever dies when, one of the two is there under its name
+    replace_text(path, "".join(json.dumps(event, allow_nan=False) + "\n" for event in events))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import difflib
 import re
+from collections.abc import Iterable
 
 #: What a terminal would obey or hide: control characters but newline and tab, marks that turn the direction of writing
 #: around, line separators of Unicode, halves of characters.
@@ -38,6 +40,12 @@ def in_code(text: str) -> str:
     """Return `text` as code of Markdown, in a table too."""
     line = " ".join(visible(text).split()).replace("|", "\\|")
     return f"`` {line} ``" if "`" in line else f"`{line}`"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``did you mean WORD? `` with the known word that is most like the one typed; empty if none is."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]}? " if close else ""
 
 
 def _in_plain_signs(error: UnicodeError) -> tuple[str, int]:

@@ -74,7 +74,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         lora_checks.raise_all(
             [
                 *lora_checks.task_faults(objective, tasks),
-                *lora_checks.data_faults(objective),
+                *lora_checks.split_faults(objective),
                 *lora_checks.prompt_faults(objective),
                 *lora_checks.tokenizer_faults(checkpoint_dir),
             ]

@@ -23,7 +23,7 @@ from typing import Literal
 from pydantic import Field
 
 from hpo_cluster.errors import SubmissionError
-from hpo_cluster.files import read_json
+from hpo_cluster.files import read_json, written_at
 from hpo_cluster.launchers.base import TOKEN_VARIABLE, LauncherSettings, Submission, make_ref, warning_s
 from hpo_cluster.launchers.process import call
 from hpo_cluster.processes import is_alive, process_start
@@ -127,7 +127,8 @@ class LocalLauncher:
         states = {ref.token: self._state(ref) for ref in refs}
         alive = [ref for ref in refs if states[ref.token] is JobState.RUNNING]
         self._devices = {ref.token: list(ref.extra.get("devices") or []) for ref in alive}
-        self._seen_alive_at.update({ref.token: time.time() for ref in alive})
+        asked = {ref.token: self._seen_alive_at[ref.token] for ref in refs if ref.token in self._seen_alive_at}
+        self._seen_alive_at = {**asked, **{ref.token: time.time() for ref in alive}}
         return {ref.token: self._status(ref, states[ref.token]) for ref in refs}
 
     def _status(self, ref: JobRef, state: JobState) -> JobStatus:
@@ -147,8 +148,7 @@ class LocalLauncher:
         """Return how long a job that is over has run at least: until it was last seen, or last wrote into its log."""
         began = datetime.datetime.fromisoformat(ref.submitted_at).timestamp()
         logs = (Path(ref.extra["attempt_dir"]) / "job").glob("*_log.*")
-        written = [stat.st_mtime for path in logs if (stat := _stat(path)) is not None]
-        return max([self._seen_alive_at.get(ref.token, began), *written]) - began
+        return max([self._seen_alive_at.get(ref.token, began), *map(written_at, logs)]) - began
 
     def _state(self, ref: JobRef) -> JobState:
         if ref.host != socket.gethostname():
@@ -176,13 +176,6 @@ class LocalLauncher:
             with contextlib.suppress(OSError):
                 if needle in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                     return self._ref(os.getpgid(pid), submission, [])  # the eldest: others may have groups of their own
-        return None
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except OSError:
         return None
 
 

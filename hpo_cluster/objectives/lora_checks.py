@@ -9,7 +9,6 @@ that reads the settings of a job (JSON) from standard input and prints the fault
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import subprocess
 import sys
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster.errors import AttemptError
-from hpo_cluster.objectives.instruction_data import read_data
+from hpo_cluster.objectives.instruction_data import files_of, read_data
 from hpo_cluster.objectives.lora import LOSSES, LoraObjective, lower_is_better
+from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import ErrorKind
 
 #: What the model in memory can be asked for; LitGPT's classic route generates too.
@@ -146,8 +146,7 @@ def _metric_faults(objective: LoraObjective, loaded: Mapping[str, Any]) -> list[
         message = f"tasks.validation={validation}: is a tag for {names}, and has no value of its own; take one of them"
         return [AttemptError(ErrorKind.BAD_CONFIG, message)]
     if metric not in directions:
-        close = difflib.get_close_matches(metric, directions, n=1)
-        meant = f"did you mean {close[0]}? " if close else ""
+        meant = did_you_mean(metric, directions)
         accepted = ", ".join([*directions, *LOSSES])
         message = f"tasks.metric={metric}: {validation} has no such metric; {meant}accepted: {accepted}"
         return [AttemptError(ErrorKind.BAD_CONFIG, message)]
@@ -163,12 +162,18 @@ def _metric_faults(objective: LoraObjective, loaded: Mapping[str, Any]) -> list[
 
 
 def data_faults(objective: LoraObjective) -> list[AttemptError]:
-    """Read all rows, and find out whether there are some to validate with if that is what is optimised."""
-    data = objective.data
+    """Read all rows, and find out whether they are divided as the settings say."""
     try:
-        _, validation = read_data(Path(data.path), data.fields)
+        read_data(Path(objective.data.path), objective.data.fields)
     except AttemptError as error:
         return [error]
+    return split_faults(objective)
+
+
+def split_faults(objective: LoraObjective) -> list[AttemptError]:
+    """Find out whether there are rows to validate with, and one rule for which they are; reads no row."""
+    data = objective.data
+    _, validation = files_of(Path(data.path))
     if validation is not None and data.val_split_fraction:
         message = (
             f"data.val_split_fraction={data.val_split_fraction}: {data.path} has validation rows of its own; leave it "
@@ -188,8 +193,7 @@ def prompt_faults(objective: LoraObjective) -> list[AttemptError]:
     style = objective.data.prompt_style
     if style in prompt_styles:
         return []
-    close = difflib.get_close_matches(style, prompt_styles, n=1)
-    meant = f"did you mean {close[0]}? " if close else ""
+    meant = did_you_mean(style, prompt_styles)
     message = f"data.prompt_style={style}: LitGPT has no such style; {meant}accepted: {', '.join(prompt_styles)}"
     return [AttemptError(ErrorKind.BAD_CONFIG, message)]
 
