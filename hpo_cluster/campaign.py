@@ -449,7 +449,7 @@ class Campaign:
 
     def _rests_s(self, trial: TrialRecord) -> float:
         """Seconds until a trial whose last attempt was lost to a machine is tried again, by the journal's times."""
-        kinds = [attempt.error["kind"] for attempt in trial.attempts if attempt.error]
+        kinds = [attempt.error["kind"] for attempt in trial.attempts[trial.forgiven :] if attempt.error]
         lost = len(kinds) if kinds and kinds[-1] in MACHINE_KINDS else 0
         if not lost or not trial.attempts[-1].ended_at:
             return 0.0

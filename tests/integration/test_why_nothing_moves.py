@@ -113,6 +113,21 @@ def test_a_trial_that_a_machine_lost_rests_before_it_is_tried_again(tmp_path: Pa
     assert rests[1] >= 2.0
 
 
+def test_a_trial_that_somebody_wants_tried_again_does_not_rest(tmp_path: Path) -> None:
+    made = drivers.spec(tmp_path / "c", {"operation": {"budget": 1, "retries": 0, "retry_wait_s": 600.0}})
+    failing = LocalLauncher(LocalSettings(poll_period_s=0.1, setup=("exit 1",)))
+    with Campaign(dataclasses.replace(made, launcher=failing)) as campaign:
+        for _ in campaign.drive():
+            pass
+    with Campaign(made) as campaign:
+        campaign._append("reopened", trial=0)
+        campaign.tick()
+        assert len(campaign.record.trials[0].attempts) == 2
+        for _ in campaign.drive():
+            pass
+    assert campaign_status(tmp_path / "c")["counts"] == {"completed": 1}
+
+
 def test_a_campaign_is_its_owners_alone_and_secrets_come_from_a_file(tmp_path: Path) -> None:
     secrets = tmp_path / "secrets.sh"
     secrets.write_text("export KEY=averyprivatekey\n")
