@@ -37,7 +37,7 @@ def test_a_whole_campaign_with_four_workers(campaign: Make, reference: Reference
 
 
 def test_an_exception_in_the_job_fails_its_trial_alone(campaign: Make, reference: Reference) -> None:
-    one = campaign(steps={"t0001/a0": "echo broken >&2; exit 7"})
+    one = campaign(steps={"t0001/a0": "echo broken >&2; exit 7"}, operation={"failures": {"code": "failed"}})
     assert one.run() == 0, one.story()
     one.check(reference, kinds={1: ["code"]}, states={1: "failed"})
 
