@@ -14,9 +14,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpo_cluster.function_search import optimize
-    from hpo_cluster.history import load_history
+    from hpo_cluster.driver.in_process import optimize
     from hpo_cluster.optimizers.registry import make_optimizer
+    from hpo_cluster.record.history import load_history
     from hpo_cluster.space import Categorical, Float, Integer, Prior, Space
 
 __version__ = "0.1.0"
@@ -29,9 +29,9 @@ _HOMES = {
     "Integer": "space",
     "Prior": "space",
     "Space": "space",
-    "load_history": "history",
+    "load_history": "record.history",
     "make_optimizer": "optimizers.registry",
-    "optimize": "function_search",
+    "optimize": "driver.in_process",
 }
 
 

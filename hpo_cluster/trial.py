@@ -104,67 +104,6 @@ class Ask:
     decision: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class JobRef:
-    """A handle on a job that can be written to the journal and rebuilt from it.
-
-    Args:
-        backend: name of the launcher that made it.
-        job_id: the scheduler's id, or the process id; ids are recycled, so it never identifies a job alone.
-        token: the job's name, unique for each attempt.
-        submitted_at: UTC, ISO 8601.
-        host: where it was submitted.
-        extra: backend's own (a process's start time, for instance).
-    """
-
-    backend: str
-    job_id: str
-    token: str
-    submitted_at: str
-    host: str
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-class JobState(StrEnum):
-    """What a launcher knows of a job. UNKNOWN is never terminal."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    PAUSED = "paused"
-    ENDED = "ended"
-    UNKNOWN = "unknown"
-
-
-class EndReason(StrEnum):
-    """Why a job is over, as far as its scheduler knows."""
-
-    WELL = "well"  # its program ended with status 0
-    EXIT = "exit"  # its program ended with another status, or of a signal
-    WALLTIME = "walltime"
-    PREEMPTED = "preempted"
-    NODE = "node"  # the node failed, or the job could not be started on it
-    OUT_OF_MEMORY = "out_of_memory"  # of the host: the scheduler killed it
-    CANCELLED = "cancelled"  # by a person or a site's rule
-    FORGOTTEN = "forgotten"  # the scheduler no longer knows the job
-
-
-@dataclass(frozen=True)
-class JobStatus:
-    """What a scheduler says of a job.
-
-    Args:
-        state: in our words.
-        reason: why it is over; None while it is not, or where nobody says.
-        detail: in the scheduler's words.
-        node: where it runs or ran.
-    """
-
-    state: JobState
-    reason: EndReason | None = None
-    detail: str = ""
-    node: str | None = None
-
-
 def derive_seed(*parts: int | str) -> int:
     """A seed in ``0..2^31-1`` that depends on all `parts` and on nothing else, equal on every machine."""
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()

@@ -16,11 +16,11 @@ from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hpo_cluster import worker
 from hpo_cluster.errors import AttemptError
+from hpo_cluster.objectives import worker
+from hpo_cluster.objectives.black_box import read_output, reported_error
 from hpo_cluster.objectives.command import render
-from hpo_cluster.objectives.output import read_output, reported_error
-from hpo_cluster.processes import process_start
+from hpo_cluster.record.processes import process_start
 from hpo_cluster.trial import ErrorKind
 
 #: What an error message keeps of each of the command's streams.

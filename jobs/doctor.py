@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hpo_cluster import worker
+from hpo_cluster.objectives import worker
 
 
 def evaluate(attempt: worker.Attempt) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 sys.path.pop(0)  # this directory: a module of the user's may have the name of a program in it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hpo_cluster import worker
+from hpo_cluster.objectives import worker
+from hpo_cluster.objectives.black_box import read_output
 from hpo_cluster.objectives.function import load
-from hpo_cluster.objectives.output import read_output
 
 
 def evaluate(attempt: worker.Attempt) -> dict[str, Any]:

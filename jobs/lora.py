@@ -28,17 +28,17 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hpo_cluster import worker
 from hpo_cluster.errors import AttemptError
-from hpo_cluster.objectives.instruction_data import read_data
-from hpo_cluster.objectives.lora import CHECKPOINT_FILES, LoraObjective, TrainSettings, effective_train
+from hpo_cluster.objectives import worker
+from hpo_cluster.objectives.lora.instruction_data import read_data
+from hpo_cluster.objectives.lora.settings import CHECKPOINT_FILES, LoraObjective, TrainSettings, effective_train
+from hpo_cluster.objectives.worker import Attempt
 from hpo_cluster.trial import ErrorKind
-from hpo_cluster.worker import Attempt
 
 if TYPE_CHECKING:  # torch, litgpt and lm-eval are imported once the environment is set
     import torch
 
-    from hpo_cluster.objectives.lit_dropout import MicroBatchDropout
+    from hpo_cluster.objectives.lora.dropout import MicroBatchDropout
 
 log = logging.getLogger("lora")
 
@@ -61,22 +61,22 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="hpo-cluster-", ignore_cleanup_errors=True) as scratch:
         attempt.phase("import")
         device = prepare_process(storage_dir, int(attempt.params.get("gpus") or 0))
-        from hpo_cluster.objectives import lora_checks
-        from hpo_cluster.objectives.lit_checkpoint import fingerprint
-        from hpo_cluster.objectives.lit_files import converted_lm, save_adapter
-        from hpo_cluster.objectives.lm_tasks import score
-        from hpo_cluster.objectives.meter import Meter
+        from hpo_cluster.objectives.lora import checks
+        from hpo_cluster.objectives.lora.adapter import converted_lm, save_adapter
+        from hpo_cluster.objectives.lora.checkpoint import fingerprint
+        from hpo_cluster.objectives.lora.meter import Meter
+        from hpo_cluster.objectives.lora.tasks import score
 
         attempt.phase("load")
         meter = Meter(device)
         checkpoint_dir = checked_checkpoint(objective)
-        tasks = lora_checks.load_tasks_of(objective, Path(scratch))
-        lora_checks.raise_all(
+        tasks = checks.load_tasks_of(objective, Path(scratch))
+        checks.raise_all(
             [
-                *lora_checks.task_faults(objective, tasks),
-                *lora_checks.split_faults(objective),
-                *lora_checks.prompt_faults(objective),
-                *lora_checks.tokenizer_faults(checkpoint_dir),
+                *checks.task_faults(objective, tasks),
+                *checks.split_faults(objective),
+                *checks.prompt_faults(objective),
+                *checks.tokenizer_faults(checkpoint_dir),
             ]
         )
         train_examples, val_examples = load_examples(objective, train, checkpoint_dir)
@@ -249,7 +249,7 @@ def load_model(checkpoint_dir: Path, train: TrainSettings, device: torch.device,
     import torch
     from litgpt.lora import GPT, Config, lora_filter, mark_only_lora_as_trainable
 
-    from hpo_cluster.objectives.lit_files import lora_settings, weights_dtype
+    from hpo_cluster.objectives.lora.adapter import lora_settings, weights_dtype
 
     config = Config.from_file(checkpoint_dir / "model_config.yaml", **({} if baseline else lora_settings(train)))
     with torch.device(device), default_dtype(weights_dtype(train)):
@@ -303,7 +303,7 @@ class Run:
         self.physical = self.train.physical_batch_size or self.train.micro_batch_size
         lora = self.model.config.lora_r > 0
         if lora and self.train.lora_dropout > 0 and self.physical != self.train.micro_batch_size:
-            from hpo_cluster.objectives.lit_dropout import MicroBatchDropout
+            from hpo_cluster.objectives.lora.dropout import MicroBatchDropout
 
             self.dropout = MicroBatchDropout(self.model, self.train.lora_dropout, HEAD_PIECE, self.precision)
 
@@ -374,7 +374,7 @@ class Keeper:
         self.kept_at = time.monotonic()
 
     def _write(self, folder: Path) -> None:
-        from hpo_cluster.objectives.lit_checkpoint import write_checkpoint
+        from hpo_cluster.objectives.lora.checkpoint import write_checkpoint
 
         counters = {name: getattr(self.state, name) for name in State.COUNTERS}
         write_checkpoint(folder, self.run.model, self.state.optimizer, counters, self.mark)
@@ -382,7 +382,7 @@ class Keeper:
 
 def resume(keep: Keeper) -> None:
     """Go on from the newest checkpoint of an earlier attempt that is one of this training; start anew without one."""
-    from hpo_cluster.objectives.lit_checkpoint import differences, read_checkpoint, restore
+    from hpo_cluster.objectives.lora.checkpoint import differences, read_checkpoint, restore
 
     for folder in keep.attempt.checkpoints:
         try:
@@ -596,7 +596,7 @@ def merged_lm(
     from litgpt.lora import merge_lora_weights
     from transformers import AutoTokenizer
 
-    from hpo_cluster.objectives.lit_lm import LitLM
+    from hpo_cluster.objectives.lora.language_model import LitLM
 
     with torch.no_grad():
         merge_lora_weights(run.model)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hpo_cluster import side_by_side
+from hpo_cluster.objectives import side_by_side
 
 if __name__ == "__main__":
     sys.exit(side_by_side.main())

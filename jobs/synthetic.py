@@ -9,9 +9,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hpo_cluster import worker
 from hpo_cluster.errors import AttemptError
-from hpo_cluster.objectives.functions import FUNCTIONS
+from hpo_cluster.objectives import worker
+from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
 from hpo_cluster.objectives.synthetic import fails, noise_of
 from hpo_cluster.trial import ErrorKind
 

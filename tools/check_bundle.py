@@ -31,15 +31,16 @@ os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", TQDM_DISABLE="1"
 
 from scipy.stats import qmc, spearmanr
 
-from hpo_cluster.compose import compose
-from hpo_cluster.config import Config
+from hpo_cluster.cli.config.compose import compose
+from hpo_cluster.cli.config.schema import Config
 from hpo_cluster.errors import AttemptError
-from hpo_cluster.files import dumps, replace_text
-from hpo_cluster.layout import AttemptLayout, resources_dir
-from hpo_cluster.objectives.lora import LORA_MATRICES, LoraObjective
+from hpo_cluster.objectives.lora.settings import LORA_MATRICES, LoraObjective
+from hpo_cluster.objectives.worker import Attempt
+from hpo_cluster.record.attempt_files import SCHEMA
+from hpo_cluster.record.files import dumps, replace_text
+from hpo_cluster.record.layout import AttemptLayout, resources_dir
 from hpo_cluster.space import Configuration, Space
 from hpo_cluster.trial import ErrorKind
-from hpo_cluster.worker import SCHEMA, Attempt
 
 #: Axes of the hypercube, in the order in which it was first drawn, and their names on the page.
 AXES = {

@@ -25,10 +25,10 @@ from matplotlib.colors import LogNorm  # noqa: E402
 from matplotlib.patches import Circle, Rectangle  # noqa: E402
 
 import hpo_cluster  # noqa: E402
-from hpo_cluster.objectives.functions import FUNCTIONS, himmelblau  # noqa: E402
+from hpo_cluster.objectives.benchmark_functions import FUNCTIONS, himmelblau  # noqa: E402
+from hpo_cluster.optimizers.bayesian.surrogate import surrogate_of  # noqa: E402
 from hpo_cluster.optimizers.registry import make_optimizer  # noqa: E402
 from hpo_cluster.space import Float, Space  # noqa: E402
-from hpo_cluster.surrogate import surrogate_of  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 FUNCTION = FUNCTIONS["himmelblau"]

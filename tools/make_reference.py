@@ -20,13 +20,13 @@ from pydantic_core import PydanticUndefined
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hpo_cluster.config import NESTED, OPERATIONAL, CampaignSettings  # noqa: E402
-from hpo_cluster.conftree import GROUPS, conf_dir, key_comments, options  # noqa: E402
+from hpo_cluster.cli.config.groups import GROUPS, conf_dir, key_comments, options  # noqa: E402
+from hpo_cluster.cli.config.schema import NESTED, OPERATIONAL, CampaignSettings  # noqa: E402
+from hpo_cluster.driver.outcomes import KINDS_OF_REASONS  # noqa: E402
+from hpo_cluster.driver.policy import Failures  # noqa: E402
 from hpo_cluster.launchers import LAUNCHERS, oar, slurm  # noqa: E402
 from hpo_cluster.objectives import OBJECTIVES  # noqa: E402
 from hpo_cluster.optimizers.registry import OPTIMIZERS  # noqa: E402
-from hpo_cluster.outcomes import KINDS_OF_REASONS  # noqa: E402
-from hpo_cluster.policy import Failures  # noqa: E402
 from hpo_cluster.space import parameter_names  # noqa: E402
 from hpo_cluster.trial import DRIVER_KINDS  # noqa: E402
 

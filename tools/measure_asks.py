@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.optimizers.contestants import parse
 from benchmarks.optimizers.memory import MemoryCampaign
-from hpo_cluster.objectives.functions import FUNCTIONS
+from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
 from hpo_cluster.optimizers.base import Optimizer
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.space import Categorical, Float, Integer, Space

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.optimizers.simulate import duration
-from hpo_cluster.clock import utc_now
-from hpo_cluster.files import dumps, read_json
+from hpo_cluster.job import EndReason, JobRef, JobState, JobStatus
 from hpo_cluster.launchers.base import Submission, make_ref
-from hpo_cluster.layout import AttemptLayout
-from hpo_cluster.objectives.functions import FUNCTIONS
-from hpo_cluster.trial import EndReason, JobRef, JobState, JobStatus
-from hpo_cluster.worker import SCHEMA, job_identity
+from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
+from hpo_cluster.record.attempt_files import SCHEMA, job_identity
+from hpo_cluster.record.clock import utc_now
+from hpo_cluster.record.files import dumps, read_json
+from hpo_cluster.record.layout import AttemptLayout
 
 
 class SimulatedCluster:

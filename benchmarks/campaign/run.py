@@ -26,14 +26,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.campaign.cluster import SimulatedCluster
 from benchmarks.optimizers.run import THREADS
-from hpo_cluster.campaign import Campaign
-from hpo_cluster.display import PlainDisplay
+from hpo_cluster.cli.display import PlainDisplay
+from hpo_cluster.driver.campaign import Campaign
+from hpo_cluster.driver.run_settings import Operation
+from hpo_cluster.driver.spec import make_spec
 from hpo_cluster.launchers.local import LocalSettings
-from hpo_cluster.objectives.functions import FUNCTIONS
+from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
 from hpo_cluster.objectives.synthetic import SyntheticObjective
-from hpo_cluster.operation import Operation
 from hpo_cluster.optimizers.base import Optimizer
-from hpo_cluster.spec import make_spec
 from hpo_cluster.trial import Ask
 
 if TYPE_CHECKING:

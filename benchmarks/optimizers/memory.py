@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hpo_cluster.history import MemoryJournal
-from hpo_cluster.record import asked_rows
+from hpo_cluster.record.campaign_state import asked_rows
+from hpo_cluster.record.history import MemoryJournal
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.objectives import functions
+from hpo_cluster.objectives import benchmark_functions
 from hpo_cluster.space import Configuration, Float, Integer, Parameter, Space, Value
 from hpo_cluster.trial import derive_seed
 
@@ -86,20 +86,20 @@ def island(x: Array) -> float:
     return float(ISLAND_CHANCE + max(plateau, peak))
 
 
-def _of(function: functions.TestFunction, name: str, noise: float = 0.0, kind: str = "smooth") -> Problem:
+def _of(function: benchmark_functions.TestFunction, name: str, noise: float = 0.0, kind: str = "smooth") -> Problem:
     return Problem(name, function.space, lambda c: -function.evaluate(c), -function.optimum, noise, kind)
 
 
 def synthetic() -> dict[str, Problem]:
     """The problems that need no data."""
-    known = functions.FUNCTIONS
+    known = benchmark_functions.FUNCTIONS
     whole: dict[str, Parameter] = {f"x{i}": Integer(-5, 10) for i in (1, 2)}
     valley = Space(whole | {f"x{i}": Float(-5.0, 10.0) for i in (3, 4, 5)})
     at: Configuration = {"x1": 1, "x2": 1, "x3": 1.0, "x4": 1.0, "x5": 1.0}
-    rosenbrock = functions.TestFunction("rosenbrock_mixed", valley, functions.rosenbrock, 0.0, at)
+    rosenbrock = benchmark_functions.TestFunction("rosenbrock_mixed", valley, benchmark_functions.rosenbrock, 0.0, at)
     cube = Space({f"x{i}": Float(0.0, 1.0) for i in range(1, 6)})
     top = dict(zip(cube.names, ISLAND_CENTRE, strict=True))
-    height = functions.TestFunction("island", cube, lambda x: -island(x), -ISLAND_TOP, dict(top))
+    height = benchmark_functions.TestFunction("island", cube, lambda x: -island(x), -ISLAND_TOP, dict(top))
     problems = [
         _of(known["himmelblau"], "himmelblau"),
         _of(known["branin"], "branin"),

@@ -21,7 +21,7 @@ from benchmarks.optimizers.cache import Key
 from benchmarks.optimizers.peers import PEERS
 from benchmarks.optimizers.problems import Problem, problems
 from benchmarks.optimizers.simulate import Run, duration, simulate
-from hpo_cluster.processes import end_with_parent
+from hpo_cluster.record.processes import end_with_parent
 from hpo_cluster.trial import derive_seed
 
 #: Read when a process of the pool starts: one thread for each.

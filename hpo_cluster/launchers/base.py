@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from hpo_cluster.clock import utc_now
-from hpo_cluster.trial import JobRef, JobStatus
+from hpo_cluster.job import JobRef, JobStatus
+from hpo_cluster.record.clock import utc_now
 
 #: In the environment of every job: lets a launcher find a job that it no longer has a handle on.
 TOKEN_VARIABLE = "HPO_CLUSTER_TOKEN"

@@ -23,11 +23,11 @@ from typing import Literal
 from pydantic import Field
 
 from hpo_cluster.errors import SubmissionError
-from hpo_cluster.files import read_json, written_at
+from hpo_cluster.job import EndReason, JobRef, JobState, JobStatus
 from hpo_cluster.launchers.base import TOKEN_VARIABLE, LauncherSettings, Submission, make_ref, warning_s
-from hpo_cluster.launchers.process import call
-from hpo_cluster.processes import is_alive, process_start
-from hpo_cluster.trial import EndReason, JobRef, JobState, JobStatus
+from hpo_cluster.launchers.commands import call
+from hpo_cluster.record.files import read_json, written_at
+from hpo_cluster.record.processes import is_alive, process_start
 
 #: Seconds before the walltime at which submitit's controller sends SIGUSR2.
 SIGNAL_DELAY_S = 30

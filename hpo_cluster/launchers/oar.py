@@ -19,9 +19,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from hpo_cluster.errors import SubmissionError
+from hpo_cluster.job import EndReason, JobRef, JobState, JobStatus
 from hpo_cluster.launchers.base import Submission, warning_s
-from hpo_cluster.launchers.process import CommandError, call
-from hpo_cluster.launchers.scheduler import (
+from hpo_cluster.launchers.batch import (
     Listed,
     Refusal,
     SchedulerLauncher,
@@ -30,7 +30,7 @@ from hpo_cluster.launchers.scheduler import (
     refusal,
     user_name,
 )
-from hpo_cluster.trial import EndReason, JobRef, JobState, JobStatus
+from hpo_cluster.launchers.commands import CommandError, call
 
 SUBMIT_TIMEOUT_S = 60.0
 LIST_TIMEOUT_S = 20.0

@@ -17,10 +17,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from hpo_cluster.errors import SubmissionError
+from hpo_cluster.job import EndReason, JobRef, JobState, JobStatus
 from hpo_cluster.launchers.base import Submission, warning_s
-from hpo_cluster.launchers.process import CommandError, call
-from hpo_cluster.launchers.scheduler import Listed, Refusal, SchedulerLauncher, SchedulerSettings, StateTable, refusal
-from hpo_cluster.trial import EndReason, JobRef, JobState, JobStatus
+from hpo_cluster.launchers.batch import Listed, Refusal, SchedulerLauncher, SchedulerSettings, StateTable, refusal
+from hpo_cluster.launchers.commands import CommandError, call
 
 SUBMIT_TIMEOUT_S = 60.0
 LIST_TIMEOUT_S = 20.0

@@ -12,9 +12,9 @@ from hpo_cluster.errors import ConfigError
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.objectives.function import FunctionObjective
-from hpo_cluster.objectives.lora import LoraObjective
+from hpo_cluster.objectives.lora.settings import LoraObjective
 from hpo_cluster.objectives.synthetic import SyntheticObjective
-from hpo_cluster.validation import faults_of
+from hpo_cluster.settings import faults_of
 
 #: Every objective by the name that `objective.kind` gives it.
 OBJECTIVES: dict[str, type[Objective]] = {

@@ -31,7 +31,7 @@ class SyntheticObjective(Objective):
     @field_validator("function")
     @classmethod
     def _known(cls, function: str) -> str:
-        from hpo_cluster.objectives.functions import FUNCTIONS
+        from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
 
         if function not in FUNCTIONS:
             raise ValueError(f"is no test function; accepted: {', '.join(sorted(FUNCTIONS))}")
@@ -58,7 +58,7 @@ class SyntheticObjective(Objective):
 
     def own_space(self) -> Space:
         """The function's usual domain."""
-        from hpo_cluster.objectives.functions import FUNCTIONS
+        from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
 
         return FUNCTIONS[self.function].space
 

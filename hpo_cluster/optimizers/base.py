@@ -36,8 +36,8 @@ class Optimizer(Protocol):
         asking n times for one, each with the earlier ones pending, give the same proposals.
 
         Args:
-            history: rows in trial order with at least the columns of `hpo_cluster.history.HISTORY_COLUMNS` and one
-                for each parameter; `target` is maximised.
+            history: rows in trial order with at least the columns of `hpo_cluster.record.history.HISTORY_COLUMNS` and
+                one for each parameter; `target` is maximised.
             n: number of proposals wanted, at least 1.
         """
         ...

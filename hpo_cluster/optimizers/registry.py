@@ -12,24 +12,24 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.optimizers.bamsoo import BaMSOO, BaMSOOSettings
 from hpo_cluster.optimizers.base import Optimizer, OptimizerSettings
-from hpo_cluster.optimizers.bo import BO, BOSettings
-from hpo_cluster.optimizers.direct import Direct, DirectL, DirectSettings
-from hpo_cluster.optimizers.external_nevergrad import Nevergrad, NevergradSettings
-from hpo_cluster.optimizers.external_nomad import Nomad, NomadSettings
-from hpo_cluster.optimizers.external_optuna import Optuna, OptunaSettings
-from hpo_cluster.optimizers.fda import FDA, FDASettings
-from hpo_cluster.optimizers.grid import Grid, GridSettings
-from hpo_cluster.optimizers.lhs import LatinHypercube, LHSSettings
-from hpo_cluster.optimizers.mosaic import Mosaic, MosaicSettings
-from hpo_cluster.optimizers.random_search import RandomSearch, RandomSettings
-from hpo_cluster.optimizers.sobol import Sobol, SobolSettings
-from hpo_cluster.optimizers.soo import SOO, SOOSettings
-from hpo_cluster.optimizers.start import Started
-from hpo_cluster.optimizers.turbo import Turbo, TurboSettings
+from hpo_cluster.optimizers.bayesian.bo import BO, BOSettings
+from hpo_cluster.optimizers.bayesian.mosaic import Mosaic, MosaicSettings
+from hpo_cluster.optimizers.bayesian.turbo import Turbo, TurboSettings
+from hpo_cluster.optimizers.designs.grid import Grid, GridSettings
+from hpo_cluster.optimizers.designs.lhs import LatinHypercube, LHSSettings
+from hpo_cluster.optimizers.designs.random_search import RandomSearch, RandomSettings
+from hpo_cluster.optimizers.designs.sobol import Sobol, SobolSettings
+from hpo_cluster.optimizers.external.nevergrad import Nevergrad, NevergradSettings
+from hpo_cluster.optimizers.external.nomad import Nomad, NomadSettings
+from hpo_cluster.optimizers.external.optuna import Optuna, OptunaSettings
+from hpo_cluster.optimizers.partition.bamsoo import BaMSOO, BaMSOOSettings
+from hpo_cluster.optimizers.partition.direct import Direct, DirectL, DirectSettings
+from hpo_cluster.optimizers.partition.fda import FDA, FDASettings
+from hpo_cluster.optimizers.partition.soo import SOO, SOOSettings
+from hpo_cluster.optimizers.starting_points import Started
+from hpo_cluster.settings import faults_of
 from hpo_cluster.space import Space
-from hpo_cluster.validation import faults_of
 
 
 class Entry(NamedTuple):

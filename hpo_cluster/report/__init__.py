@@ -6,8 +6,8 @@ import os
 import secrets
 from pathlib import Path
 
-from hpo_cluster.files import replace_text
-from hpo_cluster.report.campaign import read_campaign
+from hpo_cluster.record.files import replace_text
+from hpo_cluster.report.data import read_campaign
 from hpo_cluster.report.figures import draw_best_by_evaluations, draw_best_by_time, draw_others, draw_parameters
 from hpo_cluster.report.page import render_page
 

@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hpo_cluster.history import METRIC_PREFIX
-from hpo_cluster.report.campaign import Campaign, shorten
+from hpo_cluster.record.history import METRIC_PREFIX
+from hpo_cluster.report.data import Campaign, shorten
 from hpo_cluster.space import Categorical, Integer
 from hpo_cluster.trial import State
 

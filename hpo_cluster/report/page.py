@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from hpo_cluster.history import METRIC_PREFIX
-from hpo_cluster.report.campaign import Campaign
+from hpo_cluster.record.history import METRIC_PREFIX
+from hpo_cluster.record.warm_start import IDENTITY_KEY
+from hpo_cluster.report.data import Campaign
 from hpo_cluster.text import in_code, in_markdown
 from hpo_cluster.trial import BASELINE, Origin, State
-from hpo_cluster.warm_start import IDENTITY_KEY
 
 BEST_ROWS = 10
 #: Values needed before the recommendation by posterior mean is more than an echo of the best value.
@@ -129,7 +129,7 @@ def _recommendation(campaign: Campaign) -> str | None:
     """The trial, evaluated here or imported, of the best posterior mean, where there is enough to fit a surrogate."""
     if len(campaign.ranked) < MIN_FOR_MODEL:
         return None
-    from hpo_cluster.surrogate import recommend
+    from hpo_cluster.optimizers.bayesian.surrogate import recommend
 
     trial = recommend(campaign.history, campaign.space)
     if trial is None:

@@ -16,10 +16,10 @@ from typing import Any
 
 from support import drivers
 
-from hpo_cluster.campaign import Campaign
+from hpo_cluster.driver.campaign import Campaign
+from hpo_cluster.driver.spec import CampaignSpec
 from hpo_cluster.launchers import LAUNCHERS, make_launcher
 from hpo_cluster.objectives.command import CommandObjective
-from hpo_cluster.spec import CampaignSpec
 
 
 def command(log: Path, options: dict[str, Any]) -> str:

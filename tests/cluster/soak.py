@@ -22,9 +22,9 @@ from typing import Any
 from clusters import Slurm, kill
 from on_a_cluster import CampaignOnACluster
 
-from hpo_cluster.files import read_json
-from hpo_cluster.journal import Event, read_events
-from hpo_cluster.record import Record
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.files import read_json
+from hpo_cluster.record.journal import Event, read_events
 
 QUERIES = ("squeue", "sacct", "sbatch")
 

@@ -9,9 +9,9 @@ from typing import Any
 from clusters import Cluster, kill, wait
 
 from hpo_cluster import load_history
-from hpo_cluster.journal import read_events
+from hpo_cluster.record.journal import read_events
 
-MAIN = "import sys; from hpo_cluster.cli import main; sys.exit(main())"
+MAIN = "import sys; from hpo_cluster.cli.main import main; sys.exit(main())"
 
 
 def command(cluster: Cluster, directory: Path) -> list[str | Path]:

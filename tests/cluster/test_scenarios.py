@@ -16,7 +16,7 @@ import pytest
 from clusters import Cluster, Slurm, kill, wait
 from on_a_cluster import CampaignOnACluster
 
-from hpo_cluster.journal import read_events
+from hpo_cluster.record.journal import read_events
 
 Make: TypeAlias = Callable[..., CampaignOnACluster]
 Reference: TypeAlias = list[dict[str, Any]]

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from hpo_cluster.errors import SubmissionError
+from hpo_cluster.job import EndReason, JobRef, JobState, JobStatus
 from hpo_cluster.launchers import LAUNCHERS, LocalSettings, OarSettings, SlurmSettings, make_launcher
 from hpo_cluster.launchers.base import Launcher, Submission
-from hpo_cluster.trial import EndReason, JobRef, JobState, JobStatus
 
 
 def submission(tmp_path: Path, code: str, token: str | None = None) -> Submission:

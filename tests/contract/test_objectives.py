@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from hpo_cluster.compose import compose
+from hpo_cluster.cli.config.compose import compose
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.layout import resources_dir
 from hpo_cluster.objectives import OBJECTIVES, parse_objective
 from hpo_cluster.objectives.base import Objective
+from hpo_cluster.record.layout import resources_dir
 from hpo_cluster.space import Float, Space
 
 MADE: dict[str, dict[str, Any]] = {

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from hpo_cluster import worker
-from hpo_cluster.layout import resources_dir
-from hpo_cluster.objectives.lora import LoraObjective
+from hpo_cluster.objectives import worker
+from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.record.layout import resources_dir
 
 BUNDLE = resources_dir() / "bundle" / "village"
 PROGRAM = resources_dir() / "jobs" / "lora.py"

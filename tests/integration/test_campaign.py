@@ -18,17 +18,17 @@ import pytest
 from support import drivers
 
 from hpo_cluster import load_history
-from hpo_cluster.campaign import Campaign
+from hpo_cluster.driver.campaign import Campaign
+from hpo_cluster.driver.check_proposals import replay
+from hpo_cluster.driver.spec import CampaignSpec
 from hpo_cluster.errors import IdentityError, LockedError
-from hpo_cluster.files import read_json
-from hpo_cluster.journal import read_events
-from hpo_cluster.launchers import process
+from hpo_cluster.launchers import commands
 from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.optimizers.registry import make_optimizer
-from hpo_cluster.record import Record
-from hpo_cluster.replay import replay
-from hpo_cluster.spec import CampaignSpec
-from hpo_cluster.status import campaign_status
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.files import read_json
+from hpo_cluster.record.journal import read_events
+from hpo_cluster.record.status import campaign_status
 
 
 def spec(directory: Path, command: str | None = None, **options: Any) -> CampaignSpec:
@@ -225,7 +225,7 @@ def test_a_full_disk_is_waited_out_wherever_it_is_met(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     """Any file that the driver writes may meet it: the journal, params.json, history.csv."""
-    monkeypatch.setattr(process, "FIRST_BACKOFF_S", 0.2)
+    monkeypatch.setattr(commands, "FIRST_BACKOFF_S", 0.2)
     made = spec(tmp_path / "c", operation={"budget": 6})
     real, driver = getattr(os, call), os.getpid()
     seen: list[str] = []

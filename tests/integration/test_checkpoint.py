@@ -21,14 +21,14 @@ import torch
 from lora_bench import PROGRAM, adapter, load_program, max_difference, objective, run_attempt, write_attempt, write_data
 from support import drivers
 
-from hpo_cluster import worker
-from hpo_cluster.campaign import Campaign
-from hpo_cluster.objectives import lit_checkpoint
+from hpo_cluster.driver.campaign import Campaign
+from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.command import CommandObjective
-from hpo_cluster.objectives.lit_lm import LitLM
-from hpo_cluster.objectives.lora import LoraObjective
-from hpo_cluster.record import Record, TrialRecord
-from hpo_cluster.status import campaign_status
+from hpo_cluster.objectives.lora import checkpoint
+from hpo_cluster.objectives.lora.language_model import LitLM
+from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.status import campaign_status
 
 #: Two epochs, dropout, and an accumulation that spans both of them.
 TRAINING: dict[str, Any] = {"lora_dropout": 0.3, "epochs": 2, "micro_batch_size": 4, "global_batch_size": 8}
@@ -61,7 +61,7 @@ def same(folder: Path, whole: Path) -> None:
     for name in COUNTS:
         one, other = mine[name], theirs[name]
         if name == "train":
-            one, other = ({k: v for k, v in x.items() if k not in lit_checkpoint.FREE_SETTINGS} for x in (one, other))
+            one, other = ({k: v for k, v in x.items() if k not in checkpoint.FREE_SETTINGS} for x in (one, other))
         assert one == other, name
     assert max_difference(adapter(folder), adapter(whole)) == 0
     assert not list(folder.parent.glob("*/checkpoint")), "removed with the result"
@@ -206,7 +206,7 @@ def test_a_full_disk_does_not_end_the_training(
         calls.append(1)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(lit_checkpoint, "write_checkpoint", fail)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", fail)
     run_attempt(tmp_path / "a0", objective(data, checkpoint_interval_s=1e-6, **TRAINING))
     assert len(calls) > 15
     assert "no checkpoint at step 3" in caplog.text
@@ -225,14 +225,14 @@ def test_a_copy_run_by_hand_takes_and_removes_nothing(at_step: Any, data: Path, 
 def test_the_classic_route_is_ended_at_once_with_its_training_kept(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hpo_cluster.objectives import lm_tasks
+    from hpo_cluster.objectives.lora import tasks
 
     def slow(*_: Any) -> Any:
         os.kill(os.getpid(), signal.SIGUSR2)  # a warning: there may be time enough
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("still there")
 
-    monkeypatch.setattr(lm_tasks, "score", slow)
+    monkeypatch.setattr(tasks, "score", slow)
     what = objective(data, **TRAINING).model_copy(update={"evaluation": "litgpt_cli"})
     error = run_as_job(write_attempt(tmp_path / "a0", what))
     assert (error["kind"], error["message"]) == ("interrupted", "SIGUSR2 asked to end during score")

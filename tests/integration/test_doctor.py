@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo_cluster import cli
+from hpo_cluster.cli.main import main
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_ends_with_a_job_and_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor"]) == 0
+    assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "FAULT" not in out
     for part in (
@@ -35,7 +35,7 @@ def test_each_fault_has_its_remedy_and_no_job_is_submitted(
     (tmp_path / "file").touch()
     monkeypatch.setenv("PATH", str(tmp_path))
     words = ["launcher=slurm", "model=llama-3.2-1b", "campaigns_dir=file/campaigns"]
-    assert cli.main(["doctor", *words]) == 1
+    assert main(["doctor", *words]) == 1
     out = capsys.readouterr().out
     for part in ("lacks lit_model.pth", "prepare model=llama-3.2-1b", "command sbatch is not found", "Not a directory"):
         assert part in out
@@ -44,7 +44,7 @@ def test_each_fault_has_its_remedy_and_no_job_is_submitted(
 
 
 def test_a_job_that_cannot_work_is_told_with_the_end_of_its_log(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", 'launcher.setup=["echo no such module >&2","exit 1"]', "grace_s=0.5"]) == 1
+    assert main(["doctor", 'launcher.setup=["echo no such module >&2","exit 1"]', "grace_s=0.5"]) == 1
     out = capsys.readouterr().out
     assert "brought no result" in out
     assert "no such module" in out
@@ -55,7 +55,7 @@ def test_a_gpu_that_a_job_does_not_find_is_a_fault(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")  # without an nvidia-smi
-    assert cli.main(["doctor", "launcher.gpus_per_trial=1", "launcher.gpu_devices=[0]"]) == 1
+    assert main(["doctor", "launcher.gpus_per_trial=1", "launcher.gpu_devices=[0]"]) == 1
     out = capsys.readouterr().out
     assert "FAULT  launcher.gpus_per_trial=1; GPUs there: none" in out
     assert out.count("FAULT") == 1
@@ -69,7 +69,7 @@ def test_a_file_system_without_flock_is_told(
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", unknown)
-    assert cli.main(["doctor", "objective=synthetic"]) == 0
+    assert main(["doctor", "objective=synthetic"]) == 0
     assert "no file locks (flock)" in capsys.readouterr().out
-    assert cli.main(["run", "objective=synthetic", "campaign=c", "budget=2"]) == 0
+    assert main(["run", "objective=synthetic", "campaign=c", "budget=2"]) == 0
     assert "this file system has no file locks (flock)" in capsys.readouterr().out

@@ -12,13 +12,14 @@ from types import ModuleType
 import pytest
 from pandas.testing import assert_frame_equal
 
-from hpo_cluster import cli, load_history
+from hpo_cluster import load_history
+from hpo_cluster.cli.main import main
+from hpo_cluster.driver.check_proposals import replay
+from hpo_cluster.driver.in_process import optimize
 from hpo_cluster.errors import ConfigError, HpoClusterError, IdentityError
-from hpo_cluster.function_search import optimize
-from hpo_cluster.identity import read_identity
-from hpo_cluster.journal import read_events
 from hpo_cluster.optimizers.registry import make_optimizer
-from hpo_cluster.replay import replay
+from hpo_cluster.record.identity import read_identity
+from hpo_cluster.record.journal import read_events
 from hpo_cluster.space import Integer, Space
 
 SPACE = {"x": {"low": -5.0, "high": 5.0}, "n": {"low": 1, "high": 4}}
@@ -63,7 +64,7 @@ def test_a_campaign_goes_on_from_another_that_is_then_deleted(
     third = optimize(functions.bowl, SPACE, budget=4, **warm)  # the same call, more of it
     assert list(third.history["origin"]) == ["imported"] * 4 + ["evaluated"] * 4
     assert_frame_equal(third.history[columns].head(6), history[columns])
-    assert cli.main(["resume", "campaigns/second", "budget=5"]) == 0
+    assert main(["resume", "campaigns/second", "budget=5"]) == 0
     assert "imported   4 of first; the best of them" in capsys.readouterr().out
     last = load_history("campaigns/second")
     assert (last["origin"] == "evaluated").sum() == 5
@@ -109,28 +110,28 @@ def test_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main([*RUN, "campaign=first", "budget=3"]) == 0
+    assert main([*RUN, "campaign=first", "budget=3"]) == 0
     wide = [*RUN, "campaign=second", "budget=5", "workers=5", "seed=1", "space.x1.high=1.0"]
     before = sorted(tmp_path.rglob("*"))
     capsys.readouterr()
-    assert cli.main([*wide, "warm_start=[campaigns/first]", "dry_run=true"]) == 0
+    assert main([*wide, "warm_start=[campaigns/first]", "dry_run=true"]) == 0
     out = capsys.readouterr().out
     inside = int((load_history("campaigns/first")["x1"] <= 1.0).sum())
     assert f"warm start: {inside} of 3 evaluations of first are taken over" in out
     assert f"t{inside:04d}  " in out  # the first proposal comes after what is imported
-    assert cli.main([*wide, "warm_start=[campaigns/first]", "objective.noise=0.1"]) != 0
+    assert main([*wide, "warm_start=[campaigns/first]", "objective.noise=0.1"]) != 0
     err = capsys.readouterr().err
     assert "objective noise: 0.0 there, 0.1 here" in err
     assert "warm_start_other_objective=true" in err
     assert sorted(tmp_path.rglob("*")) == before
-    assert cli.main([*wide, "warm_start=campaigns/first"]) == 0
+    assert main([*wide, "warm_start=campaigns/first"]) == 0
     assert f"warm start: {inside} of 3" in capsys.readouterr().out
     assert load_history("campaigns/second")["origin"].tolist() == ["imported"] * inside + ["evaluated"] * 5
     shutil.rmtree("campaigns/first")
-    assert cli.main(["resume", "campaigns/second", "budget=6"]) == 0
-    assert cli.main([*wide, "warm_start=[campaigns/first]", "budget=7"]) == 0
+    assert main(["resume", "campaigns/second", "budget=6"]) == 0
+    assert main([*wide, "warm_start=[campaigns/first]", "budget=7"]) == 0
     assert len(load_history("campaigns/second")) == inside + 7
-    assert cli.main(["resume", "campaigns/second", "warm_start=[]"]) != 0
+    assert main(["resume", "campaigns/second", "warm_start=[]"]) != 0
     assert "belongs to the campaign's identity" in capsys.readouterr().err
 
 
@@ -138,19 +139,19 @@ def test_a_driver_that_died_before_it_had_them_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main([*RUN, "campaign=first", "budget=2"]) == 0
+    assert main([*RUN, "campaign=first", "budget=2"]) == 0
     again = [*RUN, "campaign=second", "budget=1", "seed=1", "warm_start=[campaigns/first]"]
-    from hpo_cluster import campaign
+    from hpo_cluster.driver import campaign
 
     def dies(self: campaign.Campaign) -> None:
         raise HpoClusterError("killed")
 
     with monkeypatch.context() as patched:
         patched.setattr(campaign.Campaign, "_start", dies)
-        assert cli.main(again) != 0
+        assert main(again) != 0
     assert (read_identity(Path("campaigns/second/campaign.yaml")) or {})["warm_start"]
     capsys.readouterr()
-    assert cli.main(["resume", "campaigns/second"]) != 0
+    assert main(["resume", "campaigns/second"]) != 0
     assert "Run the command that began it once more" in capsys.readouterr().err
-    assert cli.main(again) == 0
+    assert main(again) == 0
     assert len(load_history("campaigns/second")) == 3

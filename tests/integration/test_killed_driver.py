@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from support import drivers
 
-from hpo_cluster.journal import read_events
-from hpo_cluster.record import Record
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.journal import read_events
 
 #: created, started, asked, and intent, submitted, running, ended for each of 4 trials, asked again in between, stopped.
 EVENTS = 22

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from support import drivers
 
-from hpo_cluster.files import read_json
-from hpo_cluster.record import Record
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.files import read_json
 
 
 def wait_for(path: Path, seconds: float = 30) -> None:

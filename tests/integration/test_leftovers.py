@@ -16,14 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import drivers
 
-from hpo_cluster import cli, load_history
-from hpo_cluster.campaign import Campaign
-from hpo_cluster.files import READ_AT_MOST, read_bytes, read_json
-from hpo_cluster.layout import CampaignLayout
+from hpo_cluster import load_history
+from hpo_cluster.cli.main import main
+from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.objectives.command import CommandObjective
-from hpo_cluster.record import Record
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.files import READ_AT_MOST, read_bytes, read_json
+from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.record.status import campaign_status
 from hpo_cluster.report import write_report
-from hpo_cluster.status import campaign_status
 
 
 def to_zero(path: Path) -> None:
@@ -74,9 +75,9 @@ def watched(directory: Path) -> None:
     """Look at a campaign in every way there is."""
     status = campaign_status(directory)
     json.dumps(status, allow_nan=False)
-    assert cli.main(["status", str(directory)]) == 0
+    assert main(["status", str(directory)]) == 0
     for trial in Record.read(directory / "events.jsonl").trials:
-        assert cli.main(["why", str(directory), str(trial)]) == 0
+        assert main(["why", str(directory), str(trial)]) == 0
     load_history(directory)
 
 
@@ -199,7 +200,7 @@ def test_what_a_job_says_does_nothing_where_it_is_shown(tmp_path: Path, capsys: 
             pass
     capsys.readouterr()
     for command in (["status", str(directory)], ["why", str(directory), "0"], ["tail", str(directory), "0"]):
-        assert cli.main(command) == 0
+        assert main(command) == 0
         said = capsys.readouterr().out
         assert "\x1b" not in said
         assert "\u202e" not in said

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from support import drivers
 
-from hpo_cluster import cli
-from hpo_cluster.campaign import Campaign
+from hpo_cluster.cli.main import main
+from hpo_cluster.driver.campaign import Campaign
+from hpo_cluster.driver.run_settings import Operation
+from hpo_cluster.job import JobRef, JobState, JobStatus
 from hpo_cluster.launchers.base import Submission, make_ref
 from hpo_cluster.launchers.local import LocalLauncher, LocalSettings
 from hpo_cluster.objectives.command import CommandObjective
-from hpo_cluster.operation import Operation
-from hpo_cluster.record import Record
-from hpo_cluster.status import campaign_status
-from hpo_cluster.trial import JobRef, JobState, JobStatus
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.status import campaign_status
 
 DIR = Path("campaigns/c")
 QUICK = ["objective=synthetic", "optimizer=random", "campaign=c", "poll_s=0.1", "grace_s=0.5"]
@@ -34,18 +34,18 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_dry_run_prints_scripts_and_proposals_and_creates_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["launcher=slurm", "launcher.partition=gpu", "'launcher.extra={comment: \"two words\"}'", "workers=2"]
-    assert cli.main(["run", *QUICK, *[word.strip("'") for word in words], "dry_run=true"]) == 0
+    assert main(["run", *QUICK, *[word.strip("'") for word in words], "dry_run=true"]) == 0
     out = capsys.readouterr().out
     assert out.count("#SBATCH --partition=gpu") == 2
     assert out.count("$ sbatch ") == 2
     assert "#SBATCH --comment='two words'" in out
     assert "t0000  x1=" in out
     assert list(Path.cwd().iterdir()) == []
-    assert cli.main(["run", *QUICK, "workers=2", "budget=2"]) == 0
+    assert main(["run", *QUICK, "workers=2", "budget=2"]) == 0
     first = Record.read(DIR / "events.jsonl").trials[0].parameters
     assert f"x1={first['x1']:.4g}" in out  # it does propose what it said
     before = sorted(DIR.rglob("*"))
-    assert cli.main(["resume", str(DIR), "budget=3", "dry_run=true"]) == 0
+    assert main(["resume", str(DIR), "budget=3", "dry_run=true"]) == 0
     assert "t0002" in capsys.readouterr().out
     assert sorted(DIR.rglob("*")) == before
 
@@ -53,7 +53,7 @@ def test_a_dry_run_prints_scripts_and_proposals_and_creates_nothing(capsys: pyte
 def test_a_dry_run_shows_the_whole_submission_command_of_oar(capsys: pytest.CaptureFixture[str]) -> None:
     """Queue, properties, resources and types are nowhere in the script."""
     words = ["launcher=oar", "launcher.queue=default", "launcher.types=[besteffort]", "workers=1", "dry_run=true"]
-    assert cli.main(["run", *QUICK, *words]) == 0
+    assert main(["run", *QUICK, *words]) == 0
     command = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("$ oarsub "))
     said = shlex.split(command)[2:]
     wanted = {"-l": "nodes=1/gpu=1,walltime=2:00:00", "-q": "default", "-p": "gpu_count > 0", "-t": "besteffort"}
@@ -61,15 +61,15 @@ def test_a_dry_run_shows_the_whole_submission_command_of_oar(capsys: pytest.Capt
 
 
 def test_after_the_deadline_nothing_is_submitted(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", *QUICK, "deadline=2020-01-01T00:00"]) == 1
+    assert main(["run", *QUICK, "deadline=2020-01-01T00:00"]) == 1
     assert "the deadline 2020-01-01T00:00:00 has passed" in capsys.readouterr().out
     assert Record.read(DIR / "events.jsonl").trials == {}
-    assert cli.main(["resume", str(DIR), "deadline=null", "budget=1"]) == 0
+    assert main(["resume", str(DIR), "deadline=null", "budget=1"]) == 0
 
 
 def test_what_runs_at_the_limit_is_waited_for_and_taken_in() -> None:
     words = ["launcher.gpus_per_trial=1", "launcher.gpu_devices=[0,1]", "objective.duration_s=1", "workers=2"]
-    assert cli.main(["run", *QUICK, *words, "budget=8", "max_gpu_hours=0.0001"]) == 1
+    assert main(["run", *QUICK, *words, "budget=8", "max_gpu_hours=0.0001"]) == 1
     status = campaign_status(DIR)
     assert status["counts"] == {"completed": 2}
     assert status["gpu_hours"] == pytest.approx(2 / 3600, rel=0.9)
@@ -85,7 +85,7 @@ def test_limits() -> None:
 
 
 def test_the_status_shows_what_the_scheduler_says() -> None:
-    assert cli.main(["run", *QUICK, "budget=1", "objective.duration_s=1.5", "launcher.poll_period_s=0.1"]) == 0
+    assert main(["run", *QUICK, "budget=1", "objective.duration_s=1.5", "launcher.poll_period_s=0.1"]) == 0
     status = campaign_status(DIR)
     assert status["scheduler"]["at"]
     assert status["scheduler"]["silent_since"] is None
@@ -132,7 +132,7 @@ def queued(tmp_path: Path, **operation: Any) -> tuple[Campaign, Queue]:
 def test_folders_of_jobs_that_wait_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look is a call to the file server: 200 waiting jobs cost 364 of them a second."""
     looked: list[str] = []
-    monkeypatch.setattr("hpo_cluster.campaign.refresh", lambda path: looked.append(path.parent.name) or [])
+    monkeypatch.setattr("hpo_cluster.driver.campaign.refresh", lambda path: looked.append(path.parent.name) or [])
     campaign, launcher = queued(tmp_path)
     with campaign:
         campaign.tick()

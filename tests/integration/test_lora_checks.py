@@ -12,9 +12,9 @@ import pytest
 import yaml
 from lora_bench import BUNDLE, objective, run_attempt, write_data
 
-from hpo_cluster import cli
-from hpo_cluster.objectives.lora import LoraObjective
-from hpo_cluster.objectives.lora_checks import faults_of_settings
+from hpo_cluster.cli.main import main
+from hpo_cluster.objectives.lora.checks import faults_of_settings
+from hpo_cluster.objectives.lora.settings import LoraObjective
 
 Change = Callable[[dict[str, Any], Path], None]
 
@@ -181,12 +181,12 @@ def test_run_and_doctor_say_all_of_it_and_create_nothing(
         "tasks=local", "tasks.validation=village_val", f"tasks.include_path={tmp_path}/tasks", "tasks.metric=acc_nrom",
         "data.prompt_style=llama-3", f"model.checkpoint_dir={tmp_path}/checkpoint", f"data.path={tmp_path}/data",
     ]  # fmt: skip
-    assert cli.main(["run", *words]) == 2
+    assert main(["run", *words]) == 2
     said = capsys.readouterr().err
     assert "3 faults:" in said
     assert all(part in said for part in ("did you mean acc_norm", "did you mean llama3", "no eos token"))
     assert list(Path.cwd().iterdir()) == []
-    assert cli.main(["doctor", *words]) == 1
+    assert main(["doctor", *words]) == 1
     assert capsys.readouterr().out.count("FAULT") == 4  # and that no job was submitted
 
 

@@ -26,10 +26,10 @@ from lora_bench import (
     write_data,
 )
 
-from hpo_cluster import worker
-from hpo_cluster.compose import compose
-from hpo_cluster.objectives import lm_tasks
-from hpo_cluster.objectives.lora import LORA_MATRICES, TrainSettings
+from hpo_cluster.cli.config.compose import compose
+from hpo_cluster.objectives import worker
+from hpo_cluster.objectives.lora import tasks as lm_tasks
+from hpo_cluster.objectives.lora.settings import LORA_MATRICES, TrainSettings
 
 SCORES = [f"village_{split}/{metric}" for split in ("val", "test") for metric in ("acc", "acc_norm")]
 
@@ -463,7 +463,7 @@ def test_an_exported_model_scores_as_the_attempt_did(
 ) -> None:
     from lm_eval.models.huggingface import HFLM
 
-    from hpo_cluster.objectives.lit_files import export_adapter
+    from hpo_cluster.objectives.lora.adapter import export_adapter
 
     what = objective(data, checkpoint=base, lora_head=True)
     run_attempt(tmp_path / "a0", what)

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from support import drivers
 
-from hpo_cluster.journal import read_journal
-from hpo_cluster.record import Record
-from hpo_cluster.status import campaign_status
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.journal import read_journal
+from hpo_cluster.record.status import campaign_status
 
 #: Of another host, to which the file system does not pass locks on.
 ELSEWHERE = "import fcntl, socket; socket.gethostname = lambda: 'elsewhere'; fcntl.flock = lambda fd, how: None\n"

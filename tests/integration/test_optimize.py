@@ -19,13 +19,14 @@ import pandas as pd
 import pytest
 
 import hpo_cluster
-from hpo_cluster import cli, status
+from hpo_cluster.cli.main import main
+from hpo_cluster.driver.check_proposals import replay
+from hpo_cluster.driver.in_process import AllFailedError, optimize
 from hpo_cluster.errors import ConfigError, HpoClusterError, IdentityError
-from hpo_cluster.function_search import AllFailedError, optimize
-from hpo_cluster.history import HISTORY_COLUMNS, TAIL_COLUMNS
-from hpo_cluster.journal import read_events
-from hpo_cluster.layout import PACKAGE_DIR
-from hpo_cluster.replay import replay
+from hpo_cluster.record import status
+from hpo_cluster.record.history import HISTORY_COLUMNS, TAIL_COLUMNS
+from hpo_cluster.record.journal import read_events
+from hpo_cluster.record.layout import PACKAGE_DIR
 
 SPACE = {"x": {"low": -5.0, "high": 5.0}, "n": {"low": 1, "high": 4}}
 
@@ -277,7 +278,7 @@ def test_in_a_campaign_it_is_journaled_and_goes_on(module: Any, tmp_path: Path) 
 
 def test_a_campaign_of_optimize_is_resumed_from_the_command_line(module: Any, tmp_path: Path) -> None:
     optimize(module.bowl, SPACE, optimizer="random", budget=1, campaign="first")
-    assert cli.main(["resume", "campaigns/first", "budget=2"]) == 0
+    assert main(["resume", "campaigns/first", "budget=2"]) == 0
     assert len(hpo_cluster.load_history("campaigns/first")) == 2
 
 
@@ -300,8 +301,8 @@ def test_a_conditional_space_goes_through_journal_resume_and_csv(module: Any, tm
     assert replay(list(read_events(folder / "events.jsonl")), optimizer, maximize=True) == []
     csv = pd.read_csv(folder / "history.csv", float_precision="round_trip")
     assert optimizer.ask(csv, 1) == optimizer.ask(history, 1)
-    assert cli.main(["resume", "campaigns/tree", "budget=9"]) == 0
-    assert cli.main(["report", "campaigns/tree"]) == 0
+    assert main(["resume", "campaigns/tree", "budget=9"]) == 0
+    assert main(["report", "campaigns/tree"]) == 0
     with pytest.raises(IdentityError, match=r"constraints"):
         optimize(module.branch, {**BRANCHES, "constraints": ["rate * momentum <= 0.4"]}, budget=9, **options)
 

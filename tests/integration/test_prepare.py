@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.layout import resources_dir
-from hpo_cluster.objectives.lora import LoraObjective
-from hpo_cluster.prepare import prepare
+from hpo_cluster.objectives.lora.prepare import prepare
+from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.record.layout import resources_dir
 
 CHECKPOINT = resources_dir() / "bundle" / "village" / "checkpoint"
 SHA = "0123456789abcdef0123456789abcdef01234567"

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from support import drivers
 
-from hpo_cluster.cli import main
+from hpo_cluster.cli.main import main
 from hpo_cluster.errors import JournalError, LockedError
-from hpo_cluster.history import load_history
-from hpo_cluster.journal import read_journal
-from hpo_cluster.lock import DriverLock
-from hpo_cluster.record import Record
-from hpo_cluster.repair import repair
-from hpo_cluster.status import campaign_status
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.history import load_history
+from hpo_cluster.record.journal import read_journal
+from hpo_cluster.record.lock import DriverLock
+from hpo_cluster.record.repair import repair
+from hpo_cluster.record.status import campaign_status
 
 
 @pytest.fixture(scope="module")

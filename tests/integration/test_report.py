@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from hpo_cluster.errors import JournalError
-from hpo_cluster.files import dumps
-from hpo_cluster.journal import Journal
-from hpo_cluster.layout import CampaignLayout
 from hpo_cluster.objectives.synthetic import SyntheticObjective
+from hpo_cluster.record.files import dumps
+from hpo_cluster.record.journal import Journal
+from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.report import figures, read_campaign, write_report
 from hpo_cluster.space import Categorical, Float, Integer, Space
 

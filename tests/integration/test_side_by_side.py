@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from support import drivers
 
-from hpo_cluster.campaign import Campaign
-from hpo_cluster.files import read_json
-from hpo_cluster.layout import AttemptLayout
-from hpo_cluster.record import Record
-from hpo_cluster.side_by_side import share
-from hpo_cluster.worker import SCHEMA
+from hpo_cluster.driver.campaign import Campaign
+from hpo_cluster.objectives.side_by_side import share
+from hpo_cluster.record.attempt_files import SCHEMA
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.files import read_json
+from hpo_cluster.record.layout import AttemptLayout
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from support import drivers
 
-from hpo_cluster.campaign import Campaign
-from hpo_cluster.display import PlainDisplay, status_lines
+from hpo_cluster.cli.display import PlainDisplay, status_lines
+from hpo_cluster.driver.campaign import Campaign
+from hpo_cluster.job import JobRef, JobState, JobStatus
 from hpo_cluster.launchers.local import LocalLauncher
-from hpo_cluster.status import campaign_status
-from hpo_cluster.trial import JobRef, JobState, JobStatus
+from hpo_cluster.record.status import campaign_status
 
 
 class Slow(LocalLauncher):

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from support import drivers
 
-from hpo_cluster import cli
-from hpo_cluster.campaign import Campaign
+from hpo_cluster.cli.main import main
+from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.errors import SubmissionError
 from hpo_cluster.launchers.base import Submission
 from hpo_cluster.launchers.local import LocalLauncher, LocalSettings
-from hpo_cluster.record import Record
-from hpo_cluster.status import EXHAUSTED, campaign_status
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.status import EXHAUSTED, campaign_status
 
 
 class Refusing(LocalLauncher):
@@ -37,7 +37,7 @@ class Refusing(LocalLauncher):
 
 
 def test_a_refused_submission_is_told_until_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpo_cluster.launchers.process.FIRST_BACKOFF_S", 0.1)
+    monkeypatch.setattr("hpo_cluster.launchers.commands.FIRST_BACKOFF_S", 0.1)
     launcher = Refusing(LocalSettings(poll_period_s=0.1))
     made = dataclasses.replace(drivers.spec(tmp_path / "c", {}), launcher=launcher)
     told: list[str] = []
@@ -80,11 +80,11 @@ def test_a_space_that_is_exhausted_is_told_everywhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["objective=command", "objective.command='echo {{\\\"value\\\": {a}}}'", "space={a: {choices: [1, 2, 3]}}"]
-    assert cli.main(["run", *words, "optimizer=random", "budget=20", "campaign=c", "poll_s=0.1"]) == 0
+    assert main(["run", *words, "optimizer=random", "budget=20", "campaign=c", "poll_s=0.1"]) == 0
     assert EXHAUSTED in capsys.readouterr().out
     status = campaign_status(Path("campaigns/c"))
     assert (status["state"], status["exhausted"], status["done"]) == ("finished", True, 3)
-    assert cli.main(["status", "campaigns/c"]) == 0
+    assert main(["status", "campaigns/c"]) == 0
     assert EXHAUSTED in capsys.readouterr().out
 
 

@@ -17,14 +17,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hpo_cluster import journal
-from hpo_cluster.campaign import Campaign
+from hpo_cluster.driver.campaign import Campaign
+from hpo_cluster.driver.run_settings import Operation
+from hpo_cluster.driver.spec import CampaignSpec, make_spec
 from hpo_cluster.launchers import LocalSettings, SlurmSettings
 from hpo_cluster.objectives.command import CommandObjective
-from hpo_cluster.operation import Operation
-from hpo_cluster.record import Record
+from hpo_cluster.record import journal
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.space import Float, Integer, Space
-from hpo_cluster.spec import CampaignSpec, make_spec
 
 SPACE = Space({"x": Float(-5.0, 5.0), "k": Integer(1, 8)})
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from hpo_cluster.history import MemoryJournal
 from hpo_cluster.optimizers.base import Optimizer
-from hpo_cluster.record import asked_rows
+from hpo_cluster.record.campaign_state import asked_rows
+from hpo_cluster.record.history import MemoryJournal
 from hpo_cluster.space import Configuration, Space
 from hpo_cluster.trial import Ask, Origin
 

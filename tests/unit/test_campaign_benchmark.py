@@ -11,7 +11,7 @@ import pytest
 from benchmarks.campaign.cluster import SimulatedCluster
 from benchmarks.campaign.run import COLUMNS, Measurement, main, measure, open_campaign, table
 from hpo_cluster import load_history
-from hpo_cluster.objectives.functions import FUNCTIONS
+from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
 
 
 def test_jobs_end_when_their_time_has_come(tmp_path: Path) -> None:

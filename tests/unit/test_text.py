@@ -53,7 +53,7 @@ def test_signs_that_an_encoding_lacks_have_plain_ones() -> None:
 @pytest.mark.parametrize("variables", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii"}])
 def test_no_command_ends_because_of_a_locale(tmp_path: Path, variables: dict[str, str]) -> None:
     environment = {**os.environ, "PYTHONCOERCECLOCALE": "0", **variables}
-    hpo = [sys.executable, "-m", "hpo_cluster.cli"]
+    hpo = [sys.executable, "-m", "hpo_cluster"]
     words = ["objective=synthetic", "optimizer=random", "campaign=c", "budget=3", "poll_s=0.1"]
     for command in (["run", *words], ["status", "campaigns/c"], ["why", "campaigns/c", "0"], ["report", "campaigns/c"]):
         done = subprocess.run(

@@ -1,0 +1,1 @@
+"""Turn words into calls: the command line, the only place for Hydra and for printing."""

@@ -1,0 +1,74 @@
+"""The commands that see to it that all is there before a campaign starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hpo_cluster.cli.arguments import Arguments, collecting
+from hpo_cluster.cli.commands import BAD_END, OK, say
+from hpo_cluster.cli.commands.drive import campaign_spec, print_configs
+
+if TYPE_CHECKING:
+    pass
+
+
+def doctor(arguments: Arguments) -> int:
+    """Check all that a campaign needs, and print each finding."""
+    from hpo_cluster.cli.config.compose import compose
+    from hpo_cluster.driver.doctor import examine
+
+    config = collecting(arguments, lambda: compose(arguments.words, config_dir=arguments.config_dir, check_files=False))
+    faults = 0
+    for finding in examine(campaign_spec(config, arguments.words)):
+        say(f"{'ok   ' if finding.ok else 'FAULT'}  {finding.what}", flush=True)
+        if not finding.ok:
+            faults += 1
+            say(f"       -> {finding.remedy}", flush=True)
+    say("all is well" if not faults else f"{faults} to fix")
+    return BAD_END if faults else OK
+
+
+def repair(arguments: Arguments) -> int:
+    """Rebuild a campaign's journal, and print what was found and what comes next."""
+    from hpo_cluster.record.repair import repair as rebuild
+    from hpo_cluster.trial import trial_label
+
+    folder = arguments.folder()
+    done = rebuild(folder)
+    if done.damaged is None:
+        say("the journal is whole: nothing was changed")
+        return OK
+
+    def labels(numbers: list[int]) -> str:
+        more = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
+        return ", ".join(map(trial_label, numbers[:10])) + more
+
+    say(f"rebuilt; the old journal is {done.damaged}")
+    if done.lost_lines:
+        say(f"  lines that could not be used: {done.lost_lines}")
+    if done.rebuilt:
+        say(f"  trials known from their folders alone: {labels(done.rebuilt)}")
+    if done.gaps:
+        say(f"  trials of which nothing is left, whose numbers stay empty: {labels(done.gaps)}")
+    if done.waiting:
+        say(f"  trials whose results are taken in when the campaign goes on: {labels(done.waiting)}")
+    again = "" if done.has_start else " budget=... workers=... launcher=...   (these settings were lost)"
+    say(f"Go on with:\n  hpo-cluster resume {folder}{again}")
+    return OK
+
+
+def prepare(arguments: Arguments) -> int:
+    """Fetch what the jobs need: model, data, tasks."""
+    from hpo_cluster.cli.config.compose import compose
+
+    config = collecting(arguments, lambda: compose(arguments.words, config_dir=arguments.config_dir, check_files=False))
+    if "--cfg" in arguments.flags:
+        return print_configs([config])
+    from hpo_cluster.objectives.lora.prepare import prepare
+    from hpo_cluster.objectives.lora.settings import LoraObjective
+
+    if isinstance(config.objective, LoraObjective):
+        prepare(config.objective, config.resolve, lambda line: say(line, flush=True))
+    else:
+        say(f"objective={config.objective.kind} needs nothing prepared")
+    return OK

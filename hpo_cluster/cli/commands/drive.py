@@ -1,0 +1,329 @@
+"""The commands that drive a campaign, or tell its driver something."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from hpo_cluster.cli.arguments import Arguments, collecting, short_path
+from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say
+from hpo_cluster.errors import ConfigError, LockedError
+
+if TYPE_CHECKING:
+    from hpo_cluster.cli.config.schema import Config
+    from hpo_cluster.driver.campaign import Campaign
+    from hpo_cluster.driver.spec import CampaignSpec
+
+#: Seconds after the first Ctrl-C in which a second one cancels the jobs.
+SECOND_CTRL_C_S = 3.0
+
+
+def run(arguments: Arguments) -> int:
+    """Start campaigns, or go on with those of these names."""
+    from hpo_cluster.cli.config.compose import compose_all, expand
+
+    check_files = "--cfg" not in arguments.flags
+
+    def compose() -> tuple[list[list[str]], list[Config]]:
+        combinations = expand(arguments.words) if "--multirun" in arguments.flags else [arguments.words]
+        return combinations, compose_all(combinations, config_dir=arguments.config_dir, check_files=check_files)
+
+    combinations, configs = collecting(arguments, compose)
+    if not check_files:
+        return print_configs(configs)
+    code = OK
+    take_over = "--take-over" in arguments.flags
+    specs = [
+        campaign_spec(config, overrides, take_over=take_over)
+        for config, overrides in zip(configs, combinations, strict=True)
+    ]
+    if "--no-check" not in arguments.flags:
+        _check(configs)
+    for number, (config, spec) in enumerate(zip(configs, specs, strict=True), 1):
+        if len(configs) > 1:
+            say(f"campaign {number} of {len(configs)}: {config.campaign}")
+        ended = _drive(config, spec)
+        code = max(code, ended)
+        if ended == INTERRUPTED:
+            break
+    return code
+
+
+def _check(configs: Sequence[Config]) -> None:
+    """Read what the jobs of new campaigns will read, each objective once."""
+    from hpo_cluster.objectives.base import Objective
+
+    seen: set[str] = set()
+    faults: list[str] = []
+    for config in configs:
+        key = config.objective.model_dump_json()
+        if key in seen or config.campaign_dir.exists():
+            continue
+        seen.add(key)
+        if type(config.objective).reading_faults is not Objective.reading_faults:
+            say("reading model, data and tasks as the jobs will (--no-check leaves it out)", flush=True)
+        faults += config.objective.reading_faults(config.resolve)
+    if faults:
+        raise ConfigError(faults, "Nothing was created. hpo-cluster run --help")
+
+
+def resume(arguments: Arguments) -> int:
+    """Go on with a campaign."""
+    config = recorded_config(arguments, arguments.words[1:], check_files="--cfg" not in arguments.flags)
+    if "--cfg" in arguments.flags:
+        return print_configs([config])
+    spec = campaign_spec(config, arguments.words[1:], take_over="--take-over" in arguments.flags)
+    return _drive(config, spec)
+
+
+def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_files: bool) -> Config:
+    """The configuration of an existing campaign, as it was last run but for `overrides`."""
+    from hpo_cluster.cli.config.compose import compose_resume
+    from hpo_cluster.record.campaign_state import Record
+    from hpo_cluster.record.identity import read_identity
+    from hpo_cluster.record.layout import CampaignLayout
+
+    folder = arguments.folder()
+    layout = CampaignLayout(folder)
+    starts = Record.read(layout.events).starts
+    operation = {**starts[-1]["operation"], **starts[-1].get("settings", {})} if starts else {}
+    return compose_resume(
+        read_identity(layout.identity) or {},
+        operation,
+        overrides,
+        campaign_dir=folder,
+        config_dir=arguments.config_dir,
+        check_files=check_files,
+    )
+
+
+def tick(arguments: Arguments) -> int:
+    """One short pass over a campaign."""
+    from hpo_cluster.cli.display import PlainDisplay
+    from hpo_cluster.driver.campaign import Campaign
+
+    config = recorded_config(arguments, arguments.words[1:], check_files=True)
+    spec = campaign_spec(config, arguments.words[1:], take_over="--take-over" in arguments.flags)
+    display = PlainDisplay(lambda line: say(line, flush=True))
+    try:
+        with Campaign(dataclasses.replace(spec, tick=True)) as campaign:
+            display.remember(campaign.record.trials)
+            campaign.tick()
+            display.update(campaign.status(), campaign.record.trials)
+            if campaign.record.halted:
+                say(f"stopped from another terminal; go on with:  hpo-cluster resume {arguments.words[0]}")
+            return BAD_END if campaign.reason else OK
+    except LockedError as error:
+        say(error)  # a driver is at work: nothing to do for us
+        return OK
+
+
+def post(arguments: Arguments) -> int:
+    """Leave a command for the driver; where there is none, carry it out."""
+    from hpo_cluster.record import inbox
+    from hpo_cluster.record.campaign_state import Record
+    from hpo_cluster.record.layout import CampaignLayout
+    from hpo_cluster.report.trial import find_trial
+    from hpo_cluster.trial import trial_label
+
+    folder = arguments.folder()
+    layout = CampaignLayout(folder)
+    trials: list[int | None] = [*arguments.trials()]
+    record = Record.read(layout.events)
+    faults = []
+    for number in arguments.trials():
+        trial = find_trial(record, folder, number)
+        if arguments.command == "cancel" and trial.state.ended:
+            faults.append(f"{trial_label(number)} is {trial.state}: only a trial under way can be cancelled")
+        if arguments.command == "retry" and (not trial.state.ended or trial.value is not None):
+            faults.append(f"{trial_label(number)} is {trial.state}: only one that ended without a value can be retried")
+    if faults:
+        raise ConfigError(faults, f"hpo-cluster status {folder}")
+    for meant in trials or [None]:
+        inbox.post(layout.inbox_dir, inbox.verb(arguments.command), meant)
+    return _serve(arguments)
+
+
+def _serve(arguments: Arguments) -> int:
+    """Carry out what waits in the inbox, unless a driver does."""
+    from hpo_cluster.driver.campaign import Campaign
+
+    config = recorded_config(Arguments("resume", arguments.words[:1]), [], check_files=False)
+    try:
+        with Campaign(dataclasses.replace(campaign_spec(config), tick=True)) as campaign:
+            campaign.take_commands()
+    except LockedError:
+        say(f"{arguments.command}: told the driver, which takes it in within seconds")
+        return OK
+    done = {
+        "cancel": "cancelled",
+        "retry": f"will be tried again; go on with:  hpo-cluster resume {arguments.words[0]}",
+        "stop": "stopped: ticks submit nothing more",
+    }
+    say(f"{' '.join([*arguments.words[1:], done[arguments.command]])}")
+    return OK
+
+
+def print_configs(configs: Sequence[Config]) -> int:
+    """Print configurations as YAML, as ``--cfg job`` asks for."""
+    from hpo_cluster.cli.config.schema import to_yaml
+
+    say("---\n".join(to_yaml(config) for config in configs), end="")
+    return OK
+
+
+def campaign_spec(config: Config, overrides: Sequence[str] = (), *, take_over: bool = False) -> CampaignSpec:
+    """The campaign of a configuration, ready to be opened."""
+    from hpo_cluster.driver.run_settings import Operation
+    from hpo_cluster.driver.spec import make_spec
+
+    return make_spec(
+        config.campaign_dir,
+        space=config.space,
+        objective=config.objective,
+        optimizer=config.optimizer.name,
+        optimizer_settings=config.optimizer.settings,
+        seed=config.seed,
+        launcher=config.launcher,
+        operation=Operation(**config.model_dump(include=set(Operation.model_fields))),
+        storage_dir=config.storage_dir,
+        resolve=config.resolve,
+        warm_start=config.warm_start,
+        warm_start_other_objective=config.warm_start_other_objective,
+        overrides=tuple(overrides),
+        code=config.code,
+        take_over=take_over,
+    )
+
+
+def _drive(config: Config, spec: CampaignSpec) -> int:
+    from hpo_cluster.cli.display import LiveDisplay, PlainDisplay
+    from hpo_cluster.driver.campaign import Campaign
+
+    if config.dry_run:
+        return _preview(config, spec)
+    logging.getLogger("hpo_cluster").addHandler(logging.NullHandler())  # its messages go to the driver's log
+    display = LiveDisplay() if sys.stdout.isatty() else PlainDisplay(lambda line: say(line, flush=True))
+    with Campaign(spec) as campaign:
+        if campaign.is_new:
+            _tell_warm_start(spec)
+        if not campaign.lock.has_flock:
+            say(
+                "this file system has no file locks (flock): drivers of several hosts are told apart by heartbeat and "
+                "by the number of their start alone",
+                flush=True,
+            )
+        if campaign.journal.left_out:
+            lines = campaign.journal.left_out
+            say(f"{lines} lines of the journal are left out: their driver had lost the campaign", flush=True)
+        if dead := campaign.lock.taken_over:
+            say(f"taken over from the driver that died: process {dead['pid']} on {dead.get('host')}", flush=True)
+        with _Interrupts(campaign) as interrupts:
+            with display:
+                for status in campaign.drive():
+                    display.update(status, campaign.record.trials)
+            interrupts.wait_for_second()
+            if interrupts.count > 1:
+                campaign.cancel_jobs()
+        status = campaign.status()
+    return _finish(config, campaign, status, interrupts)
+
+
+def _tell_warm_start(spec: CampaignSpec) -> None:
+    for source in spec.warm_start.sources:
+        say(f"warm start: {source.message}", flush=True)
+
+
+def _preview(config: Config, spec: CampaignSpec) -> int:
+    """Print what a start would submit first. Creates nothing."""
+    from hpo_cluster.cli.display import parameters_text
+    from hpo_cluster.driver.dry_run import preview
+
+    if not config.campaign_dir.exists():
+        _tell_warm_start(spec)
+    count = 0
+    for trials, script in preview(spec):
+        count += len(trials)
+        say(*(f"{label}  {parameters_text(parameters)}" for label, parameters in trials), script, sep="\n")
+    say(f"{config.campaign}: {count} trials would be submitted first; nothing was created")
+    return OK
+
+
+def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrupts: _Interrupts) -> int:
+    from hpo_cluster.cli.display import summary_lines
+
+    folder = short_path(config.campaign_dir)
+    resume = f"hpo-cluster resume {folder}"
+    if interrupts.count:
+        submitted = sum(row["job"] is not None for row in status["running"])
+        jobs = "its jobs are cancelled" if interrupts.count > 1 else f"{submitted} jobs run on"
+        say(f"interrupted: {status['done']} of {status['budget']} done, {jobs}. Go on with:\n  {resume}")
+        return INTERRUPTED
+    files = {"history": campaign.layout.history, "log": campaign.log_path}
+    if plot := _draw(config.campaign_dir):
+        files["plot"] = plot
+    tasks = getattr(config.objective, "tasks", None)
+    status = {
+        **status,
+        "state": "stopped" if campaign.reason else "finished",
+        "reason": campaign.reason or None,
+        "eta_s": None,
+    }
+    tests = tuple(tasks.test) if tasks is not None else ()
+    short = {label: short_path(path) for label, path in files.items()}
+    say("\n".join(summary_lines(status, config.objective.metric, tests, short)))
+    if campaign.reason:
+        say(f"Go on, once that is mended:\n  {resume}")
+    return BAD_END if campaign.reason or status["best"] is None else OK
+
+
+def _draw(campaign_dir: Path) -> Path | None:
+    """Draw the report; a plot that fails is no reason to call a finished campaign a failure."""
+    try:
+        from hpo_cluster.report import write_report
+
+        paths = write_report(campaign_dir)
+    except Exception as error:
+        say(f"no plot: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
+    return paths[0] if paths else None
+
+
+class _Interrupts:
+    """Ctrl-C: once stops submitting and leaves the jobs running, twice cancels them. SIGTERM is as once."""
+
+    def __init__(self, campaign: Campaign) -> None:
+        self.count = 0
+        self._campaign = campaign
+        self._terminated = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self._terminated = self._terminated or number == signal.SIGTERM
+        self._campaign.stop("interrupted")
+        if self.count == 1 and not self._terminated:
+            message = f"stopping; jobs run on. Ctrl-C again within {SECOND_CTRL_C_S:.0f} s cancels them"
+            say(message, file=sys.stderr, flush=True)
+        if self.count > 2:
+            signal.default_int_handler(number, frame)
+
+    def wait_for_second(self) -> None:
+        """Give a user who pressed Ctrl-C once the time to press it again."""
+        end = time.monotonic() + SECOND_CTRL_C_S
+        while self.count == 1 and not self._terminated and time.monotonic() < end:
+            time.sleep(0.05)
+
+    def __enter__(self) -> _Interrupts:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

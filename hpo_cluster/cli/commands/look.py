@@ -1,0 +1,109 @@
+"""The commands that show a campaign and change nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpo_cluster.cli.arguments import Arguments, short_path
+from hpo_cluster.cli.commands import OK, say
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.record.files import read_bytes
+
+if TYPE_CHECKING:
+    pass
+
+
+def status(arguments: Arguments) -> int:
+    """Print where a campaign is."""
+    from hpo_cluster.cli.display import status_lines
+    from hpo_cluster.record.status import campaign_status
+
+    status = campaign_status(arguments.folder())
+    say(json.dumps(status, indent=2) if "--json" in arguments.flags else "\n".join(status_lines(status)))
+    return OK
+
+
+def why(arguments: Arguments) -> int:
+    """Print the story of trials."""
+    from hpo_cluster.report.trial import trial_story
+
+    folder = arguments.folder()
+    for number in arguments.trials():
+        say("\n".join(trial_story(folder, number)))
+    return OK
+
+
+def tail(arguments: Arguments) -> int:
+    """Print the log of a trial as it grows, until the trial ends."""
+    from hpo_cluster.record.campaign_state import Record
+    from hpo_cluster.record.layout import CampaignLayout
+    from hpo_cluster.report.trial import find_trial
+
+    folder, number = arguments.folder(), arguments.trials()[0]
+    layout = CampaignLayout(folder)
+    seen: dict[Path, int] = {}
+    while True:
+        trial = find_trial(Record.read(layout.events), folder, number)
+        for attempt in trial.attempts[-1:]:
+            for path in sorted(layout.attempt(number, attempt.number).job_dir.glob("*log*")):
+                text = read_bytes(path, seen.get(path, 0))
+                seen[path] = seen.get(path, 0) + len(text)
+                say(text.decode(errors="replace").replace("\r", "\n"), end="", flush=True)
+        if trial.state.ended:
+            say(f"t{number:04d} is {trial.state}")
+            return OK
+        time.sleep(1.0)
+
+
+def export_adapter(arguments: Arguments) -> int:
+    """Write the model that a trial has fine-tuned as a Hugging Face model."""
+    import yaml
+
+    from hpo_cluster.record.campaign_state import Record
+    from hpo_cluster.record.layout import CampaignLayout
+    from hpo_cluster.report.trial import find_trial
+    from hpo_cluster.trial import trial_label
+
+    folder, number = arguments.folder(), arguments.trials()[0]
+    layout, faults = CampaignLayout(folder), []
+    trial = find_trial(Record.read(layout.events), folder, number)
+    attempts = (layout.attempt(number, attempt.number).adapter_dir for attempt in reversed(trial.attempts))
+    adapter = next((path for path in attempts if (path / "lit_model.pth.lora").is_file()), None)
+    if adapter is None:
+        faults.append(
+            f"{trial_label(number)} is {trial.state} and keeps no adapter (they are kept by trials of objective=lora "
+            "that were trained to the end, with objective.keep_adapter=true)"
+        )
+    else:
+        base = Path(yaml.safe_load((adapter / "hyperparameters.yaml").read_text())["checkpoint_dir"])
+        if not (base / "lit_model.pth").is_file():
+            faults.append(f"the base model is no longer in {base}; run hpo-cluster prepare, or put it back")
+    target = Path(arguments.flags.get("--to", ""))
+    if "--to" not in arguments.flags:
+        faults.append("export-adapter needs the folder to write: --to NEW_DIR")
+    elif target.exists():
+        faults.append(f"--to {target}: is there already; give a folder that does not exist")
+    elif not target.absolute().parent.is_dir():
+        faults.append(f"--to {target}: {target.absolute().parent} is not a folder")
+    if len(arguments.words) > 2:
+        faults.append(f"{' '.join(arguments.words[2:])}: export-adapter takes one trial")
+    if faults or adapter is None:
+        raise ConfigError(faults, "hpo-cluster export-adapter --help")
+    say(f"merging {adapter} into its base model", flush=True)
+    from hpo_cluster.objectives.lora.adapter import export_adapter as write
+
+    write(adapter.absolute(), target.absolute())
+    say(f"written: {target}. In Python:  AutoModelForCausalLM.from_pretrained({str(target)!r})")
+    return OK
+
+
+def report(arguments: Arguments) -> int:
+    """Draw a campaign's plots."""
+    from hpo_cluster.report import write_report
+
+    for path in write_report(arguments.folder()):
+        say(short_path(path))
+    return OK

@@ -1,0 +1,1 @@
+"""The configuration: from Hydra overrides to checked, typed settings."""

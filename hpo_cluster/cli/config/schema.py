@@ -1,0 +1,158 @@
+"""The typed configuration of a campaign: what the command line ends in, whichever way it was written.
+
+`hpo_cluster.cli.config.compose` makes plain data of Hydra overrides, `hpo_cluster.cli.config.validate` a `Config` of
+plain data.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from hpo_cluster.driver.run_settings import Operation
+from hpo_cluster.driver.spec import identity_of
+from hpo_cluster.launchers import LAUNCHERS
+from hpo_cluster.launchers.base import LauncherSettings
+from hpo_cluster.objectives import OBJECTIVES
+from hpo_cluster.objectives.base import Objective
+from hpo_cluster.optimizers.registry import OPTIMIZERS
+from hpo_cluster.record import layout
+from hpo_cluster.space import Space
+
+HINT = "Keys and options: hpo-cluster run --help"
+
+#: Sections of their own on the command line, fields of the objective (where it has them) in the campaign.
+NESTED = ("model", "data", "tasks", "train")
+
+#: What says which class a section has: chosen with ``section=NAME``, never by the key.
+DISCRIMINATORS = {"optimizer": "name", "objective": "kind", "launcher": "kind"}
+
+#: Relative paths in these keys are meant from where the command is typed.
+PATH_KEYS = (("model", "checkpoint_dir"), ("data", "path"), ("tasks", "include_path"), ("objective", "cwd"))
+
+
+class CampaignSettings(Operation):
+    """The keys of ``config.yaml`` that belong to no group."""
+
+    campaign: str | None = Field(
+        None,
+        coerce_numbers_to_str=True,
+        description="name of the campaign and of its folder; null: objective, optimizer and seed joined",
+    )
+    campaigns_dir: Path = Field(Path("campaigns"), description="folder of all campaigns")
+    storage_dir: Path = Field(Path("storage"), description="shared folder of models and data: `storage:` in a path")
+    seed: int = Field(0, strict=True, ge=0, description="everything random follows from it")
+    warm_start: tuple[Path, ...] | None = Field(
+        (),
+        description="folders of earlier campaigns whose finished evaluations this one begins with, outside its budget: "
+        "[campaigns/first]; null: those that it was begun with",
+    )
+    warm_start_other_objective: bool = Field(
+        False, strict=True, description="whether `warm_start` takes evaluations of an objective with other settings"
+    )
+    dry_run: bool = Field(
+        False, strict=True, description="print the first proposals and the submission scripts; create nothing"
+    )
+    code: Literal["recorded", "current"] = Field(
+        "recorded", description="code that the jobs run: the campaign's own copy, or this version from now on"
+    )
+
+
+#: Keys that may change in the life of a campaign; `launcher` is the other one.
+OPERATIONAL = ("storage_dir", *Operation.model_fields)
+
+
+class OptimizerChoice(BaseModel):
+    """An optimizer by its name in the table, with its settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    settings: dict[str, Any]
+
+
+class Config(CampaignSettings):
+    """A campaign as configured: typed, checked, with absolute directories."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    campaign: str
+    space: Space
+    optimizer: OptimizerChoice
+    objective: Objective
+    launcher: LauncherSettings
+
+    @property
+    def campaign_dir(self) -> Path:
+        """The campaign's folder."""
+        return self.campaigns_dir / self.campaign
+
+    def resolve(self, path: str) -> Path:
+        """The absolute path of a configured one: ``bundle:…``, ``storage:…`` or plain."""
+        return resolve(path, self.storage_dir)
+
+    def identity(self) -> dict[str, Any]:
+        """What the campaign is, as plain data: written once, and compared at each start."""
+        return identity_of(self.space, self.objective, self.optimizer.name, self.optimizer.settings, self.seed)
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The configuration in the shape of ``conf/config.yaml`` and its groups, as it is typed."""
+    plain = config.model_dump(mode="json", include=set(CampaignSettings.model_fields))
+    identity = config.identity()
+    objective = config.objective.model_dump(mode="json")
+    sections = {key: objective.pop(key) for key in NESTED if key in objective}
+    plain |= {"space": identity["space"], "optimizer": identity["optimizer"], "objective": objective, **sections}
+    return {**plain, "launcher": config.launcher.model_dump(mode="json")}
+
+
+def to_yaml(config: Config) -> str:
+    """`to_plain` as YAML: what ``--cfg job`` prints."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def resolve(path: str, storage_dir: Path) -> Path:
+    """The absolute path that a configured one stands for."""
+    prefix, separator, rest = path.partition(":")
+    if separator and prefix == "bundle":
+        return layout.resources_dir() / "bundle" / rest
+    if separator and prefix == "storage":
+        return storage_dir / rest
+    return Path(path).expanduser().absolute()
+
+
+def section_class(section: str, raw: Mapping[str, Any]) -> type[BaseModel] | None:
+    """The class that types a section of `raw`; None for the space, and where the section names no class."""
+    chosen = raw.get(section)
+    name = str(chosen.get(DISCRIMINATORS.get(section))) if isinstance(chosen, Mapping) else ""
+    if section == "optimizer":
+        return OPTIMIZERS[name].settings if name in OPTIMIZERS else None
+    if section == "objective":
+        return OBJECTIVES.get(name)
+    if section == "launcher":
+        return LAUNCHERS[name][0] if name in LAUNCHERS else None
+    if section in NESTED:
+        annotation = OBJECTIVES["lora"].model_fields[section].annotation
+        return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return None
+
+
+def field_names(cls: type[BaseModel]) -> list[str]:
+    """The keys of a class as they are typed, without those that are sections of their own."""
+    names = [field.alias or name for name, field in cls.model_fields.items() if name not in NESTED]
+    return [name for name in names if name != "kind"]
+
+
+def meant(word: str, accepted: Iterable[str]) -> str:
+    """``did you mean …?`` where something accepted is close to `word`, else the empty string."""
+    accepted = list(accepted)
+    close = difflib.get_close_matches(word, accepted, n=1, cutoff=0.6)
+    if not close:  # a key without its section, or in another; the beginning of a name
+        tail = word.rpartition(".")[2]
+        close = [key for key in accepted if key.rpartition(".")[2] == tail or key.startswith(word)][:1]
+    return f"did you mean {close[0]}?" if close else ""

@@ -1,0 +1,286 @@
+"""Plain data into a `Config`, with every fault named at once: the key as typed, the value seen, what is accepted."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from hpo_cluster.cli.config.schema import (
+    DISCRIMINATORS,
+    HINT,
+    NESTED,
+    PATH_KEYS,
+    CampaignSettings,
+    Config,
+    OptimizerChoice,
+    field_names,
+    meant,
+    resolve,
+    section_class,
+)
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.launchers import LAUNCHERS
+from hpo_cluster.launchers.base import LauncherSettings
+from hpo_cluster.objectives import OBJECTIVES
+from hpo_cluster.objectives.base import Objective
+from hpo_cluster.optimizers.base import OptimizerSettings
+from hpo_cluster.optimizers.registry import OPTIMIZERS
+from hpo_cluster.record.layout import CAMPAIGN_NAME_RULE, is_campaign_name
+from hpo_cluster.settings import Fault, faults_of
+from hpo_cluster.space import Space
+
+M = TypeVar("M", bound=BaseModel)
+
+#: A space written on the command line.
+INLINE = "{lr: {low: 1e-5, high: 1e-1, log: true}}"
+
+_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\b[A-Z0-9_]*(TOKEN|SECRET|PASSWORD|API_KEY)=[\"']?[^\s\"'$]")
+
+
+def build(
+    raw: Mapping[str, Any],
+    *,
+    cwd: Path,
+    check_files: bool = True,
+    broken: Iterable[str] = (),
+    faults: Sequence[str] = (),
+) -> Config:
+    """The configuration of plain data of the shape of ``conf/config.yaml``.
+
+    Args:
+        raw: top-level keys and sections; a section ``space`` that is empty stands for the objective's own.
+        cwd: what relative paths are relative to.
+        check_files: whether files that the jobs need must be there.
+        broken: sections that are known to be wrong already; nothing is said about them.
+        faults: what is known to be wrong already.
+
+    Raises:
+        ConfigError: with `faults` and every fault found here.
+    """
+    return _Builder(raw, cwd, set(broken), list(faults)).build(check_files)
+
+
+class _Builder:
+    """One pass over the plain data. Each part is checked as far as the parts it needs are whole."""
+
+    def __init__(self, raw: Mapping[str, Any], cwd: Path, broken: set[str], faults: list[str]) -> None:
+        self.raw = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
+        self.cwd, self.broken, self.faults = cwd, broken, faults
+        self.hint = HINT
+        for section in (*NESTED, *DISCRIMINATORS):
+            value = self.raw.get(section) or {}
+            self.raw[section] = value if isinstance(value, dict) else {}
+            if not isinstance(value, dict):
+                self.broken.add(section)
+                self.faults.append(
+                    f"{section}={value!r}: is no mapping; an option is chosen with override /{section}: NAME"
+                )
+
+    def build(self, check_files: bool) -> Config:
+        for section, key in PATH_KEYS:
+            if isinstance(self.raw.get(section), dict) and isinstance(self.raw[section].get(key), str):
+                self.raw[section][key] = self._absolute(self.raw[section][key])
+        self._secrets()
+        top = self._top()
+        objective = self._objective()
+        space = self._space(objective)
+        launcher = self._section("launcher")
+        optimizer = self._optimizer(space, top.seed if top else 0)
+        if objective is not None and space is not None:
+            self.faults += objective.space_faults(space)
+        if objective is not None and top is not None and top.baseline and not objective.has_baseline:
+            self.faults.append(f"baseline=True: objective={objective.kind} has no baseline; accepted: false")
+        if objective is not None and isinstance(launcher, LauncherSettings):
+            most, wanted = objective.gpus_at_most, launcher.gpus_per_trial
+            if most is not None and wanted > most:
+                self.faults.append(
+                    f"launcher.gpus_per_trial={wanted}: objective={objective.kind} uses at most {most}; where whole "
+                    "nodes are given out, launcher.trials_per_node puts several evaluations on one"
+                )
+        beside = getattr(launcher, "trials_per_node", 1)
+        if top is not None and top.slots < beside:
+            self.faults.append(
+                f"workers={top.slots}: launcher.trials_per_node={beside} wants at least as many, best a multiple of it"
+            )
+        if objective is not None and top is not None and check_files:
+            found = objective.file_faults(lambda path: resolve(path, top.storage_dir))
+            self.faults += [fault for fault in found if fault.partition(".")[0] not in self.broken]
+        if self.faults or not (top and objective and space and isinstance(launcher, LauncherSettings) and optimizer):
+            raise ConfigError(list(dict.fromkeys(self.faults)), self.hint)
+        label = re.sub(r"[^A-Za-z0-9._-]+", "-", objective.label)
+        values = {name: getattr(top, name) for name in CampaignSettings.model_fields}
+        values["campaign"] = top.campaign or f"{label}-{optimizer.name}-{top.seed}"
+        return Config(**values, space=space, optimizer=optimizer, objective=objective, launcher=launcher)
+
+    def _absolute(self, path: str) -> str:
+        if path == "???" or path.startswith(("bundle:", "storage:")):
+            return path
+        return str((self.cwd / Path(path).expanduser()).absolute())
+
+    def _secrets(self) -> None:
+        for key, value in _leaves(self.raw):
+            if isinstance(value, str) and _SECRET.search(value):
+                self.faults.append(
+                    f"{key}: holds what looks like a token or password, which would be recorded; export it in the "
+                    "shell, or in a file that the jobs read: launcher.setup_file=FILE"
+                )
+
+    def _validated(self, cls: type[M], data: Mapping[str, Any], section: str) -> M | None:
+        """The settings of `data`; where some are wrong, of the others, so that these can be checked further."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            found = faults_of(error, cls)
+            self.faults += _sentences(found, cls, section, self.broken)
+            rest = copy.deepcopy(dict(data))
+            for fault in found:
+                _drop(rest, fault.loc)
+            try:
+                return cls.model_validate(rest)
+            except ValidationError:
+                return None
+
+    def _top(self) -> CampaignSettings | None:
+        values = {key: value for key, value in self.raw.items() if key in CampaignSettings.model_fields}
+        for key in ("campaigns_dir", "storage_dir"):
+            folder = values.get(key, str(CampaignSettings.model_fields[key].default))
+            if isinstance(folder, str):
+                values[key] = Path(self._absolute(folder))
+        if isinstance(earlier := values.get("warm_start"), str):
+            values["warm_start"] = earlier = [earlier]
+        if isinstance(earlier, list):
+            folders = (self._absolute(folder) if isinstance(folder, str) else folder for folder in earlier)
+            values["warm_start"] = tuple(Path(folder) if isinstance(folder, str) else folder for folder in folders)
+        name = values.get("campaign")
+        if isinstance(name, str) and not is_campaign_name(name):
+            self.faults.append(f"campaign={name!r}: is no name for a folder; accepted: {CAMPAIGN_NAME_RULE}")
+            values["campaign"] = None
+        return self._validated(CampaignSettings, values, "")
+
+    def _objective(self) -> Objective | None:
+        cls = section_class("objective", self.raw)
+        if cls is None:
+            if "objective" not in self.broken:
+                kind = (self.raw.get("objective") or {}).get("kind")
+                self.faults.append(f"objective.kind={kind!r}: accepted: {', '.join(OBJECTIVES)}")
+            return None
+        data = known(self.raw.get("objective") or {})
+        nested = [name for name in NESTED if name in cls.model_fields]
+        data |= {name: known(self.raw.get(name) or {}) for name in nested}
+        made = self._validated(cls, data, "objective")
+        return made if isinstance(made, Objective) and "objective" not in self.broken else None
+
+    def _space(self, objective: Objective | None) -> Space | None:
+        if "space" in self.broken:
+            return None
+        entries = self.raw.get("space") or {}
+        if not isinstance(entries, Mapping):
+            self.faults.append(f"space={entries!r}: is no space; accepted: a name, or {INLINE}")
+            return None
+        if not entries:
+            own = objective.own_space() if objective is not None else None
+            cls = section_class("objective", self.raw)
+            if cls is not None and not (issubclass(cls, Objective) and brings_space(cls)):
+                kind = self.raw["objective"]["kind"]
+                self.faults.append(
+                    f"space: objective={kind} brings no space of its own; give space=NAME (a file "
+                    f"conf/space/NAME.yaml), or 'space={INLINE}'"
+                )
+            return own
+        try:
+            return Space.from_json(entries)
+        except ConfigError as error:
+            self.faults += error.faults
+            return None
+
+    def _section(self, section: str) -> BaseModel | None:
+        if section in self.broken:
+            return None
+        cls = section_class(section, self.raw)
+        if cls is None:
+            accepted = {"optimizer": OPTIMIZERS, "launcher": LAUNCHERS}[section]
+            key = DISCRIMINATORS[section]
+            value = (self.raw.get(section) or {}).get(key)
+            self.faults.append(f"{section}.{key}={value!r}: accepted: {', '.join(accepted)}")
+            return None
+        data = known(self.raw[section])
+        if section == "optimizer":
+            data.pop("name")
+        return self._validated(cls, data, section)
+
+    def _optimizer(self, space: Space | None, seed: int) -> OptimizerChoice | None:
+        settings = self._section("optimizer")
+        if not isinstance(settings, OptimizerSettings):
+            return None
+        name = self.raw["optimizer"]["name"]
+        if space is not None:
+            try:
+                OPTIMIZERS[name].optimizer(space, settings, seed)
+            except ConfigError as error:
+                self.faults += error.faults
+                self.hint = error.hint or self.hint
+        return OptimizerChoice(name=name, settings=settings.model_dump(mode="json"))
+
+
+def brings_space(cls: type[Objective]) -> bool:
+    """Whether objectives of this class have a search space of their own."""
+    return cls.own_space is not Objective.own_space
+
+
+def known(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that have a value; ``???`` marks those that have none."""
+    return {key: value for key, value in section.items() if value != "???"}
+
+
+def _drop(data: Any, loc: Sequence[str]) -> None:
+    """Remove the value at `loc`, or what of it is there."""
+    for part in loc[:-1]:
+        if not isinstance(data, dict) or not isinstance(data.get(part), dict):
+            loc = loc[: loc.index(part) + 1]
+            break
+        data = data[part]
+    if isinstance(data, dict) and isinstance(data.get(loc[-1]), dict):
+        data[loc[-1]] = {}  # a section as a whole: its defaults take its place
+    elif isinstance(data, dict):
+        data.pop(loc[-1], None)
+
+
+def _leaves(data: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    if isinstance(data, Mapping):
+        items: Iterable[tuple[Any, Any]] = data.items()
+    elif isinstance(data, (list, tuple)):
+        items = enumerate(data)
+    else:
+        yield prefix, data
+        return
+    for key, value in items:
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _sentences(faults: Iterable[Fault], cls: type[BaseModel], section: str, broken: Iterable[str]) -> list[str]:
+    """A sentence for each fault of a class's fields: the key as it is typed, the value seen, what is accepted."""
+    found = []
+    for fault in faults:
+        nested = section == "objective" and fault.loc and fault.loc[0] in NESTED
+        annotation = cls.model_fields[fault.loc[0]].annotation if nested else cls
+        owner = annotation if isinstance(annotation, type) else cls
+        if section and not nested:
+            fault = replace(fault, loc=(section, *fault.loc))
+        if fault.loc and fault.loc[0] in broken:
+            continue
+        if fault.kind == "missing":
+            found.append(f"{fault}; give {fault.key}=...")
+        elif fault.kind == "extra_forbidden":
+            names = field_names(owner)
+            close = meant(fault.loc[-1], names)
+            accepted = close or (f"accepted: {', '.join(names)}" if names else "it has no settings")
+            found.append(f"{fault.key}: is no key of {fault.loc[0]}; {accepted}")
+        else:
+            found.append(str(fault))
+    return found

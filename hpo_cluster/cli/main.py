@@ -1,0 +1,96 @@
+"""The command line: which command is meant, and how it ends."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import hpo_cluster
+from hpo_cluster.cli.arguments import Arguments, parse
+from hpo_cluster.cli.commands import BAD_END, BAD_INPUT, INTERRUPTED, OK, check, drive, look, say
+from hpo_cluster.cli.help import COMMANDS, command_help, main_help
+from hpo_cluster.errors import ConfigError, HpoClusterError, IdentityError, JournalError, LockedError
+from hpo_cluster.record.files import PASSING
+from hpo_cluster.text import PLAIN_SIGNS
+
+#: Threads that numpy and torch may take here, unless the user says otherwise; jobs are told their own number.
+THREADS = "2"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns 0, or 1 for a campaign that ended badly, 2 for bad input, 130 when interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("OMP_NUM_THREADS", THREADS)  # before numpy is imported
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=PLAIN_SIGNS)  # no terminal ends a command, whatever its locale
+    try:
+        return _dispatch(words)
+    except (ConfigError, IdentityError, LockedError, JournalError) as error:
+        say(error, file=sys.stderr)
+        return BAD_INPUT
+    except HpoClusterError as error:
+        say(error, file=sys.stderr)
+        return BAD_END
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except OSError as error:
+        if error.errno not in PASSING:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        say(
+            f"{where}{error.strerror}. No campaign loses anything by it: jobs run on, and their results are taken in "
+            "later. Type the command again when that is fixed",
+            file=sys.stderr,
+        )
+        return BAD_END
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        say(main_help(Path.cwd()))
+        return OK if words else BAD_INPUT
+    if words[0] in ("--version", "-V"):
+        say(f"hpo-cluster {hpo_cluster.__version__}")
+        return OK
+    command = words[0]
+    if command not in COMMANDS:
+        accepted = f"accepted: {', '.join(COMMANDS)}"
+        if "=" in command:
+            fault = f"{command!r}: a command comes first; did you mean: hpo-cluster run {command}?"
+        else:
+            close = difflib.get_close_matches(command, COMMANDS, n=1)
+            fault = f"{command!r}: is no command; {f'did you mean {close[0]}? ' if close else ''}{accepted}"
+        raise ConfigError([fault], "Commands and options: hpo-cluster --help")
+    arguments = parse(command, words[1:])
+    if "--help" in arguments.flags:
+        say(command_help(command, Path.cwd(), arguments.config_dir))
+        return OK
+    commands: dict[str, Callable[[Arguments], int]] = {
+        "run": drive.run,
+        "resume": drive.resume,
+        "tick": drive.tick,
+        "status": look.status,
+        "why": look.why,
+        "tail": look.tail,
+        "cancel": drive.post,
+        "retry": drive.post,
+        "stop": drive.post,
+        "report": look.report,
+        "repair": check.repair,
+        "export-adapter": look.export_adapter,
+        "doctor": check.doctor,
+        "prepare": check.prepare,
+    }
+    return commands[command](arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The loop: reconcile, collect, ask, journal, submit, wait."""

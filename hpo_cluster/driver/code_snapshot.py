@@ -1,0 +1,51 @@
+"""The campaign's own copy of the code its jobs run.
+
+A job imports code when it *starts*, which may be hours after its submission: without a copy, an edit in between would
+change what is measured. A copy is named by the hash of its contents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from hpo_cluster.record.layout import PACKAGE_DIR, resources_dir
+
+HASH_LENGTH = 12
+
+
+def _sources() -> list[tuple[str, Path]]:
+    """The files of the running code as (path inside a copy, where it is), sorted."""
+    roots = {"hpo_cluster": PACKAGE_DIR, "jobs": resources_dir() / "jobs"}
+    files = [
+        (f"{top}/{path.relative_to(root).as_posix()}", path)
+        for top, root in roots.items()
+        for path in root.rglob("*.py")
+        if "_resources" not in path.relative_to(root).parts
+    ]
+    return sorted(files)
+
+
+def current_code() -> str:
+    """Hash of the running code."""
+    digest = hashlib.sha256()
+    for name, path in _sources():
+        digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:HASH_LENGTH]
+
+
+def copy_code(code_dir: Path) -> str:
+    """Put a copy of the running code into ``code_dir/<hash>``, whole, unless it is there; returns the hash."""
+    code = current_code()
+    target = code_dir / code
+    if target.is_dir():
+        return code
+    code_dir.mkdir(parents=True, exist_ok=True)
+    temporary = code_dir / f".{code}.partial"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a driver that died while copying; we hold the lock
+    for name, path in _sources():
+        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, temporary / name)
+    temporary.rename(target)
+    return code

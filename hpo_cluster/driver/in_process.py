@@ -1,0 +1,459 @@
+"""Optimise a Python function in one call, without a cluster and without files.
+
+    result = hpo_cluster.optimize(fn, {"x": {"low": -5.0, "high": 5.0}}, budget=30, workers=4, direction="minimize")
+    result.parameters, result.value, result.history
+
+The same optimizers, the same history and the same rules as a campaign has: a proposal as soon as a worker is free, a
+function that raises is a failed trial, NaN is divergence. What is not here is the journal: what is interrupted is lost,
+unless the call names a `campaign`.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import multiprocessing.connection
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from pydantic import ValidationError
+
+from hpo_cluster.driver.policy import Failures
+from hpo_cluster.driver.run_settings import Operation
+from hpo_cluster.errors import ConfigError, HpoClusterError
+from hpo_cluster.objectives.black_box import read_output
+from hpo_cluster.objectives.function import FunctionObjective
+from hpo_cluster.objectives.worker import classify
+from hpo_cluster.record.campaign_state import Record, asked_rows
+from hpo_cluster.record.clock import utc_now
+from hpo_cluster.record.history import MemoryJournal
+from hpo_cluster.record.layout import CAMPAIGN_NAME_RULE, is_campaign_name
+from hpo_cluster.settings import faults_of
+from hpo_cluster.space import Configuration, Space
+from hpo_cluster.trial import ErrorKind, Origin, State
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from hpo_cluster.optimizers.base import Optimizer
+
+log = logging.getLogger(__name__)
+
+#: What is optimised: called as ``fn(**parameters)``, gives the value or a dictionary with ``value`` in it.
+Function: TypeAlias = Callable[..., Any]
+Direction: TypeAlias = Literal["maximize", "minimize"]
+
+METRIC = "value"
+#: What becomes of calls that fail: there is one attempt, and a call that takes too long is infeasible.
+FAILURES = {"walltime": "infeasible"}
+
+
+class AllFailedError(HpoClusterError):
+    """No trial has a value. The message ends with the traceback of the first."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The best trial and all of them.
+
+    Args:
+        parameters: of the trial with the best value.
+        value: as measured, in the user's direction.
+        trial: its number.
+        history: one row a trial; the columns are those of a campaign's history.
+    """
+
+    parameters: Configuration
+    value: float
+    trial: int
+    history: pd.DataFrame = field(repr=False)
+
+
+def optimize(
+    fn: Function,
+    space: Space | Mapping[str, Any],
+    *,
+    optimizer: str = "bo",
+    budget: int = 30,
+    workers: int = 1,
+    seed: int = 0,
+    direction: Direction = "maximize",
+    campaign: str | None = None,
+    warm_start: Sequence[str | Path] = (),
+    warm_start_other_objective: bool = False,
+    failures: Mapping[str, str] | Literal["raise"] | None = None,
+    trial_timeout_s: float | None = None,
+    timeout_s: float | None = None,
+    **settings: Any,
+) -> Result:
+    """Optimise `fn` over `space`.
+
+    Args:
+        fn: called as ``fn(**parameters)``; an inactive parameter is left out, so give it a default. Returns a number,
+            or a dictionary whose field ``value`` is optimised; its other number fields are metrics, and ``value_sem``
+            is the standard error.
+        space: a Space, or its JSON form: ``{"lr": {"low": 1e-5, "high": 1e-1, "log": True}}``; with conditions,
+            constraints, priors and starting points as ``docs/howto/describe_a_space.md`` has them.
+        optimizer: a name that `hpo_cluster.make_optimizer` knows.
+        budget: evaluations in all.
+        workers: evaluations at once. With 1, `fn` is called in this process; with more, in that many forked ones, where
+            the global generators of `random` and numpy are seeded from the trial's seed. The next evaluation is
+            proposed as soon as one ends.
+        seed: of the optimizer and the trials.
+        direction: whether more is better.
+        campaign: name of a campaign in ``campaigns/`` of the working directory: the evaluations are then jobs of their
+            own, and the same call goes on where an earlier one ended. `fn` must be importable by its name.
+        warm_start: folders of earlier campaigns whose evaluations a `campaign` begins with, outside its budget.
+        warm_start_other_objective: whether these may be of another function, or of one that was elsewhere.
+        failures: what becomes of a trial by the kind of its failure, as ``failures.KIND`` in campaigns: ``{"code":
+            "failed"}``. By default an exception makes a trial infeasible once another has completed, so that the
+            optimizer learns where not to go. ``"raise"`` ends the search with the first exception.
+        trial_timeout_s: seconds after which a call is ended; `fn` is called in a forked process then, with one worker
+            too. Such a trial is infeasible.
+        timeout_s: seconds after which nothing more begins and the calls under way are ended, if they are in processes
+            of their own.
+        settings: of the optimizer.
+
+    Raises:
+        ConfigError: with every fault of the arguments.
+        AllFailedError: where no trial has a value.
+    """
+    faults = [f"{name}={n!r}: at least 1" for name, n in (("budget", budget), ("workers", workers)) if n < 1]
+    if direction not in ("maximize", "minimize"):
+        faults.append(f"direction={direction!r}: maximize or minimize")
+    if campaign is not None and not is_campaign_name(campaign):
+        faults.append(f"campaign={campaign!r}: is no name for a folder; accepted: {CAMPAIGN_NAME_RULE}")
+    if warm_start and campaign is None:
+        faults.append("warm_start: is for campaigns; give campaign=NAME")
+    if not callable(fn):
+        faults.append(f"fn={fn!r} cannot be called")
+    limits = {"trial_timeout_s": trial_timeout_s, "timeout_s": timeout_s}
+    faults += [
+        f"{name}={limit!r}: must be above 0" for name, limit in limits.items() if limit is not None and limit <= 0
+    ]
+    if campaign is not None:
+        faults += [
+            f"{name}: is not for campaigns; their jobs have launcher.walltime_min and deadline"
+            for name, limit in limits.items()
+            if limit is not None
+        ]
+        if failures == "raise":
+            faults.append('failures="raise": is not for campaigns, which stop after failures that are alike')
+    policy = Failures()
+    try:
+        if not isinstance(failures, str):
+            policy = Failures.model_validate({**FAILURES, **(failures or {})})
+        elif failures != "raise":
+            faults.append(f'failures={failures!r}: accepted: "raise", or a mapping such as {{"code": "failed"}}')
+    except ValidationError as error:
+        faults += [f"failures.{fault}" for fault in faults_of(error, Failures)]
+    if faults:
+        raise ConfigError(faults)
+    if not isinstance(space, Space):
+        space = Space.from_json(space)
+    if campaign is not None:
+        operation = Operation(budget=budget, workers=workers, failures=Failures.model_validate(failures or {}))
+        directory = Path("campaigns") / campaign
+        earlier = {
+            "warm_start": [Path(folder) for folder in warm_start],
+            "warm_start_other_objective": warm_start_other_objective,
+        }
+        return _in_campaign(fn, space, optimizer, operation, seed, directory, earlier, direction=direction, **settings)
+
+    from hpo_cluster.driver.spec import decided
+    from hpo_cluster.optimizers.registry import make_optimizer, make_settings
+
+    typed = make_settings(optimizer, settings).model_dump(mode="json")
+    made = make_optimizer(optimizer, space, seed, **decided(optimizer, typed, budget, None))
+    alone = workers == 1 and trial_timeout_s is None
+    # forked first, while this process holds no threads
+    crew = _Alone(fn) if alone else _Crew(fn, workers, trial_timeout_s)
+    journal = _Journal(space, direction == "maximize", seed, policy, raises=failures == "raise")
+    end = None if timeout_s is None else time.monotonic() + timeout_s
+    try:
+        _loop(made, journal, crew, budget, end)
+    finally:
+        crew.close()
+    return _result(journal.record, journal.history(), journal.maximize, journal.first_trace)
+
+
+def _loop(optimizer: Optimizer, journal: _Journal, crew: _Crew | _Alone, budget: int, end: float | None) -> None:
+    """The campaign's loop, with calls in the place of jobs, until `end` (of the monotonic clock)."""
+    record = journal.record
+    while True:
+        if end is not None and time.monotonic() >= end:
+            log.info("timeout evaluations=%d budget=%d", record.spent, budget)
+            for trial in record.in_flight:
+                journal.append("ended", trial=trial.number, attempt=0, state=State.CANCELLED)
+            return
+        free = min(crew.free, budget - record.spent - len(record.in_flight))
+        if free > 0:
+            rows = asked_rows(optimizer.ask(journal.history(), free), record.next_trial, journal.seed)
+            if rows:
+                journal.append("asked", trials=rows)
+            for row in rows:
+                if row["origin"] == Origin.EVALUATED:
+                    journal.start(row["trial"])
+                    crew.start(row["trial"], row["parameters"], row["seed"])
+            if not rows and not crew.busy:
+                log.info("optimizer exhausted evaluations=%d budget=%d", record.spent, budget)
+                return
+            if rows and not crew.busy:
+                continue
+        if not crew.busy:
+            return
+        for number, answer in crew.wait(end):
+            journal.end(number, answer)
+
+
+def _in_campaign(
+    fn: Function,
+    space: Space,
+    optimizer: str,
+    operation: Operation,
+    seed: int,
+    directory: Path,
+    earlier: Mapping[str, Any],
+    **options: Any,
+) -> Result:
+    """The same on jobs of their own, journaled: what is interrupted goes on with the same call."""
+    from hpo_cluster.driver.campaign import Campaign
+    from hpo_cluster.driver.spec import make_spec
+    from hpo_cluster.launchers.local import LocalSettings
+    from hpo_cluster.record.history import load_history
+
+    objective = FunctionObjective.of(fn, direction=options.pop("direction"))
+    spec = make_spec(
+        directory,
+        space=space,
+        objective=objective,
+        optimizer=optimizer,
+        optimizer_settings=options,
+        seed=seed,
+        launcher=LocalSettings(),
+        operation=operation,
+        storage_dir=Path("storage").absolute(),
+        resolve=Path,
+        **earlier,
+    )
+    with Campaign(spec) as campaign:
+        for _ in campaign.drive():
+            pass
+        if campaign.reason:
+            raise AllFailedError(f"{campaign.reason}\nGo on, once that is mended, with the same call")
+    return _result(campaign.record, load_history(directory), objective.direction == "maximize")
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What became of a call: `result` as `read_output` gives it, or the kind, message and traceback of an error."""
+
+    result: Mapping[str, Any] | None = None
+    kind: str = ""
+    message: str = ""
+    trace: str = ""
+
+
+def _call(fn: Function, parameters: Configuration) -> _Answer:
+    try:
+        output = fn(**parameters)
+        return _Answer(read_output(output if isinstance(output, Mapping) else {METRIC: output}, METRIC))
+    except Exception as error:
+        return _Answer(None, str(classify(error)), str(error) or type(error).__name__, traceback.format_exc())
+
+
+class _Alone:
+    """Calls the function in this process, when it is waited for."""
+
+    def __init__(self, fn: Function) -> None:
+        self.fn = fn
+        self._next: tuple[int, Configuration] | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._next is not None
+
+    @property
+    def free(self) -> int:
+        return 0 if self.busy else 1
+
+    def start(self, number: int, parameters: Configuration, seed: int) -> None:
+        self._next = (number, parameters)
+
+    def wait(self, end: float | None) -> list[tuple[int, _Answer]]:
+        assert self._next is not None
+        number, parameters = self._next
+        answer = _call(self.fn, dict(parameters))
+        self._next = None
+        return [(number, answer)]
+
+    def close(self) -> None:
+        pass
+
+
+class _Member:
+    """A forked process that calls the function for one trial after another."""
+
+    def __init__(self, fn: Function, others: Sequence[_Member]) -> None:
+        context = multiprocessing.get_context("fork")
+        self.connection, theirs = context.Pipe()
+        # Ends of the parent that a fork inherits keep a pipe open: without the parent nobody would notice its end.
+        inherited = [self.connection, *(other.connection for other in others)]
+        self.process = context.Process(target=_serve, args=(fn, theirs, inherited))
+        self.process.start()
+        theirs.close()
+        self.trial: int | None = None
+        self.since = 0.0  # when the call of the trial began
+
+
+def _serve(
+    fn: Function,
+    connection: multiprocessing.connection.Connection,
+    inherited: Sequence[multiprocessing.connection.Connection],
+) -> None:
+    for end in inherited:
+        end.close()
+    while True:
+        try:
+            parameters, seed = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        random.seed(seed)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed(seed)
+        try:
+            connection.send(_call(fn, parameters))
+        except (BrokenPipeError, KeyboardInterrupt):
+            return
+
+
+class _Crew:
+    """Forked processes; one that dies takes only its trial with it and is replaced."""
+
+    def __init__(self, fn: Function, workers: int, trial_timeout_s: float | None = None) -> None:
+        self.fn, self._trial_timeout_s = fn, trial_timeout_s
+        self.members: list[_Member] = []
+        for _ in range(workers):
+            self.members.append(_Member(fn, self.members))
+
+    @property
+    def busy(self) -> bool:
+        return any(member.trial is not None for member in self.members)
+
+    @property
+    def free(self) -> int:
+        return sum(member.trial is None for member in self.members)
+
+    def start(self, number: int, parameters: Configuration, seed: int) -> None:
+        member = next(member for member in self.members if member.trial is None)
+        member.trial, member.since = number, time.monotonic()
+        try:
+            member.connection.send((parameters, seed))
+        except BrokenPipeError:
+            log.debug("trial=%d worker gone before it began", number)  # `wait` finds the end of the pipe
+
+    def wait(self, end: float | None) -> list[tuple[int, _Answer]]:
+        """Return the trials that have ended in the order of their numbers; none if it is `end` before one has."""
+        busy = {id(member.connection): member for member in self.members if member.trial is not None}
+        moments = [
+            member.since + self._trial_timeout_s for member in busy.values() if self._trial_timeout_s is not None
+        ]
+        first = min([*moments, *([] if end is None else [end])], default=None)
+        patience = None if first is None else max(0.0, first - time.monotonic())
+        ready = multiprocessing.connection.wait([member.connection for member in busy.values()], patience)
+        answers = self._overdue([member for member in busy.values() if member.connection not in ready])
+        for connection in ready:
+            member = busy[id(connection)]
+            assert member.trial is not None
+            answers.append((member.trial, self._receive(member)))
+            member.trial = None
+        return sorted(answers, key=lambda entry: entry[0])
+
+    def _overdue(self, members: Sequence[_Member]) -> list[tuple[int, _Answer]]:
+        """End the calls that have taken too long."""
+        answers = []
+        for member in members:
+            limit = self._trial_timeout_s
+            if limit is not None and member.trial is not None and time.monotonic() >= member.since + limit:
+                message = f"the call was ended after trial_timeout_s={limit:g}"
+                answers.append((member.trial, _Answer(None, ErrorKind.WALLTIME, message, message)))
+                member.process.kill()
+                self._replace(member)
+        return answers
+
+    def _replace(self, member: _Member) -> None:
+        member.process.join()
+        member.connection.close()
+        others = [other for other in self.members if other is not member]
+        self.members[self.members.index(member)] = _Member(self.fn, others)
+
+    def _receive(self, member: _Member) -> _Answer:
+        try:
+            answer: _Answer = member.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._replace(member)
+            message = f"the process of the function ended with exit code {member.process.exitcode}"
+            return _Answer(None, ErrorKind.CODE, message, message)
+        return answer
+
+    def close(self) -> None:
+        for member in self.members:
+            if member.trial is not None:
+                member.process.terminate()
+            member.connection.close()
+        for member in self.members:
+            member.process.join()
+
+
+class _Journal(MemoryJournal):
+    """The events of a search: what its calls begin and end with."""
+
+    def __init__(self, space: Space, maximize: bool, seed: int, policy: Failures, *, raises: bool = False) -> None:
+        super().__init__(space.names, maximize=maximize)
+        self.maximize, self.seed, self._policy, self._raises = maximize, seed, policy, raises
+        self.first_trace = ""
+
+    def append(self, event: str, at: str = "", **fields: Any) -> None:
+        """Take one more event into account, which is now unless it says."""
+        super().append(event, at or utc_now(), **fields)
+
+    def start(self, number: int) -> None:
+        """The call of a trial begins."""
+        now = utc_now()
+        self.record.trials[number].submitted_at = now
+        self.append("intent", trial=number, attempt=0, token="", code="")
+        self.append("running", trial=number, attempt=0, started_at=now)
+
+    def end(self, number: int, answer: _Answer) -> None:
+        """Take in what became of a call."""
+        if answer.result is not None:
+            metrics, sems = answer.result["metrics"], answer.result["sems"]
+            outcome = {"value": metrics[METRIC], "value_sem": sems.get(METRIC), "metrics": metrics}
+            self.append("ended", trial=number, attempt=0, state=State.COMPLETED, **outcome)
+            log.info("trial=%d state=completed value=%s", number, metrics[METRIC])
+            return
+        if self._raises:
+            parameters = self.record.trials[number].parameters
+            raise HpoClusterError(f"trial {number} failed at {dict(parameters)}:\n{answer.trace}")
+        completed = self.record.counts[State.COMPLETED] > 0
+        state = self._policy.verdict([answer.kind], 0, others_completed=completed) or State.FAILED
+        error = {"kind": answer.kind, "message": answer.message}
+        self.append("ended", trial=number, attempt=0, state=state, error=error)
+        self.first_trace = self.first_trace or answer.trace
+        log.warning("trial=%d state=%s error=%s: %s", number, state, answer.kind, answer.message)
+
+
+def _result(record: Record, history: pd.DataFrame, maximize: bool, first_trace: str = "") -> Result:
+    """The best of the evaluated trials. Raises AllFailedError where none has a value."""
+    best = record.best(maximize=maximize)
+    if best is None or best.value is None:
+        errors = [trial.error for trial in record.rows if trial.error]
+        first = first_trace or (errors[0]["message"] if errors else "")
+        raise AllFailedError(f"none of {len(errors)} trials has a value; the first one's error:\n{first}")
+    return Result(best.parameters, best.value, best.number, history)

@@ -1,0 +1,140 @@
+"""A campaign to open: what it is, how to run it now, and the parts that do it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hpo_cluster.driver.run_settings import Operation
+from hpo_cluster.launchers import make_launcher
+from hpo_cluster.launchers.base import Launcher, LauncherSettings
+from hpo_cluster.objectives.base import Objective, PathResolver
+from hpo_cluster.optimizers.base import Optimizer
+from hpo_cluster.optimizers.registry import make_optimizer, make_settings
+from hpo_cluster.record.identity import read_identity
+from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.record.warm_start import WarmStart, read_warm_start, recorded_warm_start
+from hpo_cluster.space import Space
+
+
+@dataclass(frozen=True)
+class CampaignSpec:
+    """A campaign to open."""
+
+    dir: Path
+    identity: Mapping[str, Any]
+    seed: int
+    space: Space
+    objective: Objective
+    optimizer: Optimizer
+    launcher: Launcher
+    operation: Operation
+    resolve: PathResolver
+    settings: Mapping[str, Any] = field(default_factory=dict)  # recorded with the start, beside the operation
+    overrides: tuple[str, ...] = ()
+    code: Literal["recorded", "current"] = "recorded"
+    take_over: bool = False
+    warm_start: WarmStart = field(default_factory=WarmStart)  # what it begins with, where it is new
+    tick: bool = False  # one short pass: leave no trace where nothing happens
+
+    @property
+    def gpus_per_trial(self) -> int:
+        """GPUs that one evaluation has."""
+        return int((self.settings.get("launcher") or {}).get("gpus_per_trial", 0))
+
+
+def identity_of(
+    space: Space, objective: Objective, optimizer: str, settings: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """What a campaign is, as plain data: written once into ``campaign.yaml``, and compared at each start."""
+    return {
+        "space": space.to_json(),
+        "objective": objective.identity(),
+        "optimizer": {"name": optimizer, **settings},
+        "direction": objective.direction,
+        "seed": seed,
+    }
+
+
+def decided(name: str, settings: Mapping[str, Any], budget: int, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The optimizer's settings with the open ones (null) decided once and for all.
+
+    Args:
+        name: of the optimizer.
+        settings: as configured.
+        budget: of this start: the size of a new campaign's design, where that is open.
+        recorded: identity of the campaign, which has decided them already; None where the campaign is new.
+    """
+    new = {"points": budget, "budget": budget}
+    choices: dict[str, Any] = new if recorded is None else dict(recorded.get("optimizer") or {})
+    if recorded is not None and choices.pop("name", None) != name:
+        return dict(settings)
+    return {key: choices.get(key) if value is None else value for key, value in settings.items()}
+
+
+def make_spec(
+    directory: Path,
+    *,
+    space: Space,
+    objective: Objective,
+    optimizer: str,
+    optimizer_settings: Mapping[str, Any],
+    seed: int,
+    launcher: LauncherSettings,
+    operation: Operation,
+    storage_dir: Path,
+    resolve: PathResolver,
+    warm_start: Sequence[Path] | None = None,
+    warm_start_other_objective: bool = False,
+    **options: Any,
+) -> CampaignSpec:
+    """The spec of a campaign in `directory`, whether it exists already or not.
+
+    Args:
+        directory: of the campaign.
+        space: what is searched.
+        objective: what is optimised.
+        optimizer: its name.
+        optimizer_settings: its settings.
+        seed: of the campaign.
+        launcher: where jobs run.
+        operation: how it is run now.
+        storage_dir: shared folder of models and data.
+        resolve: turns a configured path into an absolute one.
+        warm_start: folders of earlier campaigns whose evaluations it begins with; None: those that it was begun with.
+        warm_start_other_objective: whether these may be of another objective.
+        options: other fields of the spec.
+
+    Raises:
+        ConfigError: where the optimizer's settings are wrong, or it cannot search that space; with all that speaks
+            against the warm start.
+    """
+    typed = make_settings(optimizer, optimizer_settings).model_dump(mode="json")
+    recorded = read_identity(CampaignLayout(directory).identity)
+    settings = decided(optimizer, typed, operation.budget, recorded)
+    identity = identity_of(space, objective, optimizer, settings, seed)
+    if warm_start is None:
+        begins_with = recorded_warm_start(recorded)
+    else:
+        other = warm_start_other_objective
+        begins_with = read_warm_start(warm_start, directory, space, identity, recorded, other_objective=other)
+    return CampaignSpec(
+        dir=directory,
+        identity={**identity, **begins_with.identity},
+        seed=seed,
+        space=space,
+        objective=objective,
+        optimizer=make_optimizer(optimizer, space, seed, **settings),
+        launcher=make_launcher(launcher),
+        operation=operation,
+        resolve=resolve,
+        warm_start=begins_with,
+        settings={
+            "storage_dir": str(storage_dir),
+            "launcher": launcher.model_dump(mode="json"),
+            "objective": objective.operational(),
+        },
+        **options,
+    )

@@ -1,0 +1,129 @@
+"""Where a training stands, as a file: with the base model and the data, all that makes the rest of it the same.
+
+The file holds tensors, numbers and text only, so that reading it runs no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from litgpt.lora import lora_filter
+
+from hpo_cluster.objectives.lora.instruction_data import files_of
+from hpo_cluster.objectives.lora.settings import LoraObjective, TrainSettings
+
+FILE = "state.pt"
+FORMAT = 1
+
+#: Settings that a resumed training may have otherwise: they change no result.
+FREE_SETTINGS = ("physical_batch_size", "checkpoint_interval_s")
+
+
+def fingerprint(objective: LoraObjective, train: TrainSettings, seed: int) -> dict[str, Any]:
+    """What must be the same for a training to go on from a checkpoint (JSON); the code is not part of it."""
+    data = Path(objective.data.path)
+    base = Path(objective.model.checkpoint_dir)
+    files = [path for path in files_of(data) if path is not None]
+    return {
+        "format": FORMAT,
+        "seed": seed,
+        "train": train.model_dump(mode="json", exclude={*FREE_SETTINGS, "seed"}),
+        "data": objective.data.model_dump(mode="json", exclude={"name", "path", "url"}),
+        "data_files": [_digest(path) for path in files],
+        "model_files": [_digest(base / name) for name in ("model_config.yaml", "tokenizer.json")],
+        "model_size": (base / "lit_model.pth").stat().st_size,
+    }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the entries in which two fingerprints differ, settings by their own."""
+    names = []
+    for name in sorted({*one, *other}):
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            names += [f"{name}.{field}" for field in differences(a, b)]
+        elif a != b:
+            names.append(name)
+    return names
+
+
+def write_checkpoint(
+    folder: Path, model: Any, optimizer: torch.optim.Optimizer, counters: Mapping[str, Any], mark: Mapping[str, Any]
+) -> None:
+    """Write the adapter, the optimizer, the generators and `counters` (plain values) to `folder`.
+
+    Args:
+        folder: an empty one.
+        model: a `litgpt.lora.GPT`; merged already or not.
+        optimizer: of the adapter.
+        counters: where the training is; plain values.
+        mark: its `fingerprint`.
+    """
+    kept = {
+        "mark": json.dumps(mark),
+        "counters": dict(counters),
+        "adapter": {name: value.cpu() for name, value in model.state_dict().items() if lora_filter(name, value)},
+        "optimizer": optimizer.state_dict(),
+        "generators": _generators(next(model.parameters()).device),
+    }
+    with (folder / FILE).open("wb") as stream:  # a stream of our own: a full disk is then an OSError
+        torch.save(kept, stream)
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """What `write_checkpoint` wrote, on the CPU, with the fingerprint parsed."""
+    kept: dict[str, Any] = torch.load(folder / FILE, map_location="cpu", weights_only=True)
+    return {**kept, "mark": json.loads(kept["mark"])}
+
+
+def restore(kept: Mapping[str, Any], model: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Put adapter, optimizer and generators back to where they were.
+
+    Raises:
+        KeyError, ValueError: before anything is changed, where the file holds something else.
+    """
+    adapter, generators = kept["adapter"], kept["generators"]
+    mine = {name: value.shape for name, value in model.state_dict().items() if lora_filter(name, value)}
+    if mine != {name: value.shape for name, value in adapter.items()}:
+        raise ValueError("its adapter is of another form")
+    optimizer.load_state_dict(kept["optimizer"])  # checked by torch before anything is changed
+    model.load_state_dict(adapter, strict=False)
+    _set_generators(generators, next(model.parameters()).device)
+
+
+def _generators(device: torch.device) -> dict[str, Any]:
+    """States of the global generators of Python, NumPy and torch, as tensors and numbers."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    states: dict[str, Any] = {
+        "python": [version, torch.tensor(words), gauss],
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss)],
+        "numpy_cached": float(cached),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_generators(states: Mapping[str, Any], device: torch.device) -> None:
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    name, keys, position, has_gauss = states["numpy"]
+    cached = states["numpy_cached"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

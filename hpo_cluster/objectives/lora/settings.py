@@ -1,0 +1,321 @@
+"""Fine-tune a causal language model with LitGPT's LoRA and score it with lm-eval.
+
+The program is ``jobs/lora.py``; the settings here are all it reads. A parameter of the search space tunes the training
+setting of the same name, so anything in `TrainSettings` can be tuned or fixed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+
+from hpo_cluster.objectives.base import Objective, PathResolver, Settings
+from hpo_cluster.objectives.lora.instruction_data import Field as Column
+from hpo_cluster.objectives.lora.instruction_data import files_of
+from hpo_cluster.space import Categorical, Parameter, Space, Value
+
+#: What LoRA can be put on; a setting ``lora_<name>`` each.
+LORA_MATRICES = ("query", "key", "value", "projection", "mlp", "head")
+
+#: Training settings that are no matter of search.
+FIXED_SETTINGS = ("seed", "physical_batch_size", "checkpoint_interval_s")
+
+#: Random configurations that are tried for rules that concern several settings.
+PROBES = 1000
+
+#: Metrics that the job measures besides those of the tasks, and that can be optimised too.
+LOSSES = ("val_loss", "train_loss")
+
+#: lm-eval's metrics by whether less of them is better.
+_LESS_IS_BETTER = (*LOSSES, "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter", "brier_score")
+_MORE_IS_BETTER = ("acc", "acc_norm", "acc_mutual_info", "acc_all", "exact_match", "f1", "mcc", "bleu", "chrf", "em")
+
+CHECKPOINT_FILES = ("lit_model.pth", "model_config.yaml", "tokenizer.json", "tokenizer_config.json")
+
+
+class ModelSettings(Settings):
+    """The base model, as a LitGPT checkpoint directory."""
+
+    name: str = Field(description="short name, used in messages and reports")
+    checkpoint_dir: str = Field(description="LitGPT checkpoint directory; `storage:` and `bundle:` may come first")
+    repo_id: str | None = Field(None, description="where `prepare` gets the weights on the Hugging Face hub")
+    gated: bool = Field(False, description="whether the hub asks for a token of an account that accepted the licence")
+
+
+class DataSettings(Settings):
+    """Training data in Alpaca format: rows with instruction, input and output."""
+
+    name: str = Field(description="short name, used in messages and reports")
+    path: str = Field(description="a JSON or JSONL file, or a directory with train.json(l) and, if any, val.json(l)")
+    url: str | None = Field(None, description="where `prepare` gets the file")
+    fields: dict[Column, str] = Field(
+        default_factory=dict, description="names of the columns, where they are others: {instruction: prompt}"
+    )
+    val_split_fraction: float | None = Field(
+        None, ge=0, lt=1, description="share of a single file kept for the validation loss (null: 0.05; 0: none)"
+    )
+    split_seed: int = Field(42, description="seed of that split and of the order of examples")
+    prompt_style: str = Field("alpaca", description="LitGPT prompt style")
+    mask_prompt: bool = Field(False, description="whether the loss ignores the prompt's tokens")
+
+
+class TasksSettings(Settings):
+    """The lm-eval tasks: the validation task is optimised, the test tasks are only recorded."""
+
+    name: str = Field(description="short name, used in messages and reports")
+    validation: str = Field(description="lm-eval task that is optimised")
+    test: tuple[str, ...] = Field((), description="lm-eval tasks that are only recorded")
+    metric: str = Field("acc", description="metric of the validation task that is optimised; or val_loss, train_loss")
+    include_path: str | None = Field(None, description="directory of task YAML files of your own")
+    num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt; null leaves it to the task (zero)")
+    limit: int | None = Field(None, ge=1, description="score only so many documents of each task")
+    batch_size: int = Field(64, ge=1, description="sequences scored at once")
+    datasets: tuple[str, ...] = Field((), description="hub data sets the tasks read; `prepare` fetches them")
+
+
+class TrainSettings(Settings):
+    """How one fine-tuning is done. Every field can be tuned by a parameter of the same name."""
+
+    learning_rate: float = Field(3e-4, ge=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean of the gradient")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the mean of its square")
+    epsilon: float = Field(1e-8, gt=0, description="AdamW's term beside the root of that mean")
+    lora_rank: int = Field(8, ge=1, description="rank of the LoRA matrices")
+    lora_alpha: float = Field(16, gt=0, description="LoRA scale: the update is multiplied by alpha / rank")
+    lora_alpha_rule: Literal["free", "rank", "root"] = Field(
+        "free",
+        description="free: lora_alpha as it is; rank or root: lora_alpha_factor times the rank or its square root",
+    )
+    lora_alpha_factor: float = Field(2.0, gt=0, description="alpha by the rank or its root, where the rule says so")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout before the LoRA matrices")
+    lora_query: bool = Field(True, description="LoRA on the query projection")
+    lora_key: bool = Field(True, description="LoRA on the key projection")
+    lora_value: bool = Field(True, description="LoRA on the value projection")
+    lora_projection: bool = Field(False, description="LoRA on the attention's output projection")
+    lora_mlp: bool = Field(False, description="LoRA on the MLP")
+    lora_head: bool = Field(True, description="LoRA on the language-model head")
+    epochs: int = Field(1, ge=1, description="passes over the training data")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps at most; shortens the schedule too")
+    global_batch_size: int = Field(16, ge=1, description="sequences in one optimizer step")
+    micro_batch_size: int = Field(1, ge=1, description="sequences whose tokens are averaged together: weights the loss")
+    physical_batch_size: int | None = Field(
+        None, ge=1, description="sequences on the device at once; changes no result; null: micro_batch_size"
+    )
+    lr_warmup_steps: int = Field(100, ge=0, description="optimizer steps of linear warm-up before the schedule")
+    lr_warmup_share: float | None = Field(
+        None, ge=0, le=1, description="warm-up as a share of the schedule's steps; null: lr_warmup_steps"
+    )
+    lr_schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="learning rate after the warm-up: a cosine or a line to zero, or constant"
+    )
+    max_seq_length: int | None = Field(None, ge=1, description="longer examples are cut; null: the model's block size")
+    precision: Literal["bf16-true", "bf16-mixed", "32-true"] = Field("bf16-true", description="LitGPT precision")
+    validation_batches: int = Field(100, ge=0, description="micro-batches of the final validation loss, at most")
+    checkpoint_interval_s: float = Field(
+        300, ge=0, description="seconds between two checkpoints; changes no result; 0: only when a signal asks for one"
+    )
+    seed: int | None = Field(None, ge=0, description="fixes the training seed; null: from campaign seed and trial")
+
+    @property
+    def alpha(self) -> float:
+        """LoRA's alpha by its rule. With ``root`` the update's scale is factor / sqrt(rank), rank-stabilised LoRA.
+
+        Reference: D. Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023
+        (arXiv:2312.03732).
+        """
+        if self.lora_alpha_rule == "free":
+            return self.lora_alpha
+        return self.lora_alpha_factor * (self.lora_rank if self.lora_alpha_rule == "rank" else self.lora_rank**0.5)
+
+    def warmup_steps(self, schedule: int) -> int:
+        """Optimizer steps of the warm-up of a schedule of so many steps."""
+        return self.lr_warmup_steps if self.lr_warmup_share is None else round(self.lr_warmup_share * schedule)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.global_batch_size % self.micro_batch_size:
+            sizes = f"{self.global_batch_size} is no multiple of micro_batch_size={self.micro_batch_size}"
+            raise ValueError(f"global_batch_size={sizes}")
+        if not any(getattr(self, f"lora_{matrix}") for matrix in LORA_MATRICES):
+            raise ValueError(
+                f"LoRA needs one matrix at least; accepted: {', '.join(f'lora_{m}' for m in LORA_MATRICES)}"
+            )
+        return self
+
+
+def lower_is_better(metric: str) -> bool | None:
+    """Return whether less of a well-known metric is better; None for one that is not known by its name."""
+    name = metric.partition(",")[0]  # of a filter
+    return True if name in _LESS_IS_BETTER else False if name in _MORE_IS_BETTER else None
+
+
+class LoraObjective(Objective):
+    """LoRA fine-tune, then score. The direction is the metric's, where it is not given."""
+
+    OPERATIONAL = ("train.physical_batch_size", "train.checkpoint_interval_s", "keep_adapter")
+
+    kind: Literal["lora"] = "lora"
+    model: ModelSettings
+    data: DataSettings
+    tasks: TasksSettings
+    train: TrainSettings
+    evaluation: Literal["in_memory", "litgpt_cli"] = Field(
+        "in_memory", description="in_memory: score the merged model in place; litgpt_cli: convert and `litgpt evaluate`"
+    )
+    keep_adapter: bool = Field(True, description="whether each attempt keeps its LoRA weights")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _direction_of_metric(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("direction") is not None:
+            return data
+        tasks = data.get("tasks")
+        metric = tasks.get("metric") if isinstance(tasks, dict) else getattr(tasks, "metric", None)
+        less = isinstance(metric, str) and lower_is_better(metric)
+        return {**data, "direction": "minimize" if less else "maximize"}
+
+    @model_validator(mode="after")
+    def _metric_can_be_optimised(self) -> Self:
+        metric, less = self.tasks.metric, lower_is_better(self.tasks.metric)
+        if less is not None and less == (self.direction == "maximize"):
+            better, wanted = ("less", "minimize") if less else ("more", "maximize")
+            raise ValueError(
+                f"objective.direction={self.direction}: {better} {metric} is better; give {wanted}, or leave it null"
+            )
+        if metric == "val_loss" and not self.train.validation_batches:
+            raise ValueError("tasks.metric=val_loss: train.validation_batches=0 measures none; give 1 or more")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that make the objective what it is; campaigns from before `data.fields` go on."""
+        identity = super().identity()
+        if not self.data.fields:
+            del identity["data"]["fields"]
+        return identity
+
+    @property
+    def label(self) -> str:
+        """Short name, used in the default name of a campaign."""
+        return "lora"
+
+    @property
+    def program(self) -> str:
+        """File name of the program in ``jobs/``."""
+        return "lora.py"
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that is optimised."""
+        metric = self.tasks.metric
+        return metric if metric in LOSSES else f"{self.tasks.validation}/{metric}"
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether there is something to evaluate before any tuning: the model as it is."""
+        return True
+
+    @property
+    def gpus_at_most(self) -> int | None:
+        """How many GPUs one evaluation can use: the recipe trains and scores on one."""
+        return 1
+
+    def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
+        """The ``settings`` of ``params.json``: plain JSON, every path absolute."""
+        settings = self.model_dump(mode="json")
+        settings["model"]["checkpoint_dir"] = str(resolve(self.model.checkpoint_dir))
+        settings["data"]["path"] = str(resolve(self.data.path))
+        settings["storage_dir"] = str(resolve("storage:"))
+        if self.tasks.include_path is not None:
+            settings["tasks"]["include_path"] = str(resolve(self.tasks.include_path))
+        return settings
+
+    def space_faults(self, space: Space) -> list[str]:
+        """Parameters that tune no training setting, values that the setting does not accept alone or with others."""
+        faults = []
+        fields = [name for name in TrainSettings.model_fields if name not in FIXED_SETTINGS]
+        for name, parameter in space:
+            if name not in fields:
+                close = difflib.get_close_matches(name, fields, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"accepted: {', '.join(fields)}"
+                faults.append(f"space.{name}: objective=lora has no training setting of that name; {hint}")
+                continue
+            for value in ends(parameter):
+                try:
+                    effective_train(self.train, {name: value})
+                except ValidationError as error:
+                    if any(entry["loc"] == (name,) for entry in error.errors()):
+                        faults.append(f"space.{name}: the training setting does not accept {value!r}")
+        faults += self._without_effect(space)
+        return faults or self._joint_faults(space)
+
+    def _without_effect(self, space: Space) -> list[str]:
+        """Parameters whose setting is not read, as other settings are."""
+        idle = {}
+        if "lora_alpha_rule" not in space.parameters:
+            rule = self.train.lora_alpha_rule
+            idle["lora_alpha_factor" if rule == "free" else "lora_alpha"] = f"train.lora_alpha_rule={rule}"
+        if "lr_warmup_share" in space.parameters:
+            idle["lr_warmup_steps"] = "space.lr_warmup_share"
+        elif self.train.lr_warmup_share is not None:
+            idle["lr_warmup_steps"] = f"train.lr_warmup_share={self.train.lr_warmup_share:g}"
+        found = [(name, why) for name, why in idle.items() if name in space.parameters]
+        return [
+            f"space.{name}: has no effect with {why}; change that, or leave the parameter out" for name, why in found
+        ]
+
+    def _joint_faults(self, space: Space) -> list[str]:
+        """What some allowed configurations lack as a whole, found by trying many of them."""
+        found: dict[str, str] = {}
+        rng = np.random.default_rng(0)
+        for configuration in filter(space.allows, map(space.decode, rng.random((PROBES, space.dim)))):
+            try:
+                effective_train(self.train, configuration)
+            except ValidationError as error:
+                for entry in error.errors():
+                    reason = entry["msg"].removeprefix("Value error, ")
+                    rule = reason.partition("=")[0].partition(";")[0]
+                    seen = {n: v for n, v in configuration.items() if n in reason} or configuration
+                    found.setdefault(rule, f"{reason}, at {json.dumps(seen)}")
+        hint = "exclude it with a constraint: space.constraints"
+        return [f"space: a configuration is not accepted: {fault}; {hint}" for fault in found.values()]
+
+    def reading_faults(self, resolve: PathResolver) -> list[str]:
+        """What is found wrong by reading tasks, tokenizer and data as a job does; takes some seconds."""
+        from hpo_cluster.objectives.lora.checks import check_before_start
+
+        return check_before_start(self.job_settings(resolve))
+
+    def file_faults(self, resolve: PathResolver) -> list[str]:
+        """Which files the jobs would miss, each with what to do about it."""
+        faults = []
+        prepare = f"hpo-cluster prepare model={self.model.name} data={self.data.name} tasks={self.tasks.name}"
+        checkpoint_dir = resolve(self.model.checkpoint_dir)
+        missing = [name for name in CHECKPOINT_FILES if not (checkpoint_dir / name).is_file()]
+        if missing:
+            how = f"run: {prepare}" if self.model.repo_id else "give a LitGPT checkpoint directory"
+            faults.append(f"model.checkpoint_dir: {checkpoint_dir} lacks {', '.join(missing)}; {how}")
+        data_path = resolve(self.data.path)
+        if files_of(data_path)[0] is None:
+            how = f"run: {prepare}" if self.data.url else "give a .json or .jsonl file, or a folder with train.json"
+            faults.append(f"data.path: {data_path} is no Alpaca-format data; {how}")
+        if self.tasks.include_path is not None and not resolve(self.tasks.include_path).is_dir():
+            faults.append(f"tasks.include_path: {resolve(self.tasks.include_path)} is no directory")
+        return faults
+
+
+def ends(parameter: Parameter) -> tuple[Value, ...]:
+    """The values of a parameter that its setting has to accept, so that it accepts all."""
+    if isinstance(parameter, Categorical):
+        return parameter.choices
+    return parameter.decode(0.0), parameter.decode(1.0)
+
+
+def effective_train(train: TrainSettings, parameters: Mapping[str, Any]) -> TrainSettings:
+    """The training settings of one configuration: its parameters in the place of the settings of the same names."""
+    return TrainSettings.model_validate({**train.model_dump(), **parameters})

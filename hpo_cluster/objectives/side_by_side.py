@@ -1,0 +1,149 @@
+"""Several attempts in one job, each in a process of its own with its share of the job's GPUs.
+
+A process that is killed takes no other with it, and what became of it is written into its attempt's directory at once:
+the scheduler only sees the whole job. SIGUSR2 and SIGTERM are passed on to all; a file ``cancel`` in an attempt's
+directory ends that one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hpo_cluster.record.attempt_files import CLAIMED_EXIT_STATUS, SCHEMA
+from hpo_cluster.record.clock import utc_now
+from hpo_cluster.record.files import dumps, publish_once, read_json
+from hpo_cluster.record.layout import AttemptLayout
+from hpo_cluster.trial import ErrorKind
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.2
+LOG_NAME = "side_by_side_log"
+
+
+def share(lane: int, gpus: int, visible: str | None, lanes: int) -> str:
+    """What ``CUDA_VISIBLE_DEVICES`` is for one of `lanes` processes with `gpus` GPUs each.
+
+    Args:
+        visible: the job's own ``CUDA_VISIBLE_DEVICES``; None where the whole node is the job's.
+    """
+    devices = visible.split(",") if visible else [str(number) for number in range(gpus * lanes)]
+    return ",".join(devices[lane * gpus : (lane + 1) * gpus])
+
+
+def share_cores(lane: int, cores: set[int], lanes: int, on_node: int) -> set[int]:
+    """Return the cores of one of `lanes` processes, none if it is not to be bound to any.
+
+    Args:
+        cores: that the job may use.
+        on_node: cores of the node. A job that may use all of them shares them with whoever else is there, and the
+            kernel divides them better than a fixed plan.
+    """
+    each = len(cores) // lanes
+    if each == 0 or len(cores) >= on_node:
+        return set()
+    return set(sorted(cores)[lane * each : (lane + 1) * each])
+
+
+class Lane:
+    """The process of one attempt."""
+
+    def __init__(self, program: Path, directory: Path, devices: str, cores: set[int]) -> None:
+        self.files = AttemptLayout(directory)
+        self.files.job_dir.mkdir(parents=True, exist_ok=True)
+        out, err = (self.files.job_dir / f"{LOG_NAME}.{end}" for end in ("out", "err"))
+        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": devices} if devices else {})}
+        with out.open("ab") as out_stream, err.open("ab") as err_stream:
+            self.process = subprocess.Popen(
+                [sys.executable, str(program), str(directory)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out_stream,
+                stderr=err_stream,
+                start_new_session=True,  # a signal to the job's process group reaches it once, through us
+            )
+        if cores:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(self.process.pid, cores)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process and all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, number)
+
+    def report_silence(self) -> None:
+        """Write the error of an attempt whose process is gone and has published nothing."""
+        status = self.process.returncode
+        claim = read_json(self.files.claim) or {}
+        if status in (0, CLAIMED_EXIT_STATUS) or claim.get("pid") != self.process.pid:
+            return
+        if self.files.result.exists() or self.files.error.exists():
+            return
+        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            **{key: claim.get(key) for key in ("token", "job", "host", "node", "pid", "started_at")},
+            "ended_at": utc_now(),
+            "kind": str(ErrorKind.VANISHED),
+            "message": f"its process {how} and left no result",
+        }
+        publish_once(self.files.error, dumps(document))
+
+
+def run(program: Path, directories: Sequence[Path], gpus: int) -> int:
+    """Run `program` on every attempt directory at once. Returns 0 where each ended with status 0, else 1."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count, cores, on_node = len(directories), os.sched_getaffinity(0), os.cpu_count() or 1
+    lanes = [
+        Lane(program, directory, share(number, gpus, visible, count), share_cores(number, cores, count, on_node))
+        for number, directory in enumerate(directories)
+    ]
+    ending: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        ending.append(number)
+        for lane in lanes:
+            lane.signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    try:
+        alive, cancelled = list(lanes), set[Lane]()
+        while alive:
+            time.sleep(POLL_S)
+            for lane in alive:
+                if lane not in cancelled and lane.files.cancel.exists():
+                    cancelled.add(lane)
+                    lane.signal(signal.SIGTERM)
+            ended = [lane for lane in alive if lane.process.poll() is not None]
+            for lane in ended:
+                log.info("attempt=%s status=%d", lane.files.dir, lane.process.returncode)
+                if lane not in cancelled and not ending:  # where the job is being ended, the scheduler says why
+                    lane.report_silence()
+            alive = [lane for lane in alive if lane not in ended]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return int(any(lane.process.returncode for lane in lanes))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``jobs/side_by_side.py``."""
+    parser = argparse.ArgumentParser(description="Evaluate several attempts of a campaign in one job.")
+    parser.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs of each attempt")
+    parser.add_argument("program", type=Path, help="what evaluates one attempt: a program of jobs/")
+    parser.add_argument("attempt_dirs", type=Path, nargs="+", help="folders that hold params.json")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    return run(arguments.program, arguments.attempt_dirs, arguments.gpus)

@@ -1,0 +1,1 @@
+"""Optimizers that fit a Gaussian process to the history."""

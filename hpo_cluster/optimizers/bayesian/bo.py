@@ -1,0 +1,190 @@
+"""Bayesian optimization: a Gaussian process and the noisy expected improvement, without any barrier between trials.
+
+After an initial design, each proposal maximises an acquisition function of a process fitted to what was observed.
+Trials in flight take part in it (their outcomes are averaged over), so the next one can be proposed as soon as a worker
+is free. ``acquisition: log_ei`` with one worker is the BO-GP of the study of LLM fine-tuning.
+
+References: D. R. Jones, M. Schonlau and W. J. Welch, "Efficient Global Optimization of Expensive Black-Box Functions",
+Journal of Global Optimization 13, 455-492, 1998; S. Ament et al., NeurIPS 2023 (arXiv:2310.20708), for LogEI and
+qLogNEI; N. Srinivas, A. Krause, S. M. Kakade and M. Seeger, "Gaussian Process Optimization in the Bandit Setting", ICML
+2010 (arXiv:0912.3995), for the bound; M. A. Gelbart, J. Snoek and R. P. Adams, "Bayesian Optimization with Unknown
+Constraints", UAI 2014 (arXiv:1403.5607), for the weight by feasibility; C. Hvarfner, D. Stoll, A. Souza, M. Lindauer,
+F. Hutter and L. Nardi, "piBO: Augmenting Acquisition Functions with User Beliefs for Bayesian Optimization", ICLR 2022
+(arXiv:2204.11051), for the priors.
+
+Symbols: ``x`` a point, ``n`` proposals since the initial design, ``pi`` the joint density of the priors.
+
+The acquisition functions are those of `hpo_cluster.optimizers.bayesian.acquisition`:
+
+    qlognei    log of the expected improvement over the best of the observed and pending points, all of them uncertain
+    log_ei     the same over the best outcome observed, and over the pending points
+    ucb        upper confidence bound, pending points as if they had told what is expected
+    thompson   the highest point of one function drawn from the process; pending points need no place in it
+
+Configurations that could not be evaluated because of what they are (state ``infeasible``: out of memory, refused) tell
+nothing of the value. A process of its own learns where they lie, and the acquisition is weighted by the probability of
+feasibility; the bound and the draw, which are no logarithms, lose its logarithm where it is below one half. Trials that
+diverged are feasible, and count as the worst value so far.
+
+Where the space has priors, they have a say that decays: what is maximised is the acquisition's logarithm plus
+``prior_weight / n * log pi(x)`` (piBO), and the initial design lies denser where the priors are high.
+
+Deviations from the papers: the process sees the outcomes of `outcome`, drawn in below their median by default; a
+configuration that was evaluated or is in flight is never proposed again unless `replicates` allows it, so that the best
+of the candidates that remain is taken; with more than `AVERAGED` pending, the process believes its own mean at the
+`BELIEVED` best of them instead (kriging believer), since averaging over all would cost too much.
+``docs/design/surrogate.md`` has the measurements.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from hpo_cluster.optimizers.ask import Asking, Found, Points
+from hpo_cluster.optimizers.base import OptimizerSettings
+from hpo_cluster.optimizers.bayesian.acquisition import (
+    Acquisition,
+    Doubt,
+    Draw,
+    NoisyImprovement,
+    Sum,
+    UpperBound,
+    believed,
+)
+from hpo_cluster.optimizers.bayesian.encoding import Features
+from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome
+from hpo_cluster.optimizers.bayesian.optimize_acquisition import Goal, search
+from hpo_cluster.optimizers.bayesian.surrogate import FittedFeasibility, FittedModels, Surrogate, SurrogateError
+from hpo_cluster.optimizers.dataset import Memory, Rows
+from hpo_cluster.optimizers.designs.sequence import Design, lhs_block, sobol_block
+from hpo_cluster.space import Space
+from hpo_cluster.trial import Ask, derive_seed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Pending points that are averaged over at most; of more, the process believes its mean.
+AVERAGED = 48
+
+#: Pending points that the process believes in at most: those of the highest mean.
+BELIEVED = 128
+
+#: Best observed points that are searched around.
+AROUND = 5
+
+
+class BOSettings(OptimizerSettings):
+    """Settings of Bayesian optimization."""
+
+    acquisition: Literal["qlognei", "log_ei", "ucb", "thompson"] = Field(
+        default="qlognei",
+        description="qlognei: noisy expected improvement; log_ei: expected improvement over the best value observed; "
+        "ucb: upper confidence bound; thompson: the best point of one function drawn from the model",
+    )
+    beta: float = Field(default=4.0, ge=0, le=1e4, description="of ucb: square of the width, in standard deviations")
+    initial: int = Field(default=10, ge=1, le=100_000, description="trials of the initial design before the model")
+    initial_design: Literal["lhs", "sobol"] = Field(default="lhs", description="how the initial trials are spread")
+    outcome: Outcome = Field(
+        default="soft",
+        description="what the model sees of values: soft draws those below the median nearer to it by a logarithm, "
+        "clip raises them to it, winsor raises what is far below the upper half, raw leaves them alone",
+    )
+    replicates: bool = Field(
+        default=False, description="allow a configuration that was evaluated before to be proposed again"
+    )
+    prior_weight: float = Field(
+        default=5.0, ge=0, description="say of the space's priors, divided by the number of proposals; 0: none"
+    )
+    restarts: int = Field(default=4, ge=1, le=64, description="starting points of the acquisition's optimization")
+    raw_samples: int = Field(default=512, ge=8, le=65536, description="points scored to choose the starts from")
+    mc_samples: int = Field(default=128, ge=16, le=4096, description="Monte Carlo samples of the acquisition function")
+
+
+class BO:
+    """Gaussian process and expected improvement.
+
+    Args:
+        space: what to search.
+        settings: acquisition, initial design, outcome.
+        seed: of the campaign.
+    """
+
+    def __init__(self, space: Space, settings: BOSettings, seed: int) -> None:
+        self.space, self.settings, self.seed = space, settings, seed
+        self.features = Features(space)
+        if settings.initial_design == "lhs":
+            block = lhs_block(settings.initial, space.dim, seed)
+        else:
+            block = sobol_block(space.dim, seed)
+        self._design = Design(space, block, seed)
+        self._models = FittedModels(self.features, settings.outcome)  # the three are caches
+        self._feasibility = FittedFeasibility(self.features)
+        self._memory: Memory = {}
+
+    def ask(self, history: pd.DataFrame, n: int) -> Ask:
+        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
+        asking = Asking(Rows.read(self.space, history, self._memory))
+        observations = Observations.of(asking.rows, infeasible=False)
+        decision: dict[str, Any] = {
+            "optimizer": "bo",
+            "observations": len(observations),
+            "pending": len(asking.pending),
+            "incumbent": asking.incumbent,
+        }
+
+        def propose(trial: int) -> Found | None:
+            found = self._propose(trial, asking, observations, decision)
+            if found is not None:
+                decision["phase"] = found[1]["phase"]
+            return found
+
+        return asking.answer(n, propose, lambda: decision)
+
+    def _propose(
+        self, trial: int, asking: Asking, observations: Observations, decision: dict[str, Any]
+    ) -> Found | None:
+        """Canonical point of a trial and how it was found; what the model is goes into `decision`."""
+        settings = self.settings
+        if asking.begun < settings.initial:
+            return self._design.proposed(asking.taken, trial, {"phase": "initial"})
+        seed = derive_seed(self.seed, "ask", trial)
+        try:
+            surrogate = self._models.model_of(observations)
+            if len(surrogate.observations) < len(observations):
+                decision["conditioned_on"] = len(surrogate.observations)
+            decision["model"] = {"outcome": settings.outcome, **surrogate.describe()}
+            acquisition = self._acquisition(surrogate, asking.pending, seed)
+            feasibility = self._feasibility.of(asking.rows)
+            if feasibility is not None:
+                decision["infeasible"] = asking.rows.infeasible
+                doubted = settings.acquisition in ("ucb", "thompson")
+                acquisition = Sum([acquisition, Doubt(feasibility) if doubted else feasibility])
+            best = np.argsort(-surrogate.observations.targets, kind="stable")[:AROUND]
+            found = search(
+                Goal(self.features, acquisition, asking.decayed(settings.prior_weight, settings.initial)),
+                surrogate.observations.points[best],
+                set() if settings.replicates else asking.taken,
+                settings.restarts,
+                settings.raw_samples,
+                np.random.default_rng(seed),
+            )
+        except (SurrogateError, ArithmeticError) as error:
+            decision["fallback"] = str(error)
+            return self._design.proposed(asking.taken, trial, {"phase": "model", "fallback": str(error)})
+        if found is None:
+            return None
+        return found[0], {"phase": "model", "acquisition": float(f"{found[1]:.6g}")}
+
+    def _acquisition(self, surrogate: Surrogate, pending: Points, seed: int) -> Acquisition:
+        """The acquisition function, of the columns."""
+        process, settings = surrogate.process, self.settings
+        if settings.acquisition == "thompson":
+            return Draw(process, seed)
+        process, columns = believed(process, self.features.encode(pending), AVERAGED, BELIEVED)
+        if settings.acquisition == "ucb":
+            return UpperBound(process, columns, settings.beta)
+        least = float(surrogate.process.outcomes.max()) if settings.acquisition == "log_ei" else None
+        return NoisyImprovement(process, columns, settings.mc_samples, seed, least)

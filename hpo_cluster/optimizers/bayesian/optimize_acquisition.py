@@ -1,0 +1,332 @@
+"""Where an acquisition function is highest among the configurations of a space.
+
+Samples of the whole space and near the best points, gradient steps from the best of them, a local search over integers
+and choices, and the gradient again. Integers and choices are relaxed for the gradient steps, then rounded. Conditional
+parameters: gradient steps move the active ones alone, and the local search changes the parents. Constraints: samples
+are drawn until enough are allowed; gradient steps that lead out of what is allowed are taken back along their line to
+its edge, from where, if they bound a real parameter, a random local search goes on.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpo_cluster.optimizers.ask import Points
+from hpo_cluster.optimizers.bayesian.acquisition import Acquisition
+from hpo_cluster.optimizers.bayesian.encoding import Features
+from hpo_cluster.space import Categorical, Float, Integer, Space
+from hpo_cluster.space.sampling import Key, free_point, key_of, remaining_points
+
+#: Canonical points (``m x d``) to values (``m``).
+Score: TypeAlias = Callable[[Points], NDArray[np.float64]]
+
+#: Finite spaces with at most this many free configurations are scored whole instead of searched.
+ENUMERATED = 2000
+
+#: Blocks of samples drawn at most until enough of them are allowed.
+MOST_BLOCKS = 32
+
+#: Samples that are scored at once.
+SCORED = 512
+
+#: Most steps of a gradient search.
+ASCENT = 60
+
+#: Standard deviations, as shares of an axis, of the rounds of the random search for what constraints allow.
+STEPS = (0.1, 0.03, 0.01, 0.003)
+
+#: Steps to other values that the local search tries along an integer axis, in both directions.
+STRIDES = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is maximised, and where.
+
+    Args:
+        features: of the space.
+        acquisition: of the columns.
+        prior_weight: of the logarithm of the priors' density, which is added.
+        low: corner of the box that is searched (``d``); None: the whole space.
+        high: the opposite corner.
+    """
+
+    features: Features
+    acquisition: Acquisition
+    prior_weight: float = 0.0
+    low: Points | None = None
+    high: Points | None = None
+
+    @property
+    def box(self) -> tuple[Points, Points]:
+        """Both corners."""
+        dim = self.features.space.dim
+        return (np.zeros(dim) if self.low is None else self.low), (np.ones(dim) if self.high is None else self.high)
+
+    def score(self, points: Points) -> NDArray[np.float64]:
+        """Values (``m``) at canonical points (``m x d``)."""
+        columns = self.features.encode(points)
+        parts = [self.acquisition(columns[i : i + SCORED]) for i in range(0, len(columns), SCORED)]
+        values = np.concatenate(parts) if parts else np.empty(0)
+        return values + self.prior_weight * self.features.space.log_prior(points) if self.prior_weight > 0 else values
+
+    def with_gradient(self, columns: Points) -> tuple[float, Points]:
+        """Value at columns (``c``) and its gradient (``c``)."""
+        values, gradient = self.acquisition.with_gradient(columns[None])
+        if self.prior_weight > 0:
+            logs, rise = self.features.log_prior(columns[None])
+            values, gradient = values + self.prior_weight * logs, gradient + self.prior_weight * rise
+        return float(values[0]), gradient[0]
+
+
+def search(
+    goal: Goal, best: Points, banned: set[Key], restarts: int, raw_samples: int, rng: np.random.Generator
+) -> tuple[Points, float] | None:
+    """The free canonical point (``d``) of the highest value found, and that value; None where none is free.
+
+    Args:
+        goal: what is maximised.
+        best: observed points that are searched around (``k x d``), one at least.
+        banned: configurations that may not be proposed.
+        restarts: starting points of the gradient search.
+        raw_samples: points scored to choose them from.
+        rng: of the samples.
+
+    Raises:
+        ArithmeticError: there is no finite value anywhere.
+    """
+    space = goal.features.space
+    if space.size - len(banned) <= ENUMERATED:
+        candidates = remaining_points(space, banned)
+    else:
+        candidates = _climb(goal, best, restarts, raw_samples, rng)
+    candidates = _free(space, candidates, banned)
+    candidates = candidates[space.allowed(candidates)]
+    if len(candidates) == 0:
+        rest = free_point(space, banned, rng)
+        if rest is None:
+            return None
+        candidates = rest[None]
+    values = goal.score(candidates)
+    if not np.isfinite(values).any():
+        raise ArithmeticError("the acquisition is not finite at any candidate")
+    i = int(np.nanargmax(np.where(np.isfinite(values), values, -np.inf)))
+    return candidates[i], float(values[i])
+
+
+def _climb(goal: Goal, best: Points, restarts: int, raw_samples: int, rng: np.random.Generator) -> Points:
+    """Canonical candidates (``m x d``): samples, and where gradients and local search lead from the best of them."""
+    space = goal.features.space
+    samples = space.snap(np.concatenate([_spread(goal, raw_samples, rng), _around(goal, best, raw_samples // 4, rng)]))
+    samples = samples[space.allowed(samples)]
+    if len(samples) == 0:
+        return samples
+    values = goal.score(samples)
+    starts = samples[_diverse(samples / np.maximum(goal.box[1] - goal.box[0], 1e-12), values, restarts)]
+    mixed = any(not isinstance(parameter, Float) for _, parameter in space)
+    real = any(isinstance(parameter, Float) for _, parameter in space)
+    climbed = _ascend(goal, starts, relax=True)
+    candidates = [samples, climbed]
+    if mixed:
+        candidates.append(_improve(goal, climbed))
+        if real:
+            candidates.append(_ascend(goal, candidates[-1], relax=False))
+    bounded = {name for constraint in space.constraints for name in constraint.names}
+    if any(isinstance(space.parameters[name], Float) for name in bounded):
+        candidates.append(_wander(goal, candidates[-1], rng))
+    return np.concatenate(candidates)
+
+
+def _spread(goal: Goal, raw_samples: int, rng: np.random.Generator) -> Points:
+    """Points (``m x d``) all over the box; in a whole space with priors every other one follows them; where not all are
+    allowed, as many as it takes for `raw_samples` that are, within reason."""
+    from scipy.stats import qmc
+
+    space, (low, high) = goal.features.space, goal.box
+    engine = qmc.Sobol(space.dim, rng=rng)
+    blocks, wanted = list[Points](), raw_samples
+    for _ in range(MOST_BLOCKS if space.constraints else 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # any number of points is good here
+            points = np.asarray(engine.random(raw_samples), dtype=np.float64)
+        points = low + (high - low) * points
+        if goal.low is None:
+            points[::2] = space.warp(points[::2])
+        blocks.append(points[space.allowed(points)])
+        wanted -= len(blocks[-1])
+        if wanted <= 0:
+            break
+    return np.concatenate(blocks)
+
+
+def _around(goal: Goal, best: Points, count: int, rng: np.random.Generator) -> Points:
+    """Points (``count x d``) in the box near the best ones: each with some coordinates moved a little or more."""
+    low, high = goal.box
+    centres = best[np.arange(count) % len(best)]
+    dim = centres.shape[1]
+    moved = rng.random(centres.shape) < max(0.3, min(1.0, 3 / dim))
+    step = rng.normal(size=centres.shape) * np.where(rng.random((count, 1)) < 0.5, 0.02, 0.15) * (high - low)
+    return np.clip(centres + np.where(moved, step, 0.0), low, high)
+
+
+def _diverse(points: Points, values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Indices of high values that lie apart: greedily the best, at least 0.1 on some axis from those chosen before."""
+    order = [int(i) for i in np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")]
+    chosen: list[int] = []
+    for i in order:
+        if len(chosen) == count:
+            break
+        if all(np.abs(points[i] - points[j]).max() >= 0.1 for j in chosen):
+            chosen.append(i)
+    chosen += [i for i in order[:count] if i not in chosen][: count - len(chosen)]
+    return np.array(chosen, dtype=np.int64)
+
+
+def _ascend(goal: Goal, starts: Points, *, relax: bool) -> Points:
+    """Canonical points (``k x d``) after L-BFGS-B on the columns from each start.
+
+    One-hot columns and those of inactive parameters and of parents stay as they are; those of integers and ordered
+    choices move with `relax`, and are rounded then. What the constraints do not allow is drawn back towards its start.
+    """
+    features, space = goal.features, goal.features.space
+    free = np.zeros((len(starts), features.dim), dtype=bool)
+    active, parents = space.active(starts), space.parents
+    for axis, ((name, parameter), start, one_hot) in enumerate(
+        zip(space, features.start, features.one_hot, strict=True)
+    ):
+        if isinstance(parameter, Float) or (relax and not one_hot and name not in parents):
+            free[:, start] = active[:, axis]
+    columns = features.encode(starts)
+    bounds = np.stack(features.bounds(*goal.box), axis=1)
+    ends = np.stack([_ascended(goal, column, moves, bounds) for column, moves in zip(columns, free, strict=True)])
+    return _drawn_back(space, starts, features.decode(ends))
+
+
+def _ascended(goal: Goal, columns: Points, free: NDArray[np.bool_], bounds: Points) -> Points:
+    """Columns (``c``) after gradient steps of the free ones within bounds (``c x 2``)."""
+    from scipy.optimize import minimize
+
+    if not free.any():
+        return columns
+    end = columns.copy()
+
+    def negative(moved: Points) -> tuple[float, Points]:
+        end[free] = moved
+        value, gradient = goal.with_gradient(end)
+        return -value, -gradient[free]
+
+    within = bounds[free]
+    start = np.clip(columns[free], within[:, 0], within[:, 1])
+    found = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=within, options={"maxiter": ASCENT})
+    end[free] = np.clip(found.x, within[:, 0], within[:, 1])
+    return end
+
+
+def _drawn_back(space: Space, starts: Points, ends: Points) -> Points:
+    """Canonical points (``k x d``): each end that is allowed, else the point next to it, on the way there, that is."""
+    out = ends.copy()
+    for i in np.flatnonzero(~space.allowed(ends)):
+        out[i], low, high = starts[i], 0.0, 1.0
+        for _ in range(20):
+            share = (low + high) / 2
+            point = space.snap((starts[i] + share * (ends[i] - starts[i]))[None])
+            if space.allowed(point)[0]:
+                out[i], low = point[0], share
+            else:
+                high = share
+    return out
+
+
+def _wander(goal: Goal, starts: Points, rng: np.random.Generator) -> Points:
+    """Canonical points (``k x d``) after random steps, ever smaller, from each start to what is better and allowed."""
+    space, score, (low, high) = goal.features.space, goal.score, goal.box
+    current, values = starts.copy(), score(starts)
+    for step in STEPS:
+        for i in range(len(current)):
+            count = min(8 * space.dim, 64)
+            moved = rng.random((count, space.dim)) < max(0.3, 2 / space.dim)
+            steps = np.where(moved, rng.normal(size=(count, space.dim)) * step * (high - low), 0.0)
+            points = space.snap(np.clip(current[i] + steps, low, high))
+            points = points[space.allowed(points)]
+            if len(points) == 0:
+                continue
+            scores = np.nan_to_num(score(points), nan=-np.inf)
+            if scores.max() > values[i]:
+                current[i], values[i] = points[int(scores.argmax())], scores.max()
+    return current
+
+
+def _improve(goal: Goal, starts: Points, rounds: int = 6) -> Points:
+    """Canonical points (``k x d``) after a steepest local search over the values of the discrete parameters."""
+    score = goal.score
+    current, values = starts.copy(), score(starts)
+    active = list(range(len(current)))
+    for _ in range(rounds):
+        moves = {i: _neighbours(goal, current[i]) for i in active}
+        if not any(len(m) for m in moves.values()):
+            break
+        scores = np.split(score(np.concatenate(list(moves.values()))), np.cumsum([len(m) for m in moves.values()])[:-1])
+        active = []
+        for (i, neighbours), neighbour_values in zip(moves.items(), scores, strict=True):
+            if len(neighbours) == 0:
+                continue
+            best = int(np.argmax(np.nan_to_num(neighbour_values, nan=-np.inf)))
+            if neighbour_values[best] > values[i] + 1e-9:
+                current[i], values[i] = neighbours[best], neighbour_values[best]
+                active.append(i)
+        if not active:
+            break
+    return current
+
+
+def _neighbours(goal: Goal, point: Points) -> Points:
+    """Allowed canonical points (``m x d``) in the box, one active discrete parameter apart from `point` (``d``).
+
+    Parameters that become active by that take the middle of their range.
+    """
+    space, (low, high) = goal.features.space, goal.box
+    out = []
+    active, parents = space.active(point[None])[0], space.parents
+    for axis, (name, parameter) in enumerate(space):
+        if isinstance(parameter, Float) or not active[axis]:
+            continue
+        for u in parameter_neighbours(parameter, float(point[axis])):
+            if not low[axis] <= u <= high[axis]:
+                continue
+            neighbour = point.copy()
+            neighbour[axis] = u
+            out.append(space.snap(neighbour[None])[0] if name in parents else neighbour)
+    found = np.array(out, dtype=np.float64).reshape(-1, len(point))
+    return found[space.allowed(found)]
+
+
+def parameter_neighbours(parameter: Integer | Categorical, u: float) -> list[float]:
+    """Canonical coordinates near `u`: every other value of an unordered choice, `STRIDES` to both sides otherwise."""
+    if isinstance(parameter, Categorical):
+        here, last = parameter.choices.index(parameter.decode(u)), len(parameter.choices) - 1
+        indices = _strides(here, 0, last) if parameter.ordered else [i for i in range(last + 1) if i != here]
+        return [(index + 0.5) / (last + 1) for index in indices]
+    return [parameter.encode(value) for value in _strides(parameter.decode(u), parameter.low, parameter.high)]
+
+
+def _strides(here: int, low: int, high: int) -> list[int]:
+    values = {here + sign * stride for stride in (*STRIDES, max(1, (high - low) // 6)) for sign in (-1, 1)}
+    return sorted(value for value in values if low <= value <= high)
+
+
+def _free(space: Space, points: Points, banned: set[Key]) -> Points:
+    """The points whose configuration is free, each configuration once, in order."""
+    seen = set(banned)
+    kept = []
+    for point in points:
+        key = key_of(space, point)
+        if key not in seen:
+            seen.add(key)
+            kept.append(point)
+    return np.array(kept, dtype=np.float64).reshape(-1, space.dim)

@@ -1,0 +1,1 @@
+"""Points that depend on no value: random search, Latin hypercube, Sobol, grid."""

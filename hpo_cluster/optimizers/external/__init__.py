@@ -1,0 +1,1 @@
+"""Optimizers of other libraries behind the same protocol."""

@@ -1,0 +1,156 @@
+"""Optuna's samplers behind our protocol: TPE, a Gaussian process, CMA-ES, NSGA-II. Trials in flight are running ones.
+
+References: T. Akiba, S. Sano, T. Yanase, T. Ohta and M. Koyama, "Optuna: A Next-generation Hyperparameter Optimization
+Framework", KDD 2019; J. Bergstra, R. Bardenet, Y. Bengio and B. Kegl, "Algorithms for Hyper-Parameter Optimization",
+NIPS 2011 (TPE); N. Hansen and A. Ostermeier, "Completely Derandomized Self-Adaptation in Evolution Strategies",
+Evolutionary Computation 9(2), 2001 (CMA-ES); K. Deb, A. Pratap, S. Agarwal and T. Meyarivan, "A Fast and Elitist
+Multiobjective Genetic Algorithm: NSGA-II", IEEE Transactions on Evolutionary Computation 6(2), 2002.
+
+Symbols: none; the library's own documentation has its algorithms.
+
+Deviations from the papers: those of `hpo_cluster.optimizers.external.base`; samplers get a seed of their own for each
+trial.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from hpo_cluster.optimizers.ask import Points
+from hpo_cluster.optimizers.base import OptimizerSettings
+from hpo_cluster.optimizers.dataset import Row
+from hpo_cluster.optimizers.external.base import External, Library
+from hpo_cluster.space import Categorical, Integer, Space
+from hpo_cluster.trial import derive_seed
+
+
+class OptunaSettings(OptimizerSettings):
+    """Settings of Optuna's samplers."""
+
+    sampler: Literal["tpe", "gp", "cmaes", "nsga2"] = Field(
+        default="tpe", description="tpe: tree of Parzen estimators; gp: Gaussian process; cmaes; nsga2"
+    )
+    initial: int = Field(default=10, ge=1, le=100_000, description="random trials before tpe, gp or cmaes decide")
+
+
+class Optuna(External):
+    """A sampler of Optuna."""
+
+    name = module = "optuna"
+
+    def library(self) -> Library:
+        """A study without trials."""
+        return _Study(self.space, self.settings, self.seed)
+
+
+class _Study:
+    """An Optuna study.
+
+    The state of CMA-ES and NSGA-II lies in attributes that a sampler gives to the trials it makes, so their trials are
+    made again; TPE and the Gaussian process read parameters and values alone, which are handed to them.
+    """
+
+    def __init__(self, space: Space, settings: OptunaSettings, seed: int) -> None:
+        if settings.sampler == "gp":
+            import torch  # noqa: F401 - before the seeds are set, so that `quiet` knows of it
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.space, self.settings, self.seed = space, settings, seed
+        self.distributions = {name: self._distribution(name) for name in space.names}
+        self.study = optuna.create_study(direction="maximize", sampler=self._sampler(seed))
+        self.remade = settings.sampler in ("cmaes", "nsga2")
+        self.numbers: dict[int, int] = {}  # our trial -> theirs
+
+    def begin(self, row: Row) -> None:
+        """Make the trial again, or add it as a running one."""
+        import optuna
+
+        if self.remade:
+            asked = self._ask(row.trial, 0)
+            if self.space.decode(self._point(asked.params)) != row.configuration:
+                self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
+                self.study.enqueue_trial(self._parameters(row.point))
+                asked = self._ask(row.trial, 0)
+            self.numbers[row.trial] = asked.number
+            return
+        running = optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params=self._parameters(row.point),
+            distributions=self.distributions,
+        )
+        self.numbers[row.trial] = len(self.study.get_trials(deepcopy=False))
+        self.study.add_trial(running)
+
+    def end(self, row: Row, target: float) -> None:
+        """Tell its value, or that it failed."""
+        import optuna
+
+        if math.isnan(target):
+            self.study.tell(self.numbers[row.trial], state=optuna.trial.TrialState.FAIL)
+        else:
+            self.study.tell(self.numbers[row.trial], target)
+
+    def draw(self, trial: int, attempt: int) -> Points:
+        """A new trial's point; the trial itself is thrown away."""
+        import optuna
+
+        asked = self._ask(trial, attempt)
+        point = self._point(asked.params)
+        self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
+        return point
+
+    def _ask(self, trial: int, attempt: int) -> Any:
+        self.study.sampler = self._sampler(derive_seed(self.seed, "ask", trial, attempt))
+        return self.study.ask(self.distributions)
+
+    def _sampler(self, seed: int) -> Any:
+        from optuna import samplers
+
+        if self.settings.sampler == "tpe":
+            return samplers.TPESampler(seed=seed, n_startup_trials=self.settings.initial, constant_liar=True)
+        if self.settings.sampler == "gp":
+            return samplers.GPSampler(seed=seed, n_startup_trials=self.settings.initial)
+        if self.settings.sampler == "cmaes":
+            return samplers.CmaEsSampler(seed=seed, n_startup_trials=self.settings.initial)
+        return samplers.NSGAIISampler(seed=seed, population_size=20)
+
+    def _distribution(self, name: str) -> Any:
+        from optuna import distributions
+
+        parameter = self.space.parameters[name]
+        if isinstance(parameter, Categorical):
+            last = len(parameter.choices) - 1
+            if parameter.ordered:
+                return distributions.IntDistribution(0, last)
+            return distributions.CategoricalDistribution(list(range(last + 1)))
+        if isinstance(parameter, Integer) and not parameter.log:
+            return distributions.IntDistribution(parameter.low, parameter.high)
+        return distributions.FloatDistribution(0.0, 1.0)
+
+    def _parameters(self, point: Points) -> dict[str, Any]:
+        """What the study calls a canonical point (``d``)."""
+        out: dict[str, Any] = {}
+        for (name, parameter), u in zip(self.space, point, strict=True):
+            if isinstance(parameter, Categorical):
+                out[name] = min(int(u * len(parameter.choices)), len(parameter.choices) - 1)
+            elif isinstance(parameter, Integer) and not parameter.log:
+                out[name] = parameter.decode(float(u))
+            else:
+                out[name] = float(u)
+        return out
+
+    def _point(self, parameters: dict[str, Any]) -> Points:
+        point = []
+        for name, parameter in self.space:
+            value = parameters[name]
+            if isinstance(parameter, Categorical):
+                value = (value + 0.5) / len(parameter.choices)
+            elif isinstance(parameter, Integer) and not parameter.log:
+                value = parameter.encode(value)
+            point.append(float(value))
+        return np.array(point)

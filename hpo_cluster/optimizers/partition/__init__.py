@@ -1,0 +1,1 @@
+"""Optimizers that divide the space: SOO, BaMSOO, DIRECT, fractal decomposition."""

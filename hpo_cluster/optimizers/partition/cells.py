@@ -1,0 +1,218 @@
+"""Cells of a partition of the unit cube, and how one is cut: what the optimizers that divide the space have in common.
+
+A *cell* is one side for each parameter, a side is two integers, so that centres, widths and comparisons are exact and
+two ways to the same cell end at the same numbers:
+
+    real          (level, index): from index / K^level to (index + 1) / K^level of the axis
+    finite        (first, last + 1): that range of the parameter's values, in their order
+
+A real side is cut into K equal parts, until it is narrower than `resolution`. A finite side is cut so that the value at
+coordinate c goes to part floor(K (c - lo) / (hi - lo)) of the side from lo to hi, and parts without a value do not
+exist; the values of an unordered choice part all at once. A side of one value is never cut.
+
+A side of a parameter that is inactive everywhere in its cell is never cut either, since that would make cells of one
+and the same configurations, and its width is 0.
+
+The *centre* of a real side is its middle. That of a finite side is the value nearest to its middle, the lower of two.
+The *width* of a side is its share of the axis if real, and for a finite one the distance from its first to its last
+value over that of the axis, so 0 for one value and (values - 1) / (range) for integers on a linear scale.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import pairwise
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpo_cluster.space import Categorical, Float, Space, Value
+from hpo_cluster.space.sampling import axis_values
+
+Side: TypeAlias = tuple[int, int]
+Cell: TypeAlias = tuple[Side, ...]
+
+#: Coordinates nearer than this are the same place.
+CLOSE = 1e-9
+
+
+class Axis(Protocol):
+    """How the sides of one parameter are cut."""
+
+    whole: Side
+
+    def ends(self, side: Side) -> tuple[float, float]:
+        """Where it begins and ends in the unit interval."""
+        ...
+
+    def width(self, side: Side) -> float:
+        """For comparison with the other sides of a cell; see the module."""
+        ...
+
+    def centre(self, side: Side) -> float:
+        """A coordinate of the unit interval."""
+        ...
+
+    def cut(self, side: Side) -> tuple[Side, ...]:
+        """The parts in order, two at least; none where the side is never cut."""
+        ...
+
+
+class RealAxis:
+    """Of a parameter without end of values.
+
+    Args:
+        sections: parts of a cut, K.
+        resolution: narrower sides are never cut.
+    """
+
+    whole: Side = (0, 0)
+
+    def __init__(self, sections: int, resolution: float) -> None:
+        self.sections, self.resolution = sections, resolution
+
+    def ends(self, side: Side) -> tuple[float, float]:
+        """Where it begins and ends in the unit interval."""
+        level, index = side
+        parts = self.sections**level
+        return index / parts, (index + 1) / parts
+
+    def width(self, side: Side) -> float:
+        """Share of the axis."""
+        return float(1 / self.sections ** side[0])
+
+    def centre(self, side: Side) -> float:
+        """The middle; that of an odd number of parts' middle one is the same number."""
+        level, index = side
+        return float((2 * index + 1) / (2 * self.sections**level))
+
+    def cut(self, side: Side) -> tuple[Side, ...]:
+        """K equal parts, or none."""
+        level, index = side
+        if self.width(side) < self.resolution:
+            return ()
+        return tuple((level + 1, self.sections * index + part) for part in range(self.sections))
+
+
+class FiniteAxis:
+    """Of a parameter with finitely many values.
+
+    Args:
+        coordinates: canonical ones of the values, increasing.
+        sections: parts of a cut at most, K; None: each value is a part.
+    """
+
+    def __init__(self, coordinates: list[float], sections: int | None) -> None:
+        self.coordinates, self.sections = coordinates, sections
+        self.edges = [0.0, *((a + b) / 2 for a, b in pairwise(coordinates)), 1.0]
+        self.whole: Side = (0, len(coordinates))
+        self._span = coordinates[-1] - coordinates[0]
+
+    def ends(self, side: Side) -> tuple[float, float]:
+        """Where it begins and ends in the unit interval."""
+        return self.edges[side[0]], self.edges[side[1]]
+
+    def width(self, side: Side) -> float:
+        """Distance from the first value to the last, over that of the axis."""
+        first, end = side
+        return (self.coordinates[end - 1] - self.coordinates[first]) / self._span if end - first > 1 else 0.0
+
+    def centre(self, side: Side) -> float:
+        """Coordinate of the value nearest to the middle, the lower of two."""
+        low, high = self.ends(side)
+        middle = (low + high) / 2
+        at = bisect_left(self.coordinates, middle - CLOSE, *side)
+        if at == side[1]:
+            return self.coordinates[at - 1]
+        if at > side[0] and middle - self.coordinates[at - 1] <= self.coordinates[at] - middle + CLOSE:
+            return self.coordinates[at - 1]
+        return self.coordinates[at]
+
+    def cut(self, side: Side) -> tuple[Side, ...]:
+        """The parts that hold a value, or none."""
+        first, end = side
+        if end - first < 2:
+            return ()
+        if self.sections is None:
+            return tuple((value, value + 1) for value in range(first, end))
+        low, high = self.ends(side)
+        cuts = (low + (high - low) * part / self.sections for part in range(1, self.sections))
+        starts = [first, *(bisect_left(self.coordinates, cut - CLOSE, first, end) for cut in cuts), end]
+        return tuple((a, b) for a, b in pairwise(starts) if a < b)
+
+
+def at_value(space: Space, name: str, value: Value) -> int:
+    """Place of a value among those of a finite parameter."""
+    return int(np.argmin(np.abs(axis_values(space, name) - space.parameters[name].encode(value))))
+
+
+class Partition:
+    """The sides of a space's cells.
+
+    Args:
+        space: the space.
+        sections: parts of a cut, K.
+        resolution: real sides narrower than this share of their axis are never cut.
+    """
+
+    def __init__(self, space: Space, sections: int, resolution: float) -> None:
+        self.axes: list[Axis] = []
+        self._parameters = [parameter for _, parameter in space]
+        for name, parameter in space:
+            if isinstance(parameter, Float):
+                self.axes.append(RealAxis(sections, resolution))
+            else:
+                unordered = isinstance(parameter, Categorical) and not parameter.ordered
+                coordinates = [float(u) for u in axis_values(space, name)]
+                self.axes.append(FiniteAxis(coordinates, None if unordered else sections))
+        self.whole: Cell = tuple(axis.whole for axis in self.axes)
+        places = {name: i for i, name in enumerate(space.names)}
+        self._needed: list[list[tuple[int, list[int]]]] = [  # for each parent its axis and the values that are needed
+            [(places[parent], [at_value(space, parent, v) for v in values]) for parent, values in p.conditions.items()]
+            for _, p in space
+        ]
+        self._always = not any(self._needed)
+
+    def centre(self, cell: Cell) -> NDArray[np.float64]:
+        """Point of the unit cube (``d``)."""
+        return np.array([axis.centre(side) for axis, side in zip(self.axes, cell, strict=True)], dtype=np.float64)
+
+    def widths(self, cell: Cell) -> list[float]:
+        """Width of each side (``d``)."""
+        if self._always:
+            return [axis.width(side) for axis, side in zip(self.axes, cell, strict=True)]
+        return [self.axes[i].width(cell[i]) if self._active(cell, i) else 0.0 for i in range(len(cell))]
+
+    def longest(self, cell: Cell) -> list[int]:
+        """The axes of the greatest width among those that can be cut, in order; none in a cell that is never cut."""
+        able = [i for i, axis in enumerate(self.axes) if axis.cut(cell[i]) and self._active(cell, i)]
+        widths = {i: self.axes[i].width(cell[i]) for i in able}
+        return [i for i in able if widths[i] == max(widths.values())]
+
+    def _active(self, cell: Cell, axis: int) -> bool:
+        """Whether a parameter is active anywhere in a cell."""
+        return all(
+            self._active(cell, parent) and any(cell[parent][0] <= value < cell[parent][1] for value in values)
+            for parent, values in self._needed[axis]
+        )
+
+    def cut(self, cell: Cell, axis: int) -> list[Cell]:
+        """The cells that a cut across an axis makes, in order."""
+        return [(*cell[:axis], side, *cell[axis + 1 :]) for side in self.axes[axis].cut(cell[axis])]
+
+    def values(self, cell: Cell) -> list[tuple[Value, Value]]:
+        """The ends of each real side, the first and the last value of each other (``d``)."""
+        found = list[tuple[Value, Value]]()
+        for parameter, axis, side in zip(self._parameters, self.axes, cell, strict=True):
+            if isinstance(parameter, Float):
+                low, high = axis.ends(side)
+                found.append((parameter.decode(low), parameter.decode(high)))
+            else:
+                found.append((parameter.values[side[0]], parameter.values[side[1] - 1]))
+        return found
+
+    def volume(self, cell: Cell) -> float:
+        """Share of the unit cube."""
+        ends = [axis.ends(side) for axis, side in zip(self.axes, cell, strict=True)]
+        return float(np.prod([high - low for low, high in ends]))

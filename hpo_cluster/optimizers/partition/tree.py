@@ -1,0 +1,183 @@
+"""A partition tree: its nodes, and its leaves in order of value, those in flight included.
+
+A leaf whose evaluation is not known yet has the value of its nearest ancestor that has one, so that a tree can go on
+while trials are in flight. A leaf that diverged or was infeasible has the lowest value told, and comes after those that
+have a value of their own.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpo_cluster.optimizers.partition.cells import Cell, Partition
+from hpo_cluster.optimizers.partition.replayed_search import Evaluation, Search, Status
+from hpo_cluster.space import Space
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A cell of a tree.
+
+    Args:
+        cell: its sides.
+        u: the point that stands for it (``d``, unit cube).
+        level: leaves of equal level are compared: the depth in the tree, or the size.
+        serial: nodes are numbered as they are made; of equals the first comes first.
+        parent: None for the root.
+        evaluation: of the point.
+        axes: the longest sides that can be cut; empty where none can.
+        children: once it is cut.
+        entry: number of its valid entry in the heap of its level; 0 before it takes part.
+    """
+
+    cell: Cell
+    u: NDArray[np.float64]
+    level: float
+    serial: int
+    parent: Node | None
+    evaluation: Evaluation
+    axes: list[int]
+    children: tuple[Node, ...] = ()
+    entry: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Level:
+    """The leaves of one level that can be cut, all of them and, in a heap, those that take part."""
+
+    leaves: dict[int, Node] = field(default_factory=dict)
+    heap: list[tuple[float, int, int]] = field(default_factory=list)  # -value, serial, entry
+
+
+class Leaves:
+    """The leaves that can be cut, by level.
+
+    Args:
+        told: value of an evaluation, None where there is none.
+    """
+
+    def __init__(self, told: Callable[[Evaluation], float | None]) -> None:
+        self.told = told
+        self.levels: dict[float, Level] = {}
+
+    def __bool__(self) -> bool:
+        return any(level.leaves for level in self.levels.values())
+
+    def add(self, node: Node) -> None:
+        """A new leaf; it takes part once it is entered."""
+        node.evaluation.nodes.append(node)
+        if node.axes:
+            self.levels.setdefault(node.level, Level()).leaves[node.serial] = node
+
+    def enter(self, node: Node) -> None:
+        """Let a leaf take part, or give it the place of its value of now."""
+        level = self.levels.get(node.level)
+        if level is not None and node.serial in level.leaves:
+            node.entry += 1
+            heapq.heappush(level.heap, (*self.rank(node), node.entry))
+
+    def remove(self, node: Node) -> None:
+        """The node is no leaf any more."""
+        del self.levels[node.level].leaves[node.serial]
+
+    def value(self, node: Node) -> float | None:
+        """Of its own evaluation or of the nearest ancestor's that is known; None where there is none."""
+        at: Node | None = node
+        while at is not None:
+            value = self.told(at.evaluation)
+            if value is not None:
+                return value
+            at = at.parent
+        return None
+
+    def rank(self, node: Node) -> tuple[float, int]:
+        """The lowest is the best leaf of a level."""
+        at: Node | None = node
+        while at is not None and at.evaluation.value is None and at.evaluation.status is not Status.LOW:
+            at = at.parent
+        value = -math.inf if at is None or at.evaluation.value is None else at.evaluation.value
+        return -value, node.serial
+
+    def best(self, level: float) -> Node | None:
+        """The best leaf of a level that takes part; None where none does."""
+        here = self.levels.get(level)
+        while here is not None and here.heap:
+            _, serial, entry = here.heap[0]
+            if serial in here.leaves and here.leaves[serial].entry == entry:
+                return here.leaves[serial]
+            heapq.heappop(here.heap)
+        return None
+
+    def changed(self, evaluation: Evaluation) -> None:
+        """Leaves that have its value get their new place, and those that borrow it too."""
+        stack = list(evaluation.nodes)
+        while stack:
+            node = stack.pop()
+            if node.children:
+                stack += [child for child in node.children if child.evaluation.value is None]
+            elif node.entry:
+                self.enter(node)
+
+
+class Tree(Search):
+    """Base of the programs that cut the space into cells. A subclass makes the `root`.
+
+    Args:
+        space: what to search.
+        partition: its cells.
+    """
+
+    root: Node
+
+    def __init__(self, space: Space, partition: Partition) -> None:
+        super().__init__(space)
+        self.partition = partition
+        self.leaves = Leaves(self.told)
+        self.nodes = 0
+
+    def changed(self, evaluation: Evaluation) -> None:
+        """The status or value of a configuration is another now."""
+        self.leaves.changed(evaluation)
+
+    def uncut(self) -> list[Node]:
+        """The nodes without children, as they were made."""
+        found, stack = list[Node](), [self.root]
+        while stack:
+            node = stack.pop()
+            stack += node.children
+            if not node.children:
+                found.append(node)
+        return sorted(found, key=lambda node: node.serial)
+
+    def cells(self) -> pd.DataFrame:
+        """The cells that are not cut, as they were made, a row each: together they are the space.
+
+        Columns: ``NAME.low`` and ``NAME.high``, the ends of a real side, the first and last value of any other;
+        ``NAME``, the configuration that stands for the cell, without inactive parameters; ``status`` of its evaluation
+        (`hpo_cluster.optimizers.partition.replayed_search.Status`); ``target``, its value or the bound in place of one,
+        always maximised, NaN where there is none; ``volume``, the cell's share of the unit cube.
+        """
+        import pandas as pd
+
+        rows = []
+        for node in self.uncut():
+            ends = dict(zip(self.space.names, self.partition.values(node.cell), strict=True))
+            told = node.evaluation
+            rows.append(
+                {f"{name}.low": low for name, (low, _) in ends.items()}
+                | {f"{name}.high": high for name, (_, high) in ends.items()}
+                | {name: told.configuration.get(name) for name in self.space.names}
+                | {"status": str(told.status), "target": math.nan if told.value is None else told.value}
+                | {"volume": self.partition.volume(node.cell)}
+            )
+        return pd.DataFrame(rows)

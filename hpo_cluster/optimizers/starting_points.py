@@ -1,0 +1,73 @@
+"""Starting points before anything else: the configurations of ``space.start``, whichever the optimizer.
+
+References: none; every experimenter's habit of trying the known good configurations first.
+
+Symbols: none.
+
+Deviations from the paper: there is none to deviate from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hpo_cluster.optimizers.base import Optimizer
+from hpo_cluster.optimizers.dataset import Memory, Rows
+from hpo_cluster.space import Configuration
+from hpo_cluster.space.sampling import key_of
+from hpo_cluster.trial import Ask, Origin, Proposal, State
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Started:
+    """An optimizer that proposes the space's starting points first.
+
+    Those that the history holds already, other than as cancelled trials, are not proposed again. The optimizer itself
+    sees them as trials like any other.
+
+    Args:
+        optimizer: what goes on after them.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.space, self.optimizer = optimizer.space, optimizer
+        self._memory: Memory = {}  # a cache
+
+    def ask(self, history: pd.DataFrame, n: int) -> Ask:
+        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
+        rows = Rows.read(self.space, history, self._memory)
+        taken, left = rows.taken(), list[Configuration]()
+        for configuration in self.space.start:
+            key = key_of(self.space, self.space.encode(configuration))
+            if key not in taken:
+                taken.add(key)
+                left.append(configuration)
+        if not left:
+            return self.optimizer.ask(history, n)
+        left = left[:n]
+        proposals = tuple(Proposal(configuration, {"phase": "start"}) for configuration in left)
+        if len(left) == n:
+            return Ask(proposals, decision={"start": n})
+        rest = self.optimizer.ask(_with_proposed(history, left, rows.next_trial), n - len(left))
+        if rest.settled:  # their rows come before any proposal's: left for the next ask, which gives the same
+            return Ask(proposals, decision={"start": len(left)})
+        return Ask((*proposals, *rest.proposals), decision={**rest.decision, "start": len(left)})
+
+
+def _with_proposed(history: pd.DataFrame, configurations: Sequence[Configuration], first: int) -> pd.DataFrame:
+    """The history once these trials are in it, numbered from `first`."""
+    import pandas as pd
+
+    if len(history) and "trial" not in history.columns:
+        history = history.assign(trial=range(len(history)))
+    columns = [column for column in ("asked_seq", "ended_seq") if column in history.columns]
+    seq = history[columns].max().max() if len(history) and columns else -1
+    rows: list[dict[str, Any]] = [
+        {"trial": number, "state": State.PROPOSED, "origin": Origin.EVALUATED, "asked_seq": seq + 1, **configuration}
+        for number, configuration in enumerate(configurations, first)
+    ]
+    added = pd.DataFrame(rows, dtype=object)
+    return pd.concat([history.astype(object), added], ignore_index=True) if len(history) else added

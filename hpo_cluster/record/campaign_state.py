@@ -1,0 +1,380 @@
+"""The journal folded into trials: what is known, without pandas, at the cost of reading a file.
+
+Events and what they say:
+
+| event | fields | means |
+|---|---|---|
+| ``created`` | campaign, code, trials | first line; the trials are those imported from earlier campaigns |
+| ``started`` | host, pid, operation, overrides, code, versions, tick | a driver, or a tick, took the campaign |
+| ``asked`` | trials, decision | one `Optimizer.ask`, all or nothing |
+| ``intent`` | trial, attempt, token, job_name, code | a job is about to be submitted |
+| ``submitted`` | trial, attempt, job, adopted | the scheduler has it (or: a job of that token was found) |
+| ``running`` | trial, attempt, job, node, started_at | the job has claimed its attempt |
+| ``attempt_failed`` | trial, attempt, kind, message | the attempt is lost, the trial goes on |
+| ``ended`` | trial, attempt, state, value, value_sem, metrics, … | the trial is over |
+| ``commanded`` | id, verb, trial | a command of the inbox was taken in |
+| ``reopened`` | trial | an ended trial is to be tried again |
+| ``stopped`` | reason | the driver let go of the campaign |
+| ``repaired`` | damaged, lost_lines, rebuilt | the journal was rebuilt from what was whole and from attempts' files |
+"""
+
+from __future__ import annotations
+
+import bisect
+import datetime
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hpo_cluster.job import JobRef
+from hpo_cluster.record.journal import Event, read_journal
+from hpo_cluster.space import Configuration
+from hpo_cluster.trial import BASELINE, Ask, ErrorKind, Origin, Proposal, Settled, State, derive_seed
+
+T = TypeVar("T")
+
+
+@dataclass
+class AttemptRecord:
+    """One try at a trial, from the intent to submit it to its end. Its job may hold others beside it."""
+
+    number: int
+    token: str
+    job_name: str
+    code: str
+    job: JobRef | None = None
+    started_at: str | None = None
+    job_id: str | None = None
+    node: str | None = None
+    gpus: int = 0
+    ended_at: str | None = None
+    error: dict[str, Any] | None = None
+    over: bool = False
+
+
+@dataclass
+class TrialRecord:
+    """One decision of the optimizer and what became of it."""
+
+    number: int
+    parameters: Configuration
+    seed: int
+    origin: Origin
+    asked_seq: int
+    info: dict[str, Any] = field(default_factory=dict)
+    state: State = State.PROPOSED
+    value: float | None = None
+    value_sem: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    attempts: list[AttemptRecord] = field(default_factory=list)
+    submitted_at: str | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
+    ended_seq: int | None = None
+    error: dict[str, Any] | None = None
+    forgiven: int = 0  # attempts before it was last reopened: their failures no longer count
+    version: int = 0  # grows whenever an event changes the trial
+
+    @property
+    def attempt(self) -> AttemptRecord | None:
+        """The attempt that is under way, None between two."""
+        return self.attempts[-1] if self.attempts and not self.attempts[-1].over else None
+
+    @property
+    def began(self) -> int:
+        """Number of attempts whose job began to work."""
+        return sum(attempt.started_at is not None for attempt in self.attempts)
+
+    @property
+    def furthest_step(self) -> int:
+        """Of the checkpoints that its failed attempts left; zero where there is none."""
+        return max((_checkpoint_step(attempt) for attempt in self.attempts), default=0)
+
+    @property
+    def lost_kinds(self) -> list[str]:
+        """Kinds of the failures that nothing came of: those that the retries are counted by.
+
+        Something came of an attempt that left a checkpoint further on than those before it, and of one after which a
+        smaller physical batch is tried.
+        """
+        kinds, furthest = [], 0
+        for attempt in self.attempts:
+            step = _checkpoint_step(attempt)
+            counts = attempt.number >= self.forgiven and attempt.error is not None
+            if counts and attempt.error and step <= furthest and "smaller_batch" not in attempt.error:
+                kinds.append(str(attempt.error["kind"]))
+            furthest = max(furthest, step)
+        return kinds
+
+    @property
+    def physical_batch_size(self) -> int | None:
+        """What the next attempt must make do with, after those that ran out of memory; None: as it is set."""
+        sizes = [(attempt.error or {}).get("smaller_batch") for attempt in self.attempts]
+        return min((size for size in sizes if size is not None), default=None)
+
+    def smaller_batch(self, kind: str, size: Any) -> int | None:
+        """Half of the physical batch that an attempt ran out of memory with, where there is a half to try.
+
+        Args:
+            kind: of the attempt's error.
+            size: what the attempt says that its physical batch was, if it says so.
+        """
+        if kind != ErrorKind.OUT_OF_MEMORY or not isinstance(size, int):
+            return None
+        size = min(size, self.physical_batch_size or size)  # where a program does not mind what it is told, this ends
+        return size // 2 if size > 1 else None
+
+    @property
+    def in_budget(self) -> bool:
+        """Whether the trial is one that the budget counts, now or when it ends."""
+        return self.number != BASELINE and self.origin is Origin.EVALUATED
+
+
+def _checkpoint_step(attempt: AttemptRecord) -> int:
+    return int((attempt.error or {}).get("checkpoint_step", 0))
+
+
+class Record:
+    """All trials of a campaign, in the order of their numbers, and the drivers' starts.
+
+    What is asked of it at every look (trials in flight, the budget spent, the best, the hours used) is kept up to date
+    with each event, so that a look costs as much as what is under way, however long the campaign is.
+    """
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.trials: dict[int, TrialRecord] = {}
+        self.created: Event | None = None
+        self.starts: list[Event] = []
+        self.stopped: Event | None = None
+        self.commands: set[str] = set()
+        self.halted = False  # stopped from another terminal: ticks submit nothing until somebody resumes
+        self.left_out = 0  # lines of the journal by drivers that had lost the campaign
+        self.last: Event | None = None
+        self.spent = 0  # units of the budget that ended trials have used
+        self.counts: Counter[State] = Counter()  # trials by their state, without the baseline and what is imported
+        self._rows: list[TrialRecord] = []
+        self._imported: list[TrialRecord] = []
+        self._in_flight: dict[int, TrialRecord] = {}
+        self._with_error: dict[int, TrialRecord] = {}
+        self._with_lost_attempts: dict[int, TrialRecord] = {}
+        self._evaluation_s: dict[int, float] = {}
+        self._gpu_s: dict[int, float] = {}  # by trial, of its attempts that are over
+        self._on_gpu: dict[int, list[AttemptRecord]] = {}  # by trial, of those that are not
+        self._best: dict[bool, TrialRecord | None] = {}  # by whether more is better; empty where it is to be found
+        for event in events:
+            self.apply(event)
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """The record of a journal file."""
+        contents = read_journal(path)
+        record = cls(contents.events)
+        record.left_out = contents.left_out
+        return record
+
+    def apply(self, event: Event) -> None:
+        """Take one more event into account."""
+        self.last = event
+        kind = event["event"]
+        if kind == "created":
+            self.created = event
+            for row in event.get("trials", ()):
+                self._ask(row, event)
+        elif kind == "started":
+            self.starts.append(event)
+            self.stopped = None
+            self.halted = self.halted and bool(event.get("tick"))
+        elif kind == "stopped":
+            self.stopped = event
+        elif kind == "repaired":
+            return
+        elif kind == "commanded":
+            self.commands.add(event["id"])
+            self.halted = self.halted or event["verb"] == "stop"
+        elif kind == "asked":
+            for row in event["trials"]:
+                self._ask(row, event)
+        else:
+            trial = self.trials[event["trial"]]
+            before = trial.state
+            self._advance(trial, kind, event)
+            self._note(trial, before)
+
+    def _ask(self, row: dict[str, Any], event: Event) -> None:
+        origin = Origin(row["origin"])
+        trial = TrialRecord(row["trial"], row["parameters"], row["seed"], origin, event["seq"], row.get("info", {}))
+        if origin not in (Origin.EVALUATED, Origin.BASELINE):
+            trial.state, trial.value = State.COMPLETED, row.get("value")
+            trial.value_sem, trial.metrics = row.get("value_sem"), row.get("metrics") or {}
+            trial.ended_seq, trial.ended_at = event["seq"], event["at"]
+        self.trials[trial.number] = trial
+        if origin is Origin.IMPORTED:
+            self._imported.append(trial)
+        if self._rows and trial.number < self._rows[-1].number:
+            bisect.insort(self._rows, trial, key=lambda row: row.number)
+        else:
+            self._rows.append(trial)
+        self._note(trial, None)
+
+    def _note(self, trial: TrialRecord, before: State | None) -> None:
+        """Bring what is kept of all trials up to date with one that has changed, from that state."""
+        trial.version += 1
+        number, state = trial.number, trial.state
+        if number != BASELINE and trial.origin is not Origin.IMPORTED:
+            self.counts[state] += 1
+            if before is not None:
+                self.counts[before] -= 1
+        self.spent += trial.in_budget * (state.counts - (before is not None and before.counts))
+        _put(self._in_flight, number, None if state.ended else trial)
+        _put(self._with_error, number, trial if trial.error is not None else None)
+        _put(self._with_lost_attempts, number, trial if any(a.error for a in trial.attempts) else None)
+        timed = trial.in_budget and state is State.COMPLETED and trial.started_at and trial.ended_at
+        _put(self._evaluation_s, number, _seconds(trial.started_at, trial.ended_at) if timed else None)
+        on_gpu = [attempt for attempt in trial.attempts if attempt.gpus and attempt.started_at]
+        seconds = (a.gpus * _seconds(a.started_at, a.ended_at) for a in on_gpu if a.ended_at)
+        _put(self._gpu_s, number, sum(seconds) if on_gpu else None)
+        _put(self._on_gpu, number, [attempt for attempt in on_gpu if not attempt.ended_at] or None)
+        if before is not None and before.ended:
+            self._best.clear()  # it was the best, perhaps
+        for maximize, best in self._best.items():
+            if _has_value(trial) and (best is None or _rank(trial, maximize) > _rank(best, maximize)):
+                self._best[maximize] = trial
+
+    @staticmethod
+    def _advance(trial: TrialRecord, kind: str, event: Event) -> None:
+        if kind == "intent":
+            names = event["token"], event.get("job_name") or event["token"]
+            trial.attempts.append(AttemptRecord(event["attempt"], *names, event["code"]))
+            return
+        attempt = trial.attempts[event["attempt"]] if event.get("attempt") is not None else None
+        if attempt is not None:
+            attempt.job_id = event.get("job_id", attempt.job_id)
+            attempt.node = event.get("node", attempt.node)
+            attempt.started_at = event.get("started_at", attempt.started_at)
+            trial.started_at = trial.started_at or attempt.started_at
+        if kind == "submitted" and attempt is not None:
+            attempt.job, attempt.gpus = JobRef(**event["job"]), event.get("gpus", 0)
+            attempt.job_id = attempt.job_id or attempt.job.job_id
+            trial.submitted_at = trial.submitted_at or attempt.job.submitted_at
+            trial.state = State.SUBMITTED
+        elif kind == "running":
+            trial.state = State.RUNNING
+        elif kind == "reopened":
+            trial.state, trial.forgiven = State.PROPOSED, len(trial.attempts)
+            trial.ended_at = trial.ended_seq = trial.error = None
+        elif kind == "attempt_failed" and attempt is not None:
+            attempt.error, attempt.over, attempt.ended_at = event["error"], True, event["at"]
+            trial.state = State.PROPOSED
+        elif kind == "ended":
+            if attempt is not None:
+                attempt.over, attempt.error, attempt.ended_at = True, event.get("error"), event["at"]
+            trial.state = State(event["state"])
+            trial.value, trial.value_sem = event.get("value"), event.get("value_sem")
+            trial.metrics = event.get("metrics") or {}
+            trial.error = event.get("error")
+            trial.ended_at, trial.ended_seq = event.get("ended_at") or event["at"], event["seq"]
+
+    @property
+    def rows(self) -> list[TrialRecord]:
+        """Trials in the order of their numbers; the baseline first, where there is one."""
+        return [*self._rows]
+
+    @property
+    def in_flight(self) -> list[TrialRecord]:
+        """Trials that have not ended, the baseline included."""
+        return [self._in_flight[number] for number in sorted(self._in_flight)]
+
+    @property
+    def with_error(self) -> list[TrialRecord]:
+        """Trials that ended with an error."""
+        return [self._with_error[number] for number in sorted(self._with_error)]
+
+    @property
+    def imported(self) -> list[TrialRecord]:
+        """Trials of earlier campaigns, which this one began with."""
+        return [*self._imported]
+
+    def best_imported(self, *, maximize: bool) -> TrialRecord | None:
+        """The one of them with the best value, the first of equals; None where there is none."""
+        return max(self._imported, key=lambda trial: _rank(trial, maximize), default=None)
+
+    @property
+    def next_trial(self) -> int:
+        """Number of the next trial."""
+        return self._rows[-1].number + 1 if self._rows else 0
+
+    @property
+    def mean_evaluation_s(self) -> float | None:
+        """Seconds that a completed trial of the budget took from its first start to its end; None before the first."""
+        return sum(self._evaluation_s.values()) / len(self._evaluation_s) if self._evaluation_s else None
+
+    def best(self, *, maximize: bool) -> TrialRecord | None:
+        """The completed trial with the best value, the first of equals; None where there is none."""
+        if maximize not in self._best:
+            valued = filter(_has_value, self._rows)
+            self._best[maximize] = max(valued, key=lambda trial: _rank(trial, maximize), default=None)
+        return self._best[maximize]
+
+    def bad_nodes(self, losses: int) -> tuple[str, ...]:
+        """Nodes on which so many attempts were lost to trouble of the node or its disk, in the order of their names."""
+        kinds = (ErrorKind.NODE, ErrorKind.DISK)
+        attempts = [attempt for trial in self._with_lost_attempts.values() for attempt in trial.attempts]
+        lost = Counter(a.node for a in attempts if a.node and a.error and a.error["kind"] in kinds)
+        return tuple(sorted(node for node, count in lost.items() if losses and count >= losses))
+
+    def gpu_hours(self, now: datetime.datetime) -> float:
+        """GPU-hours that jobs have used, from claiming their attempt to their end or until `now`."""
+        running = [attempt for attempts in self._on_gpu.values() for attempt in attempts]
+        seconds = sum(a.gpus * (now - _moment(a.started_at)).total_seconds() for a in running if a.started_at)
+        return (sum(self._gpu_s.values()) + seconds) / 3600
+
+    @property
+    def code(self) -> str | None:
+        """Hash of the code that new attempts run."""
+        return self.starts[-1]["code"] if self.starts else None
+
+
+def _put(kept: dict[int, T], number: int, value: T | None) -> None:
+    """Keep a value, or nothing."""
+    if value is None:
+        kept.pop(number, None)
+    else:
+        kept[number] = value
+
+
+def _has_value(trial: TrialRecord) -> bool:
+    return trial.in_budget and trial.state is State.COMPLETED and trial.value is not None
+
+
+def _rank(trial: TrialRecord, maximize: bool) -> tuple[float, int]:
+    """Sorts trials from the worst to the best, the first of equals last."""
+    value = trial.value or 0.0
+    return (value if maximize else -value), -trial.number
+
+
+def _moment(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(text)
+
+
+def _seconds(start: str | None, end: str | None) -> float:
+    """Between two moments; zero where one is not known."""
+    return (_moment(end) - _moment(start)).total_seconds() if start and end else 0.0
+
+
+def asked_rows(ask: Ask, first: int, seed: int) -> list[dict[str, Any]]:
+    """The trials of an `Ask` as the ``asked`` event holds them, numbered from `first`; seeds come from `seed`."""
+    settled = [{"origin": row.origin, **_measured(row), **_asked(row)} for row in ask.settled]
+    proposed = [{"origin": Origin.EVALUATED, **_asked(proposal)} for proposal in ask.proposals]
+    rows = enumerate([*settled, *proposed], first)
+    return [{"trial": number, "seed": derive_seed(seed, "trial", number), **row} for number, row in rows]
+
+
+def _measured(row: Settled) -> dict[str, Any]:
+    more = {"value_sem": row.value_sem, "metrics": dict(row.metrics)}
+    return {"value": row.value, **{name: measured for name, measured in more.items() if measured}}
+
+
+def _asked(item: Settled | Proposal) -> dict[str, Any]:
+    return {"parameters": dict(item.parameters), "info": dict(item.info)}

@@ -1,0 +1,169 @@
+"""The journal as one pandas table: what optimizers read, what ``history.csv`` holds, what users analyse."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.files import replace_text
+from hpo_cluster.record.identity import identity_of_campaign
+from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.space import parameter_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Columns that every history has, before the parameters and the metrics, in the order of the file.
+HISTORY_COLUMNS = (
+    "trial",  # number, from 0; the baseline is -1
+    "state",  # proposed, submitted, running, completed, diverged, infeasible, failed, cancelled
+    "origin",  # evaluated, inherited, approximated, imputed, imported, baseline
+    "value",  # what is optimised, as measured; empty where nothing was measured
+    "value_sem",  # its standard error as the objective reports it
+    "target",  # the value with the sign that makes more better
+)
+#: Columns after the parameters and the metrics.
+TAIL_COLUMNS = (
+    "attempts",  # jobs that began to work on it
+    "job",  # the scheduler's id of the last one
+    "node",
+    "submitted_at",  # of the first attempt; UTC, ISO 8601
+    "started_at",
+    "ended_at",
+    "seed",  # of the trial; retries keep it
+    "asked_seq",  # journal sequence numbers: the order of events
+    "ended_seq",
+    "error",  # kind: message
+)
+METRIC_PREFIX = "metric."
+
+
+def _row(trial: TrialRecord, names: Sequence[str], metrics: Sequence[str], sign: float) -> list[Any]:
+    last = trial.attempts[-1] if trial.attempts else None
+    value = math.nan if trial.value is None else trial.value
+    error = f"{trial.error['kind']}: {trial.error['message']}" if trial.error else None
+    return [
+        trial.number,
+        str(trial.state),
+        str(trial.origin),
+        value,
+        math.nan if trial.value_sem is None else trial.value_sem,
+        sign * value,
+        *(trial.parameters.get(name) for name in names),
+        *(trial.metrics.get(name, math.nan) for name in metrics),
+        trial.began,
+        last.job_id if last else None,
+        last.node if last else None,
+        trial.submitted_at,
+        trial.started_at,
+        trial.ended_at,
+        trial.seed,
+        trial.asked_seq,
+        math.nan if trial.ended_seq is None else trial.ended_seq,
+        error,
+    ]
+
+
+class HistoryTable:
+    """The history of a record that goes on: each frame is made of the last one and of the trials that have changed.
+
+    Args:
+        record: of the campaign.
+        parameters: names, in the order of the space.
+        maximize: whether more is better.
+    """
+
+    def __init__(self, record: Record, parameters: Sequence[str], *, maximize: bool) -> None:
+        self._record, self._parameters = record, list(parameters)
+        self._sign = 1.0 if maximize else -1.0
+        self._metrics: list[str] = []
+        self._columns: list[list[Any]] = []
+        self._seen: list[tuple[int, int]] = []  # number and version of the trials in the columns
+
+    def frame(self) -> pd.DataFrame:
+        """One row a trial, in trial order, the baseline (-1) first where there is one."""
+        import pandas as pd
+
+        trials = self._record.rows
+        now = [(trial.number, trial.version) for trial in trials]
+        if any(seen[0] != there[0] for seen, there in zip(self._seen, now, strict=False)):
+            self._seen = []  # the baseline has come in before others
+        old = len(self._seen)
+        changed = [i for i in range(old) if self._seen[i] != now[i]] + list(range(old, len(now)))
+        metrics = sorted({*self._metrics, *(name for i in changed for name in trials[i].metrics)})
+        if metrics != self._metrics or not self._seen:
+            self._metrics, changed, old = metrics, list(range(len(trials))), 0
+            self._columns = [[] for _ in self._names]
+        for i in changed:
+            row = _row(trials[i], self._parameters, metrics, self._sign)
+            for column, cell in zip(self._columns, row, strict=True):
+                if i < old:
+                    column[i] = cell
+                else:
+                    column.append(cell)
+        self._seen = now
+        columns = dict(zip(self._names, self._columns, strict=True)) if trials else None
+        return pd.DataFrame(columns, columns=self._names)
+
+    @property
+    def _names(self) -> list[str]:
+        return [*HISTORY_COLUMNS, *self._parameters, *(METRIC_PREFIX + name for name in self._metrics), *TAIL_COLUMNS]
+
+
+def to_frame(record: Record, parameters: Sequence[str], *, maximize: bool) -> pd.DataFrame:
+    """The history of a record: one row a trial, in trial order, the baseline (-1) first where there is one."""
+    return HistoryTable(record, parameters, maximize=maximize).frame()
+
+
+class MemoryJournal:
+    """The events of a campaign without a directory: trials, states and history are made of them as they are on disk.
+
+    Args:
+        parameters: names, in the order of the space.
+        maximize: whether more is better.
+    """
+
+    def __init__(self, parameters: Sequence[str], *, maximize: bool) -> None:
+        self.record = Record()
+        self._table = HistoryTable(self.record, parameters, maximize=maximize)
+        self._count = 0
+
+    def append(self, event: str, at: str = "", **fields: Any) -> None:
+        """Take one more event into account, which was at a certain time (ISO 8601)."""
+        self.record.apply({"seq": self._count, "at": at, "event": event, **fields})
+        self._count += 1
+
+    def history(self) -> pd.DataFrame:
+        """The trials as `load_history` would give them."""
+        return self._table.frame()
+
+
+def load_history(campaign_dir: str | os.PathLike[str]) -> pd.DataFrame:
+    """The history of a campaign, read from its journal while it runs or afterwards.
+
+    Args:
+        campaign_dir: the campaign's directory, for instance ``campaigns/first``.
+
+    Returns:
+        One row a trial; the columns are described in ``docs/reference/history.md``.
+
+    Raises:
+        JournalError: where there is no campaign, or its journal cannot be read.
+    """
+    layout = CampaignLayout(Path(campaign_dir))
+    identity = identity_of_campaign(layout.identity)
+    maximize = identity["direction"] == "maximize"
+    return to_frame(Record.read(layout.events), parameter_names(identity["space"]), maximize=maximize)
+
+
+def write_history(frame: pd.DataFrame, path: Path) -> None:
+    """Write ``history.csv`` whole."""
+    texts = [name for name in ("error", "job", "node") if name in frame.columns]
+    whole = {
+        name: [cell.replace("\r", "\\r") if isinstance(cell, str) else cell for cell in frame[name]] for name in texts
+    }
+    replace_text(path, frame.assign(**whole).to_csv(index=False))  # a carriage return would begin another row

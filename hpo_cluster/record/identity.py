@@ -1,0 +1,80 @@
+"""What makes a campaign the one it is, on disk, and how two of them differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hpo_cluster.errors import IdentityError, JournalError
+from hpo_cluster.record.files import publish_once
+
+ABSENT = "(absent)"
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level of dotted names."""
+    out: dict[str, Any] = {}
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            out.update(flatten(value, f"{name}."))
+        else:
+            out[name] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def differences(recorded: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The fields that differ, as (dotted name, recorded value, new value)."""
+    old, now = flatten(recorded), flatten(new)
+    names = [*old, *(name for name in now if name not in old)]
+    rows = [(name, old.get(name, ABSENT), now.get(name, ABSENT)) for name in names]
+    return [(name, a, b) for name, a, b in rows if a != b or isinstance(a, bool) != isinstance(b, bool)]
+
+
+def difference_table(campaign_dir: Path, rows: list[tuple[str, Any, Any]]) -> str:
+    """The message for a campaign that exists with another identity: the fields and the way out."""
+    cells = [("field", "recorded", "now"), *((name, str(a), str(b)) for name, a, b in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(3)]
+    lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join(
+        [
+            f"{campaign_dir} exists and was made with other settings:",
+            *(line.rstrip() for line in lines),
+            "To go on with the recorded ones:  hpo-cluster resume " + str(campaign_dir),
+            "To start another campaign:        add campaign=NEW_NAME to the command",
+        ]
+    )
+
+
+def read_identity(path: Path) -> dict[str, Any] | None:
+    """The identity in ``campaign.yaml``; None where there is no such file."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except yaml.YAMLError as error:
+        raise JournalError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise JournalError(f"{path}: holds no mapping")
+    return data
+
+
+def identity_of_campaign(path: Path) -> dict[str, Any]:
+    """The identity in ``campaign.yaml``. Raises JournalError where there is no campaign."""
+    identity = read_identity(path)
+    if identity is None:
+        raise JournalError(f"{path.parent} is no campaign: it has no {path.name}")
+    return identity
+
+
+def settle_identity(path: Path, identity: Mapping[str, Any]) -> None:
+    """Write ``campaign.yaml`` once; raise IdentityError where it exists and says otherwise."""
+    text = yaml.safe_dump(dict(identity), sort_keys=False, allow_unicode=True)
+    if publish_once(path, "# What this campaign is. Written once; never edit it.\n" + text):
+        return
+    recorded = read_identity(path) or {}
+    if rows := differences(recorded, yaml.safe_load(text)):
+        raise IdentityError(difference_table(path.parent, rows))

@@ -1,0 +1,54 @@
+"""Commands to a campaign from other terminals: small files that the driver, or the next tick, takes in.
+
+A command is journaled with its id before its file is removed, so that it is carried out once, whoever dies when.
+"""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from hpo_cluster.record.files import dumps, publish_once, read_json
+
+Verb: TypeAlias = Literal["cancel", "retry", "stop"]
+VERBS: tuple[Verb, ...] = get_args(Verb)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: what to do, to which trial (None: the campaign)."""
+
+    id: str
+    verb: Verb
+    trial: int | None
+    path: Path
+
+
+def post(inbox_dir: Path, verb: Verb, trial: int | None = None) -> str:
+    """Leave a command; returns its id. Ids sort in the order of posting."""
+    inbox_dir.mkdir(exist_ok=True)
+    command_id = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}"
+    publish_once(inbox_dir / f"{command_id}.json", dumps({"verb": verb, "trial": trial}))
+    return command_id
+
+
+def verb(word: str) -> Verb:
+    """The verb that a word is. Raises ValueError where it is none."""
+    for known in VERBS:
+        if word == known:
+            return known
+    raise ValueError(f"{word!r} is no command; accepted: {', '.join(VERBS)}")
+
+
+def pending(inbox_dir: Path) -> list[Command]:
+    """The commands that wait, oldest first. A file that is no command is left alone."""
+    commands = []
+    for path in sorted(inbox_dir.glob("*.json")):
+        data = read_json(path) or {}
+        trial = data.get("trial")
+        if data.get("verb") in VERBS and (trial is None or isinstance(trial, int)):
+            commands.append(Command(path.stem, data["verb"], trial, path))
+    return commands

@@ -1,0 +1,264 @@
+"""Rebuild a journal that was cut or damaged: from its whole lines, and from what the attempts' folders say.
+
+What is lost with a line, and where it comes from again:
+
+| lost | comes from |
+|---|---|
+| ``created``, ``started`` | the folder's name and an attempt's ``params.json``; settings from the next command |
+| ``asked``, ``intent`` | ``params.json``: parameters, seed, token, code |
+| ``submitted``, ``running``, ``ended`` | claim, result and error files, which the next driver takes in |
+| ``asked`` of a trial without an attempt | nothing: its number stays empty, and the optimizer asks for another |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpo_cluster.errors import JournalError
+from hpo_cluster.record.attempt_files import SCHEMA
+from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.clock import utc_now
+from hpo_cluster.record.files import listing, read_json, replace_text
+from hpo_cluster.record.identity import identity_of_campaign
+from hpo_cluster.record.journal import Event, is_event, read_journal
+from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
+from hpo_cluster.record.lock import DriverLock
+from hpo_cluster.trial import BASELINE, ErrorKind, Origin, State, trial_label
+
+
+@dataclass
+class Repair:
+    """What was found and done.
+
+    Args:
+        damaged: the journal as it was; None if it was whole, and nothing was changed.
+        lost_lines: lines that could not be read or fitted nowhere.
+        rebuilt: trials that are known from their attempts' folders alone.
+        gaps: numbers of trials of which nothing is left.
+        waiting: trials whose results the next driver takes in.
+        has_start: whether the settings of a start are still known.
+    """
+
+    damaged: Path | None = None
+    lost_lines: int = 0
+    rebuilt: list[int] = field(default_factory=list)
+    gaps: list[int] = field(default_factory=list)
+    waiting: list[int] = field(default_factory=list)
+    has_start: bool = True
+
+
+def repair(campaign_dir: Path) -> Repair:
+    """Rebuild the journal of a campaign, and keep the old one next to it.
+
+    Raises:
+        JournalError: if there is no campaign in the folder.
+        LockedError: if a driver is at work.
+    """
+    layout = CampaignLayout(campaign_dir)
+    identity_of_campaign(layout.identity)
+    lock = DriverLock(layout.lock)
+    try:
+        if _is_whole(layout):
+            return Repair()
+        data = layout.events.read_bytes() if layout.events.exists() else b""
+        events, lost = _readable(data)
+        rebuilding = _Rebuilding(layout)
+        for event in events:
+            rebuilding.take(event)
+        rebuilding.add_what_only_files_know()
+        lock.advance(max((event.get("epoch", 0) for event in events), default=0))
+        lost += rebuilding.dropped
+        damaged = layout.events.with_name(
+            f"{layout.events.name}.damaged-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S}"
+        )
+        rebuilding.add(
+            "repaired", epoch=lock.epoch, damaged=damaged.name, lost_lines=lost, rebuilt=sorted(rebuilding.rebuilt)
+        )
+        _replace(layout.events, damaged, rebuilding.events)
+        record = rebuilding.record
+    finally:
+        lock.release()
+    numbers = {trial.number for trial in record.rows if trial.number != BASELINE}
+    first = min((number for number in numbers if record.trials[number].origin is Origin.IMPORTED), default=0)
+    return Repair(
+        damaged=damaged,
+        lost_lines=lost,
+        rebuilt=sorted(rebuilding.rebuilt),
+        gaps=sorted(set(range(first, max(numbers, default=-1) + 1)) - numbers),
+        waiting=[trial.number for trial in record.in_flight if _has_result(layout, trial)],
+        has_start=bool(record.starts),
+    )
+
+
+def _is_whole(layout: CampaignLayout) -> bool:
+    if layout.events.is_symlink():
+        return False
+    try:
+        contents = read_journal(layout.events)
+    except JournalError:
+        return False
+    return bool(contents.events) or not any(layout.trials_dir.glob("*/a*"))
+
+
+def _readable(data: bytes) -> tuple[list[Event], int]:
+    """Return the lines that are events, in order and each once, and the number of those that are not."""
+    kept: list[Event] = []
+    lost = newest = 0
+    for line in data.splitlines():
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            event = None
+        if not is_event(event):
+            lost += bool(line.strip(b"\0 "))
+            continue
+        epoch = event.get("epoch", 0)
+        if epoch > newest:  # what older drivers wrote after it had read the journal does not count
+            newest = epoch
+            kept = [earlier for earlier in kept if earlier["seq"] < event["seq"]]
+        if epoch == newest and (not kept or event["seq"] > kept[-1]["seq"]):
+            kept.append(event)
+    return kept, lost
+
+
+class _Rebuilding:
+    """The new journal, one event after another, with what each of them needs before it."""
+
+    def __init__(self, layout: CampaignLayout) -> None:
+        self.events: list[Event] = []
+        self.record = Record()
+        self.rebuilt: set[int] = set()
+        self.dropped = 0
+        self._layout = layout
+        self._attempts = _attempts_on_disk(layout)
+
+    def add(self, event: str, *, at: str | None = None, epoch: int | None = None, **fields: Any) -> None:
+        """Append one event, with the next number."""
+        last = self.events[-1] if self.events else {"at": utc_now(), "epoch": 0}
+        marks = {"at": at or last["at"], "epoch": last.get("epoch", 0) if epoch is None else epoch}
+        made = {"seq": len(self.events), **marks, "event": event, **fields}
+        self.record.apply(made)
+        self.events.append(made)
+
+    def take(self, event: Event) -> None:
+        """Append an event of the old journal; what it refers to and is lost comes from files before it."""
+        fields = {key: value for key, value in event.items() if key not in ("seq", "event")}
+        kind = event["event"]
+        if kind != "created" and self.record.created is None:
+            self._create()
+        try:
+            if kind == "created" and self.record.created is not None:
+                return
+            if kind == "asked":
+                known = self.record.trials
+                fields["trials"] = [row for row in event["trials"] if row["trial"] not in known]
+                if not fields["trials"] and event["trials"]:
+                    return
+            elif kind == "intent":
+                if not self._has_trial(event["trial"]) or not self._has_attempts(event["trial"], event["attempt"]):
+                    raise KeyError(event["trial"])
+                if len(self.record.trials[event["trial"]].attempts) > event["attempt"]:
+                    return
+            elif "trial" in event and kind != "commanded":
+                attempt = event.get("attempt")
+                if not self._has_trial(event["trial"]):
+                    raise KeyError(event["trial"])
+                if attempt is not None and not self._has_attempts(event["trial"], attempt + 1):
+                    raise KeyError(attempt)
+            self.add(kind, **fields)
+        except (KeyError, IndexError, TypeError, ValueError):
+            self.dropped += 1
+
+    def add_what_only_files_know(self) -> None:
+        """Append the trials and the attempts that no line of the old journal speaks of."""
+        if self.record.created is None:
+            self._create()
+        for number, attempts in sorted(self._attempts.items()):
+            if not self._has_trial(number):
+                continue
+            trial = self.record.trials[number]
+            if len(trial.attempts) <= max(attempts) and trial.state.ended and trial.value is None:
+                self.add("reopened", trial=number)
+            if not trial.state.ended:
+                self._has_attempts(number, max(attempts) + 1)
+
+    def _create(self) -> None:
+        params = next((params for attempts in self._attempts.values() for params in attempts.values()), {})
+        self.add("created", schema=SCHEMA, campaign=self._layout.dir.resolve().name, code=params.get("code"))
+
+    def _has_trial(self, number: int) -> bool:
+        """Return whether the trial is known; one that only files know is asked for first."""
+        if number in self.record.trials:
+            return True
+        params = next(iter(self._attempts.get(number, {}).values()), None)
+        if params is None:
+            return False
+        origin = Origin.BASELINE if number == BASELINE else Origin.EVALUATED
+        row = {
+            "trial": number,
+            "seed": params["seed"],
+            "origin": origin,
+            "parameters": params["parameters"],
+            "info": {},
+        }
+        self.add("asked", trials=[row], decision={})
+        self.rebuilt.add(number)
+        return True
+
+    def _has_attempts(self, number: int, count: int) -> bool:
+        """Return whether the first `count` attempts of a trial are known; those that only files know are begun."""
+        trial = self.record.trials[number]
+        while len(trial.attempts) < count:
+            attempt = len(trial.attempts)
+            params = self._attempts.get(number, {}).get(attempt)
+            if params is None:
+                return False
+            if trial.attempt is not None:
+                self._give_up(trial)
+            token = params["token"]
+            self.add("intent", trial=number, attempt=attempt, token=token, job_name=token, code=params["code"])
+        return True
+
+    def _give_up(self, trial: TrialRecord) -> None:
+        """End the attempt before the next one, with what its files say."""
+        last = trial.attempts[-1].number
+        error = read_json(self._layout.attempt(trial.number, last).error) or {}
+        kind, message = error.get("kind") or ErrorKind.VANISHED, error.get("message") or "its record was lost"
+        self.add("attempt_failed", trial=trial.number, attempt=last, error={"kind": str(kind), "message": str(message)})
+
+
+def _attempts_on_disk(layout: CampaignLayout) -> dict[int, dict[int, dict[str, Any]]]:
+    """Return the ``params.json`` of every attempt, by trial and attempt."""
+    found: dict[int, dict[int, dict[str, Any]]] = {}
+    for folder in sorted(layout.trials_dir.glob("*/a*")):
+        params = read_json(AttemptLayout(folder).params) or {}
+        trial, attempt = params.get("trial"), params.get("attempt")
+        sound = isinstance(params.get("parameters"), dict) and isinstance(params.get("token"), str)
+        if not (sound and type(trial) is int and type(attempt) is int and type(params.get("seed")) is int):
+            continue
+        if folder.name == f"a{attempt}" and folder.parent.name == trial_label(trial):
+            found.setdefault(trial, {})[attempt] = params
+    return {number: dict(sorted(attempts.items())) for number, attempts in found.items()}
+
+
+def _has_result(layout: CampaignLayout, trial: TrialRecord) -> bool:
+    names: set[str] = set()
+    for attempt in trial.attempts:
+        with contextlib.suppress(OSError):
+            names.update(listing(layout.attempt(trial.number, attempt.number).dir))
+    return trial.state is not State.CANCELLED and "result.json" in names
+
+
+def _replace(path: Path, damaged: Path, events: list[Event]) -> None:
+    """Put the new journal in the place of the old one, whole or not at all; the old one keeps another name."""
+    if path.is_symlink():
+        path.rename(damaged)
+    elif path.exists():
+        os.link(path, damaged)  # from here on, whoever dies when, one of the two is there under its name
+    replace_text(path, "".join(json.dumps(event, allow_nan=False) + "\n" for event in events))

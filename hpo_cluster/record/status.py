@@ -1,0 +1,243 @@
+"""Where a campaign is: read from its journal and its jobs' progress files, without pandas or torch."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.clock import seconds_since
+from hpo_cluster.record.files import read_json
+from hpo_cluster.record.identity import identity_of_campaign
+from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.record.lock import heartbeat_age_s, owner_lives, read_lock
+from hpo_cluster.record.processes import is_stopped
+from hpo_cluster.trial import BASELINE, State, trial_label
+
+
+def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The state of a campaign as plain data (JSON).
+
+    Raises:
+        JournalError: where there is no campaign, or its journal cannot be read.
+    """
+    layout = CampaignLayout(Path(campaign_dir))
+    identity = identity_of_campaign(layout.identity)
+    owner = read_lock(layout.lock)
+    alive = owner is not None and owner_lives(layout.lock, owner)
+    return summarise(Record.read(layout.events), layout, identity["direction"], driver_alive=alive)
+
+
+def summarise(
+    record: Record,
+    layout: CampaignLayout,
+    direction: str,
+    *,
+    driver_alive: bool,
+    exhausted: bool = False,
+    read: Callable[[Path], dict[str, Any] | None] = read_json,
+) -> dict[str, Any]:
+    """The state of a record as plain data; the fields are described in ``docs/reference/status.md``.
+
+    Args:
+        record: of the campaign.
+        layout: where its files are.
+        direction: whether more is better.
+        driver_alive: whether a driver is at work.
+        exhausted: whether this driver has found that the space has no other configuration.
+        read: reads a file that jobs, or the driver, write again and again.
+    """
+    start = record.starts[-1] if record.starts else {}
+    operation = start.get("operation", {})
+    budget = operation.get("budget", 0)
+    in_flight = record.in_flight
+    exhausted = exhausted or (not in_flight and bool((record.stopped or {}).get("exhausted")))
+    finished = not in_flight and (record.stopped or {}).get("reason") == "finished"
+    view = read(layout.scheduler) or {}
+    running = [_running(trial, layout, view.get("jobs", {}), read) for trial in in_flight]
+    state = "running" if driver_alive else "finished" if finished else "stopped"
+    return {
+        "campaign": layout.dir.name,
+        "dir": str(layout.dir),
+        "state": state,
+        "reason": (record.stopped or {}).get("reason"),
+        "driver": {"host": start.get("host"), "pid": start.get("pid"), "alive": driver_alive} if start else None,
+        "direction": direction,
+        "budget": budget,
+        "done": record.spent,
+        "in_flight": len(in_flight),
+        "counts": {str(state): count for state in State if (count := record.counts[state])},
+        "best": _shown(record.best(maximize=direction == "maximize")),
+        "imported": _imported(record, maximize=direction == "maximize"),
+        "baseline": _shown(record.trials.get(BASELINE)),
+        "running": running,
+        "notices": [
+            *_driver_notices(record, layout, driver_alive=driver_alive),
+            *([EXHAUSTED] if exhausted else []),
+            *_notices(running, layout, operation.get("unknown_after_s", math.inf)),
+            *_stalled(running, layout, operation.get("stalled_after_s", math.inf)),
+        ],
+        "exhausted": exhausted,
+        "scheduler": {"at": view.get("at"), "silent_since": view.get("silent_since")} if view else None,
+        "gpu_hours": round(record.gpu_hours(datetime.datetime.now(datetime.UTC)), 3),
+        "errors": [{"trial": t.number, **(t.error or {})} for t in record.with_error],
+        "elapsed_s": _elapsed_s(record),
+        "eta_s": _eta_s(record, budget, operation.get("workers", 1)) if state == "running" else None,
+    }
+
+
+def _imported(record: Record, *, maximize: bool) -> dict[str, Any] | None:
+    """What the campaign began with; it is no part of the other counts."""
+    if not record.imported:
+        return None
+    campaigns = Counter(str(trial.info.get("campaign")) for trial in record.imported)
+    best = record.best_imported(maximize=maximize)
+    return {"trials": len(record.imported), "campaigns": dict(campaigns), "best": _shown(best)}
+
+
+def _shown(trial: TrialRecord | None) -> dict[str, Any] | None:
+    if trial is None:
+        return None
+    names = ("value", "value_sem", "parameters", "metrics", "seed")
+    return {"trial": trial.number, "state": str(trial.state), **{name: getattr(trial, name) for name in names}}
+
+
+def _running(
+    trial: TrialRecord,
+    layout: CampaignLayout,
+    jobs: Mapping[str, Any],
+    read: Callable[[Path], dict[str, Any] | None],
+) -> dict[str, Any]:
+    attempt = trial.attempt
+    progress: dict[str, Any] = {}
+    if attempt is not None and trial.state is State.RUNNING:
+        progress = read(layout.attempt(trial.number, attempt.number).progress) or {}
+    return {
+        "trial": trial.number,
+        "state": str(trial.state),
+        "attempt": None if attempt is None else attempt.number,
+        "job": None if attempt is None else attempt.job_id,
+        "node": None if attempt is None else attempt.node,
+        "scheduler": _told(jobs.get(attempt.job_name)) if attempt is not None else None,
+        "unknown_since": (jobs.get(attempt.job_name) or {}).get("unknown_since") if attempt is not None else None,
+        **_sound(progress),
+        "silent_s": _silent_s(trial, progress),
+        "elapsed_s": None if attempt is None or attempt.started_at is None else _seconds_since(attempt.started_at),
+    }
+
+
+def _silent_s(trial: TrialRecord, progress: Mapping[str, Any]) -> float | None:
+    """Seconds since a running job last said where it is, or began."""
+    since = progress.get("at") or (trial.attempt.started_at if trial.attempt is not None else None)
+    if trial.state is not State.RUNNING or not isinstance(since, str):
+        return None
+    try:
+        return _seconds_since(since)
+    except (ValueError, TypeError):
+        return None
+
+
+#: What a job's progress says, and what it should be.
+PROGRESS: Mapping[str, tuple[type, ...]] = {"phase": (str,), "step": (int,), "total": (int,), "loss": (int, float)}
+
+
+def _sound(progress: Mapping[str, Any]) -> dict[str, Any]:
+    """Progress with None in the place of what is not there or is not what it should be."""
+    told = {name: progress.get(name) for name in PROGRESS}
+    sound = {name: type(value) in PROGRESS[name] and not _is_infinite(value) for name, value in told.items()}
+    return {name: value if sound[name] else None for name, value in told.items()}
+
+
+def _is_infinite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+EXHAUSTED = "the space has no other configuration: all of them have been tried, whatever the budget"
+
+
+def _driver_notices(record: Record, layout: CampaignLayout, *, driver_alive: bool) -> list[str]:
+    """Why the driver does nothing, and what is wrong with the files that it writes."""
+    notices = []
+    owner = read_lock(layout.lock) or {}
+    here, pid = owner.get("host") == socket.gethostname(), owner.get("pid")
+    if driver_alive and here and is_stopped(pid):
+        notices.append(
+            f"the driver is stopped (Ctrl-Z, SIGSTOP): nothing is taken in. Wake it:  fg, or kill -CONT {pid}"
+            f"    or end it and go on:  kill -9 {pid}; hpo-cluster resume {layout.dir}"
+        )
+    elif driver_alive and owner.get("trouble"):
+        notices.append(f"the driver waits: {owner['trouble']}")
+    elif not driver_alive and pid and not here:
+        minutes = heartbeat_age_s(owner) / 60
+        notices.append(
+            f"the driver on host {owner.get('host')} (process {pid}) has not been heard of for {minutes:.0f} min. "
+            f"If it is dead:  hpo-cluster resume {layout.dir} --take-over"
+        )
+    if record.halted and not driver_alive:
+        notices.append(f"stopped from another terminal: ticks submit nothing.  hpo-cluster resume {layout.dir}")
+    if record.left_out:
+        notices.append(
+            f"{record.left_out} lines of {layout.events.name} do not count: their driver wrote them after another one "
+            "had taken over. Nothing is to be done about it"
+        )
+    return notices
+
+
+def _stalled(running: list[dict[str, Any]], layout: CampaignLayout, stalled_after_s: float) -> list[str]:
+    """Running jobs that have said nothing for long."""
+    return [
+        f"{trial_label(row['trial'])}: its job {row['job']} on {row['node']} has reported no progress for "
+        f"{row['silent_s'] / 60:.0f} min, in phase {row['phase'] or 'begin'}.  "
+        f"hpo-cluster tail {layout.dir} {row['trial']}"
+        for row in running
+        if row["silent_s"] is not None and row["silent_s"] >= stalled_after_s
+    ]
+
+
+def _notices(running: list[dict[str, Any]], layout: CampaignLayout, unknown_after_s: float) -> list[str]:
+    """What somebody should look into: jobs that nothing has been known of for long."""
+    notices = []
+    for row in running:
+        if row["unknown_since"] and (silent_s := _seconds_since(row["unknown_since"])) >= unknown_after_s:
+            label, minutes = trial_label(row["trial"]), round(silent_s / 60)
+            ways = f"hpo-cluster cancel {layout.dir} {row['trial']}, then hpo-cluster retry {layout.dir} {row['trial']}"
+            notices.append(
+                f"{label}: nothing is known of job {row['job']} for {minutes} min ({row['scheduler']}). It is waited "
+                f"for; where you know that it is lost:  {ways}"
+            )
+    return notices
+
+
+def _told(job: Mapping[str, Any] | None) -> str | None:
+    """What the scheduler said of a job: in its own words where it has some."""
+    return None if job is None else str(job.get("detail") or job.get("state"))
+
+
+def _parse(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(text)
+
+
+def _seconds_since(text: str) -> float:
+    return round(seconds_since(text), 1)
+
+
+def _elapsed_s(record: Record) -> float:
+    """Seconds in which a driver was at work, from the journal's own times."""
+    if not record.starts or record.last is None:
+        return 0.0
+    return round((_parse(record.last["at"]) - _parse(record.starts[0]["at"])).total_seconds(), 1)
+
+
+def _eta_s(record: Record, budget: int, workers: int) -> float | None:
+    """Seconds until the budget is spent, at the mean duration of the evaluations so far."""
+    mean = record.mean_evaluation_s
+    if mean is None:
+        return None
+    under_way = sum(min(mean, _seconds_since(t.started_at)) for t in record.in_flight if t.started_at)
+    return round(max(0.0, math.ceil(((budget - record.spent) * mean - under_way) / max(workers, 1))), 1)

@@ -1,0 +1,187 @@
+"""Earlier campaigns' evaluations as the first rows of a new one: imported once, never evaluated, never counted.
+
+What is imported is written into the new campaign's journal with its first event, so that nothing is read of the earlier
+folders afterwards. The identity holds what was there by content: the names of the earlier campaigns, how many finished
+evaluations each had, and a digest of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpo_cluster.errors import ConfigError, JournalError
+from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.identity import differences, read_identity
+from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.space import Configuration, Space
+from hpo_cluster.trial import Origin, Settled, State
+
+#: Identity field of a campaign that was begun with evaluations of others.
+IDENTITY_KEY = "warm_start"
+#: Differences between two objectives that are named one by one.
+SHOWN_DIFFERENCES = 8
+DIGEST_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Source:
+    """An earlier campaign.
+
+    Args:
+        campaign: its name.
+        evaluations: how many of its own finished with a value, and of those that it had imported itself.
+        digest: of these.
+        outside: how many of them lie outside of the new campaign's space and are left out.
+        read: whether its folder has been read; else this is what the new campaign's identity says.
+    """
+
+    campaign: str
+    evaluations: int
+    digest: str
+    outside: int = 0
+    read: bool = True
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """As it is compared at each start."""
+        return {"campaign": self.campaign, "evaluations": self.evaluations, "digest": self.digest}
+
+    @property
+    def message(self) -> str:
+        """What is taken over of it, and what is not."""
+        left_out = f"; {self.outside} left out: their configurations lie outside of the space" if self.outside else ""
+        taken = self.evaluations - self.outside
+        return f"{taken} of {self.evaluations} evaluations of {self.campaign} are taken over{left_out}"
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What a campaign begins with. No rows where it has begun, and the earlier folders are no longer there.
+
+    Args:
+        sources: the earlier campaigns, in the order given.
+        rows: their evaluations inside the space, each once.
+    """
+
+    sources: tuple[Source, ...] = ()
+    rows: tuple[Settled, ...] = ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The fields that it adds to a campaign's identity: none where there is nothing to begin with."""
+        return {IDENTITY_KEY: [source.identity for source in self.sources]} if self.sources else {}
+
+
+def recorded_warm_start(identity: Mapping[str, Any] | None) -> WarmStart:
+    """What an existing campaign was begun with; its rows are in its journal."""
+    sources = (identity or {}).get(IDENTITY_KEY) or ()
+    return WarmStart(tuple(Source(**source, read=False) for source in sources))
+
+
+def read_warm_start(
+    folders: Sequence[Path],
+    directory: Path,
+    space: Space,
+    identity: Mapping[str, Any],
+    recorded: Mapping[str, Any] | None = None,
+    *,
+    other_objective: bool = False,
+) -> WarmStart:
+    """The finished evaluations of earlier campaigns. Nothing is written.
+
+    Args:
+        folders: of the earlier campaigns.
+        directory: of the new one.
+        space: of the new one.
+        identity: of the new one; its objective and direction are compared.
+        recorded: its identity on disk, where it exists already: an earlier campaign that is gone is taken from there.
+        other_objective: whether the objectives may differ; the direction may not.
+
+    Raises:
+        ConfigError: with all faults: what is no campaign, what has another direction or another objective.
+    """
+    known = recorded_warm_start(recorded).sources
+    faults: list[str] = []
+    allow, paths = False, set[Path]()
+    sources, rows = list[Source](), dict[tuple[Any, ...], Settled]()
+    for folder in folders:
+        layout = CampaignLayout(folder)
+        try:
+            earlier = read_identity(layout.identity)
+            trials = [] if earlier is None else Record.read(layout.events).rows
+        except JournalError as error:
+            faults.append(f"{IDENTITY_KEY}: {error}")
+            continue
+        path = layout.dir.resolve()
+        same = next((source for source in known if source.campaign == path.name and source not in sources), None)
+        if earlier is None and same is not None:
+            sources.append(same)
+            continue
+        if earlier is None:
+            faults.append(f"{IDENTITY_KEY}={folder}: is no campaign (it has no campaign.yaml)")
+            continue
+        if path == directory.resolve():
+            faults.append(
+                f"{IDENTITY_KEY}={folder}: is the campaign itself; to go on with it: hpo-cluster resume {folder}"
+            )
+        if path in paths:
+            faults.append(f"{IDENTITY_KEY}={folder}: is named twice")
+        paths.add(path)
+        if earlier.get("direction") != identity["direction"]:
+            faults.append(
+                f"{IDENTITY_KEY}={folder}: direction={earlier.get('direction')}, here {identity['direction']}: what is "
+                "good there would be bad here"
+            )
+        others = [] if other_objective else _differences(earlier, identity)
+        faults += [f"{IDENTITY_KEY}={folder}: {difference}" for difference in others]
+        allow = allow or bool(others)
+        finished = [trial for trial in trials if _finished(trial)]
+        inside = {id(trial): found for trial in finished if (found := _inside(space, trial)) is not None}
+        for trial in finished:
+            if id(trial) in inside:
+                row = _settled(path.name, trial, inside[id(trial)])
+                key = row.info["campaign"], row.info["trial"], row.value, *row.parameters.values()
+                rows.setdefault(key, row)
+        sources.append(Source(path.name, len(finished), _digest(finished), len(finished) - len(inside)))
+    if faults:
+        raise ConfigError(faults, "To use them all the same:  warm_start_other_objective=true" if allow else "")
+    return WarmStart(tuple(sources), tuple(rows.values()))
+
+
+def _differences(earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """In what the objectives differ, besides the direction, which is told apart."""
+    found = differences(earlier.get("objective") or {}, identity["objective"])
+    found = [difference for difference in found if difference[0] != "direction"]
+    shown = [f"objective {name}: {theirs} there, {ours} here" for name, theirs, ours in found[:SHOWN_DIFFERENCES]]
+    more = len(found) - len(shown)
+    return [*shown, f"objective: {more} more fields differ"] if more else shown
+
+
+def _finished(trial: TrialRecord) -> bool:
+    evaluated = trial.origin in (Origin.EVALUATED, Origin.IMPORTED)
+    return evaluated and trial.state is State.COMPLETED and trial.value is not None
+
+
+def _inside(space: Space, trial: TrialRecord) -> Configuration | None:
+    """The trial's configuration in the order of the space; None where it is not one of it."""
+    try:
+        space.check(trial.parameters)
+    except ConfigError:
+        return None
+    return {name: trial.parameters[name] for name in space.names if name in trial.parameters}
+
+
+def _settled(campaign: str, trial: TrialRecord, configuration: Configuration) -> Settled:
+    """The row of an evaluation; one that was imported there already keeps where it comes from."""
+    info = trial.info if trial.origin is Origin.IMPORTED else {"campaign": campaign, "trial": trial.number}
+    return Settled(configuration, Origin.IMPORTED, trial.value, info, trial.value_sem, trial.metrics)
+
+
+def _digest(trials: Sequence[TrialRecord]) -> str:
+    told = [[t.parameters, t.value, t.value_sem, t.metrics] for t in trials]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]

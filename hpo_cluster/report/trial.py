@@ -1,0 +1,71 @@
+"""The story of one trial: its attempts, jobs, nodes and errors, and the end of its log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.record.attempt_files import log_tail
+from hpo_cluster.record.campaign_state import AttemptRecord, Record, TrialRecord
+from hpo_cluster.record.files import read_json
+from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
+from hpo_cluster.trial import Origin, trial_label
+
+LOG_LINES = 15
+
+
+def trial_story(campaign_dir: Path, number: int) -> list[str]:
+    """What became of a trial, line by line.
+
+    Raises:
+        ConfigError: where the campaign has no such trial.
+    """
+    layout = CampaignLayout(campaign_dir)
+    trial = find_trial(Record.read(layout.events), campaign_dir, number)
+    lines = [f"{trial_label(number)}: {trial.state}, origin {trial.origin}, seed {trial.seed}"]
+    lines += [f"  {name} = {value}" for name, value in trial.parameters.items()]
+    if trial.origin is Origin.IMPORTED:
+        lines.append(f"  imported: trial {trial.info.get('trial')} of {trial.info.get('campaign')}")
+    elif trial.info:
+        lines.append("  proposed as " + ", ".join(f"{name} {value}" for name, value in trial.info.items()))
+    if trial.value is not None:
+        lines.append(f"  value {trial.value:.6g}")
+    for attempt in trial.attempts:
+        lines += _attempt_lines(attempt, layout.attempt(number, attempt.number))
+    if trial.error and not (trial.attempts and trial.attempts[-1].error):
+        lines.append(f"  {trial.error['kind']}: {trial.error['message']}")
+    if not trial.attempts:
+        lines.append("  it needs no job" if trial.state.ended else "  no job has been submitted for it yet")
+        return lines
+    last = layout.attempt(number, trial.attempts[-1].number)
+    tail = log_tail(last).splitlines()[-LOG_LINES:]
+    lines += [f"the end of its log ({last.job_dir}):", *(f"  | {line}" for line in tail)] if tail else []
+    return lines
+
+
+def _attempt_lines(attempt: AttemptRecord, files: AttemptLayout) -> list[str]:
+    where = f" on {attempt.node}" if attempt.node else ""
+    lines = [
+        f"attempt {attempt.number}: " + (f"job {attempt.job_id}{where}" if attempt.job_id else "not submitted yet")
+    ]
+    if attempt.job is not None:
+        lines.append(f"  submitted {attempt.job.submitted_at} from {attempt.job.host} ({attempt.job.backend})")
+    if attempt.started_at:
+        lines.append(f"  started   {attempt.started_at}")
+    if attempt.error:
+        lines.append(f"  failed    {attempt.error['kind']}: {attempt.error['message']}")
+    elif not attempt.over and (progress := read_json(files.progress)):
+        shown = ", ".join(f"{name} {value}" for name, value in progress.items() if value is not None)
+        lines.append(f"  progress  {shown}")
+    elif (result := read_json(files.result)) is not None:
+        lines.append(f"  ended     {result.get('ended_at')}")
+    return [*lines, f"  files     {files.dir}"]
+
+
+def find_trial(record: Record, campaign_dir: Path, number: int) -> TrialRecord:
+    """The trial of that number. Raises ConfigError naming those there are."""
+    if number not in record.trials:
+        last = max(record.trials, default=None)
+        there = f"it has trials 0 to {last}" if last is not None and last >= 0 else "it has no trials yet"
+        raise ConfigError([f"trial {number}: {campaign_dir} has no such trial; {there}"])
+    return record.trials[number]

@@ -1,0 +1,523 @@
+"""Search spaces: named parameters, and their mapping to the unit cube.
+
+Every optimizer works in the unit cube ``[0, 1]^d`` (float64) and hands out *configurations*: plain dictionaries
+from parameter name to a Python `float`, `int`, `str` or `bool`. `Space.decode` maps a point to a configuration and
+`Space.encode` maps a configuration back to the canonical point that stands for it, so
+``decode(encode(c)) == c`` always holds (for a real number up to rounding error), and the surrogate trains on the point
+that was really evaluated. `hpo_cluster.space.parameters` has the parameters' own mapping.
+
+A parameter may be *conditional*: active only where its parents have certain values. A configuration holds the active
+parameters alone, and the canonical coordinate of an inactive one is 0.5. *Constraints* between the parameters
+(`hpo_cluster.space.constraints`) say which configurations are allowed; a point of the cube may stand for one that is
+not, so optimizers ask `Space.allows`. *Priors* do not change the mapping: `Space.warp` takes uniform points to such as
+the priors make likely. *Starting points* are configurations to be evaluated first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.space.constraints import Constraint, ConstraintError, Kind, parse_constraint
+from hpo_cluster.space.parameters import (
+    PARAMETER_FIELDS,
+    Categorical,
+    Float,
+    Integer,
+    Parameter,
+    Prior,
+    Value,
+    parameter_from_json,
+    parameter_to_json,
+    same,
+)
+
+__all__ = [
+    "PARAMETER_FIELDS",
+    "RESERVED_NAMES",
+    "SPACE_KEYS",
+    "Categorical",
+    "Configuration",
+    "Float",
+    "Integer",
+    "Parameter",
+    "Prior",
+    "Space",
+    "Value",
+    "parameter_names",
+]
+
+Configuration: TypeAlias = dict[str, Value]
+
+#: Columns of the history; a parameter cannot have one of these names.
+RESERVED_NAMES = frozenset(
+    {"trial", "state", "origin", "value", "value_sem", "target", "attempts", "job", "node", "submitted_at"}
+    | {"started_at", "ended_at", "seed", "asked_seq", "ended_seq", "error"}
+)
+
+#: Keys of a space's JSON form that are no parameters.
+SPACE_KEYS = ("constraints", "start")
+
+#: Canonical coordinate of an inactive parameter.
+INACTIVE = 0.5
+
+#: Random configurations that show whether the constraints allow anything, and how many of them must be allowed.
+PROBES, LEAST_ALLOWED = 10_000, 5
+
+#: Combinations of parents' values up to which the size of a conditional space is counted.
+COUNTED = 10_000
+
+
+class Space:
+    """An ordered set of named parameters, the constraints between them, and where to start.
+
+    Args:
+        parameters: parameter of each name, in the order of the unit cube's axes.
+        constraints: comparisons such as ``"a + b <= 1"``; see `hpo_cluster.space.constraints`. One that names an
+            inactive parameter does not apply.
+        start: configurations that are evaluated first, whichever the optimizer. They may be partial: a parameter that
+            is left out takes the middle of its range, or its prior's.
+
+    Raises:
+        ConfigError: naming everything that is wrong: ranges, conditions on unknown parameters or in a circle,
+            constraints that cannot be read or allow (almost) nothing, starting points that are not allowed.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        constraints: Sequence[str] = (),
+        start: Sequence[Mapping[str, Value]] = (),
+    ) -> None:
+        constraints = [constraints] if isinstance(constraints, str) else constraints
+        parsed, faults = _parsed(constraints, parameters, parameters)
+        faults = [*_faults(parameters, parameters), *faults]
+        if faults:
+            raise ConfigError(faults)
+        self.parameters: dict[str, Parameter] = dict(parameters)
+        self.constraints: tuple[Constraint, ...] = parsed
+        self._order, _ = _sorted(parameters)
+        self._conditions = {name: p.conditions for name, p in self if p.when}
+        if self.constraints and (fault := self._feasibility_fault()):
+            faults.append(fault)
+        self.start: tuple[Configuration, ...] = ()
+        if not faults:
+            self.start, faults = self._started(start)
+        if faults:
+            raise ConfigError(faults)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in the order of the axes."""
+        return tuple(self.parameters)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Names in an order in which every parameter comes after those that its condition names."""
+        return self._order
+
+    @property
+    def dim(self) -> int:
+        """Number of parameters, d."""
+        return len(self.parameters)
+
+    @functools.cached_property
+    def parents(self) -> frozenset[str]:
+        """Parameters that others depend on."""
+        return frozenset(parent for conditions in self._conditions.values() for parent in conditions)
+
+    @functools.cached_property
+    def size(self) -> float:
+        """Number of distinct configurations, infinite with a real parameter.
+
+        Constraints are not taken into account: with them it is an upper bound. So it is for conditional parameters
+        whose parents have more than `COUNTED` combinations of values.
+        """
+        cardinalities = [p.cardinality for p in self.parameters.values()]
+        if None in cardinalities:
+            return math.inf
+        parents = [name for name in self.order if name in self.parents]
+        counts = {name: p.cardinality or 0 for name, p in self}
+        if not parents or math.prod(counts[name] for name in parents) > COUNTED:
+            return float(math.prod(counts.values()))
+        others = [name for name in self.order if name not in self.parents]
+        total = 0
+        for configuration in self.combinations(parents):
+            total += math.prod(counts[name] for name in others if self.is_active(name, configuration))
+        return float(total)
+
+    def __iter__(self) -> Iterator[tuple[str, Parameter]]:
+        return iter(self.parameters.items())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Space) or list(self) != list(other):
+            return False
+        return self.constraints == other.constraints and self.start == other.start
+
+    def __repr__(self) -> str:
+        more = f", constraints={[c.text for c in self.constraints]!r}" if self.constraints else ""
+        more += f", start={list(self.start)!r}" if self.start else ""
+        return f"Space({self.parameters!r}{more})"
+
+    def is_active(self, name: str, configuration: Mapping[str, Value]) -> bool:
+        """Whether a parameter is active, given a configuration that holds at least the active ones it depends on."""
+        return all(
+            parent in configuration and any(same(value, configuration[parent]) for value in values)
+            for parent, values in self._conditions.get(name, {}).items()
+        )
+
+    def decode(self, point: Sequence[float] | NDArray[np.float64]) -> Configuration:
+        """The configuration at a point of the unit cube (``d``): its active parameters, in the order of the axes."""
+        if len(point) != self.dim:
+            raise ValueError(f"the point has {len(point)} coordinates, the space {self.dim}")
+        if not self._conditions:
+            return {name: p.decode(float(u)) for (name, p), u in zip(self, point, strict=True)}
+        at, found = dict(zip(self.parameters, point, strict=True)), Configuration()
+        for name in self._order:
+            if self.is_active(name, found):
+                found[name] = self.parameters[name].decode(float(at[name]))
+        return {name: found[name] for name in self.parameters if name in found}
+
+    def encode(self, configuration: Mapping[str, Value]) -> NDArray[np.float64]:
+        """The canonical point (``d``, unit cube, float64) of a configuration; inactive parameters are at 0.5.
+
+        Raises:
+            ConfigError: naming all missing, superfluous and out-of-range values. Constraints are not looked at.
+        """
+        faults = self._value_faults(configuration)
+        if faults:
+            raise ConfigError(faults)
+        return np.array(
+            [p.encode(configuration[name]) if name in configuration else INACTIVE for name, p in self],
+            dtype=np.float64,
+        )
+
+    def snap(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Move each point (``n x d``) to the canonical point of its configuration."""
+        points = np.asarray(points, dtype=np.float64).reshape(-1, self.dim)
+        out = np.clip(points, 0.0, 1.0)
+        for axis, (_, parameter) in enumerate(self):
+            if not isinstance(parameter, Float):
+                out[:, axis] = _canonical(parameter, points[:, axis])
+        return np.where(self.active(out), out, INACTIVE) if self._conditions else out
+
+    def active(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which parameters are active at each point (``n x d``)."""
+        found = np.ones((len(points), self.dim), dtype=np.bool_)
+        axes = {name: axis for axis, name in enumerate(self.parameters)}
+        places = {name: _canonical(self.parameters[name], points[:, axes[name]]) for name in self.parents}
+        for name in self._order:
+            for parent, values in self._conditions.get(name, {}).items():
+                wanted = [self.parameters[parent].encode(value) for value in values]
+                found[:, axes[name]] &= found[:, axes[parent]] & np.isin(places[parent], wanted)
+        return found
+
+    def allows(self, configuration: Mapping[str, Value]) -> bool:
+        """Whether a configuration of the space satisfies all constraints that apply to it."""
+        return all(constraint.holds(configuration) for constraint in self.constraints)
+
+    def allowed(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which points (``n x d``) stand for configurations that are allowed (``n``)."""
+        if not self.constraints:
+            return np.ones(len(points), dtype=np.bool_)
+        return np.array([self.allows(self.decode(row)) for row in points], dtype=np.bool_)
+
+    def warp(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Points (``n x d``) distributed as the priors, for uniform ones; the same points where there is no prior."""
+        if not self.has_prior:
+            return points
+        out = np.array(points, dtype=np.float64)
+        for axis, (_, parameter) in enumerate(self):
+            if parameter.prior is not None:
+                out[:, axis] = [parameter.warp(float(u)) for u in out[:, axis]]
+        return out
+
+    @functools.cached_property
+    def has_prior(self) -> bool:
+        """Whether any parameter has a prior."""
+        return any(parameter.prior is not None for _, parameter in self)
+
+    def log_prior(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Logarithm (``n``) of the priors' joint density at points (``n x d``), as against uniform ones.
+
+        Inactive parameters count nothing.
+        """
+        total, active = np.zeros(len(points)), self.active(points)
+        for axis, (_, parameter) in enumerate(self):
+            if parameter.prior is not None:
+                values = [parameter.log_prior(float(u)) for u in points[:, axis]]
+                total += np.where(active[:, axis], values, 0.0)
+        return total
+
+    def check(self, configuration: Mapping[str, Value]) -> None:
+        """Raise ConfigError naming all missing, unknown, inactive and out-of-range values and broken constraints."""
+        faults = self._value_faults(configuration)
+        if not faults:
+            faults = [f"is not allowed: {c.text}" for c in self.constraints if not c.holds(configuration)]
+        if faults:
+            raise ConfigError(faults)
+
+    def complete(self, partial: Mapping[str, Value]) -> Configuration:
+        """A configuration with the values of a partial one.
+
+        A parameter that is left out takes the middle of its range or of its prior; one that others of `partial` depend
+        on takes the first value with which they are active.
+        """
+        found = Configuration()
+        for name in self._order:
+            parameter = self.parameters[name]
+            if name in partial:
+                found[name] = partial[name]
+            elif self.is_active(name, found):
+                wanted = [p.conditions[name][0] for child, p in self if child in partial and name in p.when]
+                found[name] = wanted[0] if wanted else parameter.decode(parameter.warp(0.5))
+        return {name: found[name] for name in self.parameters if name in found}
+
+    def combinations(self, names: Sequence[str]) -> Iterator[Configuration]:
+        """Every combination of the active values of some discrete parameters, the last one changing fastest.
+
+        Args:
+            names: each after those that it depends on, as in `order`; combinations of all of them are configurations.
+
+        Raises:
+            ValueError: where a real parameter is active among them.
+        """
+        return self._extended({}, names)
+
+    def _extended(self, found: Configuration, names: Sequence[str]) -> Iterator[Configuration]:
+        if not names:
+            yield found
+            return
+        name, rest = names[0], names[1:]
+        if not self.is_active(name, found):
+            yield from self._extended(found, rest)
+            return
+        parameter = self.parameters[name]
+        if isinstance(parameter, Float):
+            raise ValueError(f"{name} is real: it has no list of values")
+        for value in parameter.values:
+            yield from self._extended({**found, name: value}, rest)
+
+    def to_json(self) -> dict[str, Any]:
+        """The space as plain data, in the form of a file of ``conf/space/``; what is not used is left out."""
+        out: dict[str, Any] = {name: parameter_to_json(parameter) for name, parameter in self}
+        if self.constraints:
+            out["constraints"] = [constraint.text for constraint in self.constraints]
+        if self.start:
+            out["start"] = [dict(configuration) for configuration in self.start]
+        return out
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Space:
+        """Inverse of `to_json`; short forms are accepted too: ``{"lr": {"low": 1e-5, "high": 1e-1, "log": True}}``.
+
+        Without a `type`, choices make a categorical, two integer ends an int, anything else a float; ``type: bool``
+        is a categorical of False and True; ``{"ordered": [2, 4, 8]}`` is one of ordered choices. ``when`` and
+        ``prior`` stand beside the range or the choices. The keys ``constraints`` and ``start`` are no parameters.
+
+        Raises:
+            ConfigError: with every fault of every parameter.
+        """
+        constraints, start, faults = _lists(data)
+        parameters: dict[str, Parameter] = {}
+        names = [name for name in data if name not in SPACE_KEYS]
+        for name in names:
+            if not isinstance(data[name], Mapping):
+                mapping = "a mapping such as {low: 1e-5, high: 1e-1, log: true}"
+                faults.append(f"space.{name}={data[name]!r}: is no parameter; accepted: {mapping}")
+                continue
+            try:
+                parameters[name] = parameter_from_json(data[name])
+            except (ValueError, TypeError) as error:
+                faults.append(f"space.{name}: {error}")
+        if faults:
+            others = _faults(parameters, names) if names else []
+            raise ConfigError([*faults, *others, *_parsed(constraints, parameters, names)[1]])
+        return cls(parameters, constraints, start)
+
+    def _value_faults(self, configuration: Mapping[str, Value]) -> list[str]:
+        faults = [_unknown(name, self.parameters) for name in configuration if name not in self.parameters]
+        for name, parameter in self:
+            active = self.is_active(name, configuration) if name in self._conditions else True
+            if name not in configuration:
+                faults += [f"{name}: has no value"] if active else []
+            elif not active:
+                faults.append(f"{name}: is active only when {_condition(parameter)}")
+            else:
+                try:
+                    parameter.encode(configuration[name])
+                except (ValueError, TypeError) as error:
+                    faults.append(f"{name}: {error}")
+        return faults
+
+    def _started(self, start: Sequence[Mapping[str, Value]]) -> tuple[tuple[Configuration, ...], list[str]]:
+        """Starting points made whole, and what is wrong with them."""
+        found, faults = list[Configuration](), list[str]()
+        for index, partial in enumerate(start):
+            where = f"space.start[{index}]"
+            unknown = [name for name in partial if name not in self.parameters]
+            if unknown:
+                faults += [f"{where}.{_unknown(name, self.parameters)}" for name in unknown]
+                continue
+            whole = self.complete(partial)
+            try:
+                self.check(whole)
+                found.append({name: _plain(self.parameters[name], value) for name, value in whole.items()})
+            except ConfigError as error:
+                added = ", ".join(f"{name}={value}" for name, value in whole.items() if name not in partial)
+                hint = f" (with {added}, which it leaves open)" if added else ""
+                for fault in error.faults:
+                    name = fault.partition(":")[0]
+                    named = name in self.parameters
+                    faults.append(f"{where}.{fault}" if named else f"{where}: {fault}{hint}")
+        return tuple(found), faults
+
+    def _feasibility_fault(self) -> str | None:
+        """What to say where the constraints leave (almost) nothing of the space."""
+        rng = np.random.default_rng(0)
+        good, held = 0, [0] * len(self.constraints)
+        small = self.size <= PROBES
+        drawn = np.empty((0, self.dim)) if small else self.warp(rng.random((PROBES, self.dim)))
+        probes = 0
+        for configuration in self.combinations(self._order) if small else map(self.decode, drawn):
+            probes += 1
+            holds = [constraint.holds(configuration) for constraint in self.constraints]
+            held = [count + hold for count, hold in zip(held, holds, strict=True)]
+            good += all(holds)
+            if good == (1 if small else LEAST_ALLOWED):
+                return None
+        shares = "; ".join(f"{c.text}: {count}" for c, count in zip(self.constraints, held, strict=True))
+        what = "configurations there are" if small else "random configurations"
+        return (
+            f"space.constraints: only {good} of {probes} {what} are allowed (each alone allows {shares}); widen the "
+            "ranges, or express one parameter by the others where an equality is meant"
+        )
+
+
+def parameter_names(data: Mapping[str, Any]) -> list[str]:
+    """Names of the parameters of a space's JSON form."""
+    return [name for name in data if name not in SPACE_KEYS]
+
+
+def _lists(data: Mapping[str, Any]) -> tuple[list[str], list[Mapping[str, Value]], list[str]]:
+    """Constraints and starting points of a space's JSON form, and what is wrong with their form."""
+    faults = []
+    constraints = data.get("constraints") or []
+    constraints = [constraints] if isinstance(constraints, str) else constraints
+    if not isinstance(constraints, (list, tuple)) or not all(isinstance(text, str) for text in constraints):
+        faults.append(f'space.constraints={constraints!r}: must be a list of comparisons, such as ["a + b <= 1"]')
+        constraints = []
+    start = data.get("start") or []
+    start = [start] if isinstance(start, Mapping) and not _is_parameter(start) else start
+    if not isinstance(start, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in start):
+        faults.append(f"space.start={start!r}: must be a list of configurations; no parameter can have that name")
+        start = []
+    return list(constraints), list(start), faults
+
+
+def _is_parameter(entry: Mapping[str, Any]) -> bool:
+    return bool(entry) and set(entry) <= set(PARAMETER_FIELDS)
+
+
+def _canonical(parameter: Parameter, coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Canonical coordinates (``n``) of the values at these."""
+    return np.array([parameter.encode(parameter.decode(u)) for u in coordinates.tolist()], dtype=np.float64)
+
+
+def _faults(parameters: Mapping[str, Parameter], names: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """What is wrong with parameters and their conditions; `names` are all there are, those that cannot be read too."""
+    faults = [] if names else ["the space has no parameter"]
+    sound = set()
+    for name, parameter in parameters.items():
+        if not name.isidentifier():
+            faults.append(f"space.{name}: a parameter's name is letters, digits and underscores")
+        if name in RESERVED_NAMES:
+            faults.append(f"space.{name}: that name is a column of the history; choose another")
+        if name in SPACE_KEYS:
+            faults.append(f"space.{name}: that name is a key of the space; choose another")
+        found = parameter.faults()
+        faults += [f"space.{name}: {fault}" for fault in found]
+        if not found:
+            sound.add(name)
+    for name, parameter in parameters.items():
+        for parent, values in parameter.conditions.items():
+            where = f"space.{name}.when"
+            if parent not in names:
+                faults.append(f"{where}.{_unknown(parent, names)}")
+            elif parent in sound:
+                faults += [f"{where}.{parent}: {fault}" for fault in _parent_faults(parameters[parent], values)]
+    _, circle = _sorted(parameters)
+    if circle:
+        faults.append(f"space: the conditions of {', '.join(circle)} go round in a circle")
+    return faults
+
+
+def _parent_faults(parent: Parameter, values: Sequence[Value]) -> list[str]:
+    if isinstance(parent, Float):
+        return ["a condition needs a parent with single values: choices, booleans or integers"]
+    faults = [] if values else ["names no value"]
+    for value in values:
+        try:
+            parent.encode(value)
+        except (ValueError, TypeError) as error:
+            faults.append(str(error))
+    return faults
+
+
+def _sorted(parameters: Mapping[str, Parameter]) -> tuple[tuple[str, ...], list[str]]:
+    """Names with parents before children, otherwise as they are given, and those that go round in a circle."""
+    order: dict[str, None] = {}
+    rest = list(parameters)
+    while rest:
+        ready = [n for n in rest if all(p in order or p not in parameters for p in parameters[n].when)]
+        if not ready:
+            break
+        order[ready[0]] = None
+        rest.remove(ready[0])
+    return tuple(order), rest
+
+
+def _parsed(
+    constraints: Sequence[str], parameters: Mapping[str, Parameter], names: Mapping[str, Any] | Sequence[str]
+) -> tuple[tuple[Constraint, ...], list[str]]:
+    """Constraints as they are read, and what is wrong with them."""
+    kinds: dict[str, Kind] = {n: _kind(parameters[n]) if n in parameters else "unknown" for n in names}
+    choices = {n: p.choices for n, p in parameters.items() if kinds[n] == "text" and isinstance(p, Categorical)}
+    found, faults = list[Constraint](), list[str]()
+    for text in constraints:
+        try:
+            found.append(parse_constraint(text, kinds, choices))
+        except ConstraintError as error:
+            faults += [f"space.constraints, {text!r}: {fault}" for fault in error.faults]
+    return tuple(found), faults
+
+
+def _kind(parameter: Parameter) -> Kind:
+    if not isinstance(parameter, Categorical):
+        return "number"
+    texts = [isinstance(choice, str) for choice in parameter.choices]
+    if any(texts):
+        return "text" if all(texts) else "mixed"
+    return "bool" if all(isinstance(choice, bool) for choice in parameter.choices) else "number"
+
+
+def _plain(parameter: Parameter, value: Value) -> Value:
+    """A value as the parameter has it: 8 for 8.0 of an integer."""
+    return float(value) if isinstance(parameter, Float) else parameter.decode(parameter.encode(value))
+
+
+def _condition(parameter: Parameter) -> str:
+    parts = [f"{parent} is {' or '.join(map(str, values))}" for parent, values in parameter.conditions.items()]
+    return " and ".join(parts)
+
+
+def _unknown(name: str, names: Mapping[str, Any] | Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"{name}: is no parameter of the space" + (f"; did you mean {close[0]}?" if close else "")

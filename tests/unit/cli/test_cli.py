@@ -1,0 +1,294 @@
+"""The command line: help, faults, exit codes, what it imports, and whole campaigns of a test function."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hpo_cluster.cli.config.groups import GROUPS, conf_dir, options
+from hpo_cluster.cli.help import COMMANDS
+from hpo_cluster.cli.main import display, main
+
+ROOT = Path(__file__).resolve().parents[3]
+QUICK = ["experiment=quick", "poll_s=0.05"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def imported_by(*arguments: str) -> set[str]:
+    code = (
+        "import sys, contextlib, io\n"
+        "from hpo_cluster.cli.main import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
+        f"    main({list(arguments)!r})\n"
+        "print(*sys.modules)"
+    )
+    return {name.partition(".")[0] for name in python(code).split()}
+
+
+# ----------------------------------------------------------------------------------------------------------------- help
+
+
+def test_help_lists_every_command_and_every_file_of_conf(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    lines = [line.split() for line in text.splitlines()]
+    found = sorted(conf_dir().glob("*/*.yaml"))
+    assert len(found) > 20
+    for path in found:
+        option = options(path.parent.name, [conf_dir()])[path.stem]
+        row = [path.stem, *option.description.split()]
+        assert any(line[:4] == row[:4] for line in lines), path
+    assert {path.parent.name for path in found} == set(GROUPS)
+    assert all(any(line[:1] == [command] for line in lines) for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: hpo-cluster {command}")
+
+
+def test_version_and_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("hpo-cluster 0.")
+    assert main([]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["rnu"], "'rnu': is no command; did you mean run? accepted: run, resume, status, why, tail"),
+        (["budget=3"], "did you mean: hpo-cluster run budget=3?"),
+        (["run", "--mulitrun"], "--mulitrun: is no option of run; did you mean --multirun?"),
+        (["run", "--json"], "--json: is no option of run"),
+        (["run", "--cfg", "all"], "--cfg all: accepted: --cfg job"),
+        (["run", "--config-dir"], "--config-dir: accepted: --config-dir DIR"),
+        (["status"], "status needs the campaign's folder, such as campaigns/first"),
+        (["status", "campaigns/first"], "campaigns/first: is no campaign"),
+        (["resume", "budget=3"], "resume needs the campaign's folder"),
+        (["report", "nowhere", "more"], "'more': report takes nothing but a folder"),
+    ],
+)
+def test_bad_input(words: list[str], expected: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert expected in capsys.readouterr().err
+    assert list(here.iterdir()) == []
+
+
+def test_all_faults_come_in_one_message_and_nothing_is_created(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *QUICK, "--tkae-over", "wrokers=3", "workers=0", "optimizer=boo", "campaign=../x"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("5 faults:")
+    assert list(here.iterdir()) == []
+
+
+def test_a_wrong_combination_stops_all(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "-m", *QUICK, "optimizer=random,boo", "seed=0,1"]) == 2
+    assert "optimizer=boo: is no option" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
+
+
+def test_cfg_prints_the_configuration_and_starts_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "experiment=ola2025_bo", "budget=7", "--cfg", "job"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["budget"] == 7
+    assert printed["model"]["name"] == "llama-3.2-1b"
+    assert printed["space"]["learning_rate"]["low"] == 1e-10
+    assert main(["run", "-m", *QUICK, "seed=0,1", "--cfg=job"]) == 0
+    assert [page["seed"] for page in yaml.safe_load_all(capsys.readouterr().out)] == [0, 1]
+    assert list(here.iterdir()) == []
+
+
+def test_preparing_what_is_bundled_does_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert main(["prepare", "objective=synthetic"]) == 0
+    assert "needs nothing prepared" in capsys.readouterr().out
+    assert list(here.iterdir()) == []
+
+
+# -------------------------------------------------------------------------------------------------------------- imports
+
+
+def test_help_imports_no_library() -> None:
+    assert not imported_by("--help") & {
+        "torch",
+        "pandas",
+        "hydra",
+        "omegaconf",
+        "pydantic",
+        "scipy",
+        "rich",
+        "submitit",
+    }
+
+
+def test_a_fault_imports_no_heavy_library() -> None:
+    heavy = {"torch", "botorch", "pandas", "scipy", "matplotlib", "submitit", "litgpt"}
+    assert not imported_by("run", "workers=0") & heavy
+
+
+# ------------------------------------------------------------------------------------------------------ whole campaigns
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hpo_cluster", *words], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_a_campaign_from_start_to_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = run("run", *QUICK, "optimizer=random", "budget=3", "workers=2", "campaign=first")
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("trial=t0002 state=completed value=")]
+    assert "best       t000" in done.stdout
+    assert "x1=" in done.stdout
+    for line in (
+        "history    campaigns/first/history.csv",
+        "log        campaigns/first/drivers/",
+        "plot       campaigns/",
+    ):
+        assert line in done.stdout
+    assert sorted(path.name for path in here.iterdir()) == ["campaigns"]
+
+    assert not imported_by("status", "campaigns/first") & {"torch", "pandas", "hydra", "omegaconf", "scipy", "rich"}
+    assert main(["status", "campaigns/first"]) == 0
+    assert "3/3 done" in capsys.readouterr().out
+    assert main(["status", "campaigns/first", "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert (status["state"], status["done"]) == ("finished", 3)
+
+    assert main(["run", *QUICK, "optimizer=random", "campaign=first", "seed=1", "objective.noise=2"]) == 2
+    message = capsys.readouterr().err
+    assert "objective.noise  0.0       2.0" in message
+    assert "hpo-cluster resume" in message
+
+    done = run("resume", "campaigns/first", "budget=4", "workers=1")
+    assert done.returncode == 0, done.stderr
+    assert "going on done=3/4" in done.stdout
+    assert "4/4 done" in done.stdout
+    assert main(["resume", "campaigns/first", "--cfg", "job"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["budget"] == 4
+    assert main(["status", "campaigns/frist"]) == 2
+    assert "there are: campaigns/first" in capsys.readouterr().err
+
+
+def test_the_design_keeps_its_size_when_the_budget_grows() -> None:
+    lhs = [*QUICK, "optimizer=lhs", "campaign=lhs"]
+    assert run("run", *lhs, "budget=2").returncode == 0
+    again = run("run", *lhs, "budget=3")
+    assert again.returncode == 0, again.stderr
+    assert yaml.safe_load(Path("campaigns/lhs/campaign.yaml").read_text())["optimizer"]["points"] == 2
+
+
+def test_several_campaigns_one_after_another() -> None:
+    done = run("run", "-m", *QUICK, "optimizer=random,sobol", "budget=1")
+    assert done.returncode == 0, done.stderr
+    assert "campaign 2 of 2: himmelblau-sobol-0" in done.stdout
+    assert sorted(path.name for path in Path("campaigns").iterdir()) == ["himmelblau-random-0", "himmelblau-sobol-0"]
+
+
+def test_a_campaign_where_everything_fails_ends_badly() -> None:
+    done = run("run", *QUICK, "optimizer=random", "objective.failure_rate=1", "budget=4", "retries=0", "campaign=bad")
+    assert done.returncode == 1
+    assert "hpo-cluster resume campaigns/bad" in done.stdout or "no trial was completed" in done.stdout
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c(times: int) -> None:
+    words = ["run", *QUICK, "optimizer=random", "budget=4", "workers=1", "objective.duration_s=20", "campaign=slow"]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "hpo_cluster", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        journal = Path("campaigns/slow/events.jsonl")
+        wait_for(lambda: journal.is_file() and '"running"' in journal.read_text())
+        for _ in range(times):
+            os.killpg(driver.pid, signal.SIGINT)
+            time.sleep(0.3)
+        out, err = driver.communicate(timeout=30)
+    finally:
+        driver.kill()
+    status = json.loads(run("status", "campaigns/slow", "--json").stdout)
+    assert driver.returncode == 130
+    assert "Ctrl-C again" in err
+    assert "hpo-cluster resume campaigns/slow" in out
+    assert status["state"] == "stopped"
+    if times == 1:
+        assert "1 jobs run on" in out or "1 job runs on" in out
+        assert status["in_flight"] == 1
+        os.kill(int(status["running"][0]["job"]), signal.SIGTERM)
+    else:
+        assert status["counts"] == {"cancelled": 1}
+
+
+def wait_for(condition: Any, timeout_s: float = 30.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+# -------------------------------------------------------------------------------------------------------------- display
+
+STATUS: dict[str, Any] = {
+    "campaign": "first", "dir": "campaigns/first", "state": "running", "reason": None,
+    "driver": {"host": "frontend", "pid": 12, "alive": True}, "direction": "maximize", "budget": 16, "done": 8,
+    "in_flight": 2, "counts": {"completed": 6, "failed": 1, "diverged": 1, "running": 1, "submitted": 1},
+    "best": {"trial": 3, "value": 0.9625, "value_sem": 0.0106, "parameters": {"learning_rate": 0.0026, "lora_rank": 18},
+             "metrics": {"village_val/acc": 0.9625, "village_test/acc": 0.94, "village_test/acc_norm": 0.9}},
+    "baseline": {"trial": -1, "value": 0.275, "value_sem": None, "parameters": {},
+                 "metrics": {"village_val/acc": 0.275, "village_test/acc": 0.26}},
+    "running": [{"trial": 8, "state": "running", "attempt": 1, "job": "77", "node": "gpu3", "phase": "train",
+                 "step": 40, "total": 240, "loss": 1.234567, "elapsed_s": 65.0},
+                {"trial": 9, "state": "submitted", "attempt": 0, "job": None, "node": None, "phase": None, "step": None,
+                 "total": None, "loss": None, "elapsed_s": None}],
+    "errors": [{"trial": 4, "kind": "code", "message": "ValueError: no\nmore"}], "elapsed_s": 3700.0, "eta_s": 125.0,
+}  # fmt: skip
+
+
+def test_a_status_as_text() -> None:
+    text = "\n".join(display.status_lines(STATUS))
+    assert "first: running on frontend, process 12, 1 h 01 min" in text
+    assert "[############------------] 8/16 done · 1 running · 1 waiting · 1 failed · 1 diverged" in text
+    assert "best 0.9625 · 2 min 05 s left" in text
+    assert "t0008  train  step 40/240  loss 1.235  1 min 05 s  job 77 on gpu3  attempt 1" in text
+    assert "t0009  submitted" in text
+    assert "t0004  code: ValueError: no" in text
+
+
+def test_the_end_of_a_run_shows_validation_test_and_baseline() -> None:
+    lines = display.summary_lines(STATUS, "village_val/acc", ("village_test",), {"history": Path("h.csv")})
+    assert "best       t0003  learning_rate=0.0026 lora_rank=18" in lines
+    assert "validation village_val/acc 0.9625 ± 0.0106" in lines
+    assert "test       village_test/acc 0.94" in lines
+    assert "validation village_val/acc 0.275" in lines
+    assert lines[-1] == "history    h.csv"
+    failed = display.summary_lines({**STATUS, "best": None}, "value", (), {})
+    assert "best       none: no trial was completed" in failed

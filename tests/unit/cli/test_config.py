@@ -1,0 +1,519 @@
+"""Composition: everything in conf/ composes, every fault is named, nothing is created."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from hpo_cluster.cli.commands.drive import campaign_spec
+from hpo_cluster.cli.config.compose import compose, compose_all, compose_resume, expand
+from hpo_cluster.cli.config.groups import GROUPS, conf_dir, key_comments, options
+from hpo_cluster.cli.config.schema import CampaignSettings, Config, to_plain, to_yaml
+from hpo_cluster.driver.spec import decided
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.objectives import parse_objective
+from hpo_cluster.objectives.lora.settings import LORA_MATRICES, LoraObjective
+from hpo_cluster.space import Categorical, Float, Integer, Prior, Space
+
+ROOT = Path(__file__).resolve().parents[3]
+
+#: What an option needs on the command line beside its own name.
+COMPANIONS = {
+    "objective=command": ["objective.command='train --lr {lr}'", "space={lr: {low: 1e-5, high: 1e-1, log: true}}"],
+    "space=own": ["objective=synthetic"],
+    "model=local": ["model.checkpoint_dir=somewhere"],
+    "data=local": ["data.path=somewhere.json"],
+    "tasks=local": ["tasks.validation=piqa"],
+    "optimizer=grid": ["optimizer.levels=2"],
+}
+CHOICES = [f"{group}={name}" for group in GROUPS for name in options(group, [conf_dir()])]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory that is as empty afterwards: composing creates nothing."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    assert {path.name for path in tmp_path.iterdir()} <= {"conf", "extra"}  # which the tests themselves write
+
+
+def faults_of(*overrides: str, **options: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        compose(overrides, **options)
+    return str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------------- what is in conf/
+
+
+def test_options_were_found() -> None:
+    assert len(CHOICES) > 20
+    assert all(options(group, [conf_dir()]) for group in GROUPS)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_option_composes_and_is_described(choice: str) -> None:
+    group, name = choice.split("=")
+    config = compose([choice, *COMPANIONS.get(choice, [])], check_files=False)
+    assert yaml.safe_load(to_yaml(config)) == to_plain(config)
+    option = options(group, [conf_dir()])[name]
+    assert len(option.description) > 15
+    assert option.path.read_text().splitlines()[0].startswith("# ")
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if not c.startswith("experiment=")])
+def test_every_key_has_a_comment(choice: str) -> None:
+    group, name = choice.split("=")
+    path = conf_dir() / group / f"{name}.yaml"
+    keys = [line.partition(":")[0] for line in path.read_text().splitlines() if line[:1].isalpha()]
+    assert set(keys) - {"defaults"} == set(key_comments(path))
+
+
+def test_config_yaml_repeats_the_typed_defaults() -> None:
+    written = {k: v for k, v in yaml.safe_load((conf_dir() / "config.yaml").read_text()).items() if k != "defaults"}
+    assert written == CampaignSettings().model_dump(mode="json")
+
+
+def test_the_default_campaign(here: Path) -> None:
+    config = compose([], check_files=False)
+    assert config.campaign_dir == here / "campaigns" / "lora-bo-0"
+    assert (config.budget, config.workers, config.optimizer.name) == (16, 2, "bo")
+    assert config.optimizer.settings["initial"] == 8
+    assert isinstance(config.objective, LoraObjective)
+    assert config.resolve("bundle:village/data") == ROOT / "bundle" / "village" / "data"
+    assert config.resolve("storage:x") == here / "storage" / "x"
+
+
+@pytest.mark.parametrize("name", ["bo", "lhs"])
+def test_the_study_s_configuration(name: str) -> None:
+    config = compose([f"experiment=ola2025_{name}", "launcher=slurm"], check_files=False)
+    objective = config.objective
+    assert isinstance(objective, LoraObjective)
+    assert config.budget == 50
+    assert objective.model.repo_id == "meta-llama/Llama-3.2-1B"
+    assert (objective.tasks.validation, objective.tasks.test, objective.tasks.metric) == ("hellaswag", ("mmlu",), "acc")
+    assert objective.tasks.num_fewshot is None
+    assert (objective.data.val_split_fraction, objective.data.split_seed) == (0.03865, 42)
+    train = objective.train
+    assert (train.precision, train.global_batch_size, train.micro_batch_size) == ("bf16-true", 16, 1)
+    assert (train.lr_warmup_steps, train.beta1, train.beta2, train.epochs) == (100, 0.9, 0.999, 1)
+    matrices = [
+        train.lora_query,
+        train.lora_key,
+        train.lora_value,
+        train.lora_projection,
+        train.lora_mlp,
+        train.lora_head,
+    ]
+    assert matrices == [True, True, True, False, False, True]
+    assert config.space == Space(
+        {
+            "lora_rank": Integer(2, 64),
+            "lora_alpha": Integer(1, 64),
+            "lora_dropout": Float(0.0, 0.5),
+            "learning_rate": Float(1e-10, 1e-1, log=True),
+            "weight_decay": Float(1e-5, 1e-1, log=True),
+        }
+    )
+    assert config.launcher.kind == "slurm"
+    if name == "bo":
+        assert (config.optimizer.settings["initial"], config.optimizer.settings["acquisition"]) == (10, "log_ei")
+
+
+def test_overrides_win_over_an_experiment() -> None:
+    config = compose(["experiment=quick", "budget=3", "optimizer=lhs", "space.x1.high=0"])
+    assert (config.budget, config.optimizer.name) == (3, "lhs")
+    assert config.space.parameters["x1"] == Float(-5.0, 0.0)
+
+
+def test_the_reference_is_current() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "make_reference.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# --------------------------------------------------------------------------------------------------------------- spaces
+
+
+def test_a_space_written_on_the_command_line() -> None:
+    space = "space={learning_rate: {low: 1e-5, high: 1e-1, log: true}, lora_rank: {choices: [2, 4, 8]}}"
+    config = compose([space], check_files=False)
+    assert config.space.parameters["learning_rate"] == Float(1e-5, 1e-1, log=True)
+    assert config.space.parameters["lora_rank"] == Categorical((2, 4, 8))
+
+
+def test_parameters_are_added_and_removed() -> None:
+    config = compose(["~space.lora_dropout", "+space.epochs={low: 1, high: 3}"], check_files=False)
+    assert config.space.names == ("lora_rank", "lora_alpha", "learning_rate", "weight_decay", "epochs")
+
+
+def test_a_space_file_of_the_working_directory_and_of_a_config_dir(here: Path) -> None:
+    for folder in ("conf", "extra"):
+        (here / folder / "space").mkdir(parents=True)
+        (here / folder / "space" / f"mine_{folder}.yaml").write_text(
+            "learning_rate: {low: 1e-4, high: 1e-2, log: true}\n"
+        )
+    expected = Space({"learning_rate": Float(1e-4, 1e-2, log=True)})
+    assert compose(["space=mine_conf"], check_files=False).space == expected
+    assert compose(["space=mine_extra"], config_dir=Path("extra"), check_files=False).space == expected
+    accepted = "lora, lora_512, lora_extended, own, village, village_extended, mine_conf;"
+    assert f"space=mine_extra: is no option of space; accepted: {accepted}" in faults_of("space=mine_extra")
+
+
+def test_a_file_that_hydra_would_silently_ignore_is_a_fault(here: Path) -> None:
+    (here / "conf" / "space").mkdir(parents=True)
+    (here / "conf" / "space" / "lora.yaml").write_text("learning_rate: {low: 1e-4, high: 1e-2, log: true}\n")
+    assert "has the name of an option of the package; rename it" in faults_of("space=lora")
+
+
+def test_an_objective_s_own_space() -> None:
+    config = compose(["objective=synthetic", "objective.function=hartmann6"])
+    assert config.space == config.objective.own_space()
+    assert config.campaign == "hartmann6-bo-0"
+
+
+def test_relative_paths_are_fixed_when_typed(here: Path) -> None:
+    config = compose(["model=local", "model.checkpoint_dir=my/model", "storage_dir=st"], check_files=False)
+    assert isinstance(config.objective, LoraObjective)
+    assert config.objective.model.checkpoint_dir == str(here / "my" / "model")
+    assert config.storage_dir == here / "st"
+
+
+# --------------------------------------------------------------------------------------------------------------- faults
+
+
+def test_all_faults_are_named_at_once() -> None:
+    text = faults_of(
+        "wrokers=3",
+        "workers=0",
+        "budget=many",
+        "optimizer=boo",
+        "space.lerning_rate.high=1e-2",
+        "space.learning_rate.low=1",
+        "campaign=../elsewhere",
+        "model.checkpoint_dir=nowhere",
+        "tasks.test=[a",
+        "train.epochs=0",
+        "objective.keep_adapter=perhaps",
+    )
+    assert text.startswith("11 faults:")
+    for expected in (
+        "wrokers: is no key; did you mean workers?",
+        "workers=0: must be at least 1",
+        "budget='many': must be an integer",
+        "optimizer=boo: is no option of optimizer; did you mean bo? "
+        "accepted: bamsoo, bo, direct, direct_l, fda, grid, lhs, mosaic, nevergrad, nomad, optuna, random, sobol, soo, "
+        "turbo",
+        "space.lerning_rate.high: is no key; did you mean space.learning_rate.high?",
+        "space.learning_rate: empty range: low 1 must be below high 0.1",
+        "campaign='../elsewhere': is no name for a folder; accepted: letters",
+        "'tasks.test=[a': cannot be read",
+        "model.checkpoint_dir: " + str(Path.cwd()) + "/nowhere lacks lit_model.pth, model_config.yaml",
+        "train.epochs=0: must be at least 1",
+        "objective.keep_adapter='perhaps': must be true or false",
+    ):
+        assert expected in text
+    assert text.endswith("Keys and options: hpo-cluster run --help")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["budget"], "'budget': is no override; accepted: KEY=VALUE"),
+        (["=3"], "'=3': is no override"),
+        (["budget=3.5"], "budget=3.5: must be an integer"),
+        (["budget=true"], "budget=True: must be an integer"),
+        (["workers=-1"], "workers=-1: must be at least 1"),
+        (["retries=-1"], "retries=-1: must be at least 0"),
+        (["poll_s=0"], "poll_s=0: must be above 0"),
+        (["max_in_flight=0"], "max_in_flight=0: must be at least 1"),
+        (["code=newest"], "code='newest': accepted: 'recorded' or 'current'"),
+        (["baseline=maybe"], "baseline='maybe': must be true or false"),
+        (["campaign=.."], "campaign='..': is no name"),
+        (["campaign=a/b"], "campaign='a/b': is no name"),
+        (["campaign='a b'"], "campaign='a b': is no name"),
+        (["campaign=''"], "campaign='': is no name"),
+        (["model=llama"], "model=llama: is no option of model; did you mean llama-3.2-1b?"),
+        (["learning_rate=3"], "learning_rate: is no key; did you mean train.learning_rate?"),
+        (["hydra.run.dir=x"], "hydra.run.dir: is no key"),
+        (["optimizer.name=lhs"], "choose with optimizer=NAME"),
+        (["optimizer.initail=3"], "optimizer.initail: is no key; did you mean optimizer.initial?"),
+        (["optimizer.initial=0"], "optimizer.initial=0: must be at least 1"),
+        (
+            ["optimizer.acquisition=pi"],
+            "optimizer.acquisition='pi': accepted: 'qlognei', 'log_ei', 'ucb' or 'thompson'",
+        ),
+        (["optimizer=lhs", "optimizer=bo"], "optimizer is chosen twice"),
+        (["optimizer=grid", "optimizer.levels.lora_ranc=3"], "did you mean lora_rank?"),
+        (["optimizer=grid", "optimizer.levels=100"], "lower optimizer.levels"),
+        (["optimizer=lhs,bo"], "lists several values; add -m"),
+        (["~optimizer"], "a group cannot be removed"),
+        (["~budget"], "only a parameter can be removed"),
+        (["space.lora_rank.hihg=3"], "did you mean space.lora_rank.high?"),
+        (["space.warmup={low: 1, high: 2}"], "to add it: '+space.warmup={low: 1, high: 2}'"),
+        (["+space.warmup_steps={low: 1, high: 2}"], "did you mean 'lr_warmup_steps'?"),
+        (["space.lora_rank=3"], "space.lora_rank=3: is no parameter"),
+        (["space.lora_rank.low=two"], "space.lora_rank: 'two' is no number"),
+        (["space={}"], "brings no space of its own"),
+        (["space=own"], "space: objective=lora brings no space of its own; give space=NAME"),
+        (["space.learning_rate.low=0"], "a log scale needs low above 0"),
+        (["space.lora_dropout.high=2"], "space.lora_dropout: the training setting does not accept 2.0"),
+        (["objective=command"], "space: objective=command brings no space of its own; give space=NAME"),
+        (["objective=command"], "objective.command: has no value; give objective.command=..."),
+        (["objective=synthetic", "space=lora"], "space.lora_rank: is no parameter of himmelblau"),
+        (["objective=synthetic", "objective.function=himmelblo"], "is no test function"),
+        (["objective=synthetic", "model=llama-3.2-1b"], "model: objective=synthetic does not use it"),
+        (["objective=synthetic", "train.epochs=2"], "train: objective=synthetic does not use it"),
+        (["model=local"], "model.checkpoint_dir: has no value; give model.checkpoint_dir=..."),
+        (["model=llama-3.2-1b"], "run: hpo-cluster prepare model=llama-3.2-1b"),
+        (["data.path=/nowhere.json"], "data.path: /nowhere.json is no Alpaca-format data"),
+        (["launcher.cpus_per_trial=0"], "launcher.cpus_per_trial=0: must be at least 1"),
+        (
+            ["launcher=slurm", "launcher.gpus_per_trial=4"],
+            "objective=lora uses at most 1; where whole",
+        ),
+        (
+            ["launcher=slurm", "launcher.trials_per_node=4"],
+            "launcher.trials_per_node=4 wants at least as",
+        ),
+        (["launcher=pbs"], "launcher=pbs: is no option of launcher; accepted: local, oar, oar_besteffort, oar_chuc,"),
+        (["launcher.setup=['export HF_TOKEN=abc']"], "launcher.setup.0: holds what looks like a token or password"),
+        (["tasks.test=mmlu"], "tasks.test='mmlu': must be a list"),
+        (["optimizer@x=bo"], "packages (@) are not accepted"),
+    ],
+)
+def test_a_fault_says_key_value_and_what_is_accepted(overrides: list[str], expected: str) -> None:
+    assert expected in faults_of(*overrides)
+
+
+def test_a_wrong_config_dir_is_a_fault() -> None:
+    assert "--config-dir nowhere: is no directory" in faults_of(config_dir=Path("nowhere"))
+
+
+def test_faults_of_a_user_s_file(here: Path) -> None:
+    (here / "conf" / "experiment").mkdir(parents=True)
+    path = here / "conf" / "experiment" / "mine.yaml"
+    path.write_text("# @package _global_\n# Mine\nbudgte: 3\noptimizer: {initail: 3}\n")
+    text = faults_of("experiment=mine")
+    assert "budgte: a configuration file sets it, but it is no key; did you mean budget?" in text
+    assert "optimizer.initail: is no key of optimizer; did you mean initial?" in text
+    path.write_text("# @package _global_\ndefaults:\n  - override /model: nowhere\n")
+    assert "the configuration files do not compose" in faults_of("experiment=mine")
+    path.write_text("# @package _global_\nmodel: village\n")
+    assert "model='village': is no mapping; an option is chosen with override /model: NAME" in faults_of(
+        "experiment=mine"
+    )
+    path.write_text("a: [")
+    assert "the configuration files do not compose" in faults_of("experiment=mine")
+
+
+def test_no_configuration_names_a_python_function(here: Path) -> None:
+    (here / "conf" / "objective").mkdir(parents=True)
+    (here / "conf" / "objective" / "fn.yaml").write_text("# Mine\nkind: function\nfunction: os:remove\n")
+    assert "a configuration names no Python function" in faults_of("objective=fn", "space={a: {low: 0, high: 1}}")
+    (here / "conf" / "objective" / "target.yaml").write_text("# Mine\n_target_: os.remove\nkind: synthetic\n")
+    assert "objective._target_: is no key of objective" in faults_of("objective=target")
+    assert not any("_target_" in path.read_text() for path in conf_dir().rglob("*.yaml"))
+
+
+# ---------------------------------------------------------------------------------------------------- several campaigns
+
+
+def test_combinations() -> None:
+    assert expand(["optimizer=lhs,bo", "seed=0,1", "budget=3"]) == [
+        ["optimizer=lhs", "seed=0", "budget=3"],
+        ["optimizer=lhs", "seed=1", "budget=3"],
+        ["optimizer=bo", "seed=0", "budget=3"],
+        ["optimizer=bo", "seed=1", "budget=3"],
+    ]
+    assert expand(["seed=range(3)"]) == [["seed=0"], ["seed=1"], ["seed=2"]]
+    assert expand(["tasks.test=[a,b]"]) == [["tasks.test=[a,b]"]]
+    with pytest.raises(ConfigError, match="2 faults"):
+        expand(["budget", "seed=[1"])
+
+
+def test_combinations_have_folders_of_their_own() -> None:
+    configs = compose_all(expand(["experiment=quick", "optimizer=lhs,random", "seed=0,1"]))
+    assert [config.campaign for config in configs] == [
+        "himmelblau-lhs-0",
+        "himmelblau-lhs-1",
+        "himmelblau-random-0",
+        "himmelblau-random-1",
+    ]
+
+
+def test_combinations_are_all_checked_before_the_first_starts() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_all(expand(["experiment=quick", "optimizer=lhs,boo", "seed=0,-1"]))
+    text = str(caught.value)
+    assert "[experiment=quick optimizer=lhs seed=-1] seed=-1: must be at least 0" in text
+    assert "[experiment=quick optimizer=boo seed=0] optimizer=boo: is no option" in text
+    with pytest.raises(ConfigError, match="campaign=one: 2 combinations would share"):
+        compose_all(expand(["experiment=quick", "campaign=one", "seed=0,1"]))
+    with pytest.raises(ConfigError, match="1 fault:\n  - workers=0: must be at least 1"):
+        compose_all(expand(["experiment=quick", "workers=0", "seed=0,1"]))
+
+
+# ------------------------------------------------------------------------------------------------ identity and resuming
+
+
+def recorded_operation(config: Config) -> dict[str, Any]:
+    """What the journal keeps of a start: the operation and the settings beside it."""
+    spec = campaign_spec(config)
+    return {**spec.operation.model_dump(mode="json"), **spec.settings}
+
+
+def test_the_identity_is_plain_and_comes_back(here: Path) -> None:
+    for overrides in ([], ["experiment=quick", "optimizer=lhs"], ["experiment=ola2025_bo"]):
+        config = compose(overrides, check_files=False)
+        identity = yaml.safe_load(yaml.safe_dump(config.identity(), sort_keys=False))
+        assert list(identity) == ["space", "objective", "optimizer", "direction", "seed"]
+        assert Space.from_json(identity["space"]) == config.space
+        assert parse_objective(identity["objective"]).identity() == config.objective.identity()
+        operation = recorded_operation(config)
+        again = compose_resume(identity, operation, [], campaign_dir=config.campaign_dir, check_files=False)
+        assert to_plain(again) == to_plain(config)
+
+
+def test_resuming_changes_operational_keys_only() -> None:
+    config = compose(["experiment=quick"])
+    identity, operation = config.identity(), recorded_operation(config)
+    again = compose_resume(
+        identity, operation, ["budget=60", "workers=8", "launcher=slurm", "launcher.partition=gpu"],
+        campaign_dir=Path("campaigns/first"),
+    )  # fmt: skip
+    assert (again.budget, again.workers, again.launcher.kind, again.campaign) == (60, 8, "slurm", "first")
+    assert again.identity() == identity
+    with pytest.raises(ConfigError) as caught:
+        compose_resume(
+            identity, operation, ["seed=1", "optimizer=lhs", "space.x1.high=3", "campaign=b", "wrokers=2", "workers=0"],
+            campaign_dir=Path("campaigns/first"),
+        )  # fmt: skip
+    text = str(caught.value)
+    assert text.startswith("6 faults:")
+    assert "seed=1: belongs to the campaign's identity and cannot change; accepted: storage_dir, budget" in text
+    assert "hpo-cluster run optimizer=lhs campaign=NEW_NAME" in text
+    assert "wrokers: is no key; did you mean workers?" in text
+
+
+def test_settings_that_change_no_result_may_change_when_resuming() -> None:
+    config = compose(["train.physical_batch_size=4"])
+    identity, operation = config.identity(), recorded_operation(config)
+    assert "physical_batch_size" not in identity["objective"]["train"]
+    changes = ["train.checkpoint_interval_s=60", "objective.keep_adapter=false"]
+    again = compose_resume(identity, operation, changes, campaign_dir=config.campaign_dir)
+    assert isinstance(again.objective, LoraObjective)
+    train = again.objective.train
+    assert (train.physical_batch_size, train.checkpoint_interval_s, again.objective.keep_adapter) == (4, 60, False)
+    assert again.identity() == identity
+    with pytest.raises(ConfigError, match=r"train.epochs=2: belongs to .* train.physical_batch_size"):
+        compose_resume(identity, operation, ["train.epochs=2"], campaign_dir=config.campaign_dir)
+
+
+def test_resuming_a_python_function() -> None:
+    identity = {
+        "space": {"x": {"type": "float", "low": 0.0, "high": 1.0, "log": False}},
+        "objective": {"kind": "function", "function": "math:sqrt", "search_path": "/", "direction": "maximize"},
+        "optimizer": {"name": "random"},
+        "direction": "maximize",
+        "seed": 0,
+    }
+    assert compose_resume(identity, {}, ["budget=3"], campaign_dir=Path("c/first")).objective.kind == "function"
+
+
+def test_open_settings_are_decided_once() -> None:
+    assert decided("lhs", {"points": None}, 24, None) == {"points": 24}
+    recorded = {"optimizer": {"name": "lhs", "points": 24}}
+    assert decided("lhs", {"points": None}, 48, recorded) == {"points": 24}
+    assert decided("lhs", {"points": 7}, 48, recorded) == {"points": 7}
+    assert decided("bo", {"initial": 8}, 48, recorded) == {"initial": 8}
+
+
+# ------------------------------------------------------------------------------ conditions, constraints, priors, starts
+
+
+def test_the_extended_spaces_tune_what_the_study_did_not() -> None:
+    study = compose(["experiment=ola2025_bo"], check_files=False)
+    for overrides in (["space=lora_extended", "train=ola2025"], ["space=village_extended"]):
+        space = compose(overrides, check_files=False).space
+        assert set(study.space.names) < set(space.names)
+        assert {f"lora_{matrix}" for matrix in LORA_MATRICES} < set(space.names)
+        assert {"beta1", "beta2", "epsilon", "lr_schedule", "lr_warmup_share", "precision", "epochs"} < set(space.names)
+        drawn = [space.decode(point) for point in np.random.default_rng(0).random((300, space.dim))]
+        allowed = [configuration for configuration in drawn if space.allows(configuration)]
+        assert 200 < len(allowed) < 300
+        for c in allowed:
+            assert any(c[f"lora_{matrix}"] for matrix in LORA_MATRICES)
+            assert ("lora_alpha" in c) is (c["lora_alpha_rule"] == "free")
+            assert ("lora_alpha_factor" in c) is (c["lora_alpha_rule"] != "free")
+
+
+def test_what_stands_beside_the_parameters_can_be_typed() -> None:
+    config = compose(
+        [
+            "space.constraints=['lora_alpha <= 4 * lora_rank']",
+            "space.start=[{lora_rank: 16, lora_alpha: 32}, {learning_rate: 1e-3}]",
+            "space.learning_rate.prior={center: 3e-3, spread: 0.2}",
+            "+space.lr_schedule={choices: [cosine, linear]}",
+            "space.weight_decay.when={lr_schedule: cosine}",
+        ],
+        check_files=False,
+    )
+    space = config.space
+    assert [constraint.text for constraint in space.constraints] == ["lora_alpha <= 4 * lora_rank"]
+    assert [c["lora_rank"] for c in space.start] == [16, 7]
+    assert space.parameters["learning_rate"] == Float(1e-4, 1e-1, log=True, prior=Prior(3e-3, 0.2))
+    assert space.parameters["weight_decay"].when == {"lr_schedule": ("cosine",)}
+    assert Space.from_json(yaml.safe_load(yaml.safe_dump(config.identity()["space"], sort_keys=False))) == space
+    plain = ["space.constraints=['lora_alpha <= 4 * lora_rank']", "~space.constraints"]
+    assert compose(plain, check_files=False).space == compose([], check_files=False).space
+
+
+def test_all_faults_of_a_space_are_named_at_once() -> None:
+    told = faults_of(
+        "space.constraints=['lora_alhpa <= 4 * lora_rank', 'lora_rank + 1']",
+        "space.learning_rate.prior={center: 3, spread: 0.2}",
+        "space.lora_dropout.when={lora_mpl: true}",
+        "space.lora_rank.low=two",
+    )
+    for expected in (
+        "5 faults",
+        "space.constraints, 'lora_alhpa <= 4 * lora_rank': 'lora_alhpa' is no parameter; did you mean lora_alpha?",
+        "space.constraints, 'lora_rank + 1': is no comparison; write one such as a + b <= 1",
+        "space.learning_rate: prior.center=3: is outside 0.0001 to 0.1",
+        "space.lora_dropout.when.lora_mpl: is no parameter of the space",
+        "space.lora_rank: 'two' is no number",
+    ):
+        assert expected in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["space.constraints=['lora_rank > 32']"], "only 0 of 10000 random configurations are allowed"),
+        (["space.start=[{lora_rnak: 3}]"], "space.start[0].lora_rnak: is no parameter of the space; did you mean"),
+        (["space.start=[{lora_rank: 99}]"], "space.start[0].lora_rank: 99 is no integer from 2 to 32"),
+        (["space.constrains=[x]"], "space.constrains: is no key; did you mean space.constraints?"),
+        (["space.constraints=3"], "space.constraints=3: must be a list of comparisons"),
+        (["space=village_extended", "space.constraints=[]"], "LoRA needs one matrix at least"),
+        (["space=village_extended", "train.micro_batch_size=16", "train.global_batch_size=16"], "is no multiple of"),
+        (["+space.precision={choices: [bf16-true, fp16]}"], "the training setting does not accept 'fp16'"),
+        (["+space.lora_alpha_factor={low: 1, high: 4}"], "has no effect with train.lora_alpha_rule=free"),
+        (["train.lora_alpha_rule=root"], "space.lora_alpha: has no effect with train.lora_alpha_rule=root"),
+        (["space=village_extended", "+space.lr_warmup_steps={low: 0, high: 9}"], "with space.lr_warmup_share"),
+        (["objective=synthetic", "+space.b={type: bool}", "space.x1.when={b: true}"], "always needs all its"),
+    ],
+)  # fmt: skip
+def test_faults_of_what_stands_beside_the_parameters(overrides: list[str], expected: str) -> None:
+    assert expected in faults_of(*overrides)

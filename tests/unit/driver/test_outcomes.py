@@ -1,0 +1,46 @@
+"""Who says why an attempt ended: itself first, the scheduler where all it knows is that it was asked to."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+
+from hpo_cluster.driver.outcomes import Failure, awaits_reason, explained
+from hpo_cluster.job import EndReason, JobState, JobStatus
+
+
+def interrupted(seconds_ago: float) -> Failure:
+    ended_at = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds_ago)
+    return Failure("interrupted", "SIGTERM asked to end during train", {"ended_at": ended_at.isoformat(), "step": 7})
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        (EndReason.PREEMPTED, "preempted"),
+        (EndReason.WALLTIME, "walltime"),
+        (EndReason.NODE, "node"),
+        (EndReason.CANCELLED, "cancelled"),
+        (EndReason.EXIT, "interrupted"),
+        (EndReason.WELL, "interrupted"),
+        (EndReason.FORGOTTEN, "interrupted"),
+        (None, "interrupted"),
+    ],
+)
+def test_the_scheduler_says_who_asked_an_attempt_to_end(reason: EndReason | None, kind: str) -> None:
+    failure = explained(interrupted(1), JobStatus(JobState.ENDED, reason, "ITS WORDS"))
+    assert failure.kind == kind
+    assert failure.seen["step"] == 7
+    assert ("ITS WORDS" in failure.message) == (kind != "interrupted")
+
+
+def test_another_error_is_the_attempts_own_whatever_the_scheduler_says() -> None:
+    failure = Failure("code", "KeyError", {})
+    assert explained(failure, JobStatus(JobState.ENDED, EndReason.PREEMPTED)) is failure
+    assert not awaits_reason(failure)
+
+
+def test_the_reason_is_waited_for_but_not_for_ever() -> None:
+    assert awaits_reason(interrupted(5))
+    assert not awaits_reason(interrupted(300))

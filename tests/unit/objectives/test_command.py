@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hpo_cluster.errors import AttemptError, ConfigError
+from hpo_cluster.objectives import parse_objective
+from hpo_cluster.objectives.black_box import read_output
+from hpo_cluster.objectives.command import CommandObjective, render
+from hpo_cluster.record.layout import resources_dir
+from hpo_cluster.record.processes import process_start
+from hpo_cluster.space import Categorical, Float, Integer, Space
+
+SPACE = Space({"lr": Float(1e-5, 1e-1, log=True), "layers": Integer(1, 8), "act": Categorical(("relu", "a b; rm $x"))})
+
+
+def write_attempt(directory: Path, settings: dict, parameters: dict, **more: object) -> Path:
+    directory.mkdir(parents=True)
+    params = {"schema": 1, "trial": 7, "attempt": 0, "seed": 11, "parameters": parameters, "settings": settings, **more}
+    (directory / "params.json").write_text(json.dumps(params))
+    return directory
+
+
+def run_program(name: str, attempt: Path) -> subprocess.CompletedProcess[str]:
+    program = resources_dir() / "jobs" / name
+    return subprocess.run([sys.executable, program, attempt], capture_output=True, text=True, timeout=60, check=False)
+
+
+def evaluate(
+    tmp_path: Path, command: str, *, status: int = 0, parameters: dict | None = None, **settings: object
+) -> dict:
+    objective = CommandObjective(command=command, cwd=str(tmp_path), **settings)
+    attempt = write_attempt(tmp_path / "a0", objective.job_settings(Path), parameters or {})
+    done = run_program("command.py", attempt)
+    assert done.returncode == status, done.stderr
+    return {"log": done.stdout, **json.loads((attempt / ("error.json" if status else "result.json")).read_text())}
+
+
+def test_values_are_quoted_and_braces_escape() -> None:
+    line = render("f {lr} {act} {{x}} {seed} {flag}", {"lr": 1e-05, "act": "a b; rm $x", "flag": True}, 3)
+    assert line == "f 0.00001 'a b; rm $x' {x} 3 true"
+
+
+def test_a_parameter_named_seed_wins_over_the_trials_seed() -> None:
+    assert render("f {seed}", {"seed": 5}, 3) == "f 5"
+
+
+def test_all_faults_of_a_command_at_once() -> None:
+    faults = CommandObjective(command="f {lrr} {lr:.2g} {layers} ${HOME}").space_faults(SPACE)
+    text = "\n".join(faults)
+    assert len(faults) == 4
+    assert "did you mean {lr}?" in text
+    assert "without ':.2g'" in text
+    assert "{{HOME}}" in text
+    assert "space.act: objective.command never uses it" in text
+
+
+@pytest.mark.parametrize("command", ["f {lr", "f }", "f {lr!}"])
+def test_malformed_braces_are_a_fault(command: str) -> None:
+    (fault,) = CommandObjective(command=command).space_faults(SPACE)
+    assert "{{ and }}" in fault
+
+
+def test_a_good_command_has_no_fault() -> None:
+    assert CommandObjective(command="f {lr} {lr} {layers} {act} {seed} ${{HOME}}").space_faults(SPACE) == []
+
+
+def test_settings_survive_the_round_trip_and_the_directory_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    objective = parse_objective({"kind": "command", "command": "f", "metric": "score", "direction": "minimize"})
+    monkeypatch.chdir("/")
+    again = parse_objective(objective.model_dump(mode="json"))
+    assert again == objective
+    assert objective.metric == "score"
+    assert objective.job_settings(Path)["cwd"] == str(tmp_path)
+    assert objective.file_faults(Path) == []
+    gone = CommandObjective(command="f", cwd=str(tmp_path / "gone"))
+    assert "is no directory" in gone.file_faults(Path)[0]
+
+
+def test_parse_objective_names_every_fault() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_objective({"kind": "command", "timeout_s": -1, "comand": "f"})
+    assert len(caught.value.faults) == 3
+    assert "objective.command: has no value" in caught.value.faults
+    with pytest.raises(ConfigError, match="did you mean command"):
+        parse_objective({"kind": "comand"})
+
+
+def test_output_fields_become_metrics_and_standard_errors() -> None:
+    output = {
+        "value": 1,
+        "value_stderr": 0.1,
+        "loss": 2.5,
+        "loss_sem": 0.2,
+        "note": "n",
+        "ok": True,
+        "bad": float("nan"),
+    }
+    result = read_output(output, "value")
+    assert result["metrics"] == {"value": 1.0, "loss": 2.5}
+    assert result["sems"] == {"value": 0.1, "loss": 0.2}
+    assert result["output"] == {"note": "n", "ok": True}
+
+
+@pytest.mark.parametrize(
+    ("output", "kind"),
+    [
+        ({"value": float("nan")}, "diverged"),
+        ({"value": float("-inf")}, "diverged"),
+        ({"other": 1.0}, "bad_result"),
+        ({"value": "0.5"}, "bad_result"),
+        ({"value": True}, "bad_result"),
+        ({"value": None}, "bad_result"),
+        ({"error": "out_of_memory"}, "out_of_memory"),
+        ({"error": "vanished", "message": "?"}, "code"),
+        ({"error": "tired", "message": "?"}, "code"),
+    ],
+)
+def test_what_is_no_result_is_a_typed_error(output: dict, kind: str) -> None:
+    with pytest.raises(AttemptError) as caught:
+        read_output(output, "value")
+    assert caught.value.kind == kind
+
+
+def test_the_last_line_is_the_result_and_the_rest_is_in_the_log(tmp_path: Path) -> None:
+    command = """echo training; pwd; echo warning >&2; printf '{{"value": %s, "seed": {seed}}}\\n\\n' {lr}"""
+    result = evaluate(tmp_path, command, parameters={"lr": 0.25})
+    assert result["metrics"] == {"value": 0.25, "seed": 11.0}
+    assert f"training\n{tmp_path}\n" in result["log"]
+    assert "printf" in result["command"]
+    assert "command" in result["seconds"]
+
+
+def test_the_command_may_write_beside_its_result(tmp_path: Path) -> None:
+    evaluate(tmp_path, 'touch "$HPO_CLUSTER_ATTEMPT_DIR/weights"; echo "{{\\"value\\": 1}}"')
+    assert (tmp_path / "a0" / "weights").exists()
+
+
+def test_a_failing_command_shows_the_end_of_its_errors(tmp_path: Path) -> None:
+    error = evaluate(tmp_path, "seq 100; seq 100 >&2; echo no such file >&2; exit 3", status=1)
+    assert error["kind"] == "code"
+    assert "exit status 3" in error["message"]
+    assert error["message"].endswith("99\n100\nno such file")
+
+
+def test_a_failing_command_may_say_why_itself(tmp_path: Path) -> None:
+    command = """echo '{{"error": "out_of_memory", "message": "80 GB"}}'; exit 1"""
+    error = evaluate(tmp_path, command, status=1)
+    assert (error["kind"], error["message"]) == ("out_of_memory", "80 GB")
+
+
+def test_a_killed_command_is_named_by_its_signal(tmp_path: Path) -> None:
+    error = evaluate(tmp_path, "kill -9 $$", status=1)
+    assert "killed by SIGKILL (out of memory?)" in error["message"]
+
+
+@pytest.mark.parametrize("command", ["true", "echo done", "echo [1]", """printf '{{\\n"value": 1\\n}}'"""])
+def test_a_last_line_that_is_no_object_is_a_bad_result(tmp_path: Path, command: str) -> None:
+    error = evaluate(tmp_path, command, status=1)
+    assert error["kind"] == "bad_result"
+    assert "must be a JSON object" in error["message"]
+
+
+def test_nan_is_divergence(tmp_path: Path) -> None:
+    assert evaluate(tmp_path, """echo '{{"value": NaN}}'""", status=1)["kind"] == "diverged"
+
+
+def test_a_timeout_ends_the_command_with_everything_it_started(tmp_path: Path) -> None:
+    error = evaluate(tmp_path, "sleep 321 & echo $! > child; sleep 321; echo", status=1, timeout_s=0.5)
+    assert error["kind"] == "code"
+    assert "timeout_s=0.5" in error["message"]
+    assert process_start(int((tmp_path / "child").read_text())) is None
+
+
+def test_a_command_that_is_stopped_may_tidy_up(tmp_path: Path) -> None:
+    (tmp_path / "train.sh").write_text("trap 'sleep 0.3; touch tidied; exit' TERM; while true; do sleep 0.05; done")
+    evaluate(tmp_path, "bash train.sh; true", status=1, timeout_s=0.5)
+    assert (tmp_path / "tidied").exists()
+
+
+def test_ending_the_job_ends_its_command(tmp_path: Path) -> None:
+    objective = CommandObjective(command="sleep 321 & echo $! > child; wait", cwd=str(tmp_path))
+    attempt = write_attempt(tmp_path / "a0", objective.job_settings(Path), {})
+    with subprocess.Popen([sys.executable, resources_dir() / "jobs" / "command.py", attempt]) as job:
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "child").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        job.terminate()
+    assert process_start(int((tmp_path / "child").read_text())) is None
+    assert not (attempt / "result.json").exists()
+
+
+def test_an_inactive_parameter_is_an_empty_text() -> None:
+    assert render("train --kind {kind} --rate {rate}", {"kind": "plain"}, 0) == "train --kind plain --rate ''"
