@@ -22,8 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from hpo_cluster.cli.config.groups import GROUPS, conf_dir, key_comments, options  # noqa: E402
 from hpo_cluster.cli.config.schema import NESTED, OPERATIONAL, CampaignSettings  # noqa: E402
-from hpo_cluster.driver.outcomes import KINDS_OF_REASONS  # noqa: E402
-from hpo_cluster.driver.policy import Failures  # noqa: E402
+from hpo_cluster.driver.failures import KINDS_OF_REASONS, Failures  # noqa: E402
 from hpo_cluster.launchers import LAUNCHERS, oar, slurm  # noqa: E402
 from hpo_cluster.objectives import OBJECTIVES  # noqa: E402
 from hpo_cluster.optimizers.registry import OPTIMIZERS  # noqa: E402

@@ -150,7 +150,7 @@ def measure(
             if progress is not None and time.monotonic() - told > 0.5:
                 told = time.monotonic()
                 progress.send(done)
-        journal = campaign.journal.path
+        journal = campaign.opened.journal.path
     if done < arguments.trials:
         raise RuntimeError(f"{optimizer} ended after {done} of {arguments.trials} trials: {campaign.reason}")
     total_s, ask_s = loop_s(), timed.cpu_s

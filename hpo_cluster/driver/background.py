@@ -1,4 +1,4 @@
-"""Waiting for something slow without standing still."""
+"""Wait for something slow and do other work meanwhile."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Beside:
-    """Does work in a thread of its own, one piece after another, and something else again and again until it is done.
+class Background:
+    """Run work in a thread, one piece after another, and call something else again and again until it is done.
 
     Args:
         meanwhile: called in the caller's thread every `period_s` seconds while work lasts.
@@ -19,10 +19,10 @@ class Beside:
 
     def __init__(self, meanwhile: Callable[[], object], period_s: float) -> None:
         self._meanwhile, self._period_s = meanwhile, period_s
-        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="beside")
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="background")
 
     def __call__(self, work: Callable[[], T]) -> T:
-        """What `work` returns, or raises."""
+        """Return what `work` returns, or raise what it raises."""
         future = self._pool.submit(work)
         while not concurrent.futures.wait([future], timeout=self._period_s).done:
             self._meanwhile()

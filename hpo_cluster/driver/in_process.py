@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import ValidationError
 
-from hpo_cluster.driver.policy import Failures
+from hpo_cluster.driver.failures import Failures
 from hpo_cluster.driver.run_settings import Operation
 from hpo_cluster.errors import ConfigError, HpoClusterError
 from hpo_cluster.objectives.black_box import read_output

@@ -6,7 +6,7 @@ import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hpo_cluster.driver.policy import Failures
+from hpo_cluster.driver.failures import Failures
 
 
 class Operation(BaseModel):

@@ -1,38 +1,186 @@
-"""From trials to jobs: what is written for an attempt, and what is handed to the launcher.
+"""Hand trials to the launcher: what is written for an attempt, which trials share a job, when a job is submitted.
 
-A job holds one attempt, or several side by side (`Launcher.trials_per_node`) where a site gives out whole nodes only.
+A job holds one attempt, or several side by side (`Launcher.trials_per_node`) if a site gives out whole nodes only.
 Its name is the token of its first attempt; each attempt has a token of its own, which its files carry.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
+from hpo_cluster.driver.background import Background
+from hpo_cluster.driver.failures import rests_s
+from hpo_cluster.driver.open_campaign import OpenCampaign
 from hpo_cluster.driver.spec import CampaignSpec
+from hpo_cluster.errors import SubmissionError
 from hpo_cluster.job import JobRef
 from hpo_cluster.launchers.base import Submission, make_ref
+from hpo_cluster.launchers.commands import Backoff
 from hpo_cluster.record.attempt_files import SCHEMA, document_of
-from hpo_cluster.record.campaign_state import AttemptRecord, TrialRecord
-from hpo_cluster.record.files import dumps, replace_text
+from hpo_cluster.record.campaign_state import Member, TrialRecord
+from hpo_cluster.record.files import PASSING, dumps, replace_text
 from hpo_cluster.record.layout import CampaignLayout
-from hpo_cluster.trial import BASELINE, trial_label
+from hpo_cluster.trial import BASELINE, State, trial_label
 
-#: A trial with its attempt that is to run.
-Member: TypeAlias = tuple[TrialRecord, AttemptRecord]
+log = logging.getLogger(__name__)
+
+
+class Submitter:
+    """Submits jobs for the trials that have none, and cancels jobs.
+
+    Args:
+        campaign: that the trials are of.
+        in_background: runs what may have to wait for the scheduler.
+
+    Attributes:
+        refused: why the scheduler did not take the last job; empty if it did.
+        hopeless: why the last job can never be submitted; empty if it can.
+    """
+
+    def __init__(self, campaign: OpenCampaign, in_background: Background) -> None:
+        self._campaign, self._in_background = campaign, in_background
+        self.refused = self.hopeless = ""
+        self._submissions = Backoff()
+        #: Names of jobs that may have been submitted: look before submitting.
+        self._unsure = {
+            trial.attempt.job_name
+            for trial in campaign.record.in_flight
+            if trial.attempt is not None and trial.attempt.job is None
+        }
+
+    @property
+    def _jobs_at_most(self) -> int:
+        spec = self._campaign.spec
+        return max(1, spec.operation.slots // spec.launcher.trials_per_node)
+
+    def free_slots(self) -> int:
+        """Return how many more trials would have a job at once.
+
+        A job's places are free again when all of its trials have ended.
+        """
+        with_job = self._campaign.with_job()
+        waiting = len(self._campaign.record.in_flight) - len(with_job)
+        jobs = {attempt.job_name for _, attempt in with_job}
+        return (self._jobs_at_most - len(jobs)) * self._campaign.spec.launcher.trials_per_node - waiting
+
+    def submit(self) -> None:
+        """Submit a job for the trials that have none; if the scheduler does not take it, wait and try again."""
+        if self._submissions.lasts:
+            return
+        for group in self._waiting():
+            trials = [trial for trial in group if not trial.state.ended]  # while others were being submitted
+            if not trials:
+                continue
+            known = trials[0].attempt is not None and trials[0].attempt.job_name in self._unsure
+            jobs = {attempt.job_name for _, attempt in self._campaign.with_job()}
+            if not known and len(jobs) >= self._jobs_at_most:
+                return
+            with self._campaign.holding(trials):
+                try:
+                    self._submissions.ask(functools.partial(self._submit_job, trials))
+                    self.refused = ""
+                except SubmissionError as error:
+                    self.refused = str(error)
+                    if not error.retriable:
+                        self.hopeless = f"the job of trial {trials[0].number} cannot be submitted: {error}"
+                        return
+                    wait_s = self._submissions.wait_s
+                    log.warning("trial=%d not submitted, again in %.0f s: %s", trials[0].number, wait_s, error)
+                    return
+
+    def _waiting(self) -> list[list[TrialRecord]]:
+        """Return the trials without a job, in groups that share one."""
+        begun: dict[str, list[TrialRecord]] = {}
+        fresh: list[TrialRecord] = []
+        for trial in self._campaign.record.in_flight:
+            if trial.attempt is None:
+                if rests_s(trial, self._campaign.spec.operation.retry_wait_s) <= 0:
+                    fresh.append(trial)
+            elif trial.attempt.job is None:
+                begun.setdefault(trial.attempt.job_name, []).append(trial)
+        size = self._campaign.spec.launcher.trials_per_node
+        return [*begun.values(), *(fresh[i : i + size] for i in range(0, len(fresh), size))]
+
+    def _submit_job(self, trials: Sequence[TrialRecord]) -> None:
+        """Journal the intent, write the attempts' files, and submit one job; adopt it if it was submitted before."""
+        campaign = self._campaign
+        spec, layout = campaign.spec, campaign.layout
+        job_name: str | None = None
+        for trial in trials:
+            if trial.attempt is None:
+                number = len(trial.attempts)
+                token = new_token(layout.dir.name, trial.number, number)
+                job_name = job_name or token
+                fields = {"attempt": number, "token": token, "job_name": job_name, "code": campaign.code}
+                campaign.append("intent", trial=trial.number, **fields)
+        members = [(trial, trial.attempts[-1]) for trial in trials]
+        exclude = campaign.record.bad_nodes(spec.operation.exclude_node_after)
+        submission = make_submission(spec, layout, members, exclude)
+        if submission.token in self._unsure:
+            siblings = (attempt.job for _, attempt in campaign.with_job() if attempt.job_name == submission.token)
+            job = next(siblings, None) or self._in_background(lambda: spec.launcher.find(submission))
+            job = job or claimed_job(spec, layout, members)
+            if job is not None:
+                self._note(members, job, adopted=True)
+                return
+        campaign.lock.check()  # what is written and submitted from here on no journal would know of
+        for member in members:
+            try:
+                write_params(spec, layout, member)
+            except OSError as error:
+                if error.errno in PASSING:
+                    raise
+                what = f"{error.filename}: {error.strerror}; remove what is in the way"
+                raise SubmissionError(what, retriable=False) from error
+        self._unsure.add(submission.token)
+        self._note(members, self._in_background(lambda: spec.launcher.submit(submission)), adopted=False)
+
+    def _note(self, members: Sequence[Member], job: JobRef, *, adopted: bool) -> None:
+        common = {"job": dataclasses.asdict(job), "gpus": self._campaign.spec.gpus_per_trial, "adopted": adopted}
+        for trial, attempt in members:
+            self._campaign.append("submitted", trial=trial.number, attempt=attempt.number, **common)
+        self._unsure.discard(job.token)
+
+    def cancel(self, trials: Sequence[TrialRecord]) -> None:
+        """End these trials: their jobs, or only their part of a job that they share with others."""
+        campaign = self._campaign
+        campaign.lock.check()
+        numbers = {trial.number for trial in trials}
+        shared = {attempt.job_name for trial, attempt in campaign.with_job() if trial.number not in numbers}
+        jobs: dict[str, JobRef] = {}
+        for trial in trials:
+            attempt = trial.attempt
+            if attempt is not None and attempt.job is not None and attempt.job_name not in shared:
+                jobs[attempt.job_name] = attempt.job
+            elif attempt is not None:
+                files = campaign.layout.attempt(trial.number, attempt.number)
+                files.dir.mkdir(parents=True, exist_ok=True)
+                files.cancel.touch()
+        with campaign.holding(trials):
+            for job in jobs.values():
+                campaign.lock.check()
+                try:
+                    self._in_background(functools.partial(campaign.spec.launcher.cancel, job))
+                except SubmissionError as error:
+                    log.warning("job=%s not cancelled: %s", job.job_id, error)
+        for trial in trials:
+            number = None if trial.attempt is None else trial.attempt.number
+            campaign.append("ended", trial=trial.number, attempt=number, state=State.CANCELLED)
 
 
 def new_token(campaign: str, trial: int, attempt: int) -> str:
-    """Names an attempt, and so the job that it is the first of; never the same twice."""
+    """Return a new name for an attempt, and for the job that it is the first of."""
     return f"hpo-{campaign}-{trial_label(trial)}-a{attempt}-{secrets.token_hex(4)}"
 
 
 def command(spec: CampaignSpec, layout: CampaignLayout, code: str, folders: Sequence[Path]) -> tuple[str, ...]:
-    """What a job runs on its attempts' directories, of the campaign's copy of the code."""
+    """Return the command of a job: a program of the campaign's copy of the code, on the attempts' directories."""
     programs = (layout.code_dir / code / "jobs").resolve()
     program, directories = str(programs / spec.objective.program), [str(folder.resolve()) for folder in folders]
     if len(folders) == 1:
@@ -44,7 +192,7 @@ def command(spec: CampaignSpec, layout: CampaignLayout, code: str, folders: Sequ
 def make_submission(
     spec: CampaignSpec, layout: CampaignLayout, members: Sequence[Member], exclude: tuple[str, ...]
 ) -> Submission:
-    """The job of these attempts."""
+    """Return the job of these attempts, as a launcher takes it."""
     folders = [layout.attempt(trial.number, attempt.number) for trial, attempt in members]
     first = members[0][1]
     line = command(spec, layout, first.code, [files.dir for files in folders])
@@ -53,7 +201,7 @@ def make_submission(
 
 
 def write_params(spec: CampaignSpec, layout: CampaignLayout, member: Member) -> None:
-    """What the job finds in its attempt's directory."""
+    """Write what a job finds in its attempt's directory."""
     trial, attempt = member
     files = layout.attempt(trial.number, attempt.number)
     files.dir.mkdir(parents=True, exist_ok=True)
@@ -76,7 +224,7 @@ def write_params(spec: CampaignSpec, layout: CampaignLayout, member: Member) -> 
 
 
 def claimed_job(spec: CampaignSpec, layout: CampaignLayout, members: Sequence[Member]) -> JobRef | None:
-    """The job that has claimed one of the attempts, or has ended it: the scheduler no longer knows it, its files do."""
+    """Return the job that has claimed or ended one of the attempts, by its files: schedulers forget."""
     for trial, attempt in members:
         files = layout.attempt(trial.number, attempt.number)
         documents = (document_of(path, attempt.token) for path in (files.claim, files.result, files.error))

@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from hpo_cluster.job import JobRef
 from hpo_cluster.record.journal import Event, read_journal
@@ -93,43 +93,19 @@ class TrialRecord:
         return max((_checkpoint_step(attempt) for attempt in self.attempts), default=0)
 
     @property
-    def lost_kinds(self) -> list[str]:
-        """Kinds of the failures that nothing came of: those that the retries are counted by.
-
-        Something came of an attempt that left a checkpoint further on than those before it, and of one after which a
-        smaller physical batch is tried.
-        """
-        kinds, furthest = [], 0
-        for attempt in self.attempts:
-            step = _checkpoint_step(attempt)
-            counts = attempt.number >= self.forgiven and attempt.error is not None
-            if counts and attempt.error and step <= furthest and "smaller_batch" not in attempt.error:
-                kinds.append(str(attempt.error["kind"]))
-            furthest = max(furthest, step)
-        return kinds
-
-    @property
     def physical_batch_size(self) -> int | None:
         """What the next attempt must make do with, after those that ran out of memory; None: as it is set."""
         sizes = [(attempt.error or {}).get("smaller_batch") for attempt in self.attempts]
         return min((size for size in sizes if size is not None), default=None)
 
-    def smaller_batch(self, kind: str, size: Any) -> int | None:
-        """Half of the physical batch that an attempt ran out of memory with, where there is a half to try.
-
-        Args:
-            kind: of the attempt's error.
-            size: what the attempt says that its physical batch was, if it says so.
-        """
-        if kind != ErrorKind.OUT_OF_MEMORY or not isinstance(size, int):
-            return None
-        size = min(size, self.physical_batch_size or size)  # where a program does not mind what it is told, this ends
-        return size // 2 if size > 1 else None
-
     @property
     def in_budget(self) -> bool:
         """Whether the trial is one that the budget counts, now or when it ends."""
         return self.number != BASELINE and self.origin is Origin.EVALUATED
+
+
+#: A trial with one of its attempts.
+Member: TypeAlias = tuple[TrialRecord, AttemptRecord]
 
 
 def _checkpoint_step(attempt: AttemptRecord) -> int:

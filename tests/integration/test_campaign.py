@@ -108,7 +108,7 @@ def test_a_second_driver_is_refused_and_the_first_is_not_disturbed(tmp_path: Pat
 
 def kill_first_job(campaign: Campaign) -> None:
     """SIGKILL every process of the first job that runs, once."""
-    claim = read_json(campaign.layout.attempt(0, 0).claim)
+    claim = read_json(campaign.opened.layout.attempt(0, 0).claim)
     if claim is not None and not getattr(campaign, "killed", False):
         os.killpg(os.getpgid(claim["pid"]), signal.SIGKILL)
         campaign.killed = True  # type: ignore[attr-defined]
@@ -153,7 +153,7 @@ def test_failures_alike_stop_the_campaign_early(tmp_path: Path) -> None:
 
 def publish(campaign: Campaign, text: str) -> None:
     """Put something that is no result of that attempt where the result of trial 0 belongs, before its job does."""
-    files = campaign.layout.attempt(0, 0)
+    files = campaign.opened.layout.attempt(0, 0)
     if files.dir.exists() and not files.result.exists() and not campaign.record.trials[0].state.ended:
         files.result.write_text(text)
 
@@ -175,7 +175,7 @@ def test_somebody_elses_result_is_not_taken(tmp_path: Path) -> None:
 
 def test_stopping_leaves_jobs_running_and_a_later_start_adopts_them(tmp_path: Path) -> None:
     def stop(campaign: Campaign) -> None:
-        if all(campaign.layout.attempt(number, 0).claim.exists() for number in (0, 1)):
+        if all(campaign.opened.layout.attempt(number, 0).claim.exists() for number in (0, 1)):
             campaign.stop("interrupted")
 
     status = drive(spec(tmp_path / "c", sleep=2), stop)
@@ -188,7 +188,7 @@ def test_stopping_leaves_jobs_running_and_a_later_start_adopts_them(tmp_path: Pa
 def test_cancelling_ends_jobs_and_spends_nothing(tmp_path: Path) -> None:
     with Campaign(spec(tmp_path / "c", sleep=30)) as campaign:
         for _ in campaign.drive():
-            if all(campaign.layout.attempt(number, 0).claim.exists() for number in (0, 1)):
+            if all(campaign.opened.layout.attempt(number, 0).claim.exists() for number in (0, 1)):
                 campaign.stop("cancelled")
         began = time.monotonic()
         campaign.cancel_jobs()

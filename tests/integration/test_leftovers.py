@@ -89,7 +89,7 @@ def test_a_driver_goes_on_beside_rubbish(what: str, name: str, tmp_path: Path) -
     made = drivers.spec(directory, {"operation": {"budget": 3, "workers": 1, "retries": 0}})
     with Campaign(made) as campaign:
         campaign.propose()
-        files = campaign.layout.attempt(0, 0)
+        files = campaign.opened.layout.attempt(0, 0)
         files.job_dir.mkdir(parents=True)
         RUBBISH[what](files.dir / name)
         for _ in campaign.drive():
@@ -125,7 +125,7 @@ def test_any_json_in_the_files_of_a_job_is_taken_in(
         for number in (0, 1):
             trial = campaign.record.trials[number]
             token = f"t{number}"
-            campaign._append("intent", trial=number, attempt=0, token=token, job_name=token, code="x")
+            campaign.append("intent", trial=number, attempt=0, token=token, job_name=token, code="x")
             job = {
                 "backend": "local",
                 "job_id": "1",
@@ -133,7 +133,7 @@ def test_any_json_in_the_files_of_a_job_is_taken_in(
                 "submitted_at": "2026-01-01T00:00:00Z",
                 "host": "x",
             }
-            campaign._append("submitted", trial=number, attempt=0, job={**job, "submitted_at": "2026-01-01T00:00:00Z"})
+            campaign.append("submitted", trial=number, attempt=0, job={**job, "submitted_at": "2026-01-01T00:00:00Z"})
             files = CampaignLayout(directory).attempt(number, 0)
             files.dir.mkdir(parents=True)
             sound = {"token": token, "metrics": {"value": 1.5}}
@@ -170,10 +170,10 @@ def test_odd_words_of_a_job_are_taken_in(what: str, tmp_path: Path, capsys: pyte
     made = drivers.spec(directory, {"operation": {"budget": 1, "workers": 1, "retries": 0}})
     with Campaign(made) as campaign:
         campaign.propose()
-        campaign._append("intent", trial=0, attempt=0, token="t", job_name="t", code="x")
+        campaign.append("intent", trial=0, attempt=0, token="t", job_name="t", code="x")
         job = {"backend": "local", "job_id": "1", "token": "t", "host": "x", "extra": {"attempt_dir": "/x"}}
-        campaign._append("submitted", trial=0, attempt=0, job={**job, "submitted_at": "2026-01-01T00:00:00Z"})
-        files = campaign.layout.attempt(0, 0)
+        campaign.append("submitted", trial=0, attempt=0, job={**job, "submitted_at": "2026-01-01T00:00:00Z"})
+        files = campaign.opened.layout.attempt(0, 0)
         files.dir.mkdir(parents=True)
         for name, text in ODD[what].items():
             path = files.dir / (name if name == "claim" else f"{name}.json")

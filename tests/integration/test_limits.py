@@ -132,20 +132,20 @@ def queued(tmp_path: Path, **operation: Any) -> tuple[Campaign, Queue]:
 def test_folders_of_jobs_that_wait_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look is a call to the file server: 200 waiting jobs cost 364 of them a second."""
     looked: list[str] = []
-    monkeypatch.setattr("hpo_cluster.driver.campaign.refresh", lambda path: looked.append(path.parent.name) or [])
+    monkeypatch.setattr("hpo_cluster.driver.collect.refresh", lambda path: looked.append(path.parent.name) or [])
     campaign, launcher = queued(tmp_path)
     with campaign:
         campaign.tick()
         launcher.running.add(campaign.record.trials[7].attempts[0].token)
-        campaign._watch._due_at = 0.0
+        campaign.collector.watch._due_at = 0.0
         campaign.collect()
         looked.clear()
         for _ in range(5):
-            campaign._read_all_files()
+            campaign.collector.read_files()
         assert looked == ["t0007"] * 5
-        campaign._watch._told_at -= 10.0  # the scheduler hangs: jobs may begin and end meanwhile
+        campaign.collector.watch._told_at -= 10.0  # the scheduler hangs: jobs may begin and end meanwhile
         looked.clear()
-        campaign._read_all_files()
+        campaign.collector.read_files()
         assert len(looked) == 50
 
 
@@ -155,7 +155,7 @@ def test_jobs_that_wait_at_the_deadline_are_cancelled_and_what_runs_goes_on(tmp_
         campaign.tick()
         first = campaign.record.trials[0]
         launcher.running.add(first.attempts[0].token)
-        campaign._watch._due_at = 0.0
+        campaign.collector.watch._due_at = 0.0
         campaign.collect()
         operation = campaign.spec.operation.model_copy(update={"deadline": NOW.replace(year=2020)})
         campaign.spec = dataclasses.replace(campaign.spec, operation=operation)

@@ -192,7 +192,7 @@ def test_a_campaign_needs_a_function_that_can_be_imported() -> None:
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     code = """
 import os, sys, time, pathlib
-from hpo_cluster.function_search import optimize
+from hpo_cluster.driver.in_process import optimize
 def fn(x):
     pathlib.Path(sys.argv[1], str(os.getpid())).touch()
     time.sleep(0.5)

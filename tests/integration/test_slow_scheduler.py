@@ -43,7 +43,7 @@ def test_results_are_taken_in_while_the_scheduler_thinks(tmp_path: Path) -> None
     slow = Slow(made.launcher)
     with Campaign(dataclasses.replace(made, launcher=slow)) as campaign:
         taken: list[int] = []
-        append = campaign._append
+        append = campaign.opened.append
 
         def note(event: str, **fields: Any) -> Any:
             if event == "ended":
@@ -53,7 +53,7 @@ def test_results_are_taken_in_while_the_scheduler_thinks(tmp_path: Path) -> None
                     slow.may_answer.set()  # both are in before the scheduler has answered at all
             return append(event, **fields)
 
-        campaign._append = note  # type: ignore[method-assign]
+        campaign.opened.append = note  # type: ignore[method-assign]
         for _ in campaign.drive():
             pass
     assert sorted(taken) == [0, 1]

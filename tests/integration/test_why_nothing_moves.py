@@ -120,7 +120,7 @@ def test_a_trial_that_somebody_wants_tried_again_does_not_rest(tmp_path: Path) -
         for _ in campaign.drive():
             pass
     with Campaign(made) as campaign:
-        campaign._append("reopened", trial=0)
+        campaign.append("reopened", trial=0)
         campaign.tick()
         assert len(campaign.record.trials[0].attempts) == 2
         for _ in campaign.drive():

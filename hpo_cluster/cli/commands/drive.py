@@ -212,18 +212,18 @@ def _drive(config: Config, spec: CampaignSpec) -> int:
     logging.getLogger("hpo_cluster").addHandler(logging.NullHandler())  # its messages go to the driver's log
     display = LiveDisplay() if sys.stdout.isatty() else PlainDisplay(lambda line: say(line, flush=True))
     with Campaign(spec) as campaign:
-        if campaign.is_new:
+        if campaign.opened.is_new:
             _tell_warm_start(spec)
-        if not campaign.lock.has_flock:
+        if not campaign.opened.lock.has_flock:
             say(
                 "this file system has no file locks (flock): drivers of several hosts are told apart by heartbeat and "
                 "by the number of their start alone",
                 flush=True,
             )
-        if campaign.journal.left_out:
-            lines = campaign.journal.left_out
+        if campaign.opened.journal.left_out:
+            lines = campaign.opened.journal.left_out
             say(f"{lines} lines of the journal are left out: their driver had lost the campaign", flush=True)
-        if dead := campaign.lock.taken_over:
+        if dead := campaign.opened.lock.taken_over:
             say(f"taken over from the driver that died: process {dead['pid']} on {dead.get('host')}", flush=True)
         with _Interrupts(campaign) as interrupts:
             with display:
@@ -266,7 +266,7 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
         jobs = "its jobs are cancelled" if interrupts.count > 1 else f"{submitted} jobs run on"
         say(f"interrupted: {status['done']} of {status['budget']} done, {jobs}. Go on with:\n  {resume}")
         return INTERRUPTED
-    files = {"history": campaign.layout.history, "log": campaign.log_path}
+    files = {"history": campaign.opened.layout.history, "log": campaign.opened.log_path}
     if plot := _draw(config.campaign_dir):
         files["plot"] = plot
     tasks = getattr(config.objective, "tasks", None)

@@ -37,7 +37,7 @@ from hpo_cluster.cli.config.schema import (
     section_class,
 )
 from hpo_cluster.cli.config.validate import brings_space, build, known
-from hpo_cluster.driver.policy import Failures
+from hpo_cluster.driver.failures import Failures
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import Objective, joined

@@ -6,7 +6,7 @@ import datetime
 
 import pytest
 
-from hpo_cluster.driver.outcomes import Failure, awaits_reason, explained
+from hpo_cluster.driver.failures import Failure, awaits_reason, explained
 from hpo_cluster.job import EndReason, JobState, JobStatus
 
 

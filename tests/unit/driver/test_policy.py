@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpo_cluster.driver.policy import Failures
+from hpo_cluster.driver.failures import Failures
 from hpo_cluster.trial import ErrorKind, State
 
 

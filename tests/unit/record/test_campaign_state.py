@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pandas.testing import assert_frame_equal
 
+from hpo_cluster.driver.failures import fruitless_kinds
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.history import HistoryTable, to_frame
 from hpo_cluster.trial import Origin, State
@@ -70,11 +71,11 @@ def test_a_reopened_trial_starts_its_retries_anew() -> None:
     log.lose(0, 0, "vanished")
     log.add("intent", trial=0, attempt=1, token="t", code="c")
     log.add("ended", trial=0, attempt=1, state="failed", error={"kind": "vanished", "message": ""})
-    assert (log.record.spent, log.record.trials[0].lost_kinds) == (1, ["vanished", "vanished"])
+    assert (log.record.spent, fruitless_kinds(log.record.trials[0])) == (1, ["vanished", "vanished"])
     log.add("reopened", trial=0)
     trial = log.record.trials[0]
     assert (trial.state, trial.attempt, trial.error, trial.ended_seq) == (State.PROPOSED, None, None, None)
-    assert (log.record.spent, trial.lost_kinds) == (0, [])
+    assert (log.record.spent, fruitless_kinds(trial)) == (0, [])
 
 
 def test_only_evaluated_trials_spend_the_budget() -> None:

@@ -21,8 +21,8 @@ from hpo_cluster.launchers import commands
 from hpo_cluster.launchers.commands import CommandError, call
 
 PROGRAM = """
-from hpo_cluster.launchers.process import call
-from hpo_cluster.processes import cap_memory, uncap_memory
+from hpo_cluster.launchers.commands import call
+from hpo_cluster.record.processes import cap_memory, uncap_memory
 
 before = call(["sh", "-c", "ulimit -d"], timeout_s=10)
 cap_memory(1.0)

@@ -1,0 +1,175 @@
+"""Take in what jobs have published, and what has become of those that have not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from hpo_cluster.driver.background import Background
+from hpo_cluster.driver.failures import (
+    Failure,
+    all_fail_alike,
+    awaits_reason,
+    decide,
+    explained,
+    reported_failure,
+    silent_failure,
+)
+from hpo_cluster.driver.job_watch import JobWatch
+from hpo_cluster.driver.open_campaign import OpenCampaign
+from hpo_cluster.job import JobState, JobStatus
+from hpo_cluster.record.attempt_files import document_of, valid_result
+from hpo_cluster.record.campaign_state import AttemptRecord, TrialRecord
+from hpo_cluster.record.files import refresh
+from hpo_cluster.text import did_you_mean
+from hpo_cluster.trial import ErrorKind, State
+
+log = logging.getLogger(__name__)
+
+#: Files of an attempt that say that it is over, and those that say anything of one that is not known to have begun.
+ENDING = frozenset({"result.json", "error.json"})
+TELLING = ENDING | {"claim"}
+
+
+class Collector:
+    """Reads the files of the trials in flight and asks the scheduler about their jobs.
+
+    Args:
+        campaign: that the trials are of.
+    """
+
+    def __init__(self, campaign: OpenCampaign) -> None:
+        self._campaign = campaign
+        spec, operation = campaign.spec, campaign.spec.operation
+        self.watch = JobWatch(
+            campaign.layout, spec.launcher.poll_period_s, operation.grace_s, operation.unknown_after_s
+        )
+        #: A scheduler that is slow to answer, or does not, keeps nobody from taking in results.
+        self.in_background = Background(self.read_files, operation.poll_s)
+        self._some_completed = False
+
+    def collect(self) -> str:
+        """Take in all news. Returns why the campaign had better stop; empty if it need not."""
+        self.read_files()
+        if self.watch.due():
+            self._poll_jobs()
+        return self._all_fail()
+
+    def read_files(self) -> None:
+        """Take in what attempts have published."""
+        campaign = self._campaign
+        for trial in campaign.record.in_flight:
+            if trial.number not in campaign.held and trial.attempts and not self.is_pending(trial):
+                there = refresh(campaign.layout.attempt(trial.number, trial.attempts[-1].number).dir)
+                telling = ENDING if trial.state is State.RUNNING else TELLING
+                if len(trial.attempts) > 1 or not telling.isdisjoint(there):
+                    self._read_trial(trial)
+
+    def is_pending(self, trial: TrialRecord) -> bool:
+        """Return whether a trial's only job waits: looking into hundreds of empty folders loads a file server."""
+        first = trial.attempts[0]
+        return len(trial.attempts) == 1 and trial.state is State.SUBMITTED and self.watch.is_pending(first.job_name)
+
+    def _read_trial(self, trial: TrialRecord) -> None:
+        layout = self._campaign.layout
+        for attempt in trial.attempts:  # an attempt that was given up may have finished all the same
+            result = valid_result(layout.attempt(trial.number, attempt.number), attempt.token)
+            if result is not None:
+                self._take_result(trial, attempt, result)
+                return
+        current = trial.attempt
+        if current is None or current.job is None:
+            return
+        files = layout.attempt(trial.number, current.number)
+        failure = reported_failure(files, current.token)
+        if failure is not None and awaits_reason(failure):
+            return  # the scheduler may say who asked it to end, once the job is over
+        if failure is not None:
+            self._take_failure(trial, current, failure)
+        elif trial.state is State.SUBMITTED:
+            claim = document_of(files.claim, current.token)
+            if claim is not None:
+                self._campaign.append("running", trial=trial.number, attempt=current.number, **_whereabouts(claim))
+
+    def _take_result(self, trial: TrialRecord, attempt: AttemptRecord, result: dict[str, Any]) -> None:
+        try:
+            outcome = self._campaign.spec.objective.outcome(result)
+        except KeyError as error:
+            there, name = sorted(result["metrics"]), str(error.args[0])
+            message = f"the result has no metric {name!r}; {did_you_mean(name, there)}it has {', '.join(there)}"
+            self._take_failure(trial, attempt, Failure(ErrorKind.BAD_RESULT, message, result))
+            return
+        self._campaign.append(
+            "ended",
+            trial=trial.number,
+            attempt=attempt.number,
+            state=State.COMPLETED,
+            value=outcome.value,
+            value_sem=None if outcome.value_sem != outcome.value_sem else outcome.value_sem,
+            metrics=dict(outcome.metrics),
+            ended_at=result.get("ended_at"),
+            **_whereabouts(result),
+        )
+
+    def _take_failure(self, trial: TrialRecord, attempt: AttemptRecord, failure: Failure) -> None:
+        campaign = self._campaign
+        decision = decide(
+            trial,
+            failure,
+            campaign.layout.attempt(trial.number, attempt.number),
+            campaign.spec.operation.failures,
+            campaign.spec.operation.retries,
+            others_completed=campaign.record.counts[State.COMPLETED] > 0,
+        )
+        fields = {"trial": trial.number, "attempt": attempt.number, "error": decision.error}
+        if decision.state is None:
+            campaign.append("attempt_failed", **fields, **_whereabouts(failure.seen))
+            return
+        ended_at = {"ended_at": failure.seen["ended_at"]} if "ended_at" in failure.seen else {}
+        campaign.append("ended", **fields, state=decision.state, **ended_at, **_whereabouts(failure.seen))
+
+    def _poll_jobs(self) -> None:
+        """Ask the scheduler about the jobs in flight, and find why those that are over have left no result."""
+        campaign = self._campaign
+        jobs = {attempt.job_name: attempt.job for _, attempt in campaign.with_job() if attempt.job is not None}
+        if not jobs:
+            return
+        answer = self.in_background(lambda: campaign.spec.launcher.poll(list(jobs.values())))
+        states = {name: answer.get(name, JobStatus(JobState.UNKNOWN)) for name in jobs}
+        campaign.lock.check()
+        self.watch.take(states)
+        for trial, attempt in campaign.with_job():
+            status = states.get(attempt.job_name)
+            if status is None or status.state is not JobState.ENDED:
+                continue
+            self._read_trial(trial)
+            if trial.state.ended or trial.attempt is not attempt:
+                continue
+            files = campaign.layout.attempt(trial.number, attempt.number)
+            failure = reported_failure(files, attempt.token)
+            if failure is not None:
+                failure = explained(failure, status)
+            elif self.watch.is_lost(attempt.job_name):
+                failure = silent_failure(files, attempt.job_id, status)
+            if failure is not None:
+                self._take_failure(trial, attempt, failure)
+
+    def _all_fail(self) -> str:
+        """Return why the campaign had better stop, if all trials of this start failed in the same way."""
+        record = self._campaign.record
+        limit = self._campaign.spec.operation.stop_after_failures
+        if not limit or self._some_completed:
+            return ""
+        starts = [start for start in record.starts if not start.get("tick")] or record.starts
+        began = starts[-1]["seq"] if starts else 0
+        ended = [trial for trial in record.rows if trial.in_budget and (trial.ended_seq or -1) > began]
+        ended.sort(key=lambda trial: trial.ended_seq or 0)
+        self._some_completed = any(trial.state is State.COMPLETED for trial in ended)
+        return all_fail_alike(ended, limit)
+
+
+def _whereabouts(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which job it was, where and since when, from a claim, a result or an error."""
+    names = {"job": "job_id", "node": "node", "started_at": "started_at"}
+    return {ours: document[theirs] for theirs, ours in names.items() if document.get(theirs) is not None}

@@ -1,0 +1,184 @@
+"""A campaign that this process holds: its folder, its lock, its journal, and the record that follows from it.
+
+The parts of the driver share one `OpenCampaign`. Every event goes through `OpenCampaign.append`, so that journal and
+record never differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hpo_cluster.driver.code_snapshot import copy_code
+from hpo_cluster.driver.spec import CampaignSpec
+from hpo_cluster.errors import HpoClusterError, JournalError
+from hpo_cluster.objectives.worker import package_versions
+from hpo_cluster.record.attempt_files import SCHEMA
+from hpo_cluster.record.campaign_state import Member, Record, TrialRecord, asked_rows
+from hpo_cluster.record.clock import utc_now
+from hpo_cluster.record.files import redact
+from hpo_cluster.record.identity import settle_identity
+from hpo_cluster.record.journal import Event, Journal
+from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.record.lock import DriverLock
+from hpo_cluster.record.processes import cap_memory, uncap_memory
+from hpo_cluster.trial import Ask
+
+log = logging.getLogger(__name__)
+
+#: Fields of an event that the log shows.
+LOGGED = ("trial", "attempt", "state", "value", "token", "host", "reason")
+
+
+class OpenCampaign:
+    """Open a campaign, new or not, and hold its lock until `close`.
+
+    Attributes:
+        spec: what the campaign is, and how it is run now.
+        layout: paths of its files.
+        record: what the journal says, always up to date.
+        code: hash of the code that new attempts run.
+        is_new: whether this start made the campaign.
+        changed: whether an event has come since somebody set this to False.
+        held: numbers of the trials whose job is being submitted or cancelled just now.
+
+    Raises:
+        LockedError: another driver has it.
+        IdentityError: the folder holds another campaign.
+        JournalError: the journal cannot be read, or was lost.
+    """
+
+    def __init__(self, spec: CampaignSpec) -> None:
+        self.spec = spec
+        self.layout = CampaignLayout(spec.dir)
+        self.changed = True
+        self.held: set[int] = set()
+        self._unwritten_start: dict[str, Any] = {}
+        with contextlib.ExitStack() as undo:
+            self.layout.dir.parent.mkdir(parents=True, exist_ok=True)
+            self.layout.dir.mkdir(mode=0o700, exist_ok=True)  # its owner's alone: jobs and settings may hold secrets
+            self.lock = DriverLock(self.layout.lock, take_over=spec.take_over)
+            undo.callback(self.lock.release)
+            settle_identity(self.layout.identity, spec.identity)
+            undo.enter_context(self._log_file())
+            self.journal = undo.enter_context(Journal(self.layout.events, self.lock.check))
+            self.lock.advance(self.journal.epoch)
+            self.journal.epoch = self.lock.epoch
+            self.record = Record(self.journal.take_events())
+            self._refuse_if_emptied()
+            if spec.launcher.backend != "local" and spec.operation.driver_memory_gb is not None:
+                cap_memory(spec.operation.driver_memory_gb)
+                undo.callback(uncap_memory)
+            self._start()
+            self._undo = undo.pop_all()
+
+    @contextlib.contextmanager
+    def _log_file(self) -> Iterator[None]:
+        """While this lasts, write what the package logs into a file of this start."""
+        folder = self.layout.drivers_dir / ("ticks" if self.spec.tick else utc_now().replace(":", "").replace("-", ""))
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log_path = folder / "driver.log"
+        handler = logging.FileHandler(self.log_path, encoding="utf-8")
+        handler.handleError = lambda record: None  # type: ignore[method-assign]  # no traceback for each line on a full disk
+        formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+        formatter.converter = time.gmtime
+        handler.setFormatter(formatter)
+        package = logging.getLogger("hpo_cluster")
+        before = package.level
+        package.setLevel(min(before or logging.INFO, logging.INFO))
+        package.addHandler(handler)
+        try:
+            yield
+        finally:
+            package.removeHandler(handler)
+            package.setLevel(before)
+            handler.close()
+
+    def _refuse_if_emptied(self) -> None:
+        """Raise if the journal has no events and there are attempts: beginning again would evaluate all again."""
+        if self.record.created is None and any(self.layout.trials_dir.glob("*/a*")):
+            raise JournalError(
+                f"{self.layout.events} is empty, and there are attempts in {self.layout.trials_dir}. Rebuild it from "
+                f"their files:  hpo-cluster repair {self.layout.dir}"
+            )
+
+    def _start(self) -> None:
+        """Settle the code that jobs run, and journal the start."""
+        recorded = self.record.code
+        keep = recorded is not None and self.spec.code == "recorded" and (self.layout.code_dir / recorded).is_dir()
+        self.code = str(recorded if keep else copy_code(self.layout.code_dir))
+        self.is_new = self.record.created is None
+        if self.is_new:
+            fields = {"schema": SCHEMA, "campaign": self.layout.dir.name, "code": self.code}
+            self.append("created", **fields, **self._imported())
+        self._unwritten_start = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "operation": self.spec.operation.model_dump(mode="json"),
+            "settings": dict(self.spec.settings),
+            "overrides": [redact(override) for override in self.spec.overrides],
+            "code": self.code,
+            "versions": package_versions(),
+            "tick": self.spec.tick,
+        }
+        last = self.record.starts[-1] if self.record.starts else {}
+        news = any(last.get(key) != self._unwritten_start[key] for key in ("operation", "settings", "code"))
+        if news or not self.spec.tick:  # a tick that finds nothing to do leaves no trace
+            self._write_start()
+
+    def _imported(self) -> dict[str, Any]:
+        """Return the evaluations that a new campaign begins with, for its first event."""
+        sources, rows = self.spec.warm_start.sources, self.spec.warm_start.rows
+        missing = [source.campaign for source in sources if not source.read]
+        if missing:
+            names = ", ".join(missing)
+            raise HpoClusterError(
+                f"{self.layout.dir} was to begin with evaluations of {names}, and its driver died before it had them. "
+                "Run the command that began it once more (hpo-cluster run ... warm_start=...)"
+            )
+        for source in sources:
+            log.info("warm start: %s", source.message)
+        return {"trials": asked_rows(Ask(settled=rows), 0, self.spec.seed)} if rows else {}
+
+    def _write_start(self) -> None:
+        start, self._unwritten_start = self._unwritten_start, {}
+        self.append("started", **start)
+
+    def append(self, event: str, **fields: Any) -> Event:
+        """Write an event to the journal, then take it into the record."""
+        if self._unwritten_start and event != "created":
+            self._write_start()
+        written = self.journal.append(event, **fields)
+        self.record.apply(written)
+        self.changed = True
+        shown = " ".join(f"{key}={value}" for key, value in fields.items() if key in LOGGED)
+        log.info("event=%s %s", event, shown)
+        return written
+
+    @contextlib.contextmanager
+    def holding(self, trials: Sequence[TrialRecord]) -> Iterator[None]:
+        """While this lasts, the files of these trials are left alone."""
+        self.held = {trial.number for trial in trials}
+        try:
+            yield
+        finally:
+            self.held = set()
+
+    def with_job(self) -> list[Member]:
+        """Return the trials whose job is, or may be, in the hands of the scheduler."""
+        members = ((trial, trial.attempt) for trial in self.record.in_flight)
+        return [(trial, attempt) for trial, attempt in members if attempt is not None and attempt.job is not None]
+
+    def write_stop(self, reason: str, **fields: Any) -> None:
+        """Journal that the driver lets go, unless nothing was journaled of this start."""
+        if not self._unwritten_start:
+            self.append("stopped", reason=reason, **fields)
+
+    def close(self) -> None:
+        """Let go of the campaign. Jobs run on."""
+        self._undo.close()
