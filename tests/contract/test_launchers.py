@@ -86,8 +86,9 @@ class TestLocal(LauncherContract):
         return make_launcher(LocalSettings(cpus_per_trial=1))
 
     def test_a_job_survives_its_controller_and_is_still_followed(self, launcher: Launcher, tmp_path: Path) -> None:
-        claim = "import json, os, sys, time; from pathlib import Path; from hpo_cluster.record.attempt_files import job_identity; "
+        claim = "import json, os, sys, time; from pathlib import Path; "
         claim += (
+            "from hpo_cluster.record.attempt_files import job_identity; "
             "who = job_identity(); Path('claim.tmp').write_text(json.dumps({'token': sys.argv[1], **who})); "
         )
         claim += "os.rename('claim.tmp', 'claim'); time.sleep(60)"

@@ -169,7 +169,7 @@ def test_jobs_that_wait_at_the_deadline_are_cancelled_and_what_runs_goes_on(tmp_
 def test_a_walltime_shorter_than_the_start_is_told_after_the_first_attempt(tmp_path: Path) -> None:
     made = drivers.spec(tmp_path / "c", {"operation": {"budget": 1, "retries": 2}})
     say = """echo '{{"phase": "load"}}' > $HPO_CLUSTER_ATTEMPT_DIR/progress.json; sleep 60 # {x} {k}"""
-    launcher = LocalLauncher(LocalSettings.model_construct(walltime_min=0.05, poll_period_s=0.1))
+    launcher = LocalLauncher(LocalSettings.model_construct(walltime_min=0.1, poll_period_s=0.1))
     objective = CommandObjective(command=say, cwd=str(tmp_path))
     with Campaign(dataclasses.replace(made, objective=objective, launcher=launcher)) as campaign:
         for _ in campaign.drive():

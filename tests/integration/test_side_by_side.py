@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Evaluates an attempt for as many seconds as its parameter says, and tells what it saw.
 PROGRAM = """
 import os, sys, time
-from hpo_cluster import worker
+from hpo_cluster.objectives import worker
 
 def evaluate(attempt):
     attempt.looks = True
