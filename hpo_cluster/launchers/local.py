@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +24,7 @@ from hpo_cluster.errors import SubmissionError
 from hpo_cluster.job import EndReason, JobRef, JobState, JobStatus
 from hpo_cluster.launchers.base import TOKEN_VARIABLE, LauncherSettings, Submission, make_ref, warning_s
 from hpo_cluster.launchers.commands import call
+from hpo_cluster.launchers.submitit_inside import start_local_controller
 from hpo_cluster.record.files import read_json, written_at
 from hpo_cluster.record.processes import is_alive, process_start
 
@@ -80,7 +79,7 @@ class LocalLauncher:
         return make_ref(self.backend, str(pid), submission.token, **extra)
 
     def _start_controller(self, submission: Submission, devices: list[int]) -> subprocess.Popen[bytes]:
-        """Start submitit's controller as `submitit.local.local.start_controller` does, but in a new session."""
+        """Write the job's script and start the controller that runs it."""
         script = submission.job_dir / "job.sh"
         script.write_text(self.script(submission))
         environment = {
@@ -88,23 +87,10 @@ class LocalLauncher:
             TOKEN_VARIABLE: submission.token,
             "OMP_NUM_THREADS": str(self.settings.cpus_per_trial),
             "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices)),
-            "SUBMITIT_EXECUTOR": "local",
-            "SUBMITIT_LOCAL_COMMAND": shlex.join(self.command(submission)),
-            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
-            "SUBMITIT_LOCAL_NODEID": "0",
-            "SUBMITIT_LOCAL_NTASKS": "1",
-            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(self._warning_s),
-            "SUBMITIT_LOCAL_TIMEOUT_S": str(self._walltime_s),
-            "SUBMITIT_LOCAL_WITH_SHELL": "",
-            "SUBMITIT_STDERR_TO_STDOUT": "",
         }
-        return subprocess.Popen(
-            [sys.executable, "-m", "submitit.local._local", str(submission.job_dir)],
-            env=environment,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        command = self.command(submission)
+        return start_local_controller(
+            submission.job_dir, command, environment, walltime_s=self._walltime_s, warning_s=self._warning_s
         )
 
     def _free_devices(self) -> list[int]:

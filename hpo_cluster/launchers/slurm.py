@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -21,6 +21,7 @@ from hpo_cluster.job import EndReason, JobRef, JobState, JobStatus
 from hpo_cluster.launchers.base import Submission, warning_s
 from hpo_cluster.launchers.batch import Listed, Refusal, SchedulerLauncher, SchedulerSettings, StateTable, refusal
 from hpo_cluster.launchers.commands import CommandError, call
+from hpo_cluster.launchers.submitit_inside import slurm_script
 
 SUBMIT_TIMEOUT_S = 60.0
 LIST_TIMEOUT_S = 20.0
@@ -160,32 +161,9 @@ class SlurmLauncher(SchedulerLauncher):
         self.settings = settings
 
     def script(self, submission: Submission) -> str:
-        """The text of the submission script."""
-        return self._text(*self._executor(submission), submission.token)
-
-    def command(self, submission: Submission) -> list[str]:
-        """Return the submission command; the options are in the script."""
-        executor, _ = self._executor(submission)
-        return list(executor._make_submission_command(submission.job_dir / "submission.sh"))
-
-    def _text(self, executor: Any, command: str, token: str) -> str:
-        text = str(executor._make_submission_file_text(command, uid=token))
-        if self.settings.checkpoint_delay_s or "signal" in self.settings.extra:
-            return text
-        return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#SBATCH --signal="))
-
-    def _executor(self, submission: Submission) -> tuple[Any, str]:
-        from submitit.slurm import slurm
-
-        class PlainExecutor(slurm.SlurmExecutor):  # type: ignore[misc]
-            """submitit's executor where `srun` need not be on the path to write a script."""
-
-            @classmethod
-            def affinity(cls) -> int:
-                return 2
-
+        """Return the text of the submission script."""
         settings = self.settings
-        wanted: dict[str, Any] = {
+        parameters = {
             "job_name": submission.token,
             "time": settings.walltime_min,
             "nodes": 1,
@@ -202,21 +180,23 @@ class SlurmLauncher(SchedulerLauncher):
             "signal_delay_s": warning_s(settings.checkpoint_delay_s, settings.walltime_min),
             "additional_parameters": {"no-requeue": True, **_flags(settings.extra)},
         }
-        executor = PlainExecutor(folder=submission.job_dir)
-        # submitit's default wckey would be refused where the site tracks them
-        executor.update_parameters(wckey=None, **{name: value for name, value in wanted.items() if value is not None})
-        environment = {"OMP_NUM_THREADS": str(settings.cpus_per_trial)}
-        return executor, submission.shell_line(environment, settings.container)
+        line = submission.shell_line({"OMP_NUM_THREADS": str(settings.cpus_per_trial)}, settings.container)
+        text = slurm_script(submission.job_dir, line, submission.token, parameters)
+        if settings.checkpoint_delay_s or "signal" in settings.extra:
+            return text
+        return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#SBATCH --signal="))
+
+    def command(self, submission: Submission) -> list[str]:
+        """Return the submission command; the options are in the script."""
+        return ["sbatch", str(submission.job_dir / "submission.sh")]
 
     def submit(self, submission: Submission) -> JobRef:
         """Write the script into the job's folder and hand it to sbatch."""
-        executor, command = self._executor(submission)
+        text = self.script(submission)
         submission.job_dir.mkdir(parents=True, exist_ok=True)
-        script: Path = submission.job_dir / "submission.sh"
-        text = self._text(executor, command, submission.token)
-        script.write_text(text)
+        (submission.job_dir / "submission.sh").write_text(text)
         try:
-            output = _slurm(executor._make_submission_command(script), overridden(text), timeout_s=SUBMIT_TIMEOUT_S)
+            output = _slurm(self.command(submission), overridden(text), timeout_s=SUBMIT_TIMEOUT_S)
         except CommandError as error:
             raise refusal(error, REFUSALS) from error
         match = re.search(r"\bjob (\d+)", output)
