@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpo_cluster.record.files import replace_text
 from hpo_cluster.report.data import read_campaign
-from hpo_cluster.report.figures import draw_best_by_evaluations, draw_best_by_time, draw_others, draw_parameters
+from hpo_cluster.report.figures import FIGURES
 from hpo_cluster.report.page import render_page
 
 __all__ = ["read_campaign", "write_report"]
@@ -28,24 +28,19 @@ def write_report(campaign_dir: str | os.PathLike[str]) -> list[Path]:
     campaign = read_campaign(Path(campaign_dir))
     directory = campaign.layout.report_dir
     directory.mkdir(exist_ok=True)
-    figures: list[tuple[str, str, Path]] = []
-    for stem, title, draw in (
-        ("best_by_evaluations", "Best so far against evaluations", draw_best_by_evaluations),
-        ("best_by_time", "Best so far against time", draw_best_by_time),
-        ("parameters", "Score by each parameter", draw_parameters),
-        ("validation_test", "Validation against test" if campaign.others_are_tests else "Other metrics", draw_others),
-    ):
-        path = directory / f"{stem}.png"
+    figures: list[tuple[str, Path]] = []
+    for figure in FIGURES:
+        path = directory / f"{figure.stem}.png"
         with rc_context({"text.parse_math": False}):  # names and choices may hold dollar signs
-            picture = draw(campaign)
+            picture = figure.draw(campaign)
         if picture is None:
             path.unlink(missing_ok=True)
         else:
             _replace_bytes(path, picture)
-            figures.append((stem, title, path))
+            figures.append((figure.title(campaign), path))
     page = directory / "report.md"
-    replace_text(page, render_page(campaign, [(title, path.name) for _, title, path in figures]))
-    return [page, *(path for _, _, path in figures)]
+    replace_text(page, render_page(campaign, [(title, path.name) for title, path in figures]))
+    return [page, *(path for _, path in figures)]
 
 
 def _replace_bytes(path: Path, data: bytes) -> None:

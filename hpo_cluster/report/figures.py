@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.report.data import Campaign, shorten
@@ -276,3 +276,24 @@ def _time_unit(seconds: float) -> tuple[float, str]:
         if seconds < limit:
             return float(divisor), unit
     return 86400.0, "days"
+
+
+class Figure(NamedTuple):
+    """A figure of the report: the name of its file, its title, and the function that draws it."""
+
+    stem: str
+    title: Callable[[Campaign], str]
+    draw: Callable[[Campaign], bytes | None]
+
+
+#: The figures of the report, in its order. One for which there is nothing to draw is left out.
+FIGURES = (
+    Figure("best_by_evaluations", lambda _: "Best so far against evaluations", draw_best_by_evaluations),
+    Figure("best_by_time", lambda _: "Best so far against time", draw_best_by_time),
+    Figure("parameters", lambda _: "Score by each parameter", draw_parameters),
+    Figure(
+        "validation_test",
+        lambda campaign: "Validation against test" if campaign.others_are_tests else "Other metrics",
+        draw_others,
+    ),
+)
