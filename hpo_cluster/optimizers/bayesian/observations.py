@@ -15,7 +15,7 @@ that a cliff or a deep valley is not what a stationary process spends its length
 
 Where ``clip`` or ``winsor`` would leave nothing of different values, ``raw`` is used. On a plateau beside a cliff both
 lift the cliff's foot to nearly the height of the plateau; soft keeps it apart, and is the default.
-``docs/design/bo_outcome.md`` has the measurements.
+``docs/design/decisions.md`` has the measurements.
 """
 
 from __future__ import annotations
