@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import logging
 import os
@@ -40,7 +39,7 @@ from hpo_cluster.errors import HpoClusterError, JournalError, LostCampaignError,
 from hpo_cluster.job import JobRef, JobState, JobStatus
 from hpo_cluster.launchers.commands import Backoff, Pause
 from hpo_cluster.objectives.worker import package_versions
-from hpo_cluster.record import attempt_files, inbox
+from hpo_cluster.record import attempt_files, clock, inbox
 from hpo_cluster.record.attempt_files import SCHEMA, checkpoint_step
 from hpo_cluster.record.campaign_state import AttemptRecord, Record, TrialRecord, asked_rows
 from hpo_cluster.record.clock import seconds_since, utc_now
@@ -51,7 +50,7 @@ from hpo_cluster.record.journal import Event, Journal
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.lock import DriverLock
 from hpo_cluster.record.processes import cap_memory, uncap_memory
-from hpo_cluster.record.status import summarise
+from hpo_cluster.record.status import has_jobs_to_submit, summarise
 from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import BASELINE, Ask, ErrorKind, Origin, State, derive_seed
 
@@ -70,6 +69,9 @@ START_PHASES = ("import", "load")
 #: Failures that a machine's state causes, which may last a while.
 MACHINE_KINDS = frozenset({ErrorKind.NODE, ErrorKind.DISK, ErrorKind.VANISHED})
 LONGEST_REST_S = 600.0
+
+#: Seconds between two cycles while nothing is under way and nothing may be submitted.
+IDLE_S = 2.0
 
 #: Files of an attempt that say that it is over, and those that say anything of one that is not known to have begun.
 ENDING = frozenset({"result.json", "error.json"})
@@ -95,6 +97,8 @@ class Campaign:
         self._changed = True
         self._storage = Pause()
         self._refused = ""  # why the scheduler did not take the last job
+        self._shut = ""  # why no job is submitted at this time of day
+        self._not_found: set[str] = set()  # of `_unsure`, those that were looked for in vain while that was so
         self._closing = ""  # why nothing more is submitted, while what runs is waited for
         self._unwritten_start: dict[str, Any] = {}
         self._some_completed = False
@@ -251,7 +255,13 @@ class Campaign:
                 self.stop(self._closing)
             if self._stopping or self._finished():
                 return
-            wait(self.spec.operation.poll_s)
+            wait(self._cycle_s)
+
+    @property
+    def _cycle_s(self) -> float:
+        """Seconds until the next cycle."""
+        poll_s = self.spec.operation.poll_s
+        return max(poll_s, IDLE_S) if self._shut and not self._with_job() else poll_s
 
     def _tick_or_pause(self) -> None:
         """Make one pass; if the storage is full or away just now, say so and wait a while before the next."""
@@ -262,7 +272,8 @@ class Campaign:
                 raise
             wait_s = self._storage.begin()
             log.warning("storage: %s; tried again in %.0f s", error, wait_s)
-            self.lock.tell(f"{error.filename or self.layout.dir}: {error.strerror}. Nothing is lost, and jobs run on")
+            trouble = f"{error.filename or self.layout.dir}: {error.strerror}. Nothing is lost, and jobs run on"
+            self.lock.tell(f"the driver waits: {trouble}")
         else:
             self._storage.end()
             self.lock.tell(self._waits_for)
@@ -271,9 +282,11 @@ class Campaign:
     def _waits_for(self) -> str | None:
         """Why nothing more is submitted just now, for other terminals; None if all is as it should be."""
         if self._refused:
-            return f"the scheduler did not take a job, which is submitted again: {self._refused}"
+            return f"the driver waits: the scheduler did not take a job, which is submitted again: {self._refused}"
         if self._closing:
-            return f"{self._closing}; nothing more is submitted, and what is under way is waited for"
+            return f"the driver waits: {self._closing}; nothing more is submitted, and what is under way is waited for"
+        if self._shut and has_jobs_to_submit(self.record, self.spec.operation.budget):
+            return self._shut
         return None
 
     def tick(self) -> None:
@@ -281,14 +294,26 @@ class Campaign:
         self.lock.check()
         self.take_commands()
         self.collect()
-        now = datetime.datetime.now(datetime.UTC)
+        now = clock.now()
         self._closing = self.spec.operation.used_up(now, self.record.gpu_hours(now))
         if self._closing:
             self._cancel([trial for trial in self.record.in_flight if trial.attempts and self._is_pending(trial)])
         elif not (self._stopping or self.record.halted):
-            self.propose()
+            if not self._is_shut():  # the optimizer is asked when its proposals can be tried: it may know more by then
+                self.propose()
             self.submit()
         self._write_history()
+
+    def _is_shut(self) -> bool:
+        """Return whether no job may be submitted just now, because of `launcher.not_before` or `launcher.window`."""
+        now = clock.now()
+        reason = self.spec.hours.reason_to_wait(now)
+        if reason != self._shut:
+            log.info("submissions=%s %s", "held" if reason else "open", reason)
+            self._shut = reason
+        if reason:
+            self._refused = ""  # it is not submitted again before then
+        return bool(reason)
 
     def stop(self, reason: str) -> None:
         """Submit nothing more and end the loop after this cycle. Jobs run on."""
@@ -427,7 +452,10 @@ class Campaign:
         return (self._jobs_at_most - len(jobs)) * self.spec.launcher.trials_per_node - waiting
 
     def submit(self) -> None:
-        """Submit a job for the trials that have none; where the scheduler does not take it, wait and try again."""
+        """Submit a job for the trials that have none; where the scheduler does not take it, wait and try again.
+
+        While no job may be submitted, those that may have been are looked for all the same.
+        """
         if self._submissions.wait_s > 0:
             return
         for group in self._waiting():
@@ -435,6 +463,8 @@ class Campaign:
             if not trials:
                 continue
             known = trials[0].attempt is not None and trials[0].attempt.job_name in self._unsure
+            if self._is_shut() and (not known or trials[0].attempts[-1].job_name in self._not_found):
+                continue
             if not known and len(self._jobs()) >= self._jobs_at_most:
                 return
             with self._holding(trials):
@@ -492,6 +522,9 @@ class Campaign:
             job = job or claimed_job(self.spec, self.layout, members)
             if job is not None:
                 self._note_submission(members, job, adopted=True)
+                return
+            if self._is_shut():
+                self._not_found.add(submission.token)
                 return
         self.lock.check()  # what is written and submitted from here on no journal would know of
         for member in members:
