@@ -20,7 +20,6 @@ A submission that outlives its driver and acts later is harmless: its job finds 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -33,12 +32,12 @@ from hpo_cluster.driver.spec import CampaignSpec
 from hpo_cluster.driver.submit import Submitter
 from hpo_cluster.errors import HpoClusterError, LostCampaignError
 from hpo_cluster.launchers.commands import Pause
-from hpo_cluster.record import inbox
+from hpo_cluster.record import clock, inbox
 from hpo_cluster.record.campaign_state import Record, asked_rows
 from hpo_cluster.record.files import PASSING, Reread
 from hpo_cluster.record.history import HistoryTable, write_history
 from hpo_cluster.record.journal import Event
-from hpo_cluster.record.status import summarise
+from hpo_cluster.record.status import has_jobs_to_submit, summarise
 from hpo_cluster.trial import BASELINE, Ask, Origin, derive_seed
 
 if TYPE_CHECKING:
@@ -49,6 +48,8 @@ log = logging.getLogger(__name__)
 HISTORY_PERIOD_S = 2.0
 #: Share of the driver's time that may go into writing the history, once it is long.
 HISTORY_SHARE = 0.05
+#: Seconds between two cycles while nothing is under way and nothing may be submitted.
+IDLE_S = 2.0
 
 
 class Campaign:
@@ -104,20 +105,27 @@ class Campaign:
                 self.stop(self._closing)
             if self._stopping or self._finished():
                 return
-            wait(self.spec.operation.poll_s)
+            wait(self._cycle_s)
+
+    @property
+    def _cycle_s(self) -> float:
+        """Seconds until the next cycle."""
+        poll_s = self.spec.operation.poll_s
+        return max(poll_s, IDLE_S) if self.submitter.shut and not self.opened.with_job() else poll_s
 
     def tick(self) -> None:
         """Make one pass: commands, results, proposals, submissions."""
         self.opened.lock.check()
         self.take_commands()
         self.collect()
-        now = datetime.datetime.now(datetime.UTC)
+        now = clock.now()
         self._closing = self.spec.operation.used_up(now, self.record.gpu_hours(now))
         if self._closing:
             waiting = [trial for trial in self.record.in_flight if trial.attempts and self.collector.is_pending(trial)]
             self.submitter.cancel(waiting)
         elif not (self._stopping or self.record.halted):
-            self.propose()
+            if not self.submitter.is_shut():  # ask the optimizer when its proposals can be tried: it may know more then
+                self.propose()
             self.submit()
         self._write_history()
 
@@ -132,7 +140,7 @@ class Campaign:
             wait_s = self._storage.begin()
             log.warning("storage: %s; tried again in %.0f s", error, wait_s)
             where = error.filename or self.opened.layout.dir
-            lock.tell(f"{where}: {error.strerror}. Nothing is lost, and jobs run on")
+            lock.tell(f"the driver waits: {where}: {error.strerror}. Nothing is lost, and jobs run on")
         else:
             self._storage.end()
             lock.tell(self._waits_for)
@@ -140,10 +148,13 @@ class Campaign:
     @property
     def _waits_for(self) -> str | None:
         """Why nothing more is submitted just now, for other terminals; None if all is as it should be."""
-        if self.submitter.refused:
-            return f"the scheduler did not take a job, which is submitted again: {self.submitter.refused}"
+        submitter = self.submitter
+        if submitter.refused:
+            return f"the driver waits: the scheduler did not take a job, which is submitted again: {submitter.refused}"
         if self._closing:
-            return f"{self._closing}; nothing more is submitted, and what is under way is waited for"
+            return f"the driver waits: {self._closing}; nothing more is submitted, and what is under way is waited for"
+        if submitter.shut and has_jobs_to_submit(self.record, self.spec.operation.budget):
+            return submitter.shut
         return None
 
     def stop(self, reason: str) -> None:

@@ -17,6 +17,7 @@ from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.warm_start import WarmStart, read_warm_start, recorded_warm_start
 from hpo_cluster.space import Space
+from hpo_cluster.window import LaunchHours
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class CampaignSpec:
     launcher: Launcher
     operation: Operation
     resolve: PathResolver
+    hours: LaunchHours = field(default_factory=LaunchHours)  # when jobs may be submitted
     settings: Mapping[str, Any] = field(default_factory=dict)  # recorded with the start, beside the operation
     overrides: tuple[str, ...] = ()
     code: Literal["recorded", "current"] = "recorded"
@@ -130,6 +132,7 @@ def make_spec(
         launcher=make_launcher(launcher),
         operation=operation,
         resolve=resolve,
+        hours=launcher.hours,
         warm_start=begins_with,
         settings={
             "storage_dir": str(storage_dir),

@@ -22,6 +22,7 @@ from hpo_cluster.errors import SubmissionError
 from hpo_cluster.job import JobRef
 from hpo_cluster.launchers.base import Submission, make_ref
 from hpo_cluster.launchers.commands import Backoff
+from hpo_cluster.record import clock
 from hpo_cluster.record.attempt_files import SCHEMA, document_of
 from hpo_cluster.record.campaign_state import Member, TrialRecord
 from hpo_cluster.record.files import PASSING, dumps, replace_text
@@ -41,11 +42,12 @@ class Submitter:
     Attributes:
         refused: why the scheduler did not take the last job; empty if it did.
         hopeless: why the last job can never be submitted; empty if it can.
+        shut: why no job was submitted at the time of day when `is_shut` was last called; empty if any might be.
     """
 
     def __init__(self, campaign: OpenCampaign, in_background: Background) -> None:
         self._campaign, self._in_background = campaign, in_background
-        self.refused = self.hopeless = ""
+        self.refused = self.hopeless = self.shut = ""
         self._submissions = Backoff()
         #: Names of jobs that may have been submitted: look before submitting.
         self._unsure = {
@@ -53,11 +55,22 @@ class Submitter:
             for trial in campaign.record.in_flight
             if trial.attempt is not None and trial.attempt.job is None
         }
+        self._not_found: set[str] = set()  # those of them that were looked for in vain while `shut`
 
     @property
     def _jobs_at_most(self) -> int:
         spec = self._campaign.spec
         return max(1, spec.operation.slots // spec.launcher.trials_per_node)
+
+    def is_shut(self) -> bool:
+        """Return whether no job may be submitted just now, because of `launcher.not_before` or `launcher.window`."""
+        reason = self._campaign.spec.hours.reason_to_wait(clock.now())
+        if reason != self.shut:
+            log.info("submissions=%s %s", "held" if reason else "open", reason)
+            self.shut = reason
+        if reason:
+            self.refused = ""  # it is not submitted again before then
+        return bool(reason)
 
     def free_slots(self) -> int:
         """Return how many more trials would have a job at once.
@@ -70,7 +83,10 @@ class Submitter:
         return (self._jobs_at_most - len(jobs)) * self._campaign.spec.launcher.trials_per_node - waiting
 
     def submit(self) -> None:
-        """Submit a job for the trials that have none; if the scheduler does not take it, wait and try again."""
+        """Submit a job for the trials that have none; if the scheduler does not take it, wait and try again.
+
+        While no job may be submitted, those that may have been are looked for all the same.
+        """
         if self._submissions.lasts:
             return
         for group in self._waiting():
@@ -78,6 +94,8 @@ class Submitter:
             if not trials:
                 continue
             known = trials[0].attempt is not None and trials[0].attempt.job_name in self._unsure
+            if self.is_shut() and (not known or trials[0].attempts[-1].job_name in self._not_found):
+                continue
             jobs = {attempt.job_name for _, attempt in self._campaign.with_job()}
             if not known and len(jobs) >= self._jobs_at_most:
                 return
@@ -128,6 +146,9 @@ class Submitter:
             job = job or claimed_job(spec, layout, members)
             if job is not None:
                 self._note(members, job, adopted=True)
+                return
+            if self.is_shut():
+                self._not_found.add(submission.token)
                 return
         campaign.lock.check()  # what is written and submitted from here on no journal would know of
         for member in members:

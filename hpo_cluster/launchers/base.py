@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import shlex
 import socket
 from collections.abc import Mapping, Sequence
@@ -9,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from hpo_cluster.job import JobRef, JobStatus
-from hpo_cluster.record.clock import utc_now
+from hpo_cluster.record.clock import now, utc_now
+from hpo_cluster.window import ACCEPTED_MOMENT, LaunchHours, parse_moment, parse_window
 
 #: In the environment of every job: lets a launcher find a job that it no longer has a handle on.
 TOKEN_VARIABLE = "HPO_CLUSTER_TOKEN"
@@ -27,6 +29,14 @@ class LauncherSettings(BaseModel):
     gpus_per_trial: int = Field(0, ge=0, description="GPUs of one evaluation")
     cpus_per_trial: int = Field(1, ge=1, description="CPU cores of one evaluation")
     walltime_min: int = Field(1440, ge=1, description="minutes after which a job is ended")
+    not_before: datetime.datetime | None = Field(
+        None,
+        description="no job is submitted before it: 2027-01-31T19:00 (or with +01:00), or 19:00 for the next 19:00",
+    )
+    window: tuple[str, ...] = Field(
+        (),
+        description="when jobs may run: each is submitted so that it ends inside it: [19:00-08:45, Sat-Sun]",
+    )
     setup: tuple[str, ...] = Field((), description="shell lines before the job's command (modules, environments)")
     setup_file: str | None = Field(
         None, description="file of shell lines that jobs read before these; it is not copied: a place for secrets"
@@ -42,6 +52,44 @@ class LauncherSettings(BaseModel):
         if self.setup_file is None:
             return [*self.setup]
         return [f". {shlex.quote(str(Path(self.setup_file).expanduser().absolute()))}", *self.setup]
+
+    @property
+    def hours(self) -> LaunchHours:
+        """Return when jobs may be submitted."""
+        window = parse_window(self.window) if self.window else None
+        return LaunchHours(datetime.timedelta(minutes=self.walltime_min), self.not_before, window)
+
+    @field_validator("not_before", mode="before")
+    @classmethod
+    def _one_moment(cls, value: Any) -> datetime.datetime | None:
+        """Turn what was typed into a moment once, so that a campaign that goes on does not wait again."""
+        if isinstance(value, datetime.datetime):
+            return value if value.tzinfo is not None else value.astimezone()
+        if isinstance(value, str):
+            return parse_moment(value, now())
+        if value is None:
+            return None
+        raise ValueError(f"is not a moment; accepted: {ACCEPTED_MOMENT}")
+
+    @field_validator("window", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """Accept one entry without its list, and null for none."""
+        return (value,) if isinstance(value, str) else () if value is None else value
+
+    @field_validator("window")
+    @classmethod
+    def _has_room(cls, entries: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Refuse a window in which no job could end."""
+        window = parse_window(entries)
+        walltime_min = info.data.get("walltime_min")  # missing if that is wrong itself
+        if entries and walltime_min is not None and not window.has_room_for(walltime_min):
+            raise ValueError(
+                f"no job could end inside it: launcher.walltime_min={walltime_min}, and its longest stretch has "
+                f"{window.longest_min} minutes; accepted: launcher.walltime_min={window.longest_min} or less, or a "
+                "longer window"
+            )
+        return entries
 
     @field_validator("container")
     @classmethod

@@ -5,11 +5,16 @@ from __future__ import annotations
 import datetime
 
 
+def now() -> datetime.datetime:
+    """Return this moment, in UTC."""
+    return datetime.datetime.now(datetime.UTC)
+
+
 def utc_now() -> str:
     """Now, in UTC, ISO 8601 with microseconds."""
-    return datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
+    return now().isoformat().replace("+00:00", "Z")
 
 
 def seconds_since(at: str) -> float:
     """Seconds since a moment (ISO 8601)."""
-    return (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(at)).total_seconds()
+    return (now() - datetime.datetime.fromisoformat(at)).total_seconds()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hpo_cluster.record import clock
 from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.clock import seconds_since
 from hpo_cluster.record.files import read_json
@@ -19,6 +20,7 @@ from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.lock import heartbeat_age_s, owner_lives, read_lock
 from hpo_cluster.record.processes import is_stopped
 from hpo_cluster.trial import BASELINE, State, trial_label
+from hpo_cluster.window import LaunchHours
 
 
 def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -78,14 +80,14 @@ def summarise(
         "baseline": _shown(record.trials.get(BASELINE)),
         "running": running,
         "notices": [
-            *_driver_notices(record, layout, driver_alive=driver_alive),
+            *_driver_notices(record, layout, driver_alive=driver_alive, exhausted=exhausted),
             *([EXHAUSTED] if exhausted else []),
             *_notices(running, layout, operation.get("unknown_after_s", math.inf)),
             *_stalled(running, layout, operation.get("stalled_after_s", math.inf)),
         ],
         "exhausted": exhausted,
         "scheduler": {"at": view.get("at"), "silent_since": view.get("silent_since")} if view else None,
-        "gpu_hours": round(record.gpu_hours(datetime.datetime.now(datetime.UTC)), 3),
+        "gpu_hours": round(record.gpu_hours(clock.now()), 3),
         "errors": [{"trial": t.number, **(t.error or {})} for t in record.with_error],
         "elapsed_s": _elapsed_s(record),
         "eta_s": _eta_s(record, budget, operation.get("workers", 1)) if state == "running" else None,
@@ -161,7 +163,7 @@ def _is_infinite(value: Any) -> bool:
 EXHAUSTED = "the space has no other configuration: all of them have been tried, whatever the budget"
 
 
-def _driver_notices(record: Record, layout: CampaignLayout, *, driver_alive: bool) -> list[str]:
+def _driver_notices(record: Record, layout: CampaignLayout, *, driver_alive: bool, exhausted: bool) -> list[str]:
     """Why the driver does nothing, and what is wrong with the files that it writes."""
     notices = []
     owner = read_lock(layout.lock) or {}
@@ -172,13 +174,15 @@ def _driver_notices(record: Record, layout: CampaignLayout, *, driver_alive: boo
             f"    or end it and go on:  kill -9 {pid}; hpo-cluster resume {layout.dir}"
         )
     elif driver_alive and owner.get("trouble"):
-        notices.append(f"the driver waits: {owner['trouble']}")
+        notices.append(owner["trouble"])
     elif not driver_alive and pid and not here:
         minutes = heartbeat_age_s(owner) / 60
         notices.append(
             f"the driver on host {owner.get('host')} (process {pid}) has not been heard of for {minutes:.0f} min. "
             f"If it is dead:  hpo-cluster resume {layout.dir} --take-over"
         )
+    if not driver_alive and not record.halted and not exhausted and _is_between_ticks(record):
+        notices += _hours(record)
     if record.halted and not driver_alive:
         notices.append(f"stopped from another terminal: ticks submit nothing.  hpo-cluster resume {layout.dir}")
     if record.left_out:
@@ -187,6 +191,26 @@ def _driver_notices(record: Record, layout: CampaignLayout, *, driver_alive: boo
             "had taken over. Nothing is to be done about it"
         )
     return notices
+
+
+def _is_between_ticks(record: Record) -> bool:
+    return (record.stopped or {}).get("reason") == "between ticks"
+
+
+def _hours(record: Record) -> list[str]:
+    """Return why the next tick submits nothing at this time of day, by the settings of the last one."""
+    start = record.starts[-1]
+    if not has_jobs_to_submit(record, start.get("operation", {}).get("budget", 0)):
+        return []
+    hours = LaunchHours.recorded(start.get("settings", {}).get("launcher") or {})
+    notice = hours.reason_to_wait(clock.now())
+    return [notice] if notice else []
+
+
+def has_jobs_to_submit(record: Record, budget: int) -> bool:
+    """Return whether trials wait for a job, or are still to be proposed."""
+    waiting = any(trial.attempt is None or trial.attempt.job is None for trial in record.in_flight)
+    return waiting or record.spent + len(record.in_flight) < budget
 
 
 def _stalled(running: list[dict[str, Any]], layout: CampaignLayout, stalled_after_s: float) -> list[str]:

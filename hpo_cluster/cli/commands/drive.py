@@ -245,6 +245,7 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
     """Print what a start would submit first. Creates nothing."""
     from hpo_cluster.cli.display import parameters_text
     from hpo_cluster.driver.dry_run import preview
+    from hpo_cluster.record import clock
 
     if not config.campaign_dir.exists():
         _tell_warm_start(spec)
@@ -253,6 +254,8 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
         count += len(trials)
         say(*(f"{label}  {parameters_text(parameters)}" for label, parameters in trials), script, sep="\n")
     say(f"{config.campaign}: {count} trials would be submitted first; nothing was created")
+    if notice := spec.hours.reason_to_wait(clock.now()):
+        say(notice)
     return OK
 
 

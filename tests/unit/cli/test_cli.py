@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from hpo_cluster.cli import display
 from hpo_cluster.cli.config.groups import GROUPS, conf_dir, options
 from hpo_cluster.cli.help import COMMANDS
-from hpo_cluster.cli.main import display, main
+from hpo_cluster.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = ["experiment=quick", "poll_s=0.05"]
