@@ -169,6 +169,7 @@ class Campaign:
         self._unwritten_start = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "dir": str(self.layout.dir.absolute()),
             "operation": self.spec.operation.model_dump(mode="json"),
             "settings": dict(self.spec.settings),
             "overrides": [redact(override) for override in self.spec.overrides],
@@ -177,7 +178,7 @@ class Campaign:
             "tick": self.spec.tick,
         }
         last = self.record.starts[-1] if self.record.starts else {}
-        news = any(last.get(key) != self._unwritten_start[key] for key in ("operation", "settings", "code"))
+        news = any(last.get(key) != self._unwritten_start[key] for key in ("operation", "settings", "code", "dir"))
         if news or not self.spec.tick:  # a tick that finds nothing to do leaves no trace
             self._write_start()
         self._unsure = {t.attempt.job_name for t in self.record.in_flight if t.attempt and t.attempt.job is None}
