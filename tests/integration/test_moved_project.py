@@ -79,7 +79,7 @@ def made_by_an_earlier_version(campaign: Path, objective: dict[str, Any]) -> Non
 def test_a_project_is_renamed_while_jobs_run(earlier: bool, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main([*RUN, "budget=2"]) == 0
     (project / "slow").touch()
-    command = [sys.executable, "-m", "hpo_cluster.cli.main", "resume", "campaigns/c", "budget=4"]
+    command = [sys.executable, "-m", "hpo_cluster", "resume", "campaigns/c", "budget=4"]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     end = time.monotonic() + 60
     while ran(project) < 4 or running(Path("campaigns/c")) < 2:
