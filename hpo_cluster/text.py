@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 #: What a terminal would obey or hide: control characters but newline and tab, marks that turn the direction of writing
 #: around, line separators of Unicode, halves of characters.
@@ -58,3 +58,16 @@ def _in_plain_signs(error: UnicodeError) -> tuple[str, int]:
 #: Name of the way to print what an encoding lacks: ``stream.reconfigure(errors=PLAIN_SIGNS)``.
 PLAIN_SIGNS = "hpo_cluster_plain_signs"
 codecs.register_error(PLAIN_SIGNS, _in_plain_signs)
+
+
+def test_metrics(optimised: str, tests: Iterable[str], names: Collection[str]) -> list[str]:
+    """Return the metrics of the test tasks to show next to the optimised one: the same of each, or else all of theirs.
+
+    Args:
+        optimised: name of the metric that is optimised; ``TASK/METRIC`` if it is a task's.
+        tests: the test tasks.
+        names: the metrics that there are.
+    """
+    of_tests = [name for task in tests for name in names if name.startswith(f"{task}/")]
+    same = [name for name in of_tests if name.partition("/")[2] == optimised.partition("/")[2]]
+    return same or of_tests

@@ -31,7 +31,13 @@ from typing import TYPE_CHECKING, Any
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.lora.instruction_data import read_data
-from hpo_cluster.objectives.lora.settings import CHECKPOINT_FILES, LoraObjective, TrainSettings, effective_train
+from hpo_cluster.objectives.lora.settings import (
+    CHECKPOINT_FILES,
+    OF_TRAINING,
+    LoraObjective,
+    TrainSettings,
+    effective_train,
+)
 from hpo_cluster.objectives.worker import Attempt
 from hpo_cluster.trial import ErrorKind
 
@@ -69,6 +75,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
 
         attempt.phase("load")
         meter = Meter(device)
+        check_measurable(objective, meter.counts_energy, baseline=attempt.baseline)
         checkpoint_dir = checked_checkpoint(objective)
         tasks = checks.load_tasks_of(objective, Path(scratch))
         checks.raise_all(
@@ -99,7 +106,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         metrics: dict[str, float] = {} if attempt.baseline else {"train_loss": state.loss}
         if train.validation_batches and len(val_examples):
             attempt.phase("validate", **run.told)
-            metrics["val_loss"] = validate(run, val_examples)
+            metrics |= losses_of_validation(objective, validate(run, val_examples))
 
         attempt.phase("merge")
         keep()
@@ -118,6 +125,14 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
             lm = merged_lm(run, objective, checkpoint_dir, attempt, keep)
             attempt.phase("score")
             scores, sems = score(lm, tasks, objective.tasks.limit)
+    used = meter.report()
+    metrics["peak_memory_gb"] = used["peak_memory_gb"]
+    if used["energy_wh"] is not None:
+        metrics["energy_wh"] = used["energy_wh"]
+    if not attempt.baseline:
+        metrics["trainable_parameters"] = trainable
+    if state.train_s > 0:
+        metrics |= {"train_s": round(state.train_s, 6), "tokens_per_s": round(state.tokens / state.train_s, 3)}
     return {
         "metrics": {**scores, **metrics},
         "sems": sems,
@@ -132,7 +147,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         "train": train.model_dump(mode="json"),
         "baseline": attempt.baseline,
         "evaluation": objective.evaluation,
-        **meter.report(),
+        **used,
     }
 
 
@@ -165,6 +180,17 @@ def prepare_process(storage_dir: Path, gpus: int = 0) -> torch.device:
 
 
 # --- what is read ----------------------------------------------------------------------------------------------------
+
+
+def check_measurable(objective: LoraObjective, counts_energy: bool, *, baseline: bool) -> None:
+    """Raise AttemptError, of kind ``bad_config``, if this attempt cannot measure what is optimised."""
+    metric = objective.tasks.metric
+    if baseline and metric in OF_TRAINING:
+        message = f"tasks.metric={metric}: a model before fine-tuning has none; give baseline=false"
+        raise AttemptError(ErrorKind.BAD_CONFIG, message)
+    if metric == "energy_wh" and not counts_energy:
+        how = "it takes an NVIDIA GPU, not a MIG slice, and pynvml; optimise train_s instead"
+        raise AttemptError(ErrorKind.BAD_CONFIG, f"tasks.metric={metric}: nothing counts energy on this machine: {how}")
 
 
 def checked_checkpoint(objective: LoraObjective) -> Path:
@@ -331,6 +357,7 @@ class State:
     """Where training is. With the adapter and the global generators, all that a resumed run needs.
 
     Attributes:
+        train_s: seconds that the steps took, without checkpoints, and without steps whose results were lost.
         resumed_at: steps after which an attempt ended and another one went on.
     """
 
@@ -338,10 +365,11 @@ class State:
     step: int = 0
     examples: int = 0
     tokens: int = 0
+    train_s: float = 0.0
     loss: float = math.nan
     resumed_at: list[int] = field(default_factory=list)
 
-    COUNTERS = ("step", "examples", "tokens", "loss", "resumed_at")
+    COUNTERS = ("step", "examples", "tokens", "train_s", "loss", "resumed_at")
 
 
 @dataclass
@@ -391,8 +419,9 @@ def resume(keep: Keeper) -> None:
                 log.warning("%s is of another configuration (%s): not used", folder, ", ".join(others))
                 continue
             restore(kept, keep.run.model, keep.state.optimizer)
+            counters = {"train_s": math.nan, **kept["counters"]}  # earlier versions did not count them
             for name in State.COUNTERS:
-                setattr(keep.state, name, kept["counters"][name])
+                setattr(keep.state, name, counters[name])
         except Exception as error:  # whatever is wrong with a checkpoint, training anew is right
             log.warning("%s cannot be used: %s: %s", folder, type(error).__name__, error)
             continue
@@ -492,6 +521,7 @@ def fine_tune(
     order = itertools.islice(order, state.step * plan.accumulation, None)
     run.model.train()
     while state.step < plan.steps:
+        began = time.monotonic()
         micro_batches = [[examples[number] for number in next(order)] for _ in range(plan.accumulation)]
         lr = learning_rate(train, plan, state.step)
         for group in state.optimizer.param_groups:
@@ -507,8 +537,19 @@ def fine_tune(
         state.step += 1
         state.examples += sum(map(len, micro_batches))
         state.tokens += sum(len(example["input_ids"]) for batch in micro_batches for example in batch)
+        state.train_s += time.monotonic() - began
         attempt.progress(step=state.step, total=plan.steps, loss=loss, learning_rate=lr)
         keep()
+
+
+def losses_of_validation(objective: LoraObjective, loss: float) -> dict[str, float]:
+    """Return the validation loss and its perplexity, unless that is beyond all numbers."""
+    try:
+        return {"val_loss": loss, "val_perplexity": math.exp(loss)}
+    except OverflowError:
+        if objective.tasks.metric == "val_perplexity":
+            raise AttemptError(ErrorKind.DIVERGED, f"the validation loss is {loss:.6g} after training") from None
+        return {"val_loss": loss}
 
 
 def validate(run: Run, examples: Any) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hpo_cluster.text import visible
+from hpo_cluster.text import test_metrics, visible
 from hpo_cluster.trial import Origin, trial_label
 
 BAR_WIDTH = 24
@@ -127,10 +127,10 @@ def _scores(trial: Mapping[str, Any], metric: str | None, tests: tuple[str, ...]
     name = metric or "value"
     shown = {key: value for key, value in trial["metrics"].items() if key != name}
     value = score(trial, trial_name=False)
-    lines = [_labelled("validation" if tests else "value", value if name == "value" else f"{name} {value}")]
+    of_task = tests and "/" in name
+    lines = [_labelled("validation" if of_task else "value", value if name == "value" else f"{name} {value}")]
     if tests:
-        measure = name.rpartition("/")[2]
-        shown = {key: value for key, value in shown.items() if key in [f"{task}/{measure}" for task in tests]}
+        shown = {key: shown[key] for key in test_metrics(name, tests, shown)}
     text = "  ".join(f"{key} {number(value)}" for key, value in list(shown.items())[:8])
     return [*lines, _labelled("test" if tests else "others", text)] if text else lines
 

@@ -119,6 +119,7 @@ class OpenCampaign:
         self._unwritten_start = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "dir": str(self.layout.dir.absolute()),
             "operation": self.spec.operation.model_dump(mode="json"),
             "settings": dict(self.spec.settings),
             "overrides": [redact(override) for override in self.spec.overrides],
@@ -127,7 +128,7 @@ class OpenCampaign:
             "tick": self.spec.tick,
         }
         last = self.record.starts[-1] if self.record.starts else {}
-        news = any(last.get(key) != self._unwritten_start[key] for key in ("operation", "settings", "code"))
+        news = any(last.get(key) != self._unwritten_start[key] for key in ("operation", "settings", "code", "dir"))
         if news or not self.spec.tick:  # a tick that finds nothing to do leaves no trace
             self._write_start()
 

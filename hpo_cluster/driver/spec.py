@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,10 @@ from hpo_cluster.launchers.base import Launcher, LauncherSettings
 from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.optimizers.base import Optimizer
 from hpo_cluster.optimizers.registry import make_optimizer, make_settings
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.record.places import Move, as_recorded, move_of
 from hpo_cluster.record.warm_start import WarmStart, read_warm_start, recorded_warm_start
 from hpo_cluster.space import Space
 from hpo_cluster.window import LaunchHours
@@ -60,6 +63,35 @@ def identity_of(
     }
 
 
+def _objective_as(
+    mine: Mapping[str, Any],
+    recorded: Mapping[str, Any],
+    objective: Objective,
+    directory: Path,
+    *,
+    anywhere: bool = False,
+) -> dict[str, Any]:
+    """Return an objective's identity as the campaign in `directory` recorded it, if they differ in places alone.
+
+    Without `anywhere`, another place counts as the same if the campaign has moved there with its project, or was last
+    told to look there.
+    """
+
+    @functools.cache
+    def read() -> tuple[Move, Mapping[str, Any]]:
+        record = Record.read(CampaignLayout(directory).events)
+        settings = record.starts[-1].get("settings", {}) if record.starts else {}
+        return move_of(directory, record), settings.get("objective") or {}
+
+    def same(name: str, old: Any, new: Any) -> bool:
+        if anywhere:
+            return True
+        move, last = read()
+        return new in (last.get(name), *(move.here(place) for place in (old, last.get(name)) if place))
+
+    return as_recorded(mine, recorded, objective.OPERATIONAL, objective.PLACES, same)
+
+
 def decided(name: str, settings: Mapping[str, Any], budget: int, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
     """The optimizer's settings with the open ones (null) decided once and for all.
 
@@ -90,6 +122,7 @@ def make_spec(
     resolve: PathResolver,
     warm_start: Sequence[Path] | None = None,
     warm_start_other_objective: bool = False,
+    other_places: bool = False,
     **options: Any,
 ) -> CampaignSpec:
     """The spec of a campaign in `directory`, whether it exists already or not.
@@ -107,6 +140,7 @@ def make_spec(
         resolve: turns a configured path into an absolute one.
         warm_start: folders of earlier campaigns whose evaluations it begins with; None: those that it was begun with.
         warm_start_other_objective: whether these may be of another objective.
+        other_places: whether the objective's files may be elsewhere than an existing campaign has them, wherever.
         options: other fields of the spec.
 
     Raises:
@@ -120,8 +154,19 @@ def make_spec(
     if warm_start is None:
         begins_with = recorded_warm_start(recorded)
     else:
-        other = warm_start_other_objective
-        begins_with = read_warm_start(warm_start, directory, space, identity, recorded, other_objective=other)
+        begins_with = read_warm_start(
+            warm_start,
+            directory,
+            space,
+            identity,
+            recorded,
+            other_objective=warm_start_other_objective,
+            objective_as=lambda folder, earlier: _objective_as(identity["objective"], earlier, objective, folder),
+        )
+    if recorded is not None:
+        anywhere = other_places
+        told = recorded.get("objective") or {}
+        identity["objective"] = _objective_as(identity["objective"], told, objective, directory, anywhere=anywhere)
     return CampaignSpec(
         dir=directory,
         identity={**identity, **begins_with.identity},

@@ -63,6 +63,9 @@ class Objective(Settings, ABC):
     #: Settings that change no result, and so may change in the life of a campaign; a dot leads into a section.
     OPERATIONAL: ClassVar[tuple[str, ...]] = ()
 
+    #: Settings that say where the files are that the objective is made of: `resume` may name another place.
+    PLACES: ClassVar[tuple[str, ...]] = ()
+
     kind: str
     direction: Literal["maximize", "minimize"] = "maximize"
 
@@ -71,8 +74,8 @@ class Objective(Settings, ABC):
         return divided(self.model_dump(mode="json"), self.OPERATIONAL)[0]
 
     def operational(self) -> dict[str, Any]:
-        """The others, by their dotted names."""
-        return divided(self.model_dump(mode="json"), self.OPERATIONAL)[1]
+        """Return the settings that `resume` may change, by their dotted names."""
+        return divided(self.model_dump(mode="json"), (*self.OPERATIONAL, *self.PLACES))[1]
 
     @property
     @abstractmethod

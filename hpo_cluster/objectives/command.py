@@ -31,6 +31,8 @@ class CommandObjective(Objective):
     # The field `metric` has another name in Python because `Objective.metric` is a property.
     model_config = ConfigDict(serialize_by_alias=True)
 
+    OPERATIONAL = ("cwd",)
+
     kind: Literal["command"] = "command"
     command: str = Field(min_length=1, description="command line for bash; {name} stands for the parameter's value")
     metric_name: str = Field("value", alias="metric", min_length=1, description="field of the output that is optimised")
@@ -84,7 +86,8 @@ class CommandObjective(Objective):
     def file_faults(self, resolve: PathResolver) -> list[str]:
         """Which files the jobs would miss, each with what to do about it."""
         if self.cwd is not None and not Path(self.cwd).is_dir():
-            return [f"objective.cwd: {self.cwd} is no directory; give the one where the command runs"]
+            how = "give objective.cwd=DIR, the one where the command runs"
+            return [f"objective.cwd: {self.cwd} is no directory; if it has moved, {how}"]
         return []
 
 

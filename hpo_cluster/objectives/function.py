@@ -23,6 +23,8 @@ class FunctionObjective(Objective):
     # The field `metric` has another name in Python because `Objective.metric` is a property.
     model_config = ConfigDict(serialize_by_alias=True)
 
+    OPERATIONAL = ("search_path",)
+
     kind: Literal["function"] = "function"
     function: str = Field(
         pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", description="package.module:name"

@@ -5,7 +5,7 @@ Events and what they say:
 | event | fields | means |
 |---|---|---|
 | ``created`` | campaign, code, trials | first line; the trials are those imported from earlier campaigns |
-| ``started`` | host, pid, operation, overrides, code, versions, tick | a driver, or a tick, took the campaign |
+| ``started`` | host, pid, dir, operation, settings, overrides, code, versions, tick | a driver, or a tick, took it |
 | ``asked`` | trials, decision | one `Optimizer.ask`, all or nothing |
 | ``intent`` | trial, attempt, token, job_name, code | a job is about to be submitted |
 | ``submitted`` | trial, attempt, job, adopted | the scheduler has it (or: a job of that token was found) |

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,7 @@ def read_warm_start(
     recorded: Mapping[str, Any] | None = None,
     *,
     other_objective: bool = False,
+    objective_as: Callable[[Path, Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> WarmStart:
     """The finished evaluations of earlier campaigns. Nothing is written.
 
@@ -101,6 +102,8 @@ def read_warm_start(
         identity: of the new one; its objective and direction are compared.
         recorded: its identity on disk, where it exists already: an earlier campaign that is gone is taken from there.
         other_objective: whether the objectives may differ; the direction may not.
+        objective_as: gives the new one's objective as an earlier campaign (folder, its objective) has it, where they
+            differ only in where files are; None: as it is.
 
     Raises:
         ConfigError: with all faults: what is no campaign, what has another direction or another objective.
@@ -137,7 +140,9 @@ def read_warm_start(
                 f"{IDENTITY_KEY}={folder}: direction={earlier.get('direction')}, here {identity['direction']}: what is "
                 "good there would be bad here"
             )
-        others = [] if other_objective else _differences(earlier, identity)
+        theirs = earlier.get("objective") or {}
+        mine = objective_as(folder, theirs) if objective_as else identity["objective"]
+        others = [] if other_objective else _differences(theirs, mine)
         faults += [f"{IDENTITY_KEY}={folder}: {difference}" for difference in others]
         allow = allow or bool(others)
         finished = [trial for trial in trials if _finished(trial)]
@@ -153,9 +158,9 @@ def read_warm_start(
     return WarmStart(tuple(sources), tuple(rows.values()))
 
 
-def _differences(earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+def _differences(earlier: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
     """In what the objectives differ, besides the direction, which is told apart."""
-    found = differences(earlier.get("objective") or {}, identity["objective"])
+    found = differences(earlier, mine)
     found = [difference for difference in found if difference[0] != "direction"]
     shown = [f"objective {name}: {theirs} there, {ours} here" for name, theirs, ours in found[:SHOWN_DIFFERENCES]]
     more = len(found) - len(shown)

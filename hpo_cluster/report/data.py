@@ -16,6 +16,7 @@ from hpo_cluster.record.history import METRIC_PREFIX, load_history
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.space import Space
+from hpo_cluster.text import test_metrics
 from hpo_cluster.trial import BASELINE, Origin, State, trial_label
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def read_campaign(campaign_dir: Path) -> Campaign:
     known = [column.removeprefix(METRIC_PREFIX) for column in columns if column.startswith(METRIC_PREFIX)]
     tests = isinstance(objective, LoraObjective)
     if isinstance(objective, LoraObjective):
-        others = [f"{task}/{objective.tasks.metric}" for task in objective.tasks.test]
+        others = test_metrics(metric, objective.tasks.test, known)
     else:
         others = known
     chosen = [name for name in others if name in known and name != metric]

@@ -89,6 +89,15 @@ def run_attempt(folder: Path, what: LoraObjective, **params: Any) -> dict[str, A
     return document
 
 
+#: Metrics that measure the machine, and so differ from run to run.
+COSTS = ("train_s", "tokens_per_s", "peak_memory_gb", "energy_wh")
+
+
+def learned(result: dict[str, Any]) -> dict[str, float]:
+    """The metrics of a result that say what was learned."""
+    return {name: value for name, value in result["metrics"].items() if name not in COSTS}
+
+
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
     """LoRA weights of an attempt, or of a run of LitGPT."""
     path = next(folder.glob("*/lit_model.pth.lora"))

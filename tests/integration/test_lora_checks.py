@@ -12,9 +12,10 @@ import pytest
 import yaml
 from lora_bench import BUNDLE, objective, run_attempt, write_data
 
+from hpo_cluster import load_history
 from hpo_cluster.cli.main import main
 from hpo_cluster.objectives.lora.checks import faults_of_settings
-from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.objectives.lora.settings import MEASURES, LoraObjective
 
 Change = Callable[[dict[str, Any], Path], None]
 
@@ -86,6 +87,9 @@ def data(text: str | bytes, name: str = "train.json") -> Change:
 
 FAULTS: dict[str, tuple[Change, str, str]] = {
     "misspelt metric": (metric("acc_nrom"), "bad_config", "did you mean acc_norm? accepted: acc, acc_norm, val_loss"),
+    "misspelt measure": (metric("trainable_params"), "bad_config", "did you mean trainable_parameters?"),
+    "another task's metric": (metric("hellaswag/acc"), "bad_config", "no task of tasks.validation=village_val has it"),
+    "misspelt in full": (metric("village_val/acc_nrom"), "bad_config", "did you mean village_val/acc_norm?"),
     "tag": (task(tag="other", task="one"), "missing_task", "village_val"),
     "group without a value": (
         validation("group: other\ntask: [village_val, village_test]\n"),
@@ -202,13 +206,82 @@ def of(**tasks: Any) -> dict[str, Any]:
 
 def test_the_direction_is_the_metrics() -> None:
     assert LoraObjective.model_validate(of()).direction == "maximize"
-    for name in ("word_perplexity", "val_loss", "ter", "bits_per_byte"):
+    assert LoraObjective.model_validate(of(metric="tokens_per_s")).direction == "maximize"
+    with pytest.raises(ValueError, match="more tokens_per_s is better; give maximize"):
+        LoraObjective.model_validate({**of(metric="tokens_per_s"), "direction": "minimize"})
+    costs = [name for name, less in MEASURES.items() if less]
+    for name in ("word_perplexity", "ter", "bits_per_byte", "village_val/word_perplexity", *costs):
         assert LoraObjective.model_validate(of(metric=name)).direction == "minimize"
         assert LoraObjective.model_validate({**of(metric=name), "direction": None}).direction == "minimize"
         with pytest.raises(ValueError, match=f"less {name} is better; give minimize"):
             LoraObjective.model_validate({**of(metric=name), "direction": "maximize"})
     with pytest.raises(ValueError, match="more exact_match,flexible is better"):
         LoraObjective.model_validate({**of(metric="exact_match,flexible"), "direction": "minimize"})
+
+
+def test_whatever_a_result_measures_can_be_optimised(tmp_path: Path) -> None:
+    result = run_attempt(tmp_path / "a0", objective(BUNDLE / "data", limit=4, max_steps=2))
+    assert {*MEASURES} - result["metrics"].keys() == {"energy_wh"}  # nothing counts it on a CPU
+    for name in (*MEASURES, "village_val/acc_norm"):
+        if name != "energy_wh":
+            assert LoraObjective.model_validate(of(metric=name)).outcome(result).value == result["metrics"][name]
+    short, full = (LoraObjective.model_validate(of(metric=name)) for name in ("acc_norm", "village_val/acc_norm"))
+    assert short.metric == full.metric
+
+
+def test_what_cannot_be_measured_ends_a_job_before_it_trains(tmp_path: Path) -> None:
+    train = {"train": objective(BUNDLE / "data").train}
+    for name, baseline, words in (("energy_wh", False, "optimise train_s"), ("train_s", True, "give baseline=false")):
+        what = LoraObjective.model_validate(of(metric=name)).model_copy(update=train)
+        error = run_attempt(tmp_path / name, what, baseline=baseline)
+        assert error["kind"] == "bad_config"
+        assert words in error["message"]
+        assert "train" not in error["seconds"]
+
+
+def test_test_tasks_are_not_optimised(settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="village_test is a test task, which is recorded only"):
+        LoraObjective.model_validate(of(metric="village_test/acc"))
+    (tmp_path / "tasks" / "final.yaml").write_text("group: final\ntask: [village_test]\n")
+    settings["tasks"].update(metric="village_test/acc", test=["final"])
+    assert "village_test is a test task" in str(faults_of_settings(settings)[0])
+    task(tag="several")(settings, tmp_path)
+    settings["tasks"].update(validation="village_test", metric="village_val/acc", test=["several"])
+    assert "village_val is a test task" in str(faults_of_settings(settings)[0])
+
+
+def test_a_task_of_a_group_or_a_tag_can_be_optimised(settings: dict[str, Any], tmp_path: Path) -> None:
+    validation("group: other\ntask: [village_val, village_test]\n")(settings, tmp_path)
+    for name in ("village_test/acc", "village_val/acc_norm"):
+        settings["tasks"]["metric"] = name
+        assert faults_of_settings(settings) == []
+    settings["tasks"]["metric"] = "village_test/acc_nrom"
+    assert "did you mean village_test/acc_norm?" in str(faults_of_settings(settings)[0])
+    task(tag="several")(settings, tmp_path)
+    settings["tasks"].update(validation="several", metric="village_val/acc")
+    assert faults_of_settings(settings) == []
+
+
+def test_a_campaign_finds_the_smallest_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "run", "optimizer=grid", "space={lora_rank: {choices: [8, 2]}}", "campaign=small", "tasks.limit=2",
+        "train.max_steps=1", "tasks.metric=trainable_parameters", "poll_s=0.1", "budget=2",
+    ]  # fmt: skip
+    assert main([*words, "objective.direction=maximize"]) == 2
+    assert "less trainable_parameters is better; give minimize" in capsys.readouterr().err
+    assert main([*words, "baseline=true"]) == 2
+    assert "a model before fine-tuning has no trainable_parameters" in capsys.readouterr().err
+    assert not (tmp_path / "campaigns").exists()
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "lora_rank=2" in next(line for line in said.splitlines() if line.startswith("best "))
+    assert "village_test/acc " in said, "test tasks are shown all the same"
+    history = load_history("campaigns/small")
+    assert list(history["value"]) == list(history["metric.trainable_parameters"])
+    assert history["target"].max() == -history["value"].min()
 
 
 def test_the_validation_loss_can_be_optimised(tmp_path: Path) -> None:

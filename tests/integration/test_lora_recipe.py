@@ -17,6 +17,7 @@ from lora_bench import (
     BUNDLE,
     PROGRAM,
     adapter,
+    learned,
     load_program,
     max_difference,
     objective,
@@ -29,7 +30,7 @@ from lora_bench import (
 from hpo_cluster.cli.config.compose import compose
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.lora import tasks as lm_tasks
-from hpo_cluster.objectives.lora.settings import LORA_MATRICES, TrainSettings
+from hpo_cluster.objectives.lora.settings import LORA_MATRICES, MEASURES, OF_TRAINING, TrainSettings
 
 SCORES = [f"village_{split}/{metric}" for split in ("val", "test") for metric in ("acc", "acc_norm")]
 
@@ -59,7 +60,7 @@ def run_by_hand(folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_publishes_a_whole_result(by_hand: Path) -> None:
     result = json.loads((by_hand / "result.json").read_text(), parse_constant=refuse_nan)
-    assert set(result["metrics"]) == {*SCORES, "train_loss", "val_loss"}
+    assert set(result["metrics"]) == {*SCORES, *MEASURES} - {"energy_wh"}
     assert set(result["sems"]) == set(SCORES)
     assert set(result["seconds"]) == {"import", "load", "train", "validate", "merge", "score"}
     assert result["steps"] == 7  # 15 micro-batches make 7 accumulations of 2
@@ -70,6 +71,12 @@ def test_publishes_a_whole_result(by_hand: Path) -> None:
     assert result["train"]["lora_dropout"] == 0.1
     assert result["device"] == "cpu"
     assert result["energy_wh"] is None
+    measured = result["metrics"]
+    assert measured["val_perplexity"] == pytest.approx(math.exp(measured["val_loss"]))
+    assert measured["trainable_parameters"] == result["trainable_parameters"]
+    assert measured["peak_memory_gb"] == result["peak_memory_gb"]
+    assert 0 < measured["train_s"] <= result["seconds"]["train"] + 1e-3
+    assert measured["tokens_per_s"] == pytest.approx(result["tokens"] / measured["train_s"], rel=1e-3)
     assert result["energy_source"] == "none"
     assert 0.1 < result["peak_memory_gb"] < 8
     assert not list(by_hand.glob(".*")), "nothing temporary is left"
@@ -84,25 +91,24 @@ def test_an_attempt_that_has_been_run_is_left_alone(by_hand: Path) -> None:
 def test_same_attempt_same_metrics_and_weights(by_hand: Path, data: Path, tmp_path: Path) -> None:
     again = run_attempt(tmp_path / "a0", objective(data, lora_dropout=0.1))
     first = json.loads((by_hand / "result.json").read_text())
-    assert again["metrics"] == first["metrics"]
+    assert learned(again) == learned(first)
     assert max_difference(adapter(tmp_path / "a0"), adapter(by_hand)) == 0
     other = run_attempt(tmp_path / "a1", objective(data, lora_dropout=0.1), seed=7)
     assert other["metrics"]["train_loss"] != first["metrics"]["train_loss"]
     fixed = run_attempt(tmp_path / "a2", objective(data, lora_dropout=0.1, seed=1337), seed=7)
-    assert fixed["metrics"] == first["metrics"]
+    assert learned(fixed) == learned(first)
 
 
 def test_learning_rate_zero_leaves_the_base_model(data: Path, tmp_path: Path) -> None:
     base = run_attempt(tmp_path / "base", objective(data), baseline=True)
     assert base["steps"] == base["trainable_parameters"] == 0
-    assert "train_loss" not in base["metrics"]
+    assert not {*OF_TRAINING} & base["metrics"].keys()
     assert not (tmp_path / "base" / "adapter").exists()
-    base["metrics"]["train_loss"] = None
     for number, (rank, alpha) in enumerate(((2, 64.0), (64, 1.0))):
         parameters = {"learning_rate": 0.0, "lora_rank": rank, "lora_alpha": alpha, "weight_decay": 0.1}
         what = objective(data, lora_head=True, lora_dropout=0.3)
         result = run_attempt(tmp_path / f"a{number}", what, parameters=parameters)
-        assert {**result["metrics"], "train_loss": None} == base["metrics"]
+        assert {name: value for name, value in learned(result).items() if name not in OF_TRAINING} == learned(base)
 
 
 #: A value of each parameter of the extended spaces other than the one in `lora_bench.TRAIN`.
@@ -426,7 +432,7 @@ def test_classic_route_gives_the_same_scores(
 ) -> None:
     what = objective(data, limit=None, learning_rate=1e-2, epochs=2, lora_head=True)
     ours, theirs = both_ways(tmp_path, what, baseline=baseline)
-    assert theirs["metrics"] == pytest.approx(ours["metrics"], abs=1e-9)
+    assert learned(theirs) == pytest.approx(learned(ours), abs=1e-9)
     assert theirs["sems"] == pytest.approx(ours["sems"], abs=1e-9)
     in_memory, converted = recorded
     questions = sum(len(path.read_text().splitlines()) for path in (BUNDLE / "tasks").glob("*.jsonl"))

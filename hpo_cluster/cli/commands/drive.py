@@ -79,7 +79,7 @@ def resume(arguments: Arguments) -> int:
     config = recorded_config(arguments, arguments.words[1:], check_files="--cfg" not in arguments.flags)
     if "--cfg" in arguments.flags:
         return print_configs([config])
-    spec = campaign_spec(config, arguments.words[1:], take_over="--take-over" in arguments.flags)
+    spec = campaign_spec(config, arguments.words[1:], take_over="--take-over" in arguments.flags, other_places=True)
     return _drive(config, spec)
 
 
@@ -89,19 +89,33 @@ def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_fil
     from hpo_cluster.record.campaign_state import Record
     from hpo_cluster.record.identity import read_identity
     from hpo_cluster.record.layout import CampaignLayout
+    from hpo_cluster.record.places import move_of
 
     folder = arguments.folder()
     layout = CampaignLayout(folder)
-    starts = Record.read(layout.events).starts
+    record = Record.read(layout.events)
+    starts = record.starts
     operation = {**starts[-1]["operation"], **starts[-1].get("settings", {})} if starts else {}
-    return compose_resume(
-        read_identity(layout.identity) or {},
-        operation,
-        overrides,
-        campaign_dir=folder,
-        config_dir=arguments.config_dir,
-        check_files=check_files,
-    )
+    move = move_of(folder, record)
+    if check_files and move.roots:
+        old, new = move.roots
+        say(
+            f"{old} has moved to {new}: files that are no longer in the old folder are used from the new one",
+            flush=True,
+        )
+    try:
+        return compose_resume(
+            read_identity(layout.identity) or {},
+            operation,
+            overrides,
+            campaign_dir=folder,
+            config_dir=arguments.config_dir,
+            check_files=check_files,
+            here=move.here,
+        )
+    except ConfigError as error:
+        again = f"hpo-cluster {arguments.command} {arguments.words[0]} KEY=VALUE"
+        raise ConfigError(error.faults, f"To go on:  {again}   (hpo-cluster {arguments.command} --help)") from None
 
 
 def tick(arguments: Arguments) -> int:
@@ -110,7 +124,7 @@ def tick(arguments: Arguments) -> int:
     from hpo_cluster.driver.campaign import Campaign
 
     config = recorded_config(arguments, arguments.words[1:], check_files=True)
-    spec = campaign_spec(config, arguments.words[1:], take_over="--take-over" in arguments.flags)
+    spec = campaign_spec(config, arguments.words[1:], take_over="--take-over" in arguments.flags, other_places=True)
     display = PlainDisplay(lambda line: say(line, flush=True))
     try:
         with Campaign(dataclasses.replace(spec, tick=True)) as campaign:
@@ -157,7 +171,7 @@ def _serve(arguments: Arguments) -> int:
 
     config = recorded_config(Arguments("resume", arguments.words[:1]), [], check_files=False)
     try:
-        with Campaign(dataclasses.replace(campaign_spec(config), tick=True)) as campaign:
+        with Campaign(dataclasses.replace(campaign_spec(config, other_places=True), tick=True)) as campaign:
             campaign.take_commands()
     except LockedError:
         say(f"{arguments.command}: told the driver, which takes it in within seconds")
@@ -179,7 +193,9 @@ def print_configs(configs: Sequence[Config]) -> int:
     return OK
 
 
-def campaign_spec(config: Config, overrides: Sequence[str] = (), *, take_over: bool = False) -> CampaignSpec:
+def campaign_spec(
+    config: Config, overrides: Sequence[str] = (), *, take_over: bool = False, other_places: bool = False
+) -> CampaignSpec:
     """The campaign of a configuration, ready to be opened."""
     from hpo_cluster.driver.run_settings import Operation
     from hpo_cluster.driver.spec import make_spec
@@ -200,6 +216,7 @@ def campaign_spec(config: Config, overrides: Sequence[str] = (), *, take_over: b
         overrides=tuple(overrides),
         code=config.code,
         take_over=take_over,
+        other_places=other_places,
     )
 
 

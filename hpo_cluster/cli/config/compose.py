@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from hpo_cluster.cli.config.schema import (
     HINT,
     NESTED,
     OPERATIONAL,
+    PATH_KEYS,
     CampaignSettings,
     Config,
     field_names,
@@ -41,6 +42,7 @@ from hpo_cluster.driver.failures import Failures
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import Objective, joined
+from hpo_cluster.objectives.lora.settings import OF_TRAINING
 from hpo_cluster.record.warm_start import IDENTITY_KEY
 from hpo_cluster.space import PARAMETER_FIELDS, SPACE_KEYS, parameter_names
 
@@ -146,6 +148,7 @@ def compose_resume(
     cwd: Path | None = None,
     config_dir: Path | None = None,
     check_files: bool = True,
+    here: Callable[[str], str] = str,
 ) -> Config:
     """The configuration of a campaign that exists, with operational keys changed.
 
@@ -157,12 +160,13 @@ def compose_resume(
         cwd: what relative paths are relative to.
         config_dir: one more folder with configuration files.
         check_files: whether model, data and tasks must be there.
+        here: gives the present place of a recorded path.
 
     Raises:
         ConfigError: with all faults; an override of an identity key is one.
     """
     cwd = (cwd or Path.cwd()).absolute()
-    return _Composition(cwd, config_dir).resume(identity, operation, overrides, campaign_dir, check_files)
+    return _Composition(cwd, config_dir).resume(identity, operation, overrides, campaign_dir, check_files, here)
 
 
 def _parse(text: str, faults: list[str]) -> Override | None:
@@ -207,6 +211,9 @@ class _Composition:
                 "'objective.command=\"python ...\"', or hpo_cluster.optimize(fn, ...) in Python"
             )
             self.broken.add("objective")
+        metric = (raw.get("tasks") or {}).get("metric")
+        if raw.get("baseline") is True and "tasks" not in self.broken and metric in OF_TRAINING:
+            self.faults.append(f"baseline=True: a model before fine-tuning has no {metric}; accepted: false")
         raw["space"] = self._own_space(raw) or raw.get("space") or {}
         for item in values:
             if item.parts[0] == "space":
@@ -220,11 +227,15 @@ class _Composition:
         overrides: Sequence[str],
         campaign_dir: Path,
         check_files: bool,
+        here: Callable[[str], str],
     ) -> Config:
         campaign_dir = (self.cwd / campaign_dir).absolute()
-        raw = _recorded(identity, operation, campaign_dir)
+        raw = _recorded(identity, operation, campaign_dir, here)
         cls = OBJECTIVES[str(identity["objective"].get("kind"))]
-        theirs = [name if name.partition(".")[0] in NESTED else f"objective.{name}" for name in cls.OPERATIONAL]
+        theirs = [
+            name if name.partition(".")[0] in NESTED else f"objective.{name}"
+            for name in (*cls.OPERATIONAL, *cls.PLACES)
+        ]
         accepted = [*OPERATIONAL, "code", "dry_run", "launcher", *theirs]
         items = []
         for item in self._items(overrides):
@@ -402,12 +413,14 @@ class _Composition:
         self.faults.append(f"{item.key}: is no key; {close or 'accepted: see hpo-cluster run --help'}")
 
 
-def _recorded(identity: Mapping[str, Any], operation: Mapping[str, Any], campaign_dir: Path) -> dict[str, Any]:
-    """Identity and operation of a campaign in the shape of ``conf/config.yaml``."""
+def _recorded(
+    identity: Mapping[str, Any], operation: Mapping[str, Any], campaign_dir: Path, here: Callable[[str], str]
+) -> dict[str, Any]:
+    """Identity and operation of a campaign in the shape of ``conf/config.yaml``, with paths as they are now."""
     objective = joined(copy.deepcopy(dict(identity["objective"])), operation.get("objective") or {})
     sections = {name: objective.pop(name) for name in NESTED if name in objective}
     kept = {key: value for key, value in operation.items() if key in (*OPERATIONAL, "launcher")}
-    return copy.deepcopy(
+    raw = copy.deepcopy(
         {
             "launcher": {"kind": "local"},
             **kept,
@@ -421,6 +434,11 @@ def _recorded(identity: Mapping[str, Any], operation: Mapping[str, Any], campaig
             "optimizer": identity["optimizer"],
         }
     )
+    for section, key in (*PATH_KEYS, (None, "storage_dir")):
+        place = raw if section is None else raw.get(section)
+        if isinstance(place, dict) and isinstance(path := place.get(key), str):
+            place[key] = here(path)
+    return raw
 
 
 def _known_keys(raw: Mapping[str, Any]) -> list[str]:

@@ -33,7 +33,14 @@ NESTED = ("model", "data", "tasks", "train")
 DISCRIMINATORS = {"optimizer": "name", "objective": "kind", "launcher": "kind"}
 
 #: Relative paths in these keys are meant from where the command is typed.
-PATH_KEYS = (("model", "checkpoint_dir"), ("data", "path"), ("tasks", "include_path"), ("objective", "cwd"))
+PATH_KEYS = (
+    ("model", "checkpoint_dir"),
+    ("data", "path"),
+    ("tasks", "include_path"),
+    ("objective", "cwd"),
+    ("objective", "search_path"),
+    ("launcher", "setup_file"),
+)
 
 
 class CampaignSettings(Operation):

@@ -240,6 +240,8 @@ def known(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def _drop(data: Any, loc: Sequence[str]) -> None:
     """Remove the value at `loc`, or what of it is there."""
+    if not loc:
+        return  # several values that do not go together: none of them is the wrong one
     for part in loc[:-1]:
         if not isinstance(data, dict) or not isinstance(data.get(part), dict):
             loc = loc[: loc.index(part) + 1]

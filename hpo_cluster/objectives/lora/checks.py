@@ -19,13 +19,15 @@ from typing import Any
 
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives.lora.instruction_data import files_of, read_data
-from hpo_cluster.objectives.lora.settings import LOSSES, LoraObjective, lower_is_better
+from hpo_cluster.objectives.lora.settings import MEASURES, OF_VALIDATION, LoraObjective, lower_is_better, refused_test
 from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import ErrorKind
 
 #: What the model in memory can be asked for; LitGPT's classic route generates too.
 SCORED = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
 CHECK_TIMEOUT_S = 300.0
+#: Metrics of a group's tasks that a message lists.
+SHOWN_METRICS = 12
 
 
 def check_before_start(settings: Mapping[str, Any]) -> list[str]:
@@ -117,48 +119,81 @@ def _scoring_faults(objective: LoraObjective, name: str, task: Any) -> Iterable[
 
 
 def _metric_faults(objective: LoraObjective, loaded: Mapping[str, Any]) -> list[AttemptError]:
-    """Find out whether the validation task has the metric, and whether more of it is better."""
+    """Find out whether there is such a metric, whether it may be optimised, and whether more of it is better."""
     validation, metric = objective.tasks.validation, objective.tasks.metric
-    if metric in LOSSES:
+    if metric in MEASURES:
         return []
-    if validation in loaded["tasks"]:
-        task = loaded["tasks"][validation]
-        filters = [each.name for each in task._filters] or ["none"]
-        directions = {
-            key if name == "none" else f"{key},{name}": bool(better)
-            for name in filters
-            for key, better in task.higher_is_better().items()
-        }
-    elif validation in loaded["groups"]:
-        group, members = loaded["groups"][validation], loaded["tasks"].values()
-        directions = {
-            entry.metric: all(bool(task.higher_is_better().get(entry.metric, True)) for task in members)
-            for entry in group.aggregate_metric_list or ()
-        }
-        if not directions:
-            message = (
-                f"tasks.validation={validation}: is a group of {', '.join(loaded['group_map'][validation])} without an "
-                "aggregate_metric_list, so it has no value of its own; take one of its tasks, or give it one"
-            )
-            return [AttemptError(ErrorKind.BAD_CONFIG, message)]
-    else:
-        names = ", ".join(loaded["tasks"])
-        message = f"tasks.validation={validation}: is a tag for {names}, and has no value of its own; take one of them"
-        return [AttemptError(ErrorKind.BAD_CONFIG, message)]
-    if metric not in directions:
-        meant = did_you_mean(metric, directions)
-        accepted = ", ".join([*directions, *LOSSES])
-        message = f"tasks.metric={metric}: {validation} has no such metric; {meant}accepted: {accepted}"
-        return [AttemptError(ErrorKind.BAD_CONFIG, message)]
-    wanted = "maximize" if directions[metric] else "minimize"
+    task, _, name = objective.metric.rpartition("/")
+    inside = _names_in([validation], loaded)
+    if task in _names_in(objective.tasks.test, loaded):
+        return [AttemptError(ErrorKind.BAD_CONFIG, refused_test(metric, task))]
+    directions = _directions(task, loaded) if task in inside else {}
+    if name not in directions:
+        return [AttemptError(ErrorKind.BAD_CONFIG, _no_metric(objective, inside, loaded))]
+    wanted = "maximize" if directions[name] else "minimize"
     if objective.direction != wanted and lower_is_better(metric) is None:  # known metrics were checked by their names
-        better = "more" if directions[metric] else "less"
+        better = "more" if directions[name] else "less"
         message = (
-            f"objective.direction={objective.direction}: task {validation} says that {better} {metric} is better; "
+            f"objective.direction={objective.direction}: task {task} says that {better} {name} is better; "
             f"give objective.direction={wanted}, or correct higher_is_better in the task"
         )
         return [AttemptError(ErrorKind.BAD_CONFIG, message)]
     return []
+
+
+def _names_in(names: Iterable[str], loaded: Mapping[str, Any]) -> list[str]:
+    """Return the tasks and groups that have values of their own, of tasks, groups and tags by name."""
+    found: list[str] = []
+    for name in names:
+        if name in loaded["groups"]:
+            group = loaded["groups"][name]
+            found += [name, *(each.name for each in group.get_all_groups())]
+            found += [task.task_name for task in group.get_all_tasks()]
+        elif name in loaded["tasks"]:
+            found.append(name)
+        else:
+            found += loaded["tags"][name]
+    return found
+
+
+def _directions(name: str, loaded: Mapping[str, Any]) -> dict[str, bool]:
+    """Return the metrics of a task or a group, by whether more of each is better."""
+    if name in loaded["tasks"]:
+        task = loaded["tasks"][name]
+        filters = [each.name for each in task._filters] or ["none"]
+        return {
+            key if each == "none" else f"{key},{each}": bool(better)
+            for each in filters
+            for key, better in task.higher_is_better().items()
+        }
+    group = loaded["groups"].get(name)
+    members = [] if group is None else group.get_all_tasks()
+    return {
+        entry.metric: all(bool(task.higher_is_better().get(entry.metric, True)) for task in members)
+        for entry in (getattr(group, "aggregate_metric_list", None) or ())
+    }
+
+
+def _no_metric(objective: LoraObjective, inside: Sequence[str], loaded: Mapping[str, Any]) -> str:
+    """Say that the metric is none that can be optimised, with those that can."""
+    validation, metric = objective.tasks.validation, objective.tasks.metric
+    own = _directions(validation, loaded)
+    full = {f"{name}/{key}": None for name in inside if name != validation for key in _directions(name, loaded)}
+    others = [*full][:SHOWN_METRICS]
+    more = len(full) - len(others)
+    accepted = ", ".join([*own, *MEASURES, *others, *([f"{more} more TASK/METRIC"] if more else [])])
+    if "/" in metric:
+        meant = did_you_mean(metric, [*(f"{validation}/{key}" for key in own), *full])
+        return f"tasks.metric={metric}: no task of tasks.validation={validation} has it; {meant}accepted: {accepted}"
+    if own:
+        meant = did_you_mean(metric, [*own, *MEASURES])
+        return f"tasks.metric={metric}: {validation} has no such metric; {meant}accepted: {accepted}"
+    if validation in loaded["groups"]:
+        what = f"a group of {', '.join(loaded['group_map'][validation])} without an aggregate_metric_list, so it has"
+        how = "take one of its tasks, or give it one"
+    else:
+        what, how = f"a tag for {', '.join(inside)}, and has", "take one of them"
+    return f"tasks.validation={validation}: is {what} no value of its own; {how}. tasks.metric accepts: {accepted}"
 
 
 def data_faults(objective: LoraObjective) -> list[AttemptError]:
@@ -180,8 +215,9 @@ def split_faults(objective: LoraObjective) -> list[AttemptError]:
             "null, or give the training file alone"
         )
         return [AttemptError(ErrorKind.BAD_CONFIG, message)]
-    if objective.tasks.metric == "val_loss" and validation is None and data.val_split_fraction == 0:
-        message = "tasks.metric=val_loss: there are no validation rows; give data.val_split_fraction, or a val.json"
+    metric = objective.tasks.metric
+    if metric in OF_VALIDATION and validation is None and data.val_split_fraction == 0:
+        message = f"tasks.metric={metric}: there are no validation rows; give data.val_split_fraction, or a val.json"
         return [AttemptError(ErrorKind.BAD_CONFIG, message)]
     return []
 

@@ -22,6 +22,11 @@ class Meter:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
 
+    @property
+    def counts_energy(self) -> bool:
+        """Whether the device's driver counts energy."""
+        return self._energy_mj is not None
+
     def report(self) -> dict[str, Any]:
         """Device, ``peak_memory_gb`` (1e9 bytes) and ``energy_wh`` (None where no driver counts it).
 

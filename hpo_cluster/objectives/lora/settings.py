@@ -28,11 +28,24 @@ FIXED_SETTINGS = ("seed", "physical_batch_size", "checkpoint_interval_s")
 #: Random configurations that are tried for rules that concern several settings.
 PROBES = 1000
 
-#: Metrics that the job measures besides those of the tasks, and that can be optimised too.
-LOSSES = ("val_loss", "train_loss")
+#: Metrics that the job measures besides those of the tasks, and that can be optimised too: whether less is better.
+MEASURES = {
+    "val_loss": True,
+    "train_loss": True,
+    "val_perplexity": True,
+    "train_s": True,
+    "tokens_per_s": False,
+    "peak_memory_gb": True,
+    "energy_wh": True,
+    "trainable_parameters": True,
+}
+
+#: Those that need validation rows, and those that a model before fine-tuning does not have.
+OF_VALIDATION = ("val_loss", "val_perplexity")
+OF_TRAINING = ("train_loss", "train_s", "tokens_per_s", "trainable_parameters")
 
 #: lm-eval's metrics by whether less of them is better.
-_LESS_IS_BETTER = (*LOSSES, "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter", "brier_score")
+_LESS_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter", "brier_score")
 _MORE_IS_BETTER = ("acc", "acc_norm", "acc_mutual_info", "acc_all", "exact_match", "f1", "mcc", "bleu", "chrf", "em")
 
 CHECKPOINT_FILES = ("lit_model.pth", "model_config.yaml", "tokenizer.json", "tokenizer_config.json")
@@ -70,7 +83,12 @@ class TasksSettings(Settings):
     name: str = Field(description="short name, used in messages and reports")
     validation: str = Field(description="lm-eval task that is optimised")
     test: tuple[str, ...] = Field((), description="lm-eval tasks that are only recorded")
-    metric: str = Field("acc", description="metric of the validation task that is optimised; or val_loss, train_loss")
+    metric: str = Field(
+        "acc",
+        min_length=1,
+        description="metric of the validation task that is optimised; or TASK/METRIC of a task in it, or one of "
+        f"{', '.join(MEASURES)}",
+    )
     include_path: str | None = Field(None, description="directory of task YAML files of your own")
     num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt; null leaves it to the task (zero)")
     limit: int | None = Field(None, ge=1, description="score only so many documents of each task")
@@ -151,14 +169,25 @@ class TrainSettings(Settings):
 
 def lower_is_better(metric: str) -> bool | None:
     """Return whether less of a well-known metric is better; None for one that is not known by its name."""
-    name = metric.partition(",")[0]  # of a filter
+    if metric in MEASURES:
+        return MEASURES[metric]
+    name = metric.rpartition("/")[2].partition(",")[0]  # without its task and its filter
     return True if name in _LESS_IS_BETTER else False if name in _MORE_IS_BETTER else None
+
+
+def refused_test(metric: str, task: str) -> str:
+    """Say why the metric of a test task cannot be optimised."""
+    return (
+        f"tasks.metric={metric}: {task} is a test task, which is recorded only, to judge what is found without it; "
+        f"to optimise it, give tasks.validation={task} and take it out of tasks.test"
+    )
 
 
 class LoraObjective(Objective):
     """LoRA fine-tune, then score. The direction is the metric's, where it is not given."""
 
     OPERATIONAL = ("train.physical_batch_size", "train.checkpoint_interval_s", "keep_adapter")
+    PLACES = ("model.checkpoint_dir", "data.path", "tasks.include_path")
 
     kind: Literal["lora"] = "lora"
     model: ModelSettings
@@ -188,8 +217,11 @@ class LoraObjective(Objective):
             raise ValueError(
                 f"objective.direction={self.direction}: {better} {metric} is better; give {wanted}, or leave it null"
             )
-        if metric == "val_loss" and not self.train.validation_batches:
-            raise ValueError("tasks.metric=val_loss: train.validation_batches=0 measures none; give 1 or more")
+        if metric in OF_VALIDATION and not self.train.validation_batches:
+            raise ValueError(f"tasks.metric={metric}: train.validation_batches=0 measures none; give 1 or more")
+        task, of_a_task, _ = metric.rpartition("/")
+        if of_a_task and task in self.tasks.test:
+            raise ValueError(refused_test(metric, task))
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -213,7 +245,7 @@ class LoraObjective(Objective):
     def metric(self) -> str:
         """Name of the metric that is optimised."""
         metric = self.tasks.metric
-        return metric if metric in LOSSES else f"{self.tasks.validation}/{metric}"
+        return metric if metric in MEASURES or "/" in metric else f"{self.tasks.validation}/{metric}"
 
     @property
     def has_baseline(self) -> bool:

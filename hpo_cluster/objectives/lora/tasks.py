@@ -41,7 +41,7 @@ def load_tasks(
             file into one cache can trip over each other.
 
     Returns:
-        What `lm_eval.evaluate` takes as ``task_dict``.
+        What `lm_eval.evaluate` takes as ``task_dict``; and as ``tags``, the tasks of each name that is a tag.
 
     Raises:
         AttemptError: of kind ``missing_task``, for a name that is nowhere or a data set that is not on this machine;
@@ -79,6 +79,8 @@ def load_tasks(
             raise
         message = f"a task of {', '.join(names)} cannot be loaded: {type(error).__name__}: {error}"
         raise AttemptError(ErrorKind.BAD_CONFIG, message) from error
+    known = {**loaded["tasks"], **loaded["groups"]}
+    loaded["tags"] = {name: sorted(manager.task_index[name].tags) for name in names if name not in known}
     for task in loaded["tasks"].values():
         own = task.get_config("num_fewshot")
         if own is None or (own != 0 and num_fewshot is not None):  # lm-eval's rule: a task's own zero stands
