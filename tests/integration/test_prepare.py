@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lora_bench import train_sentencepiece
 
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.objectives.lora.prepare import prepare
@@ -267,6 +268,25 @@ def test_an_interrupted_download_goes_on(hub: Hub, storage: Storage, monkeypatch
     half = (hub.files / "model.safetensors").stat().st_size // 2
     assert half - 4096 <= begin <= half
     assert [path.name for path in checkpoints.iterdir()] == ["village"]
+
+
+def test_a_model_whose_tokenizer_is_sentencepiece_alone(hub: Hub, storage: Storage, tmp_path: Path) -> None:
+    from litgpt.tokenizer import Tokenizer
+    from transformers import AutoTokenizer
+
+    hub.files = Path(shutil.copytree(hub.files, tmp_path / "files"))
+    for path in hub.files.glob("tokenizer*"):
+        path.unlink()
+    train_sentencepiece(hub.files, "bpe")
+    prepare(objective(hub.url), storage, lambda _: None)
+    checkpoint = storage.dir / "checkpoints" / "tiny" / "village"
+    assert objective(hub.url).file_faults(storage) == []
+    wanted = AutoTokenizer.from_pretrained(hub.files).encode("a b")
+    assert (
+        Tokenizer(checkpoint).encode("a b").tolist()
+        == AutoTokenizer.from_pretrained(checkpoint).encode("a b")
+        == wanted
+    )
 
 
 def test_a_gated_model_without_a_token(hub: Hub, storage: Storage) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from hpo_cluster.objectives.base import Objective, PathResolver, Settings
+from hpo_cluster.objectives.lora.hugging_face import conversion_fault, litgpt_dir, missing_files
 from hpo_cluster.objectives.lora.instruction_data import Field as Column
 from hpo_cluster.objectives.lora.instruction_data import files_of
 from hpo_cluster.space import Categorical, Parameter, Space, Value
@@ -48,14 +49,14 @@ OF_TRAINING = ("train_loss", "train_s", "tokens_per_s", "trainable_parameters")
 _LESS_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter", "brier_score")
 _MORE_IS_BETTER = ("acc", "acc_norm", "acc_mutual_info", "acc_all", "exact_match", "f1", "mcc", "bleu", "chrf", "em")
 
-CHECKPOINT_FILES = ("lit_model.pth", "model_config.yaml", "tokenizer.json", "tokenizer_config.json")
-
 
 class ModelSettings(Settings):
-    """The base model, as a LitGPT checkpoint directory."""
+    """The base model, as a LitGPT checkpoint directory, or as a Hugging Face folder that `prepare` has converted."""
 
     name: str = Field(description="short name, used in messages and reports")
-    checkpoint_dir: str = Field(description="LitGPT checkpoint directory; `storage:` and `bundle:` may come first")
+    checkpoint_dir: str = Field(
+        description="LitGPT checkpoint directory, or Hugging Face folder; `storage:` and `bundle:` may come first"
+    )
     repo_id: str | None = Field(None, description="where `prepare` gets the weights on the Hugging Face hub")
     gated: bool = Field(False, description="whether the hub asks for a token of an account that accepted the licence")
 
@@ -260,7 +261,7 @@ class LoraObjective(Objective):
     def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
         """The ``settings`` of ``params.json``: plain JSON, every path absolute."""
         settings = self.model_dump(mode="json")
-        settings["model"]["checkpoint_dir"] = str(resolve(self.model.checkpoint_dir))
+        settings["model"]["checkpoint_dir"] = str(litgpt_dir(resolve(self.model.checkpoint_dir), resolve))
         settings["data"]["path"] = str(resolve(self.data.path))
         settings["storage_dir"] = str(resolve("storage:"))
         if self.tasks.include_path is not None:
@@ -327,10 +328,16 @@ class LoraObjective(Objective):
         """Which files the jobs would miss, each with what to do about it."""
         faults = []
         prepare = f"hpo-cluster prepare model={self.model.name} data={self.data.name} tasks={self.tasks.name}"
-        checkpoint_dir = resolve(self.model.checkpoint_dir)
-        missing = [name for name in CHECKPOINT_FILES if not (checkpoint_dir / name).is_file()]
-        if missing:
-            how = f"run: {prepare}" if self.model.repo_id else "give a LitGPT checkpoint directory"
+        configured_dir = resolve(self.model.checkpoint_dir)
+        checkpoint_dir = litgpt_dir(configured_dir, resolve)
+        if fault := conversion_fault(configured_dir, resolve):
+            faults.append(f"model.checkpoint_dir: {fault}")
+        elif missing := missing_files(checkpoint_dir):
+            how = (
+                f"run: {prepare}"
+                if self.model.repo_id
+                else "give a LitGPT checkpoint directory or a Hugging Face folder"
+            )
             faults.append(f"model.checkpoint_dir: {checkpoint_dir} lacks {', '.join(missing)}; {how}")
         data_path = resolve(self.data.path)
         if files_of(data_path)[0] is None:
