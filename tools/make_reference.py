@@ -139,8 +139,9 @@ def _titled(group: str, name: str, cls: type[BaseModel]) -> Iterator[str]:
 
 
 def _parameters() -> Iterator[str]:
-    yield "A parameter is `{type, low, high, log}`, or `{type: categorical, choices, ordered}`; without `type`, choices"
-    yield "make a categorical parameter, two integers an `int`, anything else a `float`. Written on the command line:"
+    yield "A parameter is `{type, low, high, log, step}`, or `{type: categorical, choices, ordered}`; without `type`,"
+    yield "choices make a categorical parameter, integers an `int`, anything else a `float`. One value alone"
+    yield "(`space.lora_rank=8`) is a fixed parameter. Written on the command line:"
     yield "`'space={lr: {low: 1e-5, high: 1e-1, log: true}, layers: {low: 1, high: 4}}'`. Each may have `when`, the"
     yield "values of other parameters with which it is active, and `prior`, where good values are believed to be;"
     yield "`constraints` and `start` stand beside them: see [Describe a space](../howto/describe_a_space.md).\n"

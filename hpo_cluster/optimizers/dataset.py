@@ -6,6 +6,7 @@ taken and what number the next trial has, whatever the frame went through (shuff
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.space import Categorical, Configuration, Space, Value
+from hpo_cluster.space import Categorical, Configuration, Float, Integer, Space, Value
 from hpo_cluster.space.sampling import Key, key_of
 from hpo_cluster.trial import Origin, State
 
@@ -182,7 +183,8 @@ class Rows:
 
 def _check_columns(space: Space, history: pd.DataFrame) -> None:
     """Raise ConfigError where a frame made by hand lacks what its rows are read from."""
-    missing = [name for name, parameter in space if not parameter.conditions and name not in history.columns]
+    always = [name for name, parameter in space.parameters.items() if not parameter.conditions]
+    missing = [name for name in always if name not in history.columns]
     faults = [f"history: has no column {name}, which is a parameter of the space" for name in missing]
     hint = ""
     if "value" in history.columns and "target" not in history.columns:
@@ -218,7 +220,10 @@ def _plain(space: Space, name: str, value: Any) -> Value:
             value = float(value)
         except ValueError:
             raise KeyError(name) from None
-    integer = isinstance(value, float) and parameter.cardinality is not None and value.is_integer()
+    if isinstance(parameter, Float) and parameter.step is not None:
+        with contextlib.suppress(ValueError):
+            return parameter.decode(parameter.encode(value))  # without the noise that others may have left in it
+    integer = isinstance(value, float) and isinstance(parameter, Integer) and value.is_integer()
     plain: Value = int(value) if integer else value
     return plain
 

@@ -395,7 +395,8 @@ class _Composition:
             whole = len(rest) == 1 and (item.add or rest[0] in space or rest[0] in SPACE_KEYS)
             if whole or (len(rest) == 2 and rest[0] in parameter_names(space) and rest[1] in PARAMETER_FIELDS):
                 return True
-            if len(rest) == 1 and isinstance(item.value, Mapping) and not meant(item.key, accepted):
+            addable = isinstance(item.value, (Mapping, str, bool, int, float))
+            if len(rest) == 1 and addable and not meant(item.key, accepted):
                 self.faults.append(f"{item.key}: is no parameter of the space; to add it: '+{item.text}'")
                 return False
             accepted += [f"space.{key}" for key in SPACE_KEYS]

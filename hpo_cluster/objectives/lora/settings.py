@@ -272,7 +272,7 @@ class LoraObjective(Objective):
         """Parameters that tune no training setting, values that the setting does not accept alone or with others."""
         faults = []
         fields = [name for name in TrainSettings.model_fields if name not in FIXED_SETTINGS]
-        for name, parameter in space:
+        for name, parameter in space.parameters.items():
             if name not in fields:
                 close = difflib.get_close_matches(name, fields, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"accepted: {', '.join(fields)}"

@@ -67,7 +67,7 @@ from hpo_cluster.optimizers.bayesian.turbo import box_sides
 from hpo_cluster.optimizers.dataset import Memory, Rows
 from hpo_cluster.optimizers.designs.sequence import Design, lhs_block
 from hpo_cluster.optimizers.replay import Event, Replay
-from hpo_cluster.space import Categorical, Float, Space
+from hpo_cluster.space import Categorical, Space
 from hpo_cluster.trial import Ask, Origin, derive_seed
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Mosaic:
         self.features = Features(space)
         parameters = [parameter for _, parameter in space]
         self._unordered = np.array([isinstance(p, Categorical) and not p.ordered for p in parameters])
-        self._step = np.array([0.0 if isinstance(p, Float) else 1.0 / (p.cardinality or 1) for p in parameters])
+        self._step = np.array([1.0 / p.cardinality if p.cardinality else 0.0 for p in parameters])
         self._design = Design(space, lhs_block(settings.initial, space.dim, seed), seed)
         self._replay = Replay(lambda: Credit(settings, seed))  # a cache, and so are those below
         self._fitted = Fitted("matern")

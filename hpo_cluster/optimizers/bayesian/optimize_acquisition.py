@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hpo_cluster.optimizers.ask import Points
 from hpo_cluster.optimizers.bayesian.acquisition import Acquisition
 from hpo_cluster.optimizers.bayesian.encoding import Features
-from hpo_cluster.space import Categorical, Float, Integer, Space
+from hpo_cluster.space import Categorical, Parameter, Space
 from hpo_cluster.space.sampling import Key, free_point, key_of, remaining_points
 
 #: Canonical points (``m x d``) to values (``m``).
@@ -129,8 +129,8 @@ def _climb(goal: Goal, best: Points, restarts: int, raw_samples: int, rng: np.ra
         return samples
     values = goal.score(samples)
     starts = samples[_diverse(samples / np.maximum(goal.box[1] - goal.box[0], 1e-12), values, restarts)]
-    mixed = any(not isinstance(parameter, Float) for _, parameter in space)
-    real = any(isinstance(parameter, Float) for _, parameter in space)
+    mixed = any(parameter.cardinality is not None for _, parameter in space)
+    real = any(parameter.cardinality is None for _, parameter in space)
     climbed = _ascend(goal, starts, relax=True)
     candidates = [samples, climbed]
     if mixed:
@@ -138,7 +138,7 @@ def _climb(goal: Goal, best: Points, restarts: int, raw_samples: int, rng: np.ra
         if real:
             candidates.append(_ascend(goal, candidates[-1], relax=False))
     bounded = {name for constraint in space.constraints for name in constraint.names}
-    if any(isinstance(space.parameters[name], Float) for name in bounded):
+    if any(parameter.cardinality is None for name, parameter in space if name in bounded):
         candidates.append(_wander(goal, candidates[-1], rng))
     return np.concatenate(candidates)
 
@@ -200,7 +200,7 @@ def _ascend(goal: Goal, starts: Points, *, relax: bool) -> Points:
     for axis, ((name, parameter), start, one_hot) in enumerate(
         zip(space, features.start, features.one_hot, strict=True)
     ):
-        if isinstance(parameter, Float) or (relax and not one_hot and name not in parents):
+        if parameter.cardinality is None or (relax and not one_hot and name not in parents):
             free[:, start] = active[:, axis]
     columns = features.encode(starts)
     bounds = np.stack(features.bounds(*goal.box), axis=1)
@@ -294,7 +294,7 @@ def _neighbours(goal: Goal, point: Points) -> Points:
     out = []
     active, parents = space.active(point[None])[0], space.parents
     for axis, (name, parameter) in enumerate(space):
-        if isinstance(parameter, Float) or not active[axis]:
+        if parameter.cardinality is None or not active[axis]:
             continue
         for u in parameter_neighbours(parameter, float(point[axis])):
             if not low[axis] <= u <= high[axis]:
@@ -306,18 +306,17 @@ def _neighbours(goal: Goal, point: Points) -> Points:
     return found[space.allowed(found)]
 
 
-def parameter_neighbours(parameter: Integer | Categorical, u: float) -> list[float]:
+def parameter_neighbours(parameter: Parameter, u: float) -> list[float]:
     """Canonical coordinates near `u`: every other value of an unordered choice, `STRIDES` to both sides otherwise."""
-    if isinstance(parameter, Categorical):
-        here, last = parameter.choices.index(parameter.decode(u)), len(parameter.choices) - 1
-        indices = _strides(here, 0, last) if parameter.ordered else [i for i in range(last + 1) if i != here]
-        return [(index + 0.5) / (last + 1) for index in indices]
-    return [parameter.encode(value) for value in _strides(parameter.decode(u), parameter.low, parameter.high)]
+    here, count = parameter.index(u), parameter.cardinality or 0
+    unordered = isinstance(parameter, Categorical) and not parameter.ordered
+    indices = [index for index in range(count) if index != here] if unordered else _strides(here, count - 1)
+    return [parameter.encode(parameter.value(index)) for index in indices]
 
 
-def _strides(here: int, low: int, high: int) -> list[int]:
-    values = {here + sign * stride for stride in (*STRIDES, max(1, (high - low) // 6)) for sign in (-1, 1)}
-    return sorted(value for value in values if low <= value <= high)
+def _strides(here: int, last: int) -> list[int]:
+    indices = {here + sign * stride for stride in (*STRIDES, max(1, last // 6)) for sign in (-1, 1)}
+    return sorted(index for index in indices if 0 <= index <= last)
 
 
 def _free(space: Space, points: Points, banned: set[Key]) -> Points:

@@ -85,7 +85,7 @@ class Grid:
                 faults.append(f"optimizer.levels{'.' if name else ''}{name}: must be at least 1, not {levels}")
         if faults:
             raise ConfigError(faults)
-        self.axes = [_levels(space, name, named.get(name), default) for name in space.names]
+        self.axes = [_levels(space, name, named.get(name), default) for name in space.axes]
         self.size = math.prod(len(axis) for axis in self.axes)
         most = MAX_POINTS if not space.constraints and not space.parents else MAX_CHECKED
         if self.size > most:

@@ -21,7 +21,7 @@ from hpo_cluster.optimizers.ask import Points
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.dataset import Row
 from hpo_cluster.optimizers.external.base import External, Library
-from hpo_cluster.space import Categorical, Space
+from hpo_cluster.space import Space
 from hpo_cluster.space.sampling import Key, key_of
 from hpo_cluster.trial import derive_seed
 
@@ -118,17 +118,15 @@ class _Search:
 
     def _indexed(self, axis: int) -> bool:
         """Whether NOMAD sees the index of a value instead of the coordinate."""
-        return self.space.parameters[self.space.names[axis]].cardinality is not None
+        return self.space.parameters[self.space.axes[axis]].cardinality is not None
 
     def _last(self, axis: int) -> int:
-        return (self.space.parameters[self.space.names[axis]].cardinality or 2) - 1
+        return (self.space.parameters[self.space.axes[axis]].cardinality or 2) - 1
 
     def _coordinate(self, axis: int, x: float) -> float:
         """Coordinate in the unit cube of what NOMAD calls `x`."""
-        parameter = self.space.parameters[self.space.names[axis]]
+        parameter = self.space.parameters[self.space.axes[axis]]
         if not self._indexed(axis):
             return float(x)
         index = int(min(max(round(x), 0), self._last(axis)))
-        if isinstance(parameter, Categorical):
-            return (index + 0.5) / len(parameter.choices)
-        return float(parameter.encode(int(parameter.low) + index))
+        return float(parameter.encode(parameter.value(index)))

@@ -24,7 +24,7 @@ from hpo_cluster.optimizers.ask import Points
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.dataset import Row
 from hpo_cluster.optimizers.external.base import External, Library
-from hpo_cluster.space import Categorical, Integer, Space
+from hpo_cluster.space import Categorical, Integer, Parameter, Space
 from hpo_cluster.trial import derive_seed
 
 
@@ -61,7 +61,7 @@ class _Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.settings, self.seed = space, settings, seed
-        self.distributions = {name: self._distribution(name) for name in space.names}
+        self.distributions = {name: self._distribution(name) for name in space.axes}
         self.study = optuna.create_study(direction="maximize", sampler=self._sampler(seed))
         self.remade = settings.sampler in ("cmaes", "nsga2")
         self.numbers: dict[int, int] = {}  # our trial -> theirs
@@ -128,6 +128,8 @@ class _Study:
             if parameter.ordered:
                 return distributions.IntDistribution(0, last)
             return distributions.CategoricalDistribution(list(range(last + 1)))
+        if _stepped(parameter):
+            return distributions.IntDistribution(0, (parameter.cardinality or 1) - 1)
         if isinstance(parameter, Integer) and not parameter.log:
             return distributions.IntDistribution(parameter.low, parameter.high)
         return distributions.FloatDistribution(0.0, 1.0)
@@ -136,8 +138,8 @@ class _Study:
         """What the study calls a canonical point (``d``)."""
         out: dict[str, Any] = {}
         for (name, parameter), u in zip(self.space, point, strict=True):
-            if isinstance(parameter, Categorical):
-                out[name] = min(int(u * len(parameter.choices)), len(parameter.choices) - 1)
+            if isinstance(parameter, Categorical) or _stepped(parameter):
+                out[name] = parameter.index(float(u))
             elif isinstance(parameter, Integer) and not parameter.log:
                 out[name] = parameter.decode(float(u))
             else:
@@ -148,9 +150,14 @@ class _Study:
         point = []
         for name, parameter in self.space:
             value = parameters[name]
-            if isinstance(parameter, Categorical):
-                value = (value + 0.5) / len(parameter.choices)
+            if isinstance(parameter, Categorical) or _stepped(parameter):
+                value = parameter.encode(parameter.value(value))
             elif isinstance(parameter, Integer) and not parameter.log:
                 value = parameter.encode(value)
             point.append(float(value))
         return np.array(point)
+
+
+def _stepped(parameter: Parameter) -> bool:
+    """Whether it is a number that the study sees as the place of its value, as it sees ordered choices."""
+    return not isinstance(parameter, Categorical) and parameter.step is not None

@@ -27,7 +27,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.space import Categorical, Float, Space, Value
+from hpo_cluster.space import Categorical, Space, Value
 from hpo_cluster.space.sampling import axis_values
 
 Side: TypeAlias = tuple[int, int]
@@ -147,6 +147,20 @@ def at_value(space: Space, name: str, value: Value) -> int:
     return int(np.argmin(np.abs(axis_values(space, name) - space.parameters[name].encode(value))))
 
 
+def _needed(space: Space, name: str) -> list[tuple[int, list[int]]]:
+    """Return for each parent of a parameter its axis and the places of the values that are needed.
+
+    A fixed parent has no axis: its value is the one needed, and it is active where its own parents let it be.
+    """
+    found: list[tuple[int, list[int]]] = []
+    for parent, values in space.parameters[name].conditions.items():
+        if space.parameters[parent].fixed:
+            found += _needed(space, parent)
+        else:
+            found.append((space.axes.index(parent), [at_value(space, parent, value) for value in values]))
+    return found
+
+
 class Partition:
     """The sides of a space's cells.
 
@@ -160,18 +174,14 @@ class Partition:
         self.axes: list[Axis] = []
         self._parameters = [parameter for _, parameter in space]
         for name, parameter in space:
-            if isinstance(parameter, Float):
+            if parameter.cardinality is None:
                 self.axes.append(RealAxis(sections, resolution))
             else:
                 unordered = isinstance(parameter, Categorical) and not parameter.ordered
                 coordinates = [float(u) for u in axis_values(space, name)]
                 self.axes.append(FiniteAxis(coordinates, None if unordered else sections))
         self.whole: Cell = tuple(axis.whole for axis in self.axes)
-        places = {name: i for i, name in enumerate(space.names)}
-        self._needed: list[list[tuple[int, list[int]]]] = [  # for each parent its axis and the values that are needed
-            [(places[parent], [at_value(space, parent, v) for v in values]) for parent, values in p.conditions.items()]
-            for _, p in space
-        ]
+        self._needed = [_needed(space, name) for name in space.axes]
         self._always = not any(self._needed)
 
     def centre(self, cell: Cell) -> NDArray[np.float64]:
@@ -205,7 +215,7 @@ class Partition:
         """The ends of each real side, the first and the last value of each other (``d``)."""
         found = list[tuple[Value, Value]]()
         for parameter, axis, side in zip(self._parameters, self.axes, cell, strict=True):
-            if isinstance(parameter, Float):
+            if parameter.cardinality is None:
                 low, high = axis.ends(side)
                 found.append((parameter.decode(low), parameter.decode(high)))
             else:

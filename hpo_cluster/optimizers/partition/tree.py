@@ -162,7 +162,8 @@ class Tree(Search):
     def cells(self) -> pd.DataFrame:
         """The cells that are not cut, as they were made, a row each: together they are the space.
 
-        Columns: ``NAME.low`` and ``NAME.high``, the ends of a real side, the first and last value of any other;
+        Columns: ``NAME.low`` and ``NAME.high``, the ends of a real side, the first and last value of any other (of
+        parameters that are searched);
         ``NAME``, the configuration that stands for the cell, without inactive parameters; ``status`` of its evaluation
         (`hpo_cluster.optimizers.partition.replayed_search.Status`); ``target``, its value or the bound in place of one,
         always maximised, NaN where there is none; ``volume``, the cell's share of the unit cube.
@@ -171,7 +172,7 @@ class Tree(Search):
 
         rows = []
         for node in self.uncut():
-            ends = dict(zip(self.space.names, self.partition.values(node.cell), strict=True))
+            ends = dict(zip(self.space.axes, self.partition.values(node.cell), strict=True))
             told = node.evaluation
             rows.append(
                 {f"{name}.low": low for name, (low, _) in ends.items()}

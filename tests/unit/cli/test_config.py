@@ -216,7 +216,7 @@ def test_all_faults_are_named_at_once() -> None:
         "accepted: bamsoo, bo, direct, direct_l, fda, grid, lhs, mosaic, nevergrad, nomad, optuna, random, sobol, soo, "
         "turbo",
         "space.lerning_rate.high: is no key; did you mean space.learning_rate.high?",
-        "space.learning_rate: empty range: low 1 must be below high 0.1",
+        "space.learning_rate: empty range: low 1 must not be above high 0.1",
         "campaign='../elsewhere': is no name for a folder; accepted: letters",
         "'tasks.test=[a': cannot be read",
         "model.checkpoint_dir: " + str(Path.cwd()) + "/nowhere lacks lit_model.pth, model_config.yaml",
@@ -263,7 +263,15 @@ def test_all_faults_are_named_at_once() -> None:
         (["space.lora_rank.hihg=3"], "did you mean space.lora_rank.high?"),
         (["space.warmup={low: 1, high: 2}"], "to add it: '+space.warmup={low: 1, high: 2}'"),
         (["+space.warmup_steps={low: 1, high: 2}"], "did you mean 'lr_warmup_steps'?"),
-        (["space.lora_rank=3"], "space.lora_rank=3: is no parameter"),
+        (["space.lora_rank=[3, 4]"], "space.lora_rank=[3, 4]: is no parameter; write {choices: [3, 4]}, or {ordered:"),
+        (["space.lora_rank=null"], "space.lora_rank=None: is no parameter; accepted: a mapping such as {low: 1e-5,"),
+        (["space.lora_rank=many"], "space.lora_rank: the training setting does not accept 'many'"),
+        (
+            ["space=lora", "space.lora_rank.step=8"],
+            "space.lora_rank: high 64 is not reached from low 2 in steps of 8",
+        ),
+        (["space.learning_rate.step=0.1"], "space.learning_rate: step and log do not go together"),
+        (["space.warmup=16"], "space.warmup: is no parameter of the space; to add it: '+space.warmup=16'"),
         (["space.lora_rank.low=two"], "space.lora_rank: 'two' is no number"),
         (["space={}"], "brings no space of its own"),
         (["space=own"], "space: objective=lora brings no space of its own; give space=NAME"),
@@ -457,6 +465,23 @@ def test_the_extended_spaces_tune_what_the_study_did_not() -> None:
             assert any(c[f"lora_{matrix}"] for matrix in LORA_MATRICES)
             assert ("lora_alpha" in c) is (c["lora_alpha_rule"] == "free")
             assert ("lora_alpha_factor" in c) is (c["lora_alpha_rule"] != "free")
+
+
+def test_a_parameter_of_a_bundled_space_is_fixed_by_its_value() -> None:
+    config = compose(["space.lora_rank=8", "space.learning_rate=1e-3", "+space.lr_schedule=cosine"], check_files=False)
+    space = config.space
+    assert set(space.names) - set(space.axes) == {"lora_rank", "learning_rate", "lr_schedule"}
+    drawn = space.decode([0.3] * space.dim)
+    assert (drawn["lora_rank"], drawn["learning_rate"], drawn["lr_schedule"]) == (8, 1e-3, "cosine")
+    overrides = ["space=lora_extended", "space.lora_rank.choices=[8]", "space.lora_alpha_rule=rank"]
+    extended = compose([*overrides, "space.lora_dropout.step=0.05", "space.lora_query=true"], check_files=False).space
+    assert {"lora_rank", "lora_alpha_rule", "lora_query", "lora_alpha"}.isdisjoint(extended.axes)
+    for point in np.random.default_rng(0).random((50, extended.dim)):
+        drawn = extended.decode(point)
+        assert (drawn["lora_rank"], drawn["lora_query"]) == (8, True)
+        assert "lora_alpha" not in drawn
+        assert "lora_alpha_factor" in drawn
+        assert len(str(drawn["lora_dropout"])) <= len("0.15")
 
 
 def test_what_stands_beside_the_parameters_can_be_typed() -> None:
