@@ -107,7 +107,7 @@ class Campaign:
             self.journal = undo.enter_context(Journal(self.layout.events, self.lock.check))
             self.lock.advance(self.journal.epoch)
             self.journal.epoch = self.lock.epoch
-            self.record = Record(self.journal.take_events())
+            self.record = Record.of(self.journal.take_events(), self.layout.events)
             self._refuse_if_emptied()
             self._table = HistoryTable(self.record, spec.space.names, maximize=spec.objective.direction == "maximize")
             operation = spec.operation
@@ -372,7 +372,12 @@ class Campaign:
         now = time.monotonic()
         if self._changed and (force or now >= self._history_at):
             self.lock.check()
-            write_history(self.history(), self.layout.history)
+            try:
+                write_history(self.history(), self.layout.history)
+            except OSError as error:
+                if error.errno in PASSING:
+                    raise
+                log.warning("history=%s not written: %s; remove what is in the way", self.layout.history, error)
             after = time.monotonic()
             self._changed, self._history_at = False, after + max(HISTORY_PERIOD_S, (after - now) / HISTORY_SHARE)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
 import re
 from collections.abc import Mapping
@@ -10,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpo_cluster.clock import seconds_since
-from hpo_cluster.files import read_bytes, read_json, written_at
+from hpo_cluster.clock import is_time, seconds_since
+from hpo_cluster.files import is_there, matching, read_bytes, read_json, written_at
 from hpo_cluster.layout import AttemptLayout
 from hpo_cluster.trial import EndReason, ErrorKind, JobStatus
 from hpo_cluster.worker import result_faults
@@ -95,12 +94,7 @@ def _is(kind: type, name: str, value: Any) -> bool:
         return name not in ("kind", "message")
     if type(value) is not kind:
         return False
-    if not (name.endswith("_at") and isinstance(value, str)):
-        return True
-    try:
-        return datetime.datetime.fromisoformat(value).tzinfo is not None
-    except ValueError:
-        return False
+    return is_time(value) if name.endswith("_at") else True
 
 
 def valid_result(files: AttemptLayout, token: str) -> dict[str, Any] | None:
@@ -111,7 +105,7 @@ def valid_result(files: AttemptLayout, token: str) -> dict[str, Any] | None:
 
 def reported_failure(files: AttemptLayout, token: str) -> Failure | None:
     """What the attempt's own files say went wrong; None where they say nothing."""
-    if files.result.exists() and (faults := result_faults(read_json(files.result))):
+    if is_there(files.result) and (faults := result_faults(read_json(files.result))):
         return Failure(ErrorKind.BAD_RESULT, f"{files.result.name}: {'; '.join(faults)}")
     error = document_of(files.error, token)
     if error is None:
@@ -150,7 +144,7 @@ def silent_failure(files: AttemptLayout, job_id: str | None, status: JobStatus) 
 def log_tail(files: AttemptLayout) -> str:
     """The end of the newest log of the attempt's job, its standard error first; empty if there is none."""
     for pattern in ("*err*", "*out*"):
-        for path in sorted(files.job_dir.glob(pattern), key=written_at, reverse=True):
+        for path in sorted(matching(files.job_dir, pattern), key=written_at, reverse=True):
             if text := read_bytes(path, -TAIL_BYTES).decode(errors="replace").strip():
                 return text
     return ""

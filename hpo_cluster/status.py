@@ -19,6 +19,7 @@ from hpo_cluster.lock import heartbeat_age_s, owner_lives, read_lock
 from hpo_cluster.processes import is_stopped
 from hpo_cluster.record import Record, TrialRecord
 from hpo_cluster.trial import BASELINE, State, trial_label
+from hpo_cluster.watch import sound_view
 
 
 def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def summarise(
     in_flight = record.in_flight
     exhausted = exhausted or (not in_flight and bool((record.stopped or {}).get("exhausted")))
     finished = not in_flight and (record.stopped or {}).get("reason") == "finished"
-    view = read(layout.scheduler) or {}
+    view = sound_view(read(layout.scheduler))
     running = [_running(trial, layout, view.get("jobs", {}), read) for trial in in_flight]
     state = "running" if driver_alive else "finished" if finished else "stopped"
     return {

@@ -8,13 +8,28 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from typing import Any
 
-from hpo_cluster.clock import seconds_since, utc_now
+from hpo_cluster.clock import is_time, seconds_since, utc_now
 from hpo_cluster.files import dumps, read_json, replace_text
 from hpo_cluster.layout import CampaignLayout
 from hpo_cluster.trial import JobState, JobStatus
 
 log = logging.getLogger(__name__)
+
+
+def sound_view(data: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the scheduler last said, without what no driver writes there; empty if there is nothing."""
+    if not data:
+        return {}
+    jobs = data.get("jobs")
+    sound = {name: job for name, job in jobs.items() if isinstance(job, dict)} if isinstance(jobs, dict) else {}
+    times = {name: data.get(name) if is_time(data.get(name)) else None for name in ("at", "silent_since")}
+    since = {name: job.get("unknown_since") for name, job in sound.items()}
+    return {
+        **times,
+        "jobs": {n: {**job, "unknown_since": since[n] if is_time(since[n]) else None} for n, job in sound.items()},
+    }
 
 
 class JobWatch:
@@ -29,9 +44,9 @@ class JobWatch:
 
     def __init__(self, layout: CampaignLayout, period_s: float, grace_s: float, unknown_after_s: float) -> None:
         self._layout, self._period_s, self._grace_s, self._unknown_after_s = layout, period_s, grace_s, unknown_after_s
-        view = read_json(layout.scheduler) or {}  # of an earlier driver: silence goes on from one to the next
+        view = sound_view(read_json(layout.scheduler))  # of an earlier driver: silence goes on from one to the next
         self._silent_since: str | None = view.get("silent_since")
-        jobs: Mapping[str, Mapping[str, str]] = view.get("jobs") or {}
+        jobs: Mapping[str, Mapping[str, str]] = view.get("jobs", {})
         self._unknown_since = {token: job["unknown_since"] for token, job in jobs.items() if job.get("unknown_since")}
         self._spoken_of: set[str] = set()
         self._ended_since: dict[str, float] = {}

@@ -234,12 +234,13 @@ def result_faults(result: Any) -> list[str]:
         if not isinstance(numbers, Mapping):
             faults.append(f"{section} is no object")
             continue
-        wrong = [(name, value) for name, value in numbers.items() if not _finite(value)]
+        wrong = [(name, value) for name, value in numbers.items() if not is_finite_number(value)]
         faults += [f"{section}.{name}={value!r:.80} is no finite number" for name, value in wrong]
     return faults
 
 
-def _finite(value: Any) -> bool:
+def is_finite_number(value: Any) -> bool:
+    """Return whether a value of parsed JSON is a number, and one that a float can hold."""
     try:
         return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
     except OverflowError:  # a whole number beyond all floats

@@ -23,7 +23,7 @@ from typing import Literal
 from pydantic import Field
 
 from hpo_cluster.errors import SubmissionError
-from hpo_cluster.files import read_json, written_at
+from hpo_cluster.files import matching, read_json, written_at
 from hpo_cluster.launchers.base import TOKEN_VARIABLE, LauncherSettings, Submission, make_ref, warning_s
 from hpo_cluster.launchers.process import call
 from hpo_cluster.processes import is_alive, process_start
@@ -147,7 +147,7 @@ class LocalLauncher:
     def _ran_s(self, ref: JobRef) -> float:
         """Return how long a job that is over has run at least: until it was last seen, or last wrote into its log."""
         began = datetime.datetime.fromisoformat(ref.submitted_at).timestamp()
-        logs = (Path(ref.extra["attempt_dir"]) / "job").glob("*_log.*")
+        logs = matching(Path(ref.extra["attempt_dir"]) / "job", "*_log.*")
         return max([self._seen_alive_at.get(ref.token, began), *map(written_at, logs)]) - began
 
     def _state(self, ref: JobRef) -> JobState:

@@ -7,7 +7,6 @@ attempt's token, so that a job is found again whatever became of the driver that
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Collection, Sequence
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from hpo_cluster.errors import SubmissionError
+from hpo_cluster.files import matching, read_bytes
 from hpo_cluster.launchers.base import Submission, warning_s
 from hpo_cluster.launchers.process import CommandError, call
 from hpo_cluster.launchers.scheduler import Listed, Refusal, SchedulerLauncher, SchedulerSettings, StateTable, refusal
@@ -281,12 +281,10 @@ def _flags(extra: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
 
 
 def _log_end(ref: JobRef) -> str:
-    """The last 4000 characters of what the job wrote on standard error."""
+    """Return the last 4000 bytes of what the job wrote on standard error."""
     folder = ref.extra.get("job_dir") or Path(ref.extra.get("attempt_dir") or "/nowhere") / "job"
-    texts = []
-    with contextlib.suppress(OSError):
-        texts = [path.read_text(errors="replace")[-4000:] for path in Path(folder).glob(f"{ref.job_id}_*.err")]
-    return "\n".join(texts)
+    logs = matching(Path(folder), f"{ref.job_id}_*.err")
+    return "\n".join(read_bytes(path, -4000).decode(errors="replace") for path in logs)
 
 
 def job_status(state: str, *, exit_code: str = "", detail: str = "", node: str = "", log: str = "") -> JobStatus:

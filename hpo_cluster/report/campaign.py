@@ -17,6 +17,7 @@ from hpo_cluster.objectives.base import Objective
 from hpo_cluster.objectives.lora import LoraObjective
 from hpo_cluster.space import Space
 from hpo_cluster.trial import BASELINE, Origin, State, trial_label
+from hpo_cluster.worker import is_finite_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,7 +119,9 @@ def read_campaign(campaign_dir: Path) -> Campaign:
 def _sems(layout: CampaignLayout, trial: int) -> dict[str, float]:
     results = (layout.trials_dir / trial_label(trial)).glob("a*/result.json")
     sems = next(((read_json(result) or {}).get("sems") for result in results), None)  # an attempt of a trial has one
-    return {str(name): float(sem) for name, sem in sems.items()} if isinstance(sems, dict) else {}
+    if not isinstance(sems, dict):
+        return {}
+    return {name: float(sem) for name, sem in sems.items() if is_finite_number(sem) and sem >= 0}
 
 
 def shorten(choice: Any, length: int = 12) -> str:
