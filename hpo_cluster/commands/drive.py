@@ -331,4 +331,5 @@ class _Interrupts:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            again = number == signal.SIGHUP and self._terminated  # the second one of a shell may come while we close
+            signal.signal(number, signal.SIG_IGN if again else handler)

@@ -213,7 +213,7 @@ def test_a_job_that_locks_its_own_folder_harms_its_trial_alone(tmp_path: Path) -
 @needs_setpriv
 @pytest.mark.parametrize(
     ("what", "command"),
-    [("events.jsonl", "status c"), ("campaign.yaml", "resume c"), ("driver.lock", "resume c"), ("report", "report c")],
+    [("events.jsonl", "status c"), ("campaign.yaml", "resume c"), ("driver.lock", "repair c"), ("report", "report c")],
 )
 def test_rights_that_are_missing_are_told_in_a_sentence(what: str, command: str, campaign: Path) -> None:
     (campaign / "report").mkdir(exist_ok=True)
@@ -229,8 +229,8 @@ def test_rights_that_are_missing_are_told_in_a_sentence(what: str, command: str,
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("driver.lock", ["resume", "c"]),
-        ("driver.epochs", ["resume", "c"]),
+        ("driver.lock", ["repair", "c"]),
+        ("driver.epochs", ["repair", "c"]),
         ("inbox", ["stop", "c"]),
         ("report", ["report", "c"]),
     ],
