@@ -11,10 +11,22 @@ from pathlib import Path
 
 import hpo_cluster
 from hpo_cluster.cli.arguments import Arguments, parse
-from hpo_cluster.cli.commands import BAD_END, BAD_INPUT, INTERRUPTED, OK, check, drive, look, say
+from hpo_cluster.cli.commands import (
+    BAD_END,
+    BAD_INPUT,
+    INTERRUPTED,
+    OK,
+    check,
+    drive,
+    fill_closed_streams,
+    flush,
+    look,
+    say,
+    tell,
+)
 from hpo_cluster.cli.help import COMMANDS, command_help, main_help
 from hpo_cluster.errors import ConfigError, HpoClusterError, IdentityError, JournalError, LockedError
-from hpo_cluster.record.files import PASSING
+from hpo_cluster.record.files import IN_THE_WAY, PASSING
 from hpo_cluster.text import PLAIN_SIGNS
 
 #: Threads that numpy and torch may take here, unless the user says otherwise; jobs are told their own number.
@@ -25,27 +37,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0, or 1 for a campaign that ended badly, 2 for bad input, 130 when interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("OMP_NUM_THREADS", THREADS)  # before numpy is imported
+    fill_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=PLAIN_SIGNS)  # no terminal ends a command, whatever its locale
+    status = _end_of(words)
+    if trouble := flush(sys.stdout):
+        tell(f"standard output: {trouble.strerror}; not all that was to be printed is there", file=sys.stderr)
+        status = status or BAD_END
+    flush(sys.stderr)
+    return status
+
+
+def _end_of(words: list[str]) -> int:
+    """Carry out a command. Returns how it ended; what went wrong is told in a sentence."""
     try:
         return _dispatch(words)
     except (ConfigError, IdentityError, LockedError, JournalError) as error:
-        say(error, file=sys.stderr)
+        tell(error, file=sys.stderr)
         return BAD_INPUT
     except HpoClusterError as error:
-        say(error, file=sys.stderr)
+        tell(error, file=sys.stderr)
         return BAD_END
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except OSError as error:
+        if error.errno in IN_THE_WAY and error.filename:
+            place = error.filename2 or error.filename
+            tell(
+                f"{place}: {error.strerror}. Move away what is in the way there, and type the command again",
+                file=sys.stderr,
+            )
+            return BAD_END
         if error.errno not in PASSING:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        say(
+        tell(
             f"{where}{error.strerror}. No campaign loses anything by it: jobs run on, and their results are taken in "
             "later. Type the command again when that is fixed",
             file=sys.stderr,

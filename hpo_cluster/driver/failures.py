@@ -18,7 +18,7 @@ from hpo_cluster.job import EndReason, JobStatus
 from hpo_cluster.record.attempt_files import checkpoint_step, document_of, log_tail, result_faults, sound_fields
 from hpo_cluster.record.campaign_state import TrialRecord
 from hpo_cluster.record.clock import seconds_since
-from hpo_cluster.record.files import read_json, redact
+from hpo_cluster.record.files import is_there, read_json, redact
 from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.trial import ErrorKind, State
 
@@ -113,7 +113,7 @@ class Failure:
 
 def reported_failure(files: AttemptLayout, token: str) -> Failure | None:
     """Return what the attempt's own files say went wrong; None if they say nothing."""
-    if files.result.exists() and (faults := result_faults(read_json(files.result))):
+    if is_there(files.result) and (faults := result_faults(read_json(files.result))):
         return Failure(ErrorKind.BAD_RESULT, f"{files.result.name}: {'; '.join(faults)}")
     error = document_of(files.error, token)
     if error is None:

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.cli.arguments import Arguments, collecting, short_path
-from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say
+from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say, tell
 from hpo_cluster.errors import ConfigError, LockedError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run(arguments: Arguments) -> int:
         _check(configs)
     for number, (config, spec) in enumerate(zip(configs, specs, strict=True), 1):
         if len(configs) > 1:
-            say(f"campaign {number} of {len(configs)}: {config.campaign}")
+            tell(f"campaign {number} of {len(configs)}: {config.campaign}")
         ended = _drive(config, spec)
         code = max(code, ended)
         if ended == INTERRUPTED:
@@ -68,7 +68,7 @@ def _check(configs: Sequence[Config]) -> None:
             continue
         seen.add(key)
         if type(config.objective).reading_faults is not Objective.reading_faults:
-            say("reading model, data and tasks as the jobs will (--no-check leaves it out)", flush=True)
+            tell("reading model, data and tasks as the jobs will (--no-check leaves it out)")
         faults += config.objective.reading_faults(config.resolve)
     if faults:
         raise ConfigError(faults, "Nothing was created. hpo-cluster run --help")
@@ -125,7 +125,7 @@ def tick(arguments: Arguments) -> int:
 
     config = recorded_config(arguments, arguments.words[1:], check_files=True)
     spec = campaign_spec(config, arguments.words[1:], take_over="--take-over" in arguments.flags, other_places=True)
-    display = PlainDisplay(lambda line: say(line, flush=True))
+    display = PlainDisplay(tell)
     try:
         with Campaign(dataclasses.replace(spec, tick=True)) as campaign:
             display.remember(campaign.record.trials)
@@ -227,21 +227,20 @@ def _drive(config: Config, spec: CampaignSpec) -> int:
     if config.dry_run:
         return _preview(config, spec)
     logging.getLogger("hpo_cluster").addHandler(logging.NullHandler())  # its messages go to the driver's log
-    display = LiveDisplay() if sys.stdout.isatty() else PlainDisplay(lambda line: say(line, flush=True))
+    display = LiveDisplay() if sys.stdout.isatty() else PlainDisplay(tell)
     with Campaign(spec) as campaign:
         if campaign.opened.is_new:
             _tell_warm_start(spec)
         if not campaign.opened.lock.has_flock:
-            say(
+            tell(
                 "this file system has no file locks (flock): drivers of several hosts are told apart by heartbeat and "
                 "by the number of their start alone",
-                flush=True,
             )
         if campaign.opened.journal.left_out:
             lines = campaign.opened.journal.left_out
-            say(f"{lines} lines of the journal are left out: their driver had lost the campaign", flush=True)
+            tell(f"{lines} lines of the journal are left out: their driver had lost the campaign")
         if dead := campaign.opened.lock.taken_over:
-            say(f"taken over from the driver that died: process {dead['pid']} on {dead.get('host')}", flush=True)
+            tell(f"taken over from the driver that died: process {dead['pid']} on {dead.get('host')}")
         with _Interrupts(campaign) as interrupts:
             with display:
                 for status in campaign.drive():
@@ -255,7 +254,7 @@ def _drive(config: Config, spec: CampaignSpec) -> int:
 
 def _tell_warm_start(spec: CampaignSpec) -> None:
     for source in spec.warm_start.sources:
-        say(f"warm start: {source.message}", flush=True)
+        tell(f"warm start: {source.message}")
 
 
 def _preview(config: Config, spec: CampaignSpec) -> int:
@@ -284,7 +283,7 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     if interrupts.count:
         submitted = sum(row["job"] is not None for row in status["running"])
         jobs = "its jobs are cancelled" if interrupts.count > 1 else f"{submitted} jobs run on"
-        say(f"interrupted: {status['done']} of {status['budget']} done, {jobs}. Go on with:\n  {resume}")
+        tell(f"interrupted: {status['done']} of {status['budget']} done, {jobs}. Go on with:\n  {resume}")
         return INTERRUPTED
     files = {"history": campaign.opened.layout.history, "log": campaign.opened.log_path}
     if plot := _draw(config.campaign_dir):
@@ -298,9 +297,9 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     }
     tests = tuple(tasks.test) if tasks is not None else ()
     short = {label: short_path(path) for label, path in files.items()}
-    say("\n".join(summary_lines(status, config.objective.metric, tests, short)))
+    tell("\n".join(summary_lines(status, config.objective.metric, tests, short)))
     if campaign.reason:
-        say(f"Go on, once that is mended:\n  {resume}")
+        tell(f"Go on, once that is mended:\n  {resume}")
     return BAD_END if campaign.reason or status["best"] is None else OK
 
 
@@ -311,13 +310,16 @@ def _draw(campaign_dir: Path) -> Path | None:
 
         paths = write_report(campaign_dir)
     except Exception as error:
-        say(f"no plot: {type(error).__name__}: {error}", file=sys.stderr)
+        tell(f"no plot: {type(error).__name__}: {error}", file=sys.stderr)
         return None
     return paths[0] if paths else None
 
 
 class _Interrupts:
-    """Ctrl-C: once stops submitting and leaves the jobs running, twice cancels them. SIGTERM is as once."""
+    """Ctrl-C: once stops submitting and leaves the jobs running, twice cancels them.
+
+    SIGTERM is as once, and so is the end of the terminal (SIGHUP), unless that is ignored (nohup).
+    """
 
     def __init__(self, campaign: Campaign) -> None:
         self.count = 0
@@ -325,12 +327,12 @@ class _Interrupts:
         self._terminated = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-        self._terminated = self._terminated or number == signal.SIGTERM
+        self.count = self.count + 1 if number == signal.SIGINT else max(self.count, 1)  # a shell sends SIGHUP twice
+        self._terminated = self._terminated or number != signal.SIGINT
         self._campaign.stop("interrupted")
         if self.count == 1 and not self._terminated:
             message = f"stopping; jobs run on. Ctrl-C again within {SECOND_CTRL_C_S:.0f} s cancels them"
-            say(message, file=sys.stderr, flush=True)
+            tell(message, file=sys.stderr)
         if self.count > 2:
             signal.default_int_handler(number, frame)
 
@@ -341,9 +343,13 @@ class _Interrupts:
             time.sleep(0.05)
 
     def __enter__(self) -> _Interrupts:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            again = number == signal.SIGHUP and self._terminated  # the second one of a shell may come while we close
+            signal.signal(number, signal.SIG_IGN if again else handler)

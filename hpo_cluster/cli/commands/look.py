@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hpo_cluster.cli.arguments import Arguments, short_path
 from hpo_cluster.cli.commands import OK, say
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.record.files import read_bytes
+from hpo_cluster.record.files import matching, read_bytes
 
 if TYPE_CHECKING:
     pass
@@ -48,7 +48,7 @@ def tail(arguments: Arguments) -> int:
     while True:
         trial = find_trial(Record.read(layout.events), folder, number)
         for attempt in trial.attempts[-1:]:
-            for path in sorted(layout.attempt(number, attempt.number).job_dir.glob("*log*")):
+            for path in matching(layout.attempt(number, attempt.number).job_dir, "*log*"):
                 text = read_bytes(path, seen.get(path, 0))
                 seen[path] = seen.get(path, 0) + len(text)
                 say(text.decode(errors="replace").replace("\r", "\n"), end="", flush=True)
