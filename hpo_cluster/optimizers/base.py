@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class OptimizerSettings(BaseModel):
-    """Base of the typed settings of an optimizer: unknown keys are faults, values are fixed once made."""
+    """Base of the typed settings of an optimizer: unknown keys are faults, values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
@@ -30,7 +30,7 @@ class Optimizer(Protocol):
     space: Space
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
-        """At most `n` proposals.
+        """Return at most `n` proposals.
 
         No proposal means "wait" while trials are in flight and "exhausted" when none are. Asking for n at once and
         asking n times for one, each with the earlier ones pending, give the same proposals.

@@ -1,6 +1,6 @@
-"""The table of optimizers: the name that a user types, its settings and its class.
+"""The table of optimizers: the name that a user types, the settings and the class of each.
 
-A new optimizer is one file beside the others and one row here.
+A new optimizer is one file next to the others and one row here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from hpo_cluster.space import Space
 
 
 class Entry(NamedTuple):
-    """One row of the table: the settings' class and the optimizer's, made with (space, settings, seed)."""
+    """One row of the table: the class of the settings, and that of the optimizer, made with (space, settings, seed)."""
 
     settings: type[OptimizerSettings]
     optimizer: Any
@@ -59,7 +59,7 @@ OPTIMIZERS: Mapping[str, Entry] = {
 
 
 def make_optimizer(name: str, space: Space | Mapping[str, Any], seed: int = 0, **settings: Any) -> Optimizer:
-    """The optimizer of that name; where the space has starting points, it proposes them first.
+    """Return the optimizer of that name; if the space has starting points, it proposes them first.
 
     Args:
         name: a key of `OPTIMIZERS`.
@@ -78,7 +78,7 @@ def make_optimizer(name: str, space: Space | Mapping[str, Any], seed: int = 0, *
 
 
 def make_settings(name: str, settings: Mapping[str, Any]) -> OptimizerSettings:
-    """The typed settings of the optimizer of that name. Raises ConfigError with every fault."""
+    """Return the typed settings of the optimizer of that name. Raises ConfigError with every fault."""
     entry = _entry(name)
     try:
         return entry.settings(**settings)

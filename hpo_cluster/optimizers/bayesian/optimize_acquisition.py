@@ -1,4 +1,4 @@
-"""Where an acquisition function is highest among the configurations of a space.
+"""Find where an acquisition function is highest among the configurations of a space.
 
 Samples of the whole space and near the best points, gradient steps from the best of them, a local search over integers
 and choices, and the gradient again. Integers and choices are relaxed for the gradient steps, then rounded. Conditional
@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.optimizers.ask import Points
+from hpo_cluster.optimizers.batch import Points
 from hpo_cluster.optimizers.bayesian.acquisition import Acquisition
 from hpo_cluster.optimizers.bayesian.encoding import Features
 from hpo_cluster.space import Categorical, Parameter, Space
@@ -26,7 +26,7 @@ from hpo_cluster.space.sampling import Key, free_point, key_of, remaining_points
 #: Canonical points (``m x d``) to values (``m``).
 Score: TypeAlias = Callable[[Points], NDArray[np.float64]]
 
-#: Finite spaces with at most this many free configurations are scored whole instead of searched.
+#: Finite spaces with at most this many free configurations are not searched: every configuration is scored.
 ENUMERATED = 2000
 
 #: Blocks of samples drawn at most until enough of them are allowed.
@@ -65,19 +65,19 @@ class Goal:
 
     @property
     def box(self) -> tuple[Points, Points]:
-        """Both corners."""
+        """Return both corners."""
         dim = self.features.space.dim
         return (np.zeros(dim) if self.low is None else self.low), (np.ones(dim) if self.high is None else self.high)
 
     def score(self, points: Points) -> NDArray[np.float64]:
-        """Values (``m``) at canonical points (``m x d``)."""
+        """Return the values (``m``) at canonical points (``m x d``)."""
         columns = self.features.encode(points)
         parts = [self.acquisition(columns[i : i + SCORED]) for i in range(0, len(columns), SCORED)]
         values = np.concatenate(parts) if parts else np.empty(0)
         return values + self.prior_weight * self.features.space.log_prior(points) if self.prior_weight > 0 else values
 
     def with_gradient(self, columns: Points) -> tuple[float, Points]:
-        """Value at columns (``c``) and its gradient (``c``)."""
+        """Return the value at columns (``c``) and its gradient (``c``)."""
         values, gradient = self.acquisition.with_gradient(columns[None])
         if self.prior_weight > 0:
             logs, rise = self.features.log_prior(columns[None])
@@ -88,7 +88,7 @@ class Goal:
 def search(
     goal: Goal, best: Points, banned: set[Key], restarts: int, raw_samples: int, rng: np.random.Generator
 ) -> tuple[Points, float] | None:
-    """The free canonical point (``d``) of the highest value found, and that value; None where none is free.
+    """Return the free canonical point (``d``) of the highest value found, and the value; None if none is free.
 
     Args:
         goal: what is maximised.
@@ -121,7 +121,7 @@ def search(
 
 
 def _climb(goal: Goal, best: Points, restarts: int, raw_samples: int, rng: np.random.Generator) -> Points:
-    """Canonical candidates (``m x d``): samples, and where gradients and local search lead from the best of them."""
+    """Return canonical candidates (``m x d``): samples, and the ends of searches from the best of them."""
     space = goal.features.space
     samples = space.snap(np.concatenate([_spread(goal, raw_samples, rng), _around(goal, best, raw_samples // 4, rng)]))
     samples = samples[space.allowed(samples)]
@@ -144,8 +144,10 @@ def _climb(goal: Goal, best: Points, restarts: int, raw_samples: int, rng: np.ra
 
 
 def _spread(goal: Goal, raw_samples: int, rng: np.random.Generator) -> Points:
-    """Points (``m x d``) all over the box; in a whole space with priors every other one follows them; where not all are
-    allowed, as many as it takes for `raw_samples` that are, within reason."""
+    """Draw points (``m x d``) all over the box; in a whole space with priors every other one follows the priors.
+
+    If not all are allowed, draw more blocks until `raw_samples` are, at most `MOST_BLOCKS`.
+    """
     from scipy.stats import qmc
 
     space, (low, high) = goal.features.space, goal.box
@@ -166,7 +168,7 @@ def _spread(goal: Goal, raw_samples: int, rng: np.random.Generator) -> Points:
 
 
 def _around(goal: Goal, best: Points, count: int, rng: np.random.Generator) -> Points:
-    """Points (``count x d``) in the box near the best ones: each with some coordinates moved a little or more."""
+    """Draw points (``count x d``) in the box near the best ones: each with some coordinates moved a little or more."""
     low, high = goal.box
     centres = best[np.arange(count) % len(best)]
     dim = centres.shape[1]
@@ -176,7 +178,7 @@ def _around(goal: Goal, best: Points, count: int, rng: np.random.Generator) -> P
 
 
 def _diverse(points: Points, values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Indices of high values that lie apart: greedily the best, at least 0.1 on some axis from those chosen before."""
+    """Return indices of high values that lie apart: the best ones at least 0.1 on some axis from those before them."""
     order = [int(i) for i in np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")]
     chosen: list[int] = []
     for i in order:
@@ -189,10 +191,10 @@ def _diverse(points: Points, values: NDArray[np.float64], count: int) -> NDArray
 
 
 def _ascend(goal: Goal, starts: Points, *, relax: bool) -> Points:
-    """Canonical points (``k x d``) after L-BFGS-B on the columns from each start.
+    """Return canonical points (``k x d``) after L-BFGS-B on the columns from each start.
 
     One-hot columns and those of inactive parameters and of parents stay as they are; those of integers and ordered
-    choices move with `relax`, and are rounded then. What the constraints do not allow is drawn back towards its start.
+    choices move with `relax`, and are rounded then. A point that is not allowed is moved back towards its start.
     """
     features, space = goal.features, goal.features.space
     free = np.zeros((len(starts), features.dim), dtype=bool)
@@ -209,7 +211,7 @@ def _ascend(goal: Goal, starts: Points, *, relax: bool) -> Points:
 
 
 def _ascended(goal: Goal, columns: Points, free: NDArray[np.bool_], bounds: Points) -> Points:
-    """Columns (``c``) after gradient steps of the free ones within bounds (``c x 2``)."""
+    """Return columns (``c``) after gradient steps of the free ones within bounds (``c x 2``)."""
     from scipy.optimize import minimize
 
     if not free.any():
@@ -229,7 +231,7 @@ def _ascended(goal: Goal, columns: Points, free: NDArray[np.bool_], bounds: Poin
 
 
 def _drawn_back(space: Space, starts: Points, ends: Points) -> Points:
-    """Canonical points (``k x d``): each end that is allowed, else the point next to it, on the way there, that is."""
+    """Return canonical points (``k x d``): each allowed end, or the last allowed point on the way to it."""
     out = ends.copy()
     for i in np.flatnonzero(~space.allowed(ends)):
         out[i], low, high = starts[i], 0.0, 1.0
@@ -244,7 +246,7 @@ def _drawn_back(space: Space, starts: Points, ends: Points) -> Points:
 
 
 def _wander(goal: Goal, starts: Points, rng: np.random.Generator) -> Points:
-    """Canonical points (``k x d``) after random steps, ever smaller, from each start to what is better and allowed."""
+    """Return canonical points (``k x d``) after ever smaller random steps from each start to better allowed points."""
     space, score, (low, high) = goal.features.space, goal.score, goal.box
     current, values = starts.copy(), score(starts)
     for step in STEPS:
@@ -263,7 +265,7 @@ def _wander(goal: Goal, starts: Points, rng: np.random.Generator) -> Points:
 
 
 def _improve(goal: Goal, starts: Points, rounds: int = 6) -> Points:
-    """Canonical points (``k x d``) after a steepest local search over the values of the discrete parameters."""
+    """Return canonical points (``k x d``) after a steepest local search over the values of discrete parameters."""
     score = goal.score
     current, values = starts.copy(), score(starts)
     active = list(range(len(current)))
@@ -286,9 +288,9 @@ def _improve(goal: Goal, starts: Points, rounds: int = 6) -> Points:
 
 
 def _neighbours(goal: Goal, point: Points) -> Points:
-    """Allowed canonical points (``m x d``) in the box, one active discrete parameter apart from `point` (``d``).
+    """Return the allowed canonical points (``m x d``) in the box that differ from `point` in one discrete parameter.
 
-    Parameters that become active by that take the middle of their range.
+    Parameters that become active by this take the middle of their range.
     """
     space, (low, high) = goal.features.space, goal.box
     out = []
@@ -307,7 +309,7 @@ def _neighbours(goal: Goal, point: Points) -> Points:
 
 
 def parameter_neighbours(parameter: Parameter, u: float) -> list[float]:
-    """Canonical coordinates near `u`: every other value of an unordered choice, `STRIDES` to both sides otherwise."""
+    """Return canonical coordinates near `u`: all other values of an unordered choice, else `STRIDES` to both sides."""
     here, count = parameter.index(u), parameter.cardinality or 0
     unordered = isinstance(parameter, Categorical) and not parameter.ordered
     indices = [index for index in range(count) if index != here] if unordered else _strides(here, count - 1)
@@ -320,7 +322,7 @@ def _strides(here: int, last: int) -> list[int]:
 
 
 def _free(space: Space, points: Points, banned: set[Key]) -> Points:
-    """The points whose configuration is free, each configuration once, in order."""
+    """Return the points whose configuration is free, each configuration once, in order."""
     seen = set(banned)
     kept = []
     for point in points:

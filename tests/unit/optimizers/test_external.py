@@ -12,8 +12,8 @@ import pytest
 
 from hpo_cluster.driver.spec import decided
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.optimizers.ask import Points
 from hpo_cluster.optimizers.base import OptimizerSettings
+from hpo_cluster.optimizers.batch import Points
 from hpo_cluster.optimizers.dataset import Row
 from hpo_cluster.optimizers.external.base import External
 from hpo_cluster.optimizers.registry import make_optimizer
