@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
+import importlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import hpo_cluster
-from hpo_cluster.cli.arguments import Arguments, parse
-from hpo_cluster.cli.commands import (
-    BAD_END,
-    BAD_INPUT,
-    INTERRUPTED,
-    OK,
-    check,
-    drive,
-    fill_closed_streams,
-    flush,
-    look,
-    say,
-    tell,
-)
-from hpo_cluster.cli.help import COMMANDS, command_help, main_help
+from hpo_cluster.cli.arguments import COMMANDS, parse
+from hpo_cluster.cli.commands import BAD_END, BAD_INPUT, INTERRUPTED, OK, fill_closed_streams, flush, say, tell
+from hpo_cluster.cli.help import command_help, main_help
 from hpo_cluster.errors import ConfigError, HpoClusterError, IdentityError, JournalError, LockedError
 from hpo_cluster.record.files import IN_THE_WAY, PASSING
 from hpo_cluster.text import PLAIN_SIGNS
@@ -89,36 +77,13 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in ("--version", "-V"):
         say(f"hpo-cluster {hpo_cluster.__version__}")
         return OK
-    command = words[0]
-    if command not in COMMANDS:
-        accepted = f"accepted: {', '.join(COMMANDS)}"
-        if "=" in command:
-            fault = f"{command!r}: a command comes first; did you mean: hpo-cluster run {command}?"
-        else:
-            close = difflib.get_close_matches(command, COMMANDS, n=1)
-            fault = f"{command!r}: is no command; {f'did you mean {close[0]}? ' if close else ''}{accepted}"
-        raise ConfigError([fault], "Commands and options: hpo-cluster --help")
-    arguments = parse(command, words[1:])
-    if "--help" in arguments.flags:
-        say(command_help(command, Path.cwd(), arguments.config_dir))
+    arguments = parse(words)
+    if arguments.options.help:
+        say(command_help(arguments.command, Path.cwd(), arguments.files.get("config_dir")))
         return OK
-    commands: dict[str, Callable[[Arguments], int]] = {
-        "run": drive.run,
-        "resume": drive.resume,
-        "tick": drive.tick,
-        "status": look.status,
-        "why": look.why,
-        "tail": look.tail,
-        "cancel": drive.post,
-        "retry": drive.post,
-        "stop": drive.post,
-        "report": look.report,
-        "repair": check.repair,
-        "export-adapter": look.export_adapter,
-        "doctor": check.doctor,
-        "prepare": check.prepare,
-    }
-    return commands[command](arguments)
+    module, _, function = COMMANDS[arguments.command].runs.partition(".")
+    status: int = getattr(importlib.import_module(f"hpo_cluster.cli.commands.{module}"), function)(arguments)
+    return status
 
 
 if __name__ == "__main__":

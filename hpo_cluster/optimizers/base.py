@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
-
+from hpo_cluster.settings import Settings
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask
 
@@ -13,10 +12,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class OptimizerSettings(BaseModel):
+class OptimizerSettings(Settings):
     """Base of the typed settings of an optimizer: unknown keys are faults, values cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
 @runtime_checkable

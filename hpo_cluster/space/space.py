@@ -43,6 +43,7 @@ from hpo_cluster.space.parameters import (
     parameter_to_json,
     same,
 )
+from hpo_cluster.text import did_you_mean
 
 __all__ = [
     "PARAMETER_FIELDS",
@@ -568,5 +569,5 @@ def _condition(parameter: Parameter) -> str:
 
 
 def _unknown(name: str, names: Mapping[str, Any] | Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"{name}: is no parameter of the space" + (f"; did you mean {close[0]}?" if close else "")
+    close = did_you_mean(name, names).strip()
+    return f"{name}: is no parameter of the space" + (f"; {close}" if close else "")

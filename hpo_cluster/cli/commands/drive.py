@@ -12,9 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hpo_cluster.cli.arguments import Arguments, collecting, short_path
+from hpo_cluster.cli.arguments import Arguments, short_path
 from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say, tell
 from hpo_cluster.errors import ConfigError, LockedError
+from hpo_cluster.text import did_you_mean
 
 if TYPE_CHECKING:
     from hpo_cluster.cli.config.schema import Config
@@ -27,24 +28,24 @@ SECOND_CTRL_C_S = 3.0
 
 def run(arguments: Arguments) -> int:
     """Start campaigns, or go on with those of these names."""
-    from hpo_cluster.cli.config.compose import compose_all, expand
+    from hpo_cluster.cli.config.sweep import compose_all, expand
 
-    check_files = "--cfg" not in arguments.flags
+    check_files = not arguments.option("--cfg") and not arguments.option("--info")
 
-    def compose() -> tuple[list[list[str]], list[Config]]:
-        combinations = expand(arguments.words) if "--multirun" in arguments.flags else [arguments.words]
-        return combinations, compose_all(combinations, config_dir=arguments.config_dir, check_files=check_files)
-
-    combinations, configs = collecting(arguments, compose)
-    if not check_files:
-        return print_configs(configs)
+    combinations, faults = [arguments.words], arguments.faults
+    if arguments.option("--multirun"):
+        combinations = expand(arguments.words, config_dir=arguments.files.get("config_dir"), faults=faults)
+    configs = compose_all(combinations, check_files=check_files, faults=faults, **arguments.files)
+    if arguments.option("--info"):
+        return print_info(arguments, configs)
+    if arguments.option("--cfg"):
+        return print_configs(arguments, configs)
     code = OK
-    take_over = "--take-over" in arguments.flags
     specs = [
-        campaign_spec(config, overrides, take_over=take_over)
+        campaign_spec(config, overrides, take_over=arguments.option("--take-over"))
         for config, overrides in zip(configs, combinations, strict=True)
     ]
-    if "--no-check" not in arguments.flags:
+    if not arguments.option("--no-check"):
         _check(configs)
     for number, (config, spec) in enumerate(zip(configs, specs, strict=True), 1):
         if len(configs) > 1:
@@ -76,16 +77,16 @@ def _check(configs: Sequence[Config]) -> None:
 
 def resume(arguments: Arguments) -> int:
     """Go on with a campaign."""
-    config = recorded_config(arguments, arguments.words[1:], check_files="--cfg" not in arguments.flags)
-    if "--cfg" in arguments.flags:
-        return print_configs([config])
-    spec = campaign_spec(config, arguments.words[1:], take_over="--take-over" in arguments.flags, other_places=True)
+    config = recorded_config(arguments, arguments.words[1:], check_files=not arguments.option("--cfg"))
+    if arguments.option("--cfg"):
+        return print_configs(arguments, [config])
+    spec = campaign_spec(config, arguments.words[1:], take_over=arguments.option("--take-over"), other_places=True)
     return _drive(config, spec)
 
 
 def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_files: bool) -> Config:
     """The configuration of an existing campaign, as it was last run but for `overrides`."""
-    from hpo_cluster.cli.config.compose import compose_resume
+    from hpo_cluster.cli.config.recorded import compose_resume
     from hpo_cluster.record.campaign_state import Record
     from hpo_cluster.record.identity import read_identity
     from hpo_cluster.record.layout import CampaignLayout
@@ -109,9 +110,9 @@ def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_fil
             operation,
             overrides,
             campaign_dir=folder,
-            config_dir=arguments.config_dir,
             check_files=check_files,
             here=move.here,
+            **arguments.files,
         )
     except ConfigError as error:
         again = f"hpo-cluster {arguments.command} {arguments.words[0]} KEY=VALUE"
@@ -124,7 +125,7 @@ def tick(arguments: Arguments) -> int:
     from hpo_cluster.driver.campaign import Campaign
 
     config = recorded_config(arguments, arguments.words[1:], check_files=True)
-    spec = campaign_spec(config, arguments.words[1:], take_over="--take-over" in arguments.flags, other_places=True)
+    spec = campaign_spec(config, arguments.words[1:], take_over=arguments.option("--take-over"), other_places=True)
     display = PlainDisplay(tell)
     try:
         with Campaign(dataclasses.replace(spec, tick=True)) as campaign:
@@ -185,36 +186,57 @@ def _serve(arguments: Arguments) -> int:
     return OK
 
 
-def print_configs(configs: Sequence[Config]) -> int:
-    """Print configurations as YAML, as ``--cfg job`` asks for."""
-    from hpo_cluster.cli.config.schema import to_yaml
+def print_configs(arguments: Arguments, configs: Sequence[Config]) -> int:
+    """Print configurations as YAML, as ``--cfg job`` asks for; with ``--package KEY`` that part of them."""
+    from hpo_cluster.cli.config.schema import to_plain, to_yaml
 
-    say("---\n".join(to_yaml(config) for config in configs), end="")
+    package = arguments.option("--package") or "_global_"
+    pages = []
+    for config in configs:
+        part: Any = to_plain(config)
+        for key in package.split(".") if package != "_global_" else ():
+            accepted = list(part) if isinstance(part, dict) else []
+            if key not in accepted:
+                fault = f"--package {package}: there is no {key}; {did_you_mean(key, accepted)}"
+                raise ConfigError([f"{fault}accepted: {', '.join(accepted)}"], "hpo-cluster run --cfg job")
+            part = part[key]
+        header = "" if package == "_global_" else f"# @package {package}\n"
+        pages.append(header + to_yaml(part).removesuffix("...\n"))
+    say("---\n".join(pages), end="")
     return OK
+
+
+def print_info(arguments: Arguments, configs: Sequence[Config]) -> int:
+    """Print what a configuration is made of, as ``--info`` asks for."""
+    from hpo_cluster.cli.config.info import info_lines
+
+    what = arguments.option("--info")
+    if what != "config":
+        say("\n".join(info_lines(what, arguments.words, **arguments.files)))
+    return print_configs(arguments, configs) if what in ("all", "config") else OK
 
 
 def campaign_spec(
     config: Config, overrides: Sequence[str] = (), *, take_over: bool = False, other_places: bool = False
 ) -> CampaignSpec:
-    """The campaign of a configuration, ready to be opened."""
-    from hpo_cluster.driver.run_settings import Operation
+    """Return the campaign of a configuration, ready to be opened."""
     from hpo_cluster.driver.spec import make_spec
 
+    settings = config.settings
     return make_spec(
         config.campaign_dir,
         space=config.space,
         objective=config.objective,
-        optimizer=config.optimizer.name,
-        optimizer_settings=config.optimizer.settings,
-        seed=config.seed,
+        optimizer=config.optimizer,
+        seed=settings.seed,
         launcher=config.launcher,
-        operation=Operation(**config.model_dump(include=set(Operation.model_fields))),
-        storage_dir=config.storage_dir,
+        operation=config.operation,
+        storage_dir=settings.storage_dir,
         resolve=config.resolve,
-        warm_start=config.warm_start,
-        warm_start_other_objective=config.warm_start_other_objective,
+        warm_start=settings.warm_start,
+        warm_start_other_objective=settings.warm_start_other_objective,
         overrides=tuple(overrides),
-        code=config.code,
+        code=settings.code,
         take_over=take_over,
         other_places=other_places,
     )
@@ -224,7 +246,7 @@ def _drive(config: Config, spec: CampaignSpec) -> int:
     from hpo_cluster.cli.display import LiveDisplay, PlainDisplay
     from hpo_cluster.driver.campaign import Campaign
 
-    if config.dry_run:
+    if config.settings.dry_run:
         return _preview(config, spec)
     logging.getLogger("hpo_cluster").addHandler(logging.NullHandler())  # its messages go to the driver's log
     display = LiveDisplay() if sys.stdout.isatty() else PlainDisplay(tell)
@@ -299,7 +321,7 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     short = {label: short_path(path) for label, path in files.items()}
     tell("\n".join(summary_lines(status, config.objective.metric, tests, short)))
     if campaign.reason:
-        tell(f"Go on, once that is mended:\n  {resume}")
+        tell(f"Go on, once that is fixed:\n  {resume}")
     return BAD_END if campaign.reason or status["best"] is None else OK
 
 

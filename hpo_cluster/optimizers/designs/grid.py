@@ -17,7 +17,6 @@ that differ in inactive parameters only. A prior moves the levels to its quantil
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import TYPE_CHECKING
 
@@ -31,6 +30,7 @@ from hpo_cluster.optimizers.batch import Batch, Found
 from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.space import Categorical, Space
 from hpo_cluster.space.sampling import Key, axis_values, key_of
+from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import Ask, derive_seed
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ class Grid:
         names = ", ".join(space.names)
         for name in named:
             if name not in space.parameters:
-                close = difflib.get_close_matches(name, space.names, 1)
-                meant = f"; did you mean {close[0]}?" if close else ""
-                faults.append(f"optimizer.levels.{name}: is no parameter of the space ({names}){meant}")
+                close = did_you_mean(name, space.names).strip()
+                meant = f"; {close}" if close else ""
+                faults.append(f"optimizer.levels.{name}: is not a parameter of the space ({names}){meant}")
         for name, levels in [("", default), *named.items()]:
             if levels < 1:
                 faults.append(f"optimizer.levels{'.' if name else ''}{name}: must be at least 1, not {levels}")
