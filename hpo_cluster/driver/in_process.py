@@ -125,6 +125,13 @@ def optimize(
     Raises:
         ConfigError: with every fault of the arguments.
         AllFailedError: where no trial has a value.
+
+    Example:
+        >>> result = optimize(
+        ...     lambda x: (x - 2) ** 2, {"x": {"low": 0, "high": 4}}, optimizer="grid", budget=9, direction="minimize"
+        ... )
+        >>> result.parameters, result.value, len(result.history)
+        ({'x': 2}, 0.0, 3)
     """
     faults = [f"{name}={n!r}: at least 1" for name, n in (("budget", budget), ("workers", workers)) if n < 1]
     if direction not in ("maximize", "minimize"):

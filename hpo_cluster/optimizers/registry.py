@@ -69,6 +69,12 @@ def make_optimizer(name: str, space: Space | Mapping[str, Any], seed: int = 0, *
 
     Raises:
         ConfigError: an unknown name; or every fault of the settings, or of the space.
+
+    Example:
+        >>> import pandas as pd
+        >>> optimizer = make_optimizer("sobol", {"x": {"low": 0.0, "high": 1.0}}, seed=0)
+        >>> len(optimizer.ask(pd.DataFrame(), n=3).proposals)
+        3
     """
     typed = make_settings(name, settings)
     return build_optimizer(name, space if isinstance(space, Space) else Space.from_json(space), typed, seed)

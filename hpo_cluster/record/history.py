@@ -153,6 +153,13 @@ def load_history(campaign_dir: str | os.PathLike[str]) -> pd.DataFrame:
 
     Raises:
         JournalError: where there is no campaign, or its journal cannot be read.
+
+    Example:
+        >>> from hpo_cluster import optimize
+        >>> from my_study import loss  # def loss(x): return x * x
+        >>> result = optimize(loss, {"x": {"low": -1.0, "high": 1.0}}, optimizer="random", budget=2, campaign="first")
+        >>> load_history("campaigns/first")["state"].tolist()
+        ['completed', 'completed']
     """
     layout = CampaignLayout(Path(campaign_dir))
     identity = identity_of_campaign(layout.identity)

@@ -43,6 +43,11 @@ class Prior:
     Args:
         center: the most likely value, in the parameter's own units.
         spread: standard deviation as a share of the range, on the parameter's scale: 0.1 is rather sure, 0.3 vague.
+
+    Example:
+        >>> rate = Float(1e-5, 1e-1, log=True, prior=Prior(center=1e-3, spread=0.2))
+        >>> rate.faults()
+        []
     """
 
     center: float
@@ -156,7 +161,14 @@ class Number(Conditional):
 
 @dataclass(frozen=True)
 class Float(Number):
-    """A real parameter in ``[low, high]``, uniform on a linear or a logarithmic scale, or in steps."""
+    """A real parameter in ``[low, high]``, uniform on a linear or a logarithmic scale, or in steps.
+
+    Example:
+        >>> Float(0.0, 0.3, step=0.05).values
+        [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
+        >>> round(Float(1e-5, 1e-1, log=True).decode(0.5), 6)  # the middle of a logarithmic scale
+        0.001
+    """
 
     @property
     def cardinality(self) -> int | None:
@@ -206,7 +218,14 @@ class Float(Number):
 
 @dataclass(frozen=True)
 class Integer(Number):
-    """An integer parameter in ``low..high``, both ends included, on a linear or a logarithmic scale, or in steps."""
+    """An integer parameter in ``low..high``, both ends included, on a linear or a logarithmic scale, or in steps.
+
+    Example:
+        >>> Integer(8, 64, step=8).cardinality
+        8
+        >>> Integer(1, 4).decode(0.999)
+        4
+    """
 
     low: int
     high: int
@@ -269,6 +288,12 @@ class Categorical(Conditional):
         choices: the values; one alone makes a fixed parameter.
         ordered: whether their order means something.
         prior: one weight above zero for each choice; only their ratios count.
+
+    Example:
+        >>> Categorical(("linear", "cosine")).decode(0.7)
+        'cosine'
+        >>> Categorical((4, 8, 16), ordered=True).cardinality
+        3
     """
 
     choices: tuple[Value, ...]

@@ -94,6 +94,13 @@ class Space:
     Raises:
         ConfigError: naming everything that is wrong: ranges, conditions on unknown parameters or in a circle,
             constraints that cannot be read or allow (almost) nothing, starting points that are not allowed.
+
+    Example:
+        >>> space = Space({"rank": Integer(2, 64), "rate": Float(0.0, 1.0)}, ["rank * rate <= 10"])
+        >>> space.names
+        ('rank', 'rate')
+        >>> space.decode([0.0, 0.5])
+        {'rank': 2, 'rate': 0.5}
     """
 
     def __init__(
