@@ -95,7 +95,9 @@ class FunctionObjective(Objective):
             return []
         if importlib.machinery.PathFinder.find_spec(top_level, [str(self.search_path), *sys.path]) is None:
             how = "give objective.search_path=DIR, the directory that contains it"
-            return [f"objective.function: module {top_level!r} is neither in {self.search_path} nor installed; {how}"]
+            return [
+                f"objective.function: no module {top_level!r} in {self.search_path} or among the installed ones; {how}"
+            ]
         return []
 
 

@@ -49,7 +49,7 @@ def save_adapter(model: Any, objective: LoraObjective, train: TrainSettings, fol
 
 
 def converted_lm(model: Any, objective: LoraObjective, train: TrainSettings, device: torch.device, folder: Path) -> Any:
-    """Return an lm-eval model made through files, as ``litgpt merge_lora`` and ``litgpt evaluate`` do. For cross-checks.
+    """Return an lm-eval model made through files, as ``litgpt merge_lora`` and ``litgpt evaluate`` do, for comparison.
 
     Args:
         model: the trained model; None scores the base model.

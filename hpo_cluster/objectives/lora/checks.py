@@ -110,9 +110,7 @@ def _scoring_faults(objective: LoraObjective, name: str, task: Any) -> Iterable[
             there = len(list(task.fewshot_docs()))
             config = task.config
             drawn_from = config.fewshot_split or config.training_split or config.validation_split
-            own = int(
-                drawn_from == (config.test_split or config.validation_split)
-            )  # a document cannot be its own example
+            own = int(drawn_from == (config.test_split or config.validation_split))  # not an example of itself
             if wanted > there - own:
                 yield AttemptError(
                     ErrorKind.BAD_CONFIG,
@@ -133,9 +131,7 @@ def _metric_faults(objective: LoraObjective, loaded: Mapping[str, Any]) -> list[
     if name not in directions:
         return [AttemptError(ErrorKind.BAD_CONFIG, _no_metric(objective, inside, loaded))]
     wanted = "maximize" if directions[name] else "minimize"
-    if (
-        objective.direction != wanted and lower_is_better(metric) is None
-    ):  # well-known metrics are checked with the settings
+    if objective.direction != wanted and lower_is_better(metric) is None:  # the settings check well-known metrics
         better = "more" if directions[name] else "less"
         message = (
             f"objective.direction={objective.direction}: task {task} declares that {better} {name} is better; "
@@ -146,7 +142,7 @@ def _metric_faults(objective: LoraObjective, loaded: Mapping[str, Any]) -> list[
 
 
 def _names_in(names: Iterable[str], loaded: Mapping[str, Any]) -> list[str]:
-    """Return the names of all tasks and groups that the given tasks, groups and tags contain, themselves included."""
+    """Return the names of all tasks and groups that names of tasks, groups and tags stand for, groups with members."""
     found: list[str] = []
     for name in names:
         if name in loaded["groups"]:

@@ -286,6 +286,6 @@ def _check_tokens(original: Any, folder: Path) -> None:
         for reader, seen in (("transformers", scoring.encode(text)), ("LitGPT", training.encode(text).tolist())):
             if seen != wanted:
                 raise ConversionError(
-                    f"the tokenizer of {folder.name} differs between training and scoring: {reader} reads {text!r} as {seen}, "
-                    f"the original as {wanted}; see add_bos_token and add_eos_token in its tokenizer_config.json"
+                    f"the tokenizer of {folder.name} differs between training and scoring: {reader} reads {text!r} "
+                    f"as {seen}, the original as {wanted}; see add_bos_token and add_eos_token in its tokenizer_config.json"
                 )

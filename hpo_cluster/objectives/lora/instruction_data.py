@@ -38,7 +38,7 @@ def read_data(path: Path, fields: Mapping[Field, str]) -> tuple[list[Row], list[
 
     Args:
         path: a ``.json`` or ``.jsonl`` file, or a folder with ``train`` and, optionally, ``val`` in these formats.
-        fields: names of the columns in the file, by column: ``{"instruction": "prompt", "output": "response"}``.
+        fields: names of the columns in the file, by our names: ``{"instruction": "prompt", "output": "response"}``.
 
     Raises:
         AttemptError: of kind ``bad_data``; it names the file, the row and what to do.
