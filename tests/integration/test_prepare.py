@@ -292,7 +292,7 @@ def test_a_model_whose_tokenizer_is_sentencepiece_alone(hub: Hub, storage: Stora
 def test_a_gated_model_without_a_token(hub: Hub, storage: Storage) -> None:
     hub.gated = True
     (fault,) = faults(objective(hub.url, model__gated=True), storage)
-    assert "model tiny/village: is gated and there is no token" in fault
+    assert "model tiny/village: is gated and no token was found" in fault
     assert f"accept the licence at {hub.url}/tiny/village" in fault
     assert "export HF_TOKEN=" in fault
     assert (storage.dir / "data" / "alpaca.json").exists()  # the other parts were prepared all the same
@@ -329,7 +329,7 @@ def test_a_model_that_is_not_there(hub: Hub, storage: Storage) -> None:
 def test_without_network_everything_that_is_missing_is_said_at_once(hub: Hub, nowhere: str, storage: Storage) -> None:
     model, data = faults(objective(nowhere, model__gated=True), storage)
     assert f"model tiny/village: {nowhere} cannot be reached; run prepare on a machine with network" in model
-    assert "there is no token either" in model
+    assert "no token was found either" in model
     assert f"data.url: {nowhere}/data/alpaca.json cannot be reached" in data
     assert "https_proxy" in data
     assert storage.files() == set()

@@ -287,5 +287,5 @@ def _check_tokens(original: Any, folder: Path) -> None:
             if seen != wanted:
                 raise ConversionError(
                     f"the tokenizer of {folder.name} differs between training and scoring: {reader} reads {text!r} "
-                    f"as {seen}, the original as {wanted}; see add_bos_token and add_eos_token in its tokenizer_config.json"
+                    f"as {seen}, not as {wanted}; see add_bos_token and add_eos_token in its tokenizer_config.json"
                 )

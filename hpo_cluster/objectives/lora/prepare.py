@@ -395,7 +395,7 @@ def _hub_problems(repo_id: str, *, expect_gated: bool) -> Iterator[None]:
         raise
     except errors.GatedRepoError as error:
         if get_token() is None:
-            raise PrepareError(f"{what}: is gated and there is no token; {accept}, {login}") from error
+            raise PrepareError(f"{what}: is gated and no token was found; {accept}, {login}") from error
         access = "or the token may not read gated repositories"
         raise PrepareError(
             f"{what}: is gated and the account of the token has no access to it: {accept} and wait until it is granted "
@@ -420,7 +420,7 @@ def _hub_problems(repo_id: str, *, expect_gated: bool) -> Iterator[None]:
 
 
 def _unreachable(what: str, accept: str, login: str, token_missing: bool) -> str:
-    more = f". It is gated, and there is no token either: {accept}, {login}" if token_missing else ""
+    more = f". It is gated, and no token was found either: {accept}, {login}" if token_missing else ""
     return f"{what}: {_endpoint()} cannot be reached; {_network_help()}{more}"
 
 
