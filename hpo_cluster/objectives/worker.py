@@ -209,9 +209,7 @@ def classify(error: BaseException) -> str:
         return ErrorKind.OUT_OF_MEMORY
     if any(isinstance(cause, OSError) and cause.errno in STORAGE for cause in _causes(error)):
         return ErrorKind.DISK
-    if any(
-        _DISK_WORDS.search(str(cause)) for cause in _causes(error)
-    ):  # from libraries that do not write through Python
+    if any(_DISK_WORDS.search(str(cause)) for cause in _causes(error)):  # libraries may write without Python
         return ErrorKind.DISK
     return ErrorKind.CODE
 
@@ -356,9 +354,7 @@ def _signals(attempt: Attempt) -> Iterator[None]:
             asked.add(number)  # a second SIGTERM must not disturb the shutdown
             raise SystemExit(str(attempt.interruption()))  # not an Exception: programs often catch those
 
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # Python allows signal handlers in the main thread only
+    if threading.current_thread() is not threading.main_thread():  # other threads may not set signal handlers
         yield
         return
     _keep_from_children()
@@ -379,10 +375,7 @@ def main(evaluate: Callable[[Attempt], Mapping[str, Any]], argv: list[str] | Non
     directory: Path = arguments.attempt_dir
     if arguments.copy_to is not None:
         arguments.copy_to.mkdir(parents=True)
-        params = {
-            **(read_json(directory / "params.json") or {}),
-            "previous": [],
-        }  # no checkpoints: start from the beginning
+        params = {**(read_json(directory / "params.json") or {}), "previous": []}  # start without a checkpoint
         replace_text(arguments.copy_to / "params.json", dumps(params))
         directory = arguments.copy_to
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")

@@ -162,7 +162,7 @@ class TrainSettings(Settings):
 
     @property
     def alpha(self) -> float:
-        """LoRA's alpha by `lora_alpha_rule`; ``root`` is rank-stabilised LoRA, with the scale factor / sqrt(rank).
+        """LoRA's alpha by `lora_alpha_rule`; ``root`` is rank-stabilised LoRA: scale = factor / sqrt(rank).
 
         Reference: D. Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023
         (arXiv:2312.03732).
