@@ -108,7 +108,7 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
     "too many examples": (
         lambda settings, folder: settings["tasks"].update(num_fewshot=2000),
         "bad_config",
-        "has 639 documents",
+        "has only 639 documents",
     ),
     "broken template": (task(doc_to_text="{{nothing.at.all}}"), "bad_config", "cannot be loaded"),
     "no eos": (tokenizer_config(eos_token=None), "missing_model", "no eos token"),
