@@ -470,7 +470,7 @@ def no_tokenizer(folder: Path) -> None:
         (settings(model_type=None), "accepted: llama, mistral, qwen2, qwen3"),
         (settings(hidden_act="gelu", mlp_bias=True), "hidden_act='gelu' (accepted: 'silu'); mlp_bias=true"),
         (settings(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "rope_scaling of type 'yarn'"),
-        (settings(quantization_config={"quant_method": "gptq"}), "take the model that it was made from"),
+        (settings(quantization_config={"quant_method": "gptq"}), "use the model before quantization"),
         (settings(intermediate_size=64), "do not fit its configuration: transformer.h.0.mlp.fc_1.weight has shape"),
         (truncated, "LitGPT cannot convert the weights of mine: "),
         (other_head, "tie_word_embeddings=true, but its weights contain a separate head"),
