@@ -1,4 +1,4 @@
-"""What pydantic found wrong with settings, as a person would say it: one fault for each key."""
+"""The base of all typed settings, and what pydantic finds wrong with them in plain words: one fault for each key."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Settings(BaseModel):
+    """Base of typed settings: unknown keys are faults, values are fixed once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
 
 #: By pydantic's kind of error; of any other its message is taken.
 REQUIREMENTS = {
     "missing": "has no value",
-    "extra_forbidden": "is no setting",
+    "extra_forbidden": "is not a setting",
     "int_type": "must be an integer",
     "int_parsing": "must be an integer",
     "int_from_float": "must be an integer",

@@ -20,9 +20,10 @@ from pydantic_core import PydanticUndefined
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hpo_cluster.cli.config.groups import GROUPS, conf_dir, key_comments, options  # noqa: E402
+from hpo_cluster.cli.config.groups import GROUPS, Option, conf_dir, lineage, option_keys, options  # noqa: E402
 from hpo_cluster.cli.config.schema import NESTED, OPERATIONAL, CampaignSettings  # noqa: E402
 from hpo_cluster.driver.failures import KINDS_OF_REASONS, Failures  # noqa: E402
+from hpo_cluster.driver.run_settings import Operation  # noqa: E402
 from hpo_cluster.launchers import LAUNCHERS, oar, slurm  # noqa: E402
 from hpo_cluster.objectives import OBJECTIVES  # noqa: E402
 from hpo_cluster.optimizers.registry import OPTIMIZERS  # noqa: E402
@@ -46,11 +47,14 @@ INTRODUCTION = """\
 
 <!-- Made by tools/make_reference.py of the typed configuration and the comments in conf/. Do not edit. -->
 
-A command line is a list of overrides in Hydra's grammar: `GROUP=OPTION` chooses a file of `conf/GROUP/`, `KEY=VALUE`
-changes one value, `~space.NAME` removes a parameter, `+space.NAME={...}` adds one. Everything is checked before
-anything is created, and all faults are named at once. `hpo-cluster run ... --cfg job` prints what overrides amount to.
+A command line is a list of overrides in Hydra's grammar, and Hydra applies them: `GROUP=OPTION` chooses a file of
+`conf/GROUP/`, `KEY=VALUE` changes one value, `~space.NAME` removes a parameter, `+space.NAME={...}` adds one, and
+`KEY=${OTHER_KEY}` or `KEY=${oc.env:VARIABLE}` takes a value from elsewhere. Everything is checked before anything is
+created, and all faults are named at once. `hpo-cluster run ... --cfg job` prints what overrides amount to, `--info`
+which files they come from.
 
-Files of your own: `./conf/GROUP/NAME.yaml` of the directory where the command is typed, and `--config-dir DIR`.
+Files of your own: `./conf/GROUP/NAME.yaml` of the directory where the command is typed, and `--config-dir DIR`; a file
+that begins with `defaults: [OTHER_NAME]` holds what differs from another option of its group.
 """
 
 
@@ -95,13 +99,13 @@ def _lines() -> Iterator[str]:
     yield "## Keys of the campaign\n"
     yield "Those marked * may change when a campaign goes on, and `launcher` with everything in it; all others make"
     yield "it what it is (`campaign` and `campaigns_dir` say where it lies).\n"
-    yield from _fields(CampaignSettings, "", marked=(*OPERATIONAL, "code"))
+    yield from _fields((Operation, CampaignSettings), "", marked=(*OPERATIONAL, "code"))
     yield "## failures\n"
     yield "What becomes of a trial, by the kind of its failure: `retry` makes another attempt, `retries` of them at"
     yield "most; `requeue` makes another however often; the others are the state that the trial ends in. An attempt"
     yield "that is made again is never told to the optimizer; of the trials that end, a diverged or infeasible one"
     yield "counts as a low value, and a failed one is not told.\n"
-    yield from _fields(Failures, "failures.", marked=tuple(Failures.model_fields))
+    yield from _fields((Failures,), "failures.", marked=tuple(Failures.model_fields))
     for group, purpose in GROUPS.items():
         yield f"## {group}\n"
         yield f"{purpose[:1].upper()}{purpose[1:]}.\n"
@@ -126,46 +130,58 @@ def _keys(group: str) -> Iterator[str]:
     elif group in NESTED:
         annotation = OBJECTIVES["lora"].model_fields[group].annotation
         assert isinstance(annotation, type)
-        yield from _fields(annotation, f"{group}.")
+        yield from _fields((annotation,), f"{group}.")
 
 
 def _titled(group: str, name: str, cls: type[BaseModel]) -> Iterator[str]:
     yield f"### `{group}={name}`\n"
     if any(name != "kind" and name not in NESTED for name in cls.model_fields):
-        written = OmegaConf.load(conf_dir() / group / f"{name}.yaml")
-        yield from _fields(cls, f"{group}.", written=OmegaConf.to_container(written))
+        written = _content(options(group, [conf_dir()])[name])
+        yield from _fields((cls,), f"{group}.", written=written)
     else:
         yield "No settings.\n"
 
 
 def _parameters() -> Iterator[str]:
-    yield "A parameter is `{type, low, high, log}`, or `{type: categorical, choices, ordered}`; without `type`, choices"
-    yield "make a categorical parameter, two integers an `int`, anything else a `float`. Written on the command line:"
+    yield "A parameter is `{type, low, high, log, step}`, or `{type: categorical, choices, ordered}`; without `type`,"
+    yield "choices make a categorical parameter, integers an `int`, anything else a `float`. One value alone"
+    yield "(`space.lora_rank=8`) is a fixed parameter. Written on the command line:"
     yield "`'space={lr: {low: 1e-5, high: 1e-1, log: true}, layers: {low: 1, high: 4}}'`. Each may have `when`, the"
     yield "values of other parameters with which it is active, and `prior`, where good values are believed to be;"
     yield "`constraints` and `start` stand beside them: see [Describe a space](../howto/describe_a_space.md).\n"
     rows, constraints = [], []
     for name, option in options("space", [conf_dir()]).items():
-        comments = key_comments(option.path)
-        entries = OmegaConf.to_container(OmegaConf.load(option.path)) or {}
-        assert isinstance(entries, dict)
+        comments, entries = option_keys(option, [conf_dir()]), _content(option)
         constraints += [(f"`{name}`", f"`{text}`") for text in entries.get("constraints", ())]
-        for parameter in parameter_names({str(key): entry for key, entry in entries.items()}):
-            rows.append((f"`{name}`", f"`{parameter}`", _range(option.path, parameter), comments.get(parameter, "")))
+        for parameter in parameter_names(entries):
+            rows.append((f"`{name}`", f"`{parameter}`", _range(entries[parameter]), comments.get(parameter, "")))
     yield from _table(("option", "parameter", "range", "meaning"), rows)
     yield from _table(("option", "constraint"), constraints)
 
 
-def _range(path: Path, parameter: str) -> str:
-    """The entry as it is written."""
-    line = next(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(f"{parameter}:"))
-    return f"`{line.partition(':')[2].partition(' # ')[0].strip()}`"
+def _content(option: Option) -> dict[str, Any]:
+    """Return what a file of a group says, together with those that it builds on."""
+    merged = OmegaConf.merge(*(OmegaConf.load(ancestor.path) for ancestor in lineage(option, [conf_dir()])))
+    content = OmegaConf.to_container(merged) or {}
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items() if key != "defaults"}
 
 
-def _fields(cls: type[BaseModel], prefix: str, marked: Sequence[str] = (), written: Any = None) -> Iterator[str]:
+def _range(entry: Any) -> str:
+    """Return the entry of a parameter as it is typed."""
+    if isinstance(entry, dict):
+        return f"`{{{', '.join(f'{key}: {_range(value).strip(chr(96))}' for key, value in entry.items())}}}`"
+    if isinstance(entry, list):
+        return f"`[{', '.join(_range(value).strip(chr(96)) for value in entry)}]`"
+    return f"`{str(entry).lower() if isinstance(entry, bool) else entry}`"
+
+
+def _fields(
+    classes: Sequence[type[BaseModel]], prefix: str, marked: Sequence[str] = (), written: Any = None
+) -> Iterator[str]:
     rows = []
     written = written or {}
-    for name, field in cls.model_fields.items():
+    for cls, name, field in ((owner, *item) for owner in classes for item in owner.model_fields.items()):
         if name == "kind" or name in NESTED:
             continue
         key = f"`{prefix}{field.alias or name}`" + ("*" if name in marked else "")

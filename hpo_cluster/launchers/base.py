@@ -10,20 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from hpo_cluster.job import JobRef, JobStatus
 from hpo_cluster.record.clock import now, utc_now
+from hpo_cluster.settings import Settings
 from hpo_cluster.window import ACCEPTED_MOMENT, LaunchHours, parse_moment, parse_window
 
 #: In the environment of every job: lets a launcher find a job that it no longer has a handle on.
 TOKEN_VARIABLE = "HPO_CLUSTER_TOKEN"
 
 
-class LauncherSettings(BaseModel):
+class LauncherSettings(Settings):
     """What every launcher accepts. Names mean the same everywhere."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str
     gpus_per_trial: int = Field(0, ge=0, description="GPUs of one evaluation")

@@ -6,7 +6,6 @@ training setting of the same name, so any field of `TrainSettings` can be tuned 
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Any, Literal, Self
@@ -14,11 +13,13 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from hpo_cluster.objectives.base import Objective, PathResolver, Settings
+from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.objectives.lora.hugging_face import conversion_fault, litgpt_dir, missing_files
 from hpo_cluster.objectives.lora.instruction_data import Field as Column
 from hpo_cluster.objectives.lora.instruction_data import files_of
+from hpo_cluster.settings import Settings
 from hpo_cluster.space import Categorical, Parameter, Space, Value
+from hpo_cluster.text import did_you_mean
 
 #: Matrices that LoRA can adapt; each has a setting ``lora_<name>``.
 LORA_MATRICES = ("query", "key", "value", "projection", "mlp", "head")
@@ -297,10 +298,9 @@ class LoraObjective(Objective):
         """Return parameters without a training setting of their name, and values that settings do not accept."""
         faults = []
         fields = [name for name in TrainSettings.model_fields if name not in FIXED_SETTINGS]
-        for name, parameter in space:
+        for name, parameter in space.parameters.items():
             if name not in fields:
-                close = difflib.get_close_matches(name, fields, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"accepted: {', '.join(fields)}"
+                hint = did_you_mean(name, fields).strip() or f"accepted: {', '.join(fields)}"
                 faults.append(f"space.{name}: objective=lora has no training setting of that name; {hint}")
                 continue
             for value in ends(parameter):
