@@ -1,4 +1,4 @@
-"""What is optimised: each objective is its typed settings, the program in ``jobs/`` and the meaning of its result."""
+"""The objectives: typed settings, the program in ``jobs/`` that evaluates them, and how to read its result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hpo_cluster.objectives.synthetic import SyntheticObjective
 from hpo_cluster.settings import faults_of
 from hpo_cluster.text import did_you_mean
 
-#: Every objective by the name that `objective.kind` gives it.
+#: The class of each objective, by its `objective.kind`.
 OBJECTIVES: dict[str, type[Objective]] = {
     "lora": LoraObjective,
     "command": CommandObjective,
@@ -26,10 +26,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def parse_objective(data: Mapping[str, Any]) -> Objective:
-    """The objective of plain data, as it stands in ``campaign.yaml``: its kind and its settings.
+    """Make an objective from the plain data in ``campaign.yaml``: its kind and its settings.
 
     Raises:
-        ConfigError: with every fault of every setting.
+        ConfigError: if the kind is unknown or settings are wrong; it names all faults.
     """
     kind = data.get("kind")
     if kind not in OBJECTIVES:

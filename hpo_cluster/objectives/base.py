@@ -1,4 +1,4 @@
-"""The protocol of every objective: what to run in the job, and what its result means."""
+"""The protocol of all objectives: which program a job runs, and how to read its result."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Literal
 from hpo_cluster.settings import Settings
 from hpo_cluster.space import Space
 
-#: Turns a path of a configuration (``bundle:…``, ``storage:…`` or a plain one) into an absolute path.
+#: Turns a path in a configuration (``bundle:…``, ``storage:…`` or a plain path) into an absolute path.
 PathResolver = Callable[[str], Path]
 
 
 def divided(settings: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Plain settings without those of the dotted `names`, and these by name."""
+    """Split plain settings in two: the rest, and the values of the dotted `names`. Changes `settings` in place."""
     taken = {}
     for name in names:
         section, key = _place(settings, name)
@@ -26,7 +26,7 @@ def divided(settings: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, A
 
 
 def joined(settings: dict[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `divided`."""
+    """Put the values that `divided` took out back into `settings`, in place."""
     for name, value in taken.items():
         section, key = _place(settings, name)
         section[key] = value
@@ -34,7 +34,7 @@ def joined(settings: dict[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _place(settings: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
-    """The section that a dotted name leads into, and its key there."""
+    """Return the section that holds a dotted name, and the last part of the name: its key there."""
     *sections, key = name.split(".")
     for section in sections:
         settings = settings[section]
@@ -43,7 +43,7 @@ def _place(settings: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a result file means: `value` in the user's direction, its standard error, and every metric by name."""
+    """The content of a result file: `value` as measured, its standard error (NaN if unknown), all metrics by name."""
 
     value: float
     value_sem: float = math.nan
@@ -51,23 +51,23 @@ class Outcome:
 
 
 class Objective(Settings, ABC):
-    """An objective is its settings and what they mean. It knows nothing of optimizers or schedulers."""
+    """Base class of objectives: settings, and what follows from them. It knows no optimizer and no scheduler."""
 
-    #: Settings that change no result, and so may change in the life of a campaign; a dot leads into a section.
+    #: Settings that do not affect results, so `resume` may change them. A dot separates section and key.
     OPERATIONAL: ClassVar[tuple[str, ...]] = ()
 
-    #: Settings that say where the files are that the objective is made of: `resume` may name another place.
+    #: Settings that say where the input files are. `resume` may change them after the files have moved.
     PLACES: ClassVar[tuple[str, ...]] = ()
 
     kind: str
     direction: Literal["maximize", "minimize"] = "maximize"
 
     def identity(self) -> dict[str, Any]:
-        """The settings that make the objective what it is, as plain data."""
+        """Return the settings that must stay the same throughout a campaign, as plain data."""
         return divided(self.model_dump(mode="json"), self.OPERATIONAL)[0]
 
     def operational(self) -> dict[str, Any]:
-        """Return the settings that `resume` may change, by their dotted names."""
+        """Return the settings that `resume` may change, by dotted name."""
         return divided(self.model_dump(mode="json"), (*self.OPERATIONAL, *self.PLACES))[1]
 
     @property
@@ -83,43 +83,48 @@ class Objective(Settings, ABC):
     @property
     @abstractmethod
     def metric(self) -> str | None:
-        """Name of the metric that is optimised; None where the result itself names it."""
+        """Name of the metric that is optimised; None means that it is called ``value``."""
 
     @abstractmethod
     def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
-        """The ``settings`` of ``params.json``: plain JSON, every path absolute."""
+        """Return the ``settings`` of ``params.json``: plain JSON, all paths absolute."""
 
     @property
     def has_baseline(self) -> bool:
-        """Whether there is something to evaluate before any tuning."""
+        """Whether the objective can be evaluated before any tuning."""
         return False
 
     @property
     def gpus_at_most(self) -> int | None:
-        """How many GPUs one evaluation can use; None: any number."""
+        """Largest number of GPUs that one evaluation can use; None: any number."""
+        return None
+
+    @property
+    def test_tasks(self) -> tuple[str, ...] | None:
+        """Names of the tasks whose metrics are only recorded; None if the objective does not set tasks apart."""
         return None
 
     def own_space(self) -> Space | None:
-        """The search space the objective brings, where the configuration names none."""
+        """Return the search space to use if the configuration names none; None if the objective has no default."""
         return None
 
     def space_faults(self, space: Space) -> list[str]:
-        """Why this objective cannot be optimised over `space`; empty when it can."""
+        """Return why this objective cannot be optimised over `space`; empty if it can."""
         return []
 
     def file_faults(self, resolve: PathResolver) -> list[str]:
-        """Which files the jobs would miss, each with what to do about it; empty when all are there."""
+        """Return which files the jobs need and lack, each with what to do about it; empty if all are present."""
         return []
 
     def reading_faults(self, resolve: PathResolver) -> list[str]:
-        """What a job would find wrong before it starts its work; empty if nothing, or if it cannot be known here."""
+        """Return the faults that a job would find at its start; empty if none, or if they cannot be found here."""
         return []
 
     def outcome(self, result: Mapping[str, Any]) -> Outcome:
         """Read a valid ``result.json``.
 
         Raises:
-            KeyError: when the optimised metric is not in it.
+            KeyError: if it lacks the optimised metric.
         """
         metrics = {str(name): float(value) for name, value in result["metrics"].items()}
         name = self.metric or "value"

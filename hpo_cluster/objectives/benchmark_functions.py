@@ -1,11 +1,11 @@
 """Test functions with known optima, each with its search space: for tests, demonstrations and benchmarks.
 
-All are minimised, as their literature has them. numpy only, so that a job that evaluates one starts at once.
+All are minimised, as in the literature. They need numpy only, so that a job that evaluates one starts at once.
 
 References: M. Molga and C. Smutnicki, "Test functions for optimization needs", 2005; L. C. W. Dixon and G. P. Szegö,
 "Towards Global Optimisation 2", 1978 (Branin, Hartmann); D. M. Himmelblau, "Applied Nonlinear Programming", 1972.
-`cliff` is our own picture of fine-tuning: a long slope to a plateau, a best learning rate near its edge, and chance
-beyond the edge.
+`cliff` is our own model of fine-tuning: a long slope up to a plateau, the best learning rate near its edge, and the
+accuracy of guessing beyond the edge.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from hpo_cluster.space import Configuration, Float, Integer, Parameter, Space, V
 
 @dataclass(frozen=True)
 class TestFunction:
-    """A function to minimise.
+    """A function to minimise, with its domain and its known optimum.
 
     Args:
-        name: its key in `FUNCTIONS`.
-        space: where it is defined.
-        function: value of a point (``d``, the parameters' own units, in the order of the space).
+        name: key of the function in `FUNCTIONS`.
+        space: domain of the function.
+        function: maps a point (``d``, in the parameters' own units and in the order of the space) to its value.
         optimum: lowest value.
-        at: a configuration where it is reached, up to the digits that the literature gives.
+        at: a configuration with that value, to the precision given in the literature.
     """
 
-    __test__ = False  # no class of tests, whatever pytest thinks of the name
+    __test__ = False  # pytest would collect it as a class of tests, because of its name
 
     name: str
     space: Space
@@ -43,18 +43,18 @@ class TestFunction:
     direction = "minimize"
 
     def evaluate(self, configuration: Mapping[str, Value]) -> float:
-        """Value at a configuration. Raises ConfigError where it lies outside the space."""
+        """Return the value at a configuration. Raises ConfigError if the configuration lies outside the space."""
         self.space.check(configuration)
         return float(self.function(np.array([configuration[name] for name in self.space.names], dtype=np.float64)))
 
 
 def himmelblau(x: NDArray[np.float64]) -> float:
-    """Four minima of value 0, one of them at (3, 2); ``x``: 2."""
+    """Return the Himmelblau function at ``x`` (2): four minima of value 0, one of them at (3, 2)."""
     return float((x[0] ** 2 + x[1] - 11) ** 2 + (x[0] + x[1] ** 2 - 7) ** 2)
 
 
 def branin(x: NDArray[np.float64]) -> float:
-    """Three minima of value 0.397887; ``x``: 2."""
+    """Return the Branin function at ``x`` (2): three minima of value 0.397887."""
     b, c = 5.1 / (4 * math.pi**2), 5 / math.pi
     return float((x[1] - b * x[0] ** 2 + c * x[0] - 6) ** 2 + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x[0]) + 10)
 
@@ -79,53 +79,54 @@ _HARTMANN_P = 1e-4 * np.array(
 
 
 def hartmann6(x: NDArray[np.float64]) -> float:
-    """Six minima, the lowest -3.32237; ``x``: 6, in the unit cube."""
+    """Return the Hartmann function at ``x`` (6, in the unit cube): six minima, the lowest is -3.32237."""
     return float(-_HARTMANN_ALPHA @ np.exp(-(_HARTMANN_A * (x - _HARTMANN_P) ** 2).sum(axis=1)))
 
 
 def ackley(x: NDArray[np.float64]) -> float:
-    """Many ripples over one funnel; minimum 0 at the origin; ``x``: any number."""
+    """Return the Ackley function at ``x`` (any length): many ripples over one funnel, minimum 0 at the origin."""
     root = math.sqrt(float(np.mean(x**2)))
     return float(-20 * math.exp(-0.2 * root) - math.exp(float(np.mean(np.cos(2 * math.pi * x)))) + 20 + math.e)
 
 
-#: Where the shifted Ackley functions have their minimum: away from the middle, which designs like to evaluate.
+#: Minimum of the shifted Ackley functions: away from the centre of the domain, which many designs evaluate.
 ACKLEY_SHIFT = (7.3, -11.9, 4.1, -16.4, 13.7)
 
 
 def ackley_shifted(x: NDArray[np.float64]) -> float:
-    """`ackley` with its minimum at `ACKLEY_SHIFT`; ``x``: 5."""
+    """Return `ackley` with its minimum moved to `ACKLEY_SHIFT`, at ``x`` (5)."""
     return ackley(x - np.array(ACKLEY_SHIFT))
 
 
 def ackley_mixed(x: NDArray[np.float64]) -> float:
-    """`ackley_shifted` with its minimum moved to whole numbers in the two first variables, which are integers."""
+    """Return `ackley_shifted` with its minimum at integers in the first two variables, which are integers."""
     return ackley(x - np.array([7.0, -12.0, *ACKLEY_SHIFT[2:]]))
 
 
 def rosenbrock(x: NDArray[np.float64]) -> float:
-    """A curved valley; minimum 0 at (1, ..., 1); ``x``: at least 2."""
+    """Return the Rosenbrock function at ``x`` (length 2 or more): a curved valley, minimum 0 at (1, ..., 1)."""
     return float(np.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2))
 
 
 def levy(x: NDArray[np.float64]) -> float:
-    """Ripples over a bowl; minimum 0 at (1, ..., 1); ``x``: any number."""
+    """Return the Levy function at ``x`` (any length): ripples over a bowl, minimum 0 at (1, ..., 1)."""
     w = 1 + (x - 1) / 4
     inner = (w[:-1] - 1) ** 2 * (1 + 10 * np.sin(math.pi * w[:-1] + 1) ** 2)
     last = (w[-1] - 1) ** 2 * (1 + math.sin(2 * math.pi * w[-1]) ** 2)
     return float(math.sin(math.pi * w[0]) ** 2 + inner.sum() + last)
 
 
-#: `cliff`: error of a guess, lowest error, log10 of the best effective rate and of the edge.
+#: `cliff`: error rate of guessing, lowest error rate, log10 of the best effective learning rate and of the edge.
 CLIFF_CHANCE, CLIFF_BEST, CLIFF_OPTIMUM, CLIFF_EDGE = 0.75, 0.2, -2.7, -2.45
 
 
 def cliff(x: NDArray[np.float64]) -> float:
-    """An error rate as fine-tuning shows it, minimum 0.2 close to the edge of a cliff.
+    """Return an error rate that behaves like one of fine-tuning: its minimum, 0.2, is close to the edge of a cliff.
 
-    With the effective rate ``s = log10(learning_rate) + log10(alpha / rank) / 2``: a guess's error 0.75 far below the
-    optimum, a plateau towards it, a shallow optimum, and 0.75 beyond the edge a quarter of a decade further (40 % of
-    the space). Dropout costs a little; weight decay does nothing.
+    The effective learning rate is ``s = log10(learning_rate) + log10(alpha / rank) / 2``. Far below the optimum the
+    error is that of guessing, 0.75; it falls to a plateau and a shallow optimum. A quarter of a decade above the
+    optimum is the edge; beyond it (40 % of the space) the error is 0.75 again. Dropout increases the error a little;
+    weight decay has no effect.
 
     Args:
         x: rank, alpha, dropout, learning rate, weight decay (``5``).

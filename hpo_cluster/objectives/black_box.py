@@ -1,4 +1,4 @@
-"""What a black box hands back, a JSON object or a dictionary, read as the result of an attempt."""
+"""Turn the output of a black box, a JSON object or a dictionary, into the result of an attempt."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ log = logging.getLogger(__name__)
 #: A field ``<metric><suffix>`` is the standard error of the field ``<metric>``.
 SEM_SUFFIXES = ("_sem", "_stderr")
 
-#: What a program may report of itself; the other kinds are found by the driver.
+#: Error kinds that a program may report; only the driver sets the others.
 REPORTED_KINDS = tuple(str(kind) for kind in ErrorKind if kind not in DRIVER_KINDS)
 
 
 def read_output(output: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    """The result of an attempt: `metrics`, `sems` and, under `output`, the fields that are no numbers.
+    """Return the result of an attempt: `metrics`, `sems` and, under `output`, the fields that are not numbers.
 
     Args:
-        output: what the black box said. Its number fields are the metrics; ``<metric>_sem`` or ``<metric>_stderr``
-            is the standard error of ``<metric>``. A field `error` ends the attempt with that kind.
+        output: output of the black box. Its number fields are the metrics; ``<metric>_sem`` or ``<metric>_stderr``
+            is the standard error of ``<metric>``. A field `error` ends the attempt with that error kind.
         metric: the field that is optimised.
 
     Raises:
-        AttemptError: `diverged` where the metric is NaN or infinite, `bad_result` where it is absent or no number,
-            the black box's own kind where it reports one.
+        AttemptError: of kind `diverged` if the metric is NaN or infinite, `bad_result` if it is missing or not a
+            number, or the kind that the black box reports.
     """
     if output.get("error"):
         raise reported_error(output)
     value = output.get(metric)
     if value is None or not _is_number(value):
-        seen = f"{value!r} is no number" if metric in output else f"absent; there is {', '.join(output) or 'nothing'}"
+        seen = f"{value!r} is not a number" if metric in output else f"missing; got {', '.join(output) or 'nothing'}"
         raise AttemptError(ErrorKind.BAD_RESULT, f"metric {metric!r}: {seen}")
     if not math.isfinite(value):
         raise AttemptError(ErrorKind.DIVERGED, f"metric {metric!r} is {value}")
@@ -56,7 +56,7 @@ def read_output(output: Mapping[str, Any], metric: str) -> dict[str, Any]:
 
 
 def reported_error(output: Mapping[str, Any]) -> AttemptError:
-    """The error that a black box reports with ``{"error": kind, "message": text}``; an unknown kind is `code`."""
+    """Return the error that a black box reports as ``{"error": kind, "message": text}``; an unknown kind is `code`."""
     kind, message = str(output["error"]), str(output.get("message") or "no message")
     if kind in REPORTED_KINDS:
         size = output.get("physical_batch_size")
@@ -71,7 +71,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _jsonable(value: Any) -> Any:
-    """`value` as strict JSON: what is not finite becomes null, what JSON has no word for becomes its text."""
+    """Convert `value` to strict JSON: NaN and infinity become null, objects that JSON does not know become text."""
     if isinstance(value, Mapping):
         return {str(key): _jsonable(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

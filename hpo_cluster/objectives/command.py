@@ -1,10 +1,9 @@
-"""Any black box that can be started by a command and prints its result.
+"""A black box that a command starts and that prints its result.
 
-The last line that the command prints on standard output is a JSON object, such as ``{"value": 0.81}``. Each
-``{name}`` in the command stands for the parameter of that name, ``{seed}`` for the trial's seed, and braces of the
-shell's own are doubled: ``${{HOME}}``. Values are quoted for the shell, so no quotes belong around a placeholder; a
-boolean is written ``true`` or ``false``, and an inactive parameter is an empty text. The program is
-``jobs/command.py``.
+The last line that the command prints on standard output is a JSON object, such as ``{"value": 0.81}``. In the
+command, ``{name}`` stands for the parameter of that name and ``{seed}`` for the trial's seed; braces meant for the
+shell are doubled: ``${{HOME}}``. Values are quoted for the shell, so put no quotes around a placeholder. A boolean is
+written as ``true`` or ``false``, and an inactive parameter as an empty string. The program is ``jobs/command.py``.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ SEED = "seed"
 
 
 class CommandObjective(Objective):
-    """Run a command; the last line of its output is the result."""
+    """A command whose last line of output is the result."""
 
     # The field `metric` has another name in Python because `Objective.metric` is a property.
     model_config = ConfigDict(serialize_by_alias=True)
@@ -36,8 +35,10 @@ class CommandObjective(Objective):
     kind: Literal["command"] = "command"
     command: str = Field(min_length=1, description="command line for bash; {name} stands for the parameter's value")
     metric_name: str = Field("value", alias="metric", min_length=1, description="field of the output that is optimised")
-    timeout_s: float | None = Field(None, gt=0, description="seconds after which the command is stopped: a failure")
-    cwd: str | None = Field(None, validate_default=True, description="where to run; null: where the campaign is made")
+    timeout_s: float | None = Field(None, gt=0, description="seconds after which the command is stopped and has failed")
+    cwd: str | None = Field(
+        None, validate_default=True, description="directory to run in; null: the one where the campaign is created"
+    )
 
     @field_validator("cwd")
     @classmethod
@@ -60,42 +61,44 @@ class CommandObjective(Objective):
         return self.metric_name
 
     def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
-        """The ``settings`` of ``params.json``: plain JSON, every path absolute."""
+        """Return the ``settings`` of ``params.json``: plain JSON, all paths absolute."""
         return self.model_dump(mode="json", by_alias=True)
 
     def space_faults(self, space: Space) -> list[str]:
-        """Placeholders that are no parameter, parameters that the command never uses, and malformed placeholders."""
+        """Return placeholders that match no parameter or are malformed, and parameters that the command never uses."""
         try:
             fields = placeholders(self.command)
         except ValueError as error:
-            return [f"objective.command: {error}; write the shell's own braces twice: {{{{ and }}}}"]
+            return [f"objective.command: {error}; double the braces meant for the shell: {{{{ and }}}}"]
         faults = []
         for name, extra in fields.items():
             if name not in space.names and name != SEED:
                 accepted = f"accepted: {', '.join((*space.names, SEED))}"
                 hint = did_you_mean(f"{{{name}}}", [f"{{{known}}}" for known in space.names]).strip() or accepted
-                own = f"; for the shell's own braces write {{{{{name}}}}}"
-                faults.append(f"objective.command: {{{name}}} is no parameter of the space; {hint}{own}")
+                own = f"; for braces meant for the shell, write {{{{{name}}}}}"
+                faults.append(f"objective.command: {{{name}}} is not a parameter of the space; {hint}{own}")
             elif extra:
-                faults.append(f"objective.command: write {{{name}}}, without {extra!r}: values are given in full")
+                faults.append(
+                    f"objective.command: write {{{name}}} without {extra!r}: values are always written in full"
+                )
         for name in space.names:
             if name not in fields:
                 faults.append(f"space.{name}: objective.command never uses it; put {{{name}}} in the command")
         return faults
 
     def file_faults(self, resolve: PathResolver) -> list[str]:
-        """Which files the jobs would miss, each with what to do about it."""
+        """Return the fault if the working directory does not exist."""
         if self.cwd is not None and not Path(self.cwd).is_dir():
-            how = "give objective.cwd=DIR, the one where the command runs"
-            return [f"objective.cwd: {self.cwd} is no directory; if it has moved, {how}"]
+            how = "give objective.cwd=DIR, the directory where the command runs"
+            return [f"objective.cwd: {self.cwd} is not a directory; if it has moved, {how}"]
         return []
 
 
 def placeholders(command: str) -> dict[str, str]:
-    """Names in braces in order of first use, each with the conversion or format that follows the name, if any.
+    """Return the names in braces in order of first use, each with the conversion or format that follows it, if any.
 
     Raises:
-        ValueError: where the braces do not match.
+        ValueError: if the braces do not match.
     """
     names: dict[str, str] = {}
     for _, name, form, conversion in string.Formatter().parse(command):
@@ -106,7 +109,7 @@ def placeholders(command: str) -> dict[str, str]:
 
 
 def render(command: str, parameters: Mapping[str, Value], seed: int) -> str:
-    """The command line of one configuration: every placeholder filled in, quoted for the shell."""
+    """Return the command line of one configuration: all placeholders replaced by values, quoted for the shell."""
     values = {SEED: seed, **parameters}
     parts = []
     for text, name, _, _ in string.Formatter().parse(command):
@@ -117,7 +120,7 @@ def render(command: str, parameters: Mapping[str, Value], seed: int) -> str:
 
 
 def _text(value: Value) -> str:
-    """Return a value as commands read it: plain decimals, since argparse takes -1e-05 for an option."""
+    """Return a value as text for a command: plain decimals, since argparse would read -1e-05 as an option."""
     if isinstance(value, bool):
         return str(value).lower()
     return format(decimal.Decimal(repr(float(value))), "f") if isinstance(value, float) else str(value)

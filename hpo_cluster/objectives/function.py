@@ -1,4 +1,4 @@
-"""A Python function that a job can import by its name. The program is ``jobs/function.py``."""
+"""A Python function that a job imports by name. The program is ``jobs/function.py``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hpo_cluster.objectives.base import Objective, PathResolver
 
 
 class FunctionObjective(Objective):
-    """Call ``fn(**parameters)``; it returns the value, or a dictionary as the output of a command is."""
+    """A call of ``fn(**parameters)``, which returns the value, or a dictionary like the output of a command."""
 
     # The field `metric` has another name in Python because `Objective.metric` is a property.
     model_config = ConfigDict(serialize_by_alias=True)
@@ -31,7 +31,9 @@ class FunctionObjective(Objective):
     )
     metric_name: str = Field("value", alias="metric", min_length=1, description="field of the result that is optimised")
     search_path: str | None = Field(
-        None, validate_default=True, description="directory of the top-level module; null: where the campaign is made"
+        None,
+        validate_default=True,
+        description="directory of the top-level module; null: the one where the campaign is created",
     )
 
     @field_validator("search_path")
@@ -41,18 +43,18 @@ class FunctionObjective(Objective):
 
     @classmethod
     def of(cls, fn: Callable[..., Any], **settings: Any) -> FunctionObjective:
-        """The objective that calls `fn`, with the directory where its module was found.
+        """Return the objective that calls `fn`, with the directory of its module as search path.
 
         Raises:
-            ConfigError: where a job could not import `fn` by its name: a lambda, a local function, a method of an
-                object, a function of the program that was started.
+            ConfigError: if a job could not import `fn` by name: a lambda, a local function, a method of an object, or
+                a function of the script that was started.
         """
         module_name, name = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
         hint = "Put it at the top level of a module, import it from there, or leave `campaign` out."
         if not module_name or not name:
             raise ConfigError([f"{fn!r} has no name; a job must be able to import the function"], hint)
         if module_name == "__main__":
-            fault = f"{name} belongs to the program that was started (__main__), which a job cannot import"
+            fault = f"{name} is defined in the script that was started (__main__), which a job cannot import"
             raise ConfigError([fault], hint)
         if "<" in name:
             what = "a lambda" if name.endswith("<lambda>") else "defined inside another function"
@@ -83,22 +85,24 @@ class FunctionObjective(Objective):
         return self.metric_name
 
     def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
-        """The ``settings`` of ``params.json``: plain JSON, every path absolute."""
+        """Return the ``settings`` of ``params.json``: plain JSON, all paths absolute."""
         return self.model_dump(mode="json", by_alias=True)
 
     def file_faults(self, resolve: PathResolver) -> list[str]:
-        """Whether the module is where the jobs will look. It is not imported: that may be slow."""
+        """Return the fault if jobs would not find the module. The module is not imported, since that may be slow."""
         top_level = self.function.partition(":")[0].partition(".")[0]
         if top_level in sys.builtin_module_names:
             return []
         if importlib.machinery.PathFinder.find_spec(top_level, [str(self.search_path), *sys.path]) is None:
-            how = "give objective.search_path=DIR, the directory that holds it"
-            return [f"objective.function: no module {top_level!r} in {self.search_path} nor installed; {how}"]
+            how = "give objective.search_path=DIR, the directory that contains it"
+            return [
+                f"objective.function: no module {top_level!r} in {self.search_path} or among the installed ones; {how}"
+            ]
         return []
 
 
 def load(function: str, search_path: str) -> Callable[..., Any]:
-    """Import the function of a ``package.module:name``, looking in `search_path` first."""
+    """Import the function named ``package.module:name``, looking in `search_path` first."""
     sys.path.insert(0, search_path)
     module, _, name = function.partition(":")
     found: Callable[..., Any] = operator.attrgetter(name)(importlib.import_module(module))
@@ -106,7 +110,7 @@ def load(function: str, search_path: str) -> Callable[..., Any]:
 
 
 def _top_level_dir(module: ModuleType) -> Path:
-    """The directory to search for the top-level package of `module`."""
+    """Return the directory that contains the top-level package of `module`."""
     file = getattr(module, "__file__", None)
     if file is None:
         return Path.cwd()

@@ -1,8 +1,8 @@
-"""Several attempts in one job, each in a process of its own with its share of the job's GPUs.
+"""Run several attempts in one job, each in its own process with its share of the job's GPUs.
 
-A process that is killed takes no other with it, and what became of it is written into its attempt's directory at once:
-the scheduler only sees the whole job. SIGUSR2 and SIGTERM are passed on to all; a file ``cancel`` in an attempt's
-directory ends that one.
+If one process is killed, the others go on, and its error is written to its attempt directory at once, because the
+scheduler sees the job as a whole only. SIGUSR2 and SIGTERM are passed on to all processes; a file ``cancel`` in an
+attempt directory ends the process of that attempt.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ LOG_NAME = "side_by_side_log"
 
 
 def share(lane: int, gpus: int, visible: str | None, lanes: int) -> str:
-    """What ``CUDA_VISIBLE_DEVICES`` is for one of `lanes` processes with `gpus` GPUs each.
+    """Return the ``CUDA_VISIBLE_DEVICES`` of process number `lane` of `lanes`, each with `gpus` GPUs.
 
     Args:
-        visible: the job's own ``CUDA_VISIBLE_DEVICES``; None where the whole node is the job's.
+        lane: number of the process, from 0.
+        gpus: GPUs of each process.
+        visible: the job's own ``CUDA_VISIBLE_DEVICES``; None if the job has the whole node.
+        lanes: number of processes.
     """
     devices = visible.split(",") if visible else [str(number) for number in range(gpus * lanes)]
     return ",".join(devices[lane * gpus : (lane + 1) * gpus])
@@ -46,14 +49,17 @@ def share(lane: int, gpus: int, visible: str | None, lanes: int) -> str:
 def share_cores(
     lane: int, cores: set[int], lanes: int, on_node: int, siblings: Callable[[int], str] | None = None
 ) -> set[int]:
-    """Return the cores of one of `lanes` processes, none if it is not to be bound to any.
+    """Return the cores to bind process number `lane` of `lanes` to; empty if it should not be bound.
 
-    Threads of one physical core go to one process, as far as they divide evenly.
+    The threads of one physical core go to the same process if they divide evenly.
 
     Args:
-        cores: that the job may use, by the numbers of their threads.
-        on_node: cores of the node. A job that may use all of them shares them with whoever else is there, and the
-            kernel divides them better than a fixed plan.
+        lane: number of the process, from 0.
+        cores: cores that the job may use, by the numbers of their threads.
+        lanes: number of processes.
+        on_node: number of cores of the node. A job that may use all of them may share them with other jobs; the
+            kernel then distributes processes better than a fixed binding.
+        siblings: returns the threads of a core's physical core as text; None: ask Linux.
     """
     each = len(cores) // lanes
     if each == 0 or len(cores) >= on_node:
@@ -72,7 +78,7 @@ def _siblings(core: int) -> str:
 
 
 def _numbers(listed: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", listed)]  # of a range, its ends: enough for the least
+    return [int(number) for number in re.findall(r"\d+", listed)]  # the ends of a range suffice for its minimum
 
 
 class Lane:
@@ -90,20 +96,20 @@ class Lane:
                 stdin=subprocess.DEVNULL,
                 stdout=out_stream,
                 stderr=err_stream,
-                start_new_session=True,  # a signal to the job's process group reaches it once, through us
+                start_new_session=True,  # so that a signal to the job's process group reaches it once, passed on by us
             )
         if cores:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(self.process.pid, cores)
 
     def signal(self, number: int) -> None:
-        """Send a signal to the process and all that it has started."""
+        """Send a signal to the process and its children."""
         with contextlib.suppress(ProcessLookupError):
             if self.process.poll() is None:
                 os.killpg(self.process.pid, number)
 
     def report_silence(self) -> None:
-        """Write the error of an attempt whose process is gone and has published nothing."""
+        """Write the error of an attempt if its process has ended without publishing a result or an error."""
         status = self.process.returncode
         claim = read_json(self.files.claim) or {}
         if status in (0, CLAIMED_EXIT_STATUS) or claim.get("pid") != self.process.pid:
@@ -122,7 +128,7 @@ class Lane:
 
 
 def run(program: Path, directories: Sequence[Path], gpus: int) -> int:
-    """Run `program` on every attempt directory at once. Returns 0 where each ended with status 0, else 1."""
+    """Run `program` on all attempt directories at once. Return 0 if all end with status 0, else 1."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count, cores, on_node = len(directories), os.sched_getaffinity(0), os.cpu_count() or 1
     lanes = [
@@ -148,7 +154,7 @@ def run(program: Path, directories: Sequence[Path], gpus: int) -> int:
             ended = [lane for lane in alive if lane.process.poll() is not None]
             for lane in ended:
                 log.info("attempt=%s status=%d", lane.files.dir, lane.process.returncode)
-                if lane not in cancelled and not ending:  # where the job is being ended, the scheduler says why
+                if lane not in cancelled and not ending:  # if the whole job is being ended, the scheduler knows why
                     lane.report_silence()
             alive = [lane for lane in alive if lane not in ended]
     finally:
@@ -158,11 +164,11 @@ def run(program: Path, directories: Sequence[Path], gpus: int) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``jobs/side_by_side.py``."""
+    """Run ``jobs/side_by_side.py``: parse the command line and run the attempts."""
     parser = argparse.ArgumentParser(description="Evaluate several attempts of a campaign in one job.")
     parser.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs of each attempt")
-    parser.add_argument("program", type=Path, help="what evaluates one attempt: a program of jobs/")
-    parser.add_argument("attempt_dirs", type=Path, nargs="+", help="folders that hold params.json")
+    parser.add_argument("program", type=Path, help="program in jobs/ that evaluates one attempt")
+    parser.add_argument("attempt_dirs", type=Path, nargs="+", help="directories that contain params.json")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     return run(arguments.program, arguments.attempt_dirs, arguments.gpus)

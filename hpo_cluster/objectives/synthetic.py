@@ -1,7 +1,7 @@
-"""Test functions whose optimum is known: the whole path of a campaign in seconds, for tests, demos and benchmarks.
+"""Test functions with a known optimum: a whole campaign in seconds, for tests, demonstrations and benchmarks.
 
-Noise and injected failures depend on the trial's seed and nothing else (failures also on the attempt, so that a retry
-may succeed): the same campaign gives the same values again. The program is ``jobs/synthetic.py``.
+Noise depends on the trial's seed only, and an injected failure on the seed and the attempt, so that a retry may
+succeed. The same campaign therefore gives the same values again. The program is ``jobs/synthetic.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hpo_cluster.trial import derive_seed
 
 
 class SyntheticObjective(Objective):
-    """Evaluate a test function."""
+    """A test function, with optional noise, delay and failures."""
 
     kind: Literal["synthetic"] = "synthetic"
     direction: Literal["maximize", "minimize"] = "minimize"
@@ -34,7 +34,7 @@ class SyntheticObjective(Objective):
         from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
 
         if function not in FUNCTIONS:
-            raise ValueError(f"is no test function; accepted: {', '.join(sorted(FUNCTIONS))}")
+            raise ValueError(f"is not a test function; accepted: {', '.join(sorted(FUNCTIONS))}")
         return function
 
     @property
@@ -53,26 +53,28 @@ class SyntheticObjective(Objective):
         return "value"
 
     def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
-        """The ``settings`` of ``params.json``."""
+        """Return the ``settings`` of ``params.json``."""
         return self.model_dump(mode="json")
 
     def own_space(self) -> Space:
-        """The function's usual domain."""
+        """Return the usual domain of the function."""
         from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
 
         return FUNCTIONS[self.function].space
 
     def space_faults(self, space: Space) -> list[str]:
-        """Parameters that the function does not have, and those of its own that are missing."""
+        """Return the faults of a space: unknown, missing or conditional parameters, and values outside the domain."""
         own = self.own_space()
         accepted = f"the parameters of {self.function} are {', '.join(own.names)}"
         faults = [f"space.{name}: is missing; {accepted}" for name in own.names if name not in space.names]
         for name, parameter in space.parameters.items():
             if name not in own.names:
-                faults.append(f"space.{name}: is no parameter of {self.function}; {accepted}")
+                faults.append(f"space.{name}: is not a parameter of {self.function}; {accepted}")
                 continue
             if parameter.when:
-                faults.append(f"space.{name}.when: {self.function} always needs all its parameters; leave it out")
+                faults.append(
+                    f"space.{name}.when: {self.function} always needs all its parameters; remove this condition"
+                )
             for u in (0.0, 1.0):
                 try:
                     own.parameters[name].encode(parameter.decode(u))
@@ -82,10 +84,10 @@ class SyntheticObjective(Objective):
 
 
 def noise_of(seed: int) -> float:
-    """The standard normal draw that belongs to a seed."""
+    """Return the standard normal draw of a seed."""
     return float(np.random.default_rng(derive_seed(seed, "noise")).standard_normal())
 
 
 def fails(seed: int, attempt: int, rate: float) -> bool:
-    """Whether this attempt is one of those that fail."""
+    """Return whether this attempt fails, at a failure rate of `rate`."""
     return derive_seed(seed, "failure", attempt) / 2**31 < rate

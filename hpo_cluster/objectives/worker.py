@@ -1,21 +1,22 @@
 """The contract between the driver and a job: a directory.
 
 The driver writes ``params.json``. The job claims the directory, works, rewrites ``progress.json`` as it goes and
-publishes ``result.json`` or ``error.json``, whole or not at all. A program in ``jobs/`` is one call::
+publishes ``result.json`` or ``error.json``, each of them atomically. A program in ``jobs/`` is one call::
 
     if __name__ == "__main__":
         sys.exit(worker.main(evaluate))
 
 where ``evaluate(attempt)`` returns the result as a dictionary with at least ``metrics`` (name to number) and
-raises `AttemptError` to end with a typed error. Anybody can run the same attempt again by hand::
+raises `AttemptError` to end with a typed error. Anyone can run the same attempt again by hand::
 
     python jobs/lora.py campaigns/first/trials/t0007/a0 --copy-to /tmp/again
 
-**Interruption.** Slurm's ``--signal`` and OAR's ``--checkpoint`` send SIGUSR2 before the time is over, preemption sends
-SIGTERM. A program that has set `Attempt.looks` finds the signal's name in `Attempt.interrupted` when it next looks; it
-then keeps what it has with `Attempt.save_checkpoint` and raises `Attempt.interruption`. The next attempt of the trial
-finds that folder among `Attempt.checkpoints`, as it finds the last one of an attempt that was killed without warning. A
-program that does not look works on after SIGUSR2, is ended by SIGTERM at once, and begins anew.
+**Interruption.** Slurm's ``--signal`` and OAR's ``--checkpoint`` send SIGUSR2 before the walltime is over; preemption
+sends SIGTERM. A program that sets `Attempt.looks` must check `Attempt.interrupted` regularly. Once `interrupted` holds
+the name of a signal, the program calls `Attempt.save_checkpoint` and raises `Attempt.interruption`. The next attempt of
+the trial finds the checkpoint in `Attempt.checkpoints`, which also holds the last one of an attempt that was killed
+without warning. A program that does not check keeps running after SIGUSR2 and is ended by SIGTERM at once; its next
+attempt starts from the beginning.
 """
 
 from __future__ import annotations
@@ -61,31 +62,33 @@ log = logging.getLogger(__name__)
 PROGRESS_PERIOD_S = 1.0
 HANDLED = (signal.SIGUSR2, signal.SIGTERM)
 
-#: Packages whose versions a result records, where they are installed.
+#: Packages whose versions a result records, if they are installed.
 RECORDED_PACKAGES = ("torch", "litgpt", "lm_eval", "transformers", "tokenizers", "datasets", "numpy", "hpo_cluster")
 
 
 class Attempt:
-    """One attempt as the job sees it.
+    """An attempt, as the program in its job sees it.
 
     Attributes:
-        files: paths of the attempt directory.
-        parameters: the configuration to evaluate, name to value.
+        files: paths in the attempt directory.
+        parameters: the configuration to evaluate, values by name.
         settings: the objective's fixed settings (JSON).
-        seed: of this trial; a retry has the same.
-        baseline: whether to score the model as it is, without training.
+        seed: seed of the trial; a retry has the same.
+        baseline: whether to score the model without training.
         previous: directories of the trial's earlier attempts, newest first.
-        interrupted: name of the signal that asks the program to keep what it has and end; None: go on.
-        looks: whether the program looks at `interrupted` now and then, and so is not to be ended by a signal.
+        interrupted: name of the signal that asked the program to save its state and end; None if none has arrived.
+        looks: whether the program checks `interrupted` regularly, so that SIGTERM must not end it at once.
     """
 
     def __init__(self, directory: Path) -> None:
         self.files = AttemptLayout(directory.resolve())
         params = read_json(self.files.params)
         if params is None:
-            raise SystemExit(f"{self.files.params}: no such file, or no JSON object. Give an attempt directory.")
+            raise SystemExit(f"{self.files.params} does not exist or is not a JSON object. Give an attempt directory.")
         if params.get("schema") != SCHEMA:
-            raise SystemExit(f"{self.files.params}: schema {params.get('schema')!r}, this code reads {SCHEMA}")
+            raise SystemExit(
+                f"{self.files.params}: schema {params.get('schema')!r}, but this code reads schema {SCHEMA}"
+            )
         self.params: dict[str, Any] = params
         self.parameters: dict[str, Any] = params["parameters"]
         self.settings: dict[str, Any] = params["settings"]
@@ -94,51 +97,54 @@ class Attempt:
         self.previous = [Path(folder) for folder in reversed(params.get("previous") or [])]
         self.interrupted: str | None = None
         self.looks = False
-        self.told: dict[str, Any] = {}
+        self._phase_fields: dict[str, Any] = {}
         self._progress_at = -math.inf
         self._seconds: dict[str, float] = {}
         self._phase = ("", time.monotonic())
 
-    def phase(self, name: str, **told: Any) -> None:
-        """Begin a phase of the work (``import``, ``train``, ``score``…); its seconds go into the result.
+    def phase(self, name: str, **fields: Any) -> None:
+        """Start a phase of the work (``import``, ``train``, ``score``…); the result records the seconds of each phase.
 
-        `told` (JSON) goes with everything that is told of the phase: its progress, and the error that it may end with.
+        Args:
+            name: name of the phase.
+            fields: JSON values to add to the progress of the phase and to the error that the phase may end with.
         """
         self._close_phase()
         self._phase = (name, time.monotonic())
-        self.told = told
+        self._phase_fields = fields
         self.progress(force=True)
 
     def progress(self, *, force: bool = False, **fields: Any) -> None:
-        """Tell where the work is (``step=``, ``total=``, ``loss=``…); written once a second at most, or by force."""
+        """Report progress (``step=``, ``total=``, ``loss=``…); written once a second at most, unless `force`."""
         now = time.monotonic()
         if not force and now - self._progress_at < PROGRESS_PERIOD_S:
             return
         self._progress_at = now
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
         try:
-            replace_text(self.files.progress, dumps({"phase": self._phase[0], "at": utc_now(), **self.told, **finite}))
-        except OSError as error:  # progress is a courtesy: the result is not given up for it
+            document = {"phase": self._phase[0], "at": utc_now(), **self._phase_fields, **finite}
+            replace_text(self.files.progress, dumps(document))
+        except OSError as error:  # progress is optional: do not lose the result because of it
             log.warning("progress not written: %s", error)
 
     def interruption(self) -> AttemptError:
-        """The error to end with after `interrupted` has been seen, and a checkpoint saved where there is one."""
+        """Return the error to raise once `interrupted` is set and a checkpoint, if there is any, is saved."""
         return AttemptError(ErrorKind.INTERRUPTED, f"{self.interrupted} asked to end during {self.current_phase}")
 
     @property
     def current_phase(self) -> str:
-        """Name of the phase that the work is in."""
+        """Name of the current phase."""
         return self._phase[0]
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> bool:
-        """Keep where the work is, whole or not at all, in the place of what was kept before.
+        """Save a checkpoint atomically, then remove the earlier ones.
 
         Args:
-            step: how far the work is; it only grows.
-            write: writes any files into the empty folder that it is given.
+            step: number of the last step done; it never decreases.
+            write: writes any files to the empty folder that is passed to it.
 
         Returns:
-            Whether it is kept. A full disk is no reason to end: it is logged, and the checkpoint before stays.
+            Whether the checkpoint is saved. If not (the disk may be full), this is logged and the previous one stays.
         """
         if checkpoint_step(self.files) == step:
             return True
@@ -153,8 +159,8 @@ class Attempt:
             sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
             replace_text(temporary / CHECKPOINT_LIST, dumps({"step": step, "files": sizes}))
             temporary.rename(folder / str(step))
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a file cannot be written
-            log.warning("no checkpoint at step %d: %s", step, error)
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if it cannot write a file
+            log.warning("checkpoint at step %d not saved: %s", step, error)
             return False
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -166,16 +172,16 @@ class Attempt:
 
     @property
     def checkpoints(self) -> list[Path]:
-        """Whole checkpoints of earlier attempts: of the newest attempt first, its last one first."""
+        """Complete checkpoints of earlier attempts: newest attempt first, and its last checkpoint first."""
         return [path for folder in self.previous for _, path in checkpoints_of(AttemptLayout(folder))]
 
     def remove_checkpoints(self) -> None:
-        """Remove the trial's checkpoints: there is a result."""
+        """Remove the checkpoints of all attempts of the trial, once there is a result."""
         for folder in (self.files.dir, *self.previous):
             shutil.rmtree(AttemptLayout(folder).checkpoint_dir, ignore_errors=True)
 
     def seconds(self) -> dict[str, float]:
-        """Wall seconds of each phase until now."""
+        """Return the wall-clock seconds of each phase so far."""
         self._close_phase()
         return dict(self._seconds)
 
@@ -188,13 +194,13 @@ class Attempt:
 
 
 def claim(attempt: Attempt, started_at: str) -> bool:
-    """Take the attempt for this job; False where another job has it."""
+    """Claim the attempt for this job; return False if another job has claimed it."""
     document = {"token": attempt.params.get("token"), **job_identity(), "started_at": started_at}
     return publish_once(attempt.files.claim, dumps(document))
 
 
 def classify(error: BaseException) -> str:
-    """The error kind of an exception that a program let through."""
+    """Return the error kind of an exception that a program did not catch."""
     if isinstance(error, AttemptError):
         return error.kind
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -203,12 +209,12 @@ def classify(error: BaseException) -> str:
         return ErrorKind.OUT_OF_MEMORY
     if any(isinstance(cause, OSError) and cause.errno in STORAGE for cause in _causes(error)):
         return ErrorKind.DISK
-    if any(_DISK_WORDS.search(str(cause)) for cause in _causes(error)):  # of libraries that write without Python
+    if any(_DISK_WORDS.search(str(cause)) for cause in _causes(error)):  # libraries may write without Python
         return ErrorKind.DISK
     return ErrorKind.CODE
 
 
-#: What torch, safetensors and the programs that a job starts say when they cannot write.
+#: Messages of torch, safetensors and programs started by the job if they cannot write.
 _DISK_WORDS = re.compile(
     r"No space left on device|Disk quota exceeded|Stale file handle"
     r"|PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos"  # torch.save on a full disk
@@ -216,7 +222,7 @@ _DISK_WORDS = re.compile(
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and those that a traceback would show before it."""
+    """Yield an exception and the exceptions that a traceback would show before it."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -224,10 +230,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> int:
-    """Claim, evaluate, publish.
+    """Claim the attempt, evaluate it and publish its result or error.
 
     Returns:
-        The exit status: 0 result, 1 error, 3 not ours (or no longer wanted), 4 the storage took neither.
+        The exit status: 0 result published, 1 error published, 3 claimed by another job or cancelled, 4 neither result
+        nor error could be written.
     """
     try:
         return _run(attempt, evaluate)
@@ -239,7 +246,7 @@ def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> i
 
 
 def _print_failure(kind: str, message: str) -> None:
-    """Print how the attempt ended as the last line of its log, which is read if it could publish nothing."""
+    """Print the error as the last line of the log, where the driver looks if no file could be published."""
     with contextlib.suppress(OSError):
         sys.stderr.write(f"attempt failed: {kind}: {redact(message)}\n")
         sys.stderr.flush()
@@ -248,11 +255,11 @@ def _print_failure(kind: str, message: str) -> None:
 def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> int:
     started_at = utc_now()
     if attempt.files.cancel.exists():
-        log.warning("attempt cancelled before it began; nothing done")
+        log.warning("attempt was cancelled before it began; nothing to do")
         return CLAIMED_EXIT_STATUS
     if not claim(attempt, started_at):
         owner = read_json(attempt.files.claim) or {}
-        log.warning("attempt claimed already by job %s on %s; nothing done", owner.get("job"), owner.get("host"))
+        log.warning("attempt is already claimed by job %s on %s; nothing to do", owner.get("job"), owner.get("host"))
         return CLAIMED_EXIT_STATUS
     common = {
         "schema": SCHEMA,
@@ -277,7 +284,7 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
         attempt.remove_checkpoints()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         kind, message = classify(error), str(error) or type(error).__name__
-        if isinstance(error, KeyboardInterrupt):  # SIGINT: how submitit's local executor ends a job at its walltime
+        if isinstance(error, KeyboardInterrupt):  # submitit's local executor ends a job with SIGINT at its walltime
             kind, message = ErrorKind.INTERRUPTED, f"SIGINT asked to end during {attempt.current_phase}"
         elif attempt.interrupted is not None and isinstance(error, SystemExit):
             kind = ErrorKind.INTERRUPTED
@@ -291,7 +298,7 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
             "message": redact(message)[:4000],
             "traceback": redact(traceback.format_exc())[-8000:],
             "seconds": attempt.seconds(),
-            **attempt.told,
+            **attempt._phase_fields,
             **getattr(error, "fields", {}),
         }
         reserve.publish_once(attempt.files.error, dumps(document))
@@ -302,7 +309,7 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape a result."""
+    """Return the versions of Python and of the packages that affect a result."""
     versions = {"python": sys.version.split()[0]}
     for package in RECORDED_PACKAGES:
         try:
@@ -314,9 +321,9 @@ def package_versions() -> dict[str, str]:
 
 @functools.cache
 def _keep_from_children() -> None:
-    """Let every process that this one forks from now on die of the signals that are handled here.
+    """Restore the default signal handlers in every process forked from now on.
 
-    Process pools end their processes with SIGTERM and wait for them, which takes for ever if that only calls a handler.
+    A process pool ends its processes with SIGTERM and waits for them; with our handler it would wait forever.
     """
 
     def forget() -> None:
@@ -324,7 +331,7 @@ def _keep_from_children() -> None:
             signal.signal(number, signal.SIG_DFL)
         let_through()
 
-    def hold() -> None:  # in between a signal would meet the handler still
+    def hold() -> None:  # a child must not receive a signal before it has dropped the handler
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
 
     def let_through() -> None:
@@ -335,19 +342,19 @@ def _keep_from_children() -> None:
 
 @contextlib.contextmanager
 def _signals(attempt: Attempt) -> Iterator[None]:
-    """While this lasts, SIGUSR2 and SIGTERM interrupt the attempt."""
+    """Let SIGUSR2 and SIGTERM interrupt the attempt while the context is open."""
     asked: set[int] = set()
 
     def handle(number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        with contextlib.suppress(OSError):  # not logged: a signal may come while something else is
+        with contextlib.suppress(OSError):  # not through logging: the signal may arrive while a message is being logged
             os.write(2, f"{name} received\n".encode())
         attempt.interrupted = attempt.interrupted or name
         if number == signal.SIGTERM and number not in asked and not attempt.looks:
-            asked.add(number)  # a second one must not disturb what the first has begun
-            raise SystemExit(str(attempt.interruption()))  # no Exception: those are often passed over
+            asked.add(number)  # a second SIGTERM must not disturb the shutdown
+            raise SystemExit(str(attempt.interruption()))  # not an Exception: programs often catch those
 
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+    if threading.current_thread() is not threading.main_thread():  # other threads may not set signal handlers
         yield
         return
     _keep_from_children()
@@ -360,15 +367,15 @@ def _signals(attempt: Attempt) -> Iterator[None]:
 
 
 def main(evaluate: Callable[[Attempt], Mapping[str, Any]], argv: list[str] | None = None) -> int:
-    """Entry point of a program in ``jobs/``: parse the attempt directory, run it."""
+    """Run a program in ``jobs/``: parse the command line, then run the attempt. Return the exit status."""
     parser = argparse.ArgumentParser(description="Evaluate one attempt of a campaign.")
-    parser.add_argument("attempt_dir", type=Path, help="folder that holds params.json")
-    parser.add_argument("--copy-to", type=Path, metavar="DIR", help="run a copy of the attempt in DIR, a new folder")
+    parser.add_argument("attempt_dir", type=Path, help="directory that contains params.json")
+    parser.add_argument("--copy-to", type=Path, metavar="DIR", help="run a copy of the attempt in DIR, a new directory")
     arguments = parser.parse_args(argv)
     directory: Path = arguments.attempt_dir
     if arguments.copy_to is not None:
         arguments.copy_to.mkdir(parents=True)
-        params = {**(read_json(directory / "params.json") or {}), "previous": []}  # from its beginning
+        params = {**(read_json(directory / "params.json") or {}), "previous": []}  # start without a checkpoint
         replace_text(arguments.copy_to / "params.json", dumps(params))
         directory = arguments.copy_to
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")

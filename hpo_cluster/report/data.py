@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from hpo_cluster.errors import ConfigError, JournalError
 from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.base import Objective
-from hpo_cluster.objectives.lora.settings import LoraObjective
 from hpo_cluster.record.attempt_files import is_finite_number
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.history import METRIC_PREFIX, load_history
@@ -97,11 +96,8 @@ def read_campaign(campaign_dir: Path) -> Campaign:
     direction = identity.get("direction") or (objective.direction if objective else "maximize")
     columns = map(str, history.columns)
     known = [column.removeprefix(METRIC_PREFIX) for column in columns if column.startswith(METRIC_PREFIX)]
-    tests = isinstance(objective, LoraObjective)
-    if isinstance(objective, LoraObjective):
-        others = test_metrics(metric, objective.tasks.test, known)
-    else:
-        others = known
+    tests = objective.test_tasks if objective else None
+    others = known if tests is None else test_metrics(metric, tests, known)
     chosen = [name for name in others if name in known and name != metric]
     return Campaign(
         layout=layout,
@@ -110,8 +106,8 @@ def read_campaign(campaign_dir: Path) -> Campaign:
         space=Space.from_json(identity["space"]),
         metric=metric,
         maximize=direction == "maximize",
-        others=tuple(chosen if tests else chosen[:MAX_OTHER_METRICS]),
-        others_are_tests=tests,
+        others=tuple(chosen[:MAX_OTHER_METRICS] if tests is None else chosen),
+        others_are_tests=tests is not None,
         history=history,
         sems={int(trial): _sems(layout, int(trial)) for trial in history["trial"]},
     )

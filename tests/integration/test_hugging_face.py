@@ -297,7 +297,7 @@ def test_tokens_that_training_and_scoring_disagree_about(tmp_path: Path, resolve
         single=f"$A {tokenizer.eos_token}", special_tokens=last
     )
     tokenizer.save_pretrained(folder)
-    assert "would not train as it scores: LitGPT reads 'a' as" in fault(folder, resolve)
+    assert "differs between training and scoring: LitGPT reads 'a' as" in fault(folder, resolve)
 
 
 # --- what is done once, whole or not at all --------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def test_a_second_time_and_a_folder_that_changed(tmp_path: Path, resolve: Resolv
     before = files(converted)
     lines: list[str] = []
     prepare(to_prepare(folder), resolve, lines.append)
-    assert lines[0] == f"model village: converted already, nothing to do ({folder} -> {converted})"
+    assert lines[0] == f"model village: already converted, nothing to do ({folder} -> {converted})"
     assert files(converted) == before
     assert lora(folder).file_faults(resolve) == []
 
@@ -470,10 +470,10 @@ def no_tokenizer(folder: Path) -> None:
         (settings(model_type=None), "accepted: llama, mistral, qwen2, qwen3"),
         (settings(hidden_act="gelu", mlp_bias=True), "hidden_act='gelu' (accepted: 'silu'); mlp_bias=true"),
         (settings(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "rope_scaling of type 'yarn'"),
-        (settings(quantization_config={"quant_method": "gptq"}), "take the model that it was made from"),
+        (settings(quantization_config={"quant_method": "gptq"}), "use the model before quantization"),
         (settings(intermediate_size=64), "do not fit its configuration: transformer.h.0.mlp.fc_1.weight has shape"),
         (truncated, "LitGPT cannot convert the weights of mine: "),
-        (other_head, "tie_word_embeddings=true, but its weights hold a head of their own"),
+        (other_head, "tie_word_embeddings=true, but its weights contain a separate head"),
         (no_eos, "has no eos token: add"),
         (no_tokenizer, "cannot be read by transformers"),
     ],

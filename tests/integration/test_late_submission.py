@@ -46,7 +46,7 @@ def test_a_late_submission_finds_its_attempt_claimed(tmp_path: Path) -> None:
     while list(root.glob("queued-*")) and time.monotonic() < end:
         time.sleep(0.05)
     logs = [(root / f"log-{n}").read_text() for n in (1, 2)]
-    assert sum("claimed already" in log for log in logs) == 1
+    assert sum("already claimed" in log for log in logs) == 1
     assert len(drivers.evaluations(directory)) == 1
     trial = Record.read(directory / "events.jsonl").rows[0]
     assert [len(trial.attempts), str(trial.state)] == [1, "completed"]

@@ -108,7 +108,7 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
     "too many examples": (
         lambda settings, folder: settings["tasks"].update(num_fewshot=2000),
         "bad_config",
-        "has 639 documents",
+        "has only 639 documents",
     ),
     "broken template": (task(doc_to_text="{{nothing.at.all}}"), "bad_config", "cannot be loaded"),
     "no eos": (tokenizer_config(eos_token=None), "missing_model", "no eos token"),
@@ -240,7 +240,7 @@ def test_what_cannot_be_measured_ends_a_job_before_it_trains(tmp_path: Path) -> 
 
 
 def test_test_tasks_are_not_optimised(settings: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="village_test is a test task, which is recorded only"):
+    with pytest.raises(ValueError, match="village_test is a test task: it is only recorded"):
         LoraObjective.model_validate(of(metric="village_test/acc"))
     (tmp_path / "tasks" / "final.yaml").write_text("group: final\ntask: [village_test]\n")
     settings["tasks"].update(metric="village_test/acc", test=["final"])
@@ -289,7 +289,7 @@ def test_the_validation_loss_can_be_optimised(tmp_path: Path) -> None:
     result = run_attempt(tmp_path / "a0", what.model_copy(update={"train": objective(BUNDLE / "data").train}))
     outcome = what.outcome(result)
     assert outcome.value == result["metrics"]["val_loss"]
-    with pytest.raises(ValueError, match="validation_batches=0 measures none"):
+    with pytest.raises(ValueError, match="validation_batches=0 does not measure it"):
         LoraObjective.model_validate({**of(metric="val_loss"), "train": {"validation_batches": 0}})
 
 

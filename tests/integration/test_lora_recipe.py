@@ -389,7 +389,7 @@ def test_settings_of_the_space_reach_the_training(data: Path, tmp_path: Path) ->
     error = run_attempt(tmp_path / "a0", what, parameters={"lora_rank": 0})
     assert error["kind"] == "code"
     none = {f"lora_{name}": False for name in ("query", "key", "value", "projection", "mlp", "head")}
-    assert "LoRA needs one matrix" in run_attempt(tmp_path / "a1", what, parameters=none)["message"]
+    assert "LoRA needs at least one matrix" in run_attempt(tmp_path / "a1", what, parameters=none)["message"]
     result = run_attempt(tmp_path / "a2", what, parameters={"lora_rank": 3, "beta1": 0.5})
     assert result["train"]["lora_rank"] == 3
     assert next(iter(adapter(tmp_path / "a2").values())).shape[0] == 9  # query, key and value

@@ -149,7 +149,7 @@ def test_the_code_moves_alone(
     capsys.readouterr()
     assert main(["resume", "campaigns/c", "budget=2"]) == 2
     said = capsys.readouterr().err
-    assert f"objective.cwd: {code} is no directory; if it has moved, give objective.cwd=DIR" in said
+    assert f"objective.cwd: {code} is not a directory; if it has moved, give objective.cwd=DIR" in said
     assert "hpo-cluster resume campaigns/c KEY=VALUE" in said
     assert Path("campaigns/c/events.jsonl").read_bytes() == before
     assert main(["resume", "campaigns/c", "budget=2", "objective.cwd=../elsewhere"]) == 0
@@ -222,7 +222,7 @@ def test_model_data_and_tasks_move_with_the_project(
     assert "objective.data.path" in capsys.readouterr().err
     Path("data").rename("rows")
     assert main(["resume", "campaigns/t", "budget=2"]) == 2
-    assert f"data.path: {there}/data is no Alpaca-format data" in capsys.readouterr().err
+    assert f"data.path: {there}/data is not Alpaca-format data" in capsys.readouterr().err
     assert main(["resume", "campaigns/t", "budget=2", "data.path=rows"]) == 0  # said so, they are the same
     starts = [event for event in read_events(Path("campaigns/t/events.jsonl")) if event["event"] == "started"]
     assert starts[-1]["settings"]["objective"]["data.path"] == str(there / "rows")

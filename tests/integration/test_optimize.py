@@ -128,7 +128,7 @@ def test_where_all_fail_the_first_traceback_is_raised(workers: int) -> None:
 
 
 def test_a_function_that_returns_no_number_failed() -> None:
-    with pytest.raises(AllFailedError, match="metric 'value': None is no number"):
+    with pytest.raises(AllFailedError, match="metric 'value': None is not a number"):
         optimize(lambda x, n: None, SPACE, optimizer="random", budget=1)
 
 

@@ -255,7 +255,7 @@ def test_an_interrupted_download_goes_on(hub: Hub, storage: Storage, monkeypatch
         patch.setattr(file_download, "http_get", lambda *a, **k: original(*a, **{**k, "_nb_retries": 0}))
         hub.break_off = "model.safetensors"
         (fault,) = faults(objective(hub.url), storage)
-    assert fault.startswith("model tiny/village: the download broke off")
+    assert fault.startswith("model tiny/village: the download was interrupted")
     checkpoints = storage.dir / "checkpoints" / "tiny"
     assert [path.name for path in checkpoints.iterdir()] == [".village.part"]
 
@@ -292,7 +292,7 @@ def test_a_model_whose_tokenizer_is_sentencepiece_alone(hub: Hub, storage: Stora
 def test_a_gated_model_without_a_token(hub: Hub, storage: Storage) -> None:
     hub.gated = True
     (fault,) = faults(objective(hub.url, model__gated=True), storage)
-    assert "model tiny/village: is gated and there is no token" in fault
+    assert "model tiny/village: is gated and no token was found" in fault
     assert f"accept the licence at {hub.url}/tiny/village" in fault
     assert "export HF_TOKEN=" in fault
     assert (storage.dir / "data" / "alpaca.json").exists()  # the other parts were prepared all the same
@@ -323,13 +323,13 @@ def test_a_gated_model_with_a_token(
 
 def test_a_model_that_is_not_there(hub: Hub, storage: Storage) -> None:
     (fault,) = faults(objective(hub.url, model__repo_id="tiny/town"), storage)
-    assert f"model tiny/town: there is none of that name at {hub.url}, or it is private" in fault
+    assert f"model tiny/town: does not exist at {hub.url}, or it is private" in fault
 
 
 def test_without_network_everything_that_is_missing_is_said_at_once(hub: Hub, nowhere: str, storage: Storage) -> None:
     model, data = faults(objective(nowhere, model__gated=True), storage)
     assert f"model tiny/village: {nowhere} cannot be reached; run prepare on a machine with network" in model
-    assert "there is no token either" in model
+    assert "no token was found either" in model
     assert f"data.url: {nowhere}/data/alpaca.json cannot be reached" in data
     assert "https_proxy" in data
     assert storage.files() == set()
@@ -337,7 +337,7 @@ def test_without_network_everything_that_is_missing_is_said_at_once(hub: Hub, no
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("gone.json", "answers 40"), ("page.json", "gives no JSON"), ("other.json", "not in Alpaca format")],
+    [("gone.json", "answers 40"), ("page.json", "is not JSON"), ("other.json", "not in Alpaca format")],
 )
 def test_data_that_is_no_data(hub: Hub, storage: Storage, name: str, says: str) -> None:
     wanted = objective(hub.url, model__checkpoint_dir="bundle:village/checkpoint", data__url=f"{hub.url}/data/{name}")
@@ -411,7 +411,7 @@ def test_tasks_of_your_own_are_loaded_as_a_job_will(nowhere: str, storage: Stora
     assert fault.startswith("tasks: mine: ")
     assert "mine.jsonl" in fault
     data.write_text(QUESTION)
-    assert "tasks t: there already, nothing to do" in prepare(wanted, storage, lambda _: None)
+    assert "tasks t: already there, nothing to do" in prepare(wanted, storage, lambda _: None)
 
 
 def test_a_data_set_of_the_hub_is_on_shared_storage_afterwards(
@@ -427,7 +427,7 @@ def test_a_data_set_of_the_hub_is_on_shared_storage_afterwards(
     assert any(name.startswith("hf/datasets/tiny___questions/") for name in storage.files())
 
     hub.requests.clear()
-    assert "tasks t: there already, nothing to do" in prepare(wanted, storage, lambda _: None)
+    assert "tasks t: already there, nothing to do" in prepare(wanted, storage, lambda _: None)
     assert hub.requests == []
 
 

@@ -1,1 +1,1 @@
-"""Fine-tune a causal language model with LoRA and score it: settings, checks and the parts of the job."""
+"""LoRA fine-tuning of a causal language model: its settings, its checks and the parts of its job."""

@@ -1,4 +1,4 @@
-"""The files of a fine-tuned model: its adapter as LitGPT keeps it, and LitGPT's own route from there to a score."""
+"""The files of a fine-tuned model: its adapter in LitGPT's format, merged weights and the Hugging Face model."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from hpo_cluster.objectives.lora.settings import LORA_MATRICES, LoraObjective, T
 
 
 def lora_settings(train: TrainSettings) -> dict[str, Any]:
-    """LitGPT's names and values of the LoRA settings."""
+    """Return the LoRA settings under the names that LitGPT gives them."""
     chosen = {f"lora_{name}": getattr(train, f"lora_{name}") for name in LORA_MATRICES}
     return {"lora_r": train.lora_rank, "lora_alpha": train.alpha, "lora_dropout": train.lora_dropout, **chosen}
 
 
 def weights_dtype(train: TrainSettings) -> torch.dtype:
-    """Type of all weights, the adapter's included."""
+    """Return the dtype of all weights, including the adapter's."""
     return torch.bfloat16 if train.precision == "bf16-true" else torch.float32
 
 
 def save_adapter(model: Any, objective: LoraObjective, train: TrainSettings, folder: Path) -> None:
-    """Write the LoRA weights and what LitGPT's ``merge_lora`` needs to `folder`, which appears whole or not at all."""
+    """Write the LoRA weights and the files that LitGPT's ``merge_lora`` needs to `folder`, atomically."""
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         weights = {name: value.cpu() for name, value in model.state_dict().items() if lora_filter(name, value)}
@@ -39,7 +39,7 @@ def save_adapter(model: Any, objective: LoraObjective, train: TrainSettings, fol
         arguments = {"checkpoint_dir": str(base), "precision": train.precision, **lora_settings(train)}
         (temporary / "hyperparameters.yaml").write_text(yaml.safe_dump(arguments))
         save_prompt_style(PromptStyle.from_name(objective.data.prompt_style), temporary)
-        for path in base.iterdir():  # a tokenizer is often larger than an adapter: linked, not copied
+        for path in base.iterdir():  # link, do not copy: a tokenizer is often larger than an adapter
             if path.suffix in (".json", ".yaml") or path.name == "tokenizer.model":
                 (temporary / path.name).symlink_to(path)
         temporary.chmod(0o755)
@@ -49,11 +49,11 @@ def save_adapter(model: Any, objective: LoraObjective, train: TrainSettings, fol
 
 
 def converted_lm(model: Any, objective: LoraObjective, train: TrainSettings, device: torch.device, folder: Path) -> Any:
-    """The classic route, for cross-checks: what ``litgpt merge_lora`` and ``litgpt evaluate`` do, through files.
+    """Return an lm-eval model made through files, as ``litgpt merge_lora`` and ``litgpt evaluate`` do, for comparison.
 
     Args:
         model: the trained model; None scores the base model.
-        folder: where the merged and the converted weights go, several times the size of the model.
+        folder: receives the merged and the converted weights, several times the size of the model.
     """
     from lm_eval.models.huggingface import HFLM
 
@@ -70,18 +70,18 @@ def converted_lm(model: Any, objective: LoraObjective, train: TrainSettings, dev
 
 
 def merge(source: Path, base: Path, precision: str) -> None:
-    """Write the weights of a base model with an adapter into the adapter's folder, as ``litgpt merge_lora`` does."""
+    """Merge the adapter in `source` into the base model and write the weights there, as ``litgpt merge_lora`` does."""
     from litgpt.scripts.merge_lora import merge_lora
 
-    with contextlib.redirect_stdout(sys.stderr):  # LitGPT prints what it is called with
+    with contextlib.redirect_stdout(sys.stderr):  # LitGPT prints its arguments
         merge_lora(source, pretrained_checkpoint_dir=base, precision=precision)
 
 
 def convert_to_hugging_face(source: Path, converted: Path) -> None:
-    """Write a LitGPT checkpoint into an empty folder as transformers reads it.
+    """Convert a LitGPT checkpoint to a model that transformers can load, in an empty folder.
 
-    The configuration of a model with tied embeddings is untied if its head was trained: transformers would put the
-    embeddings in the head's place, and a perplexity of 667 become one of 218 300, without a word.
+    If the head of a model with tied embeddings was trained, set ``tie_word_embeddings`` to false. Otherwise
+    transformers would silently replace the head by the embeddings (seen: a perplexity of 218 300 instead of 667).
     """
     from litgpt.scripts.convert_lit_checkpoint import convert_lit_checkpoint
     from litgpt.utils import copy_config_files
@@ -89,7 +89,7 @@ def convert_to_hugging_face(source: Path, converted: Path) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         copy_config_files(source, converted)
         convert_lit_checkpoint(source, converted)
-    # transformers reads pytorch_model.bin, and reads it with weights_only, which LitGPT's writer does not allow for
+    # transformers reads pytorch_model.bin, with weights_only, which LitGPT's writer does not provide for
     weights = torch.load(converted / "model.pth", map_location="cpu", weights_only=True)
     torch.save(weights, converted / "pytorch_model.bin")
     (converted / "model.pth").unlink()
@@ -98,21 +98,21 @@ def convert_to_hugging_face(source: Path, converted: Path) -> None:
     embeddings = next((value for name, value in weights.items() if name.endswith(EMBEDDINGS)), None)
     if config.get("tie_word_embeddings", True) and head is not None and embeddings is not None:
         config["tie_word_embeddings"] = head.shape == embeddings.shape and torch.equal(head, embeddings)
-        (converted / "config.json").unlink()  # it may be a link to the base model's
+        (converted / "config.json").unlink()  # it may be a link to the file of the base model
         (converted / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-#: Names of the head and of the embeddings in the families that LitGPT converts.
+#: Names of the head and of the embeddings in the model families that LitGPT converts.
 HEADS = ("lm_head.weight", "embed_out.weight")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
 
 
 def export_adapter(adapter_dir: Path, folder: Path) -> None:
-    """Write the model that an attempt has fine-tuned as a Hugging Face model, whose log-likelihoods are the attempt's.
+    """Export the fine-tuned model of an attempt as a Hugging Face model with the same log-likelihoods.
 
     Args:
-        adapter_dir: as `save_adapter` has written it; it is left as it is.
-        folder: a new folder; it appears whole or not at all.
+        adapter_dir: written by `save_adapter`; not changed.
+        folder: a folder that does not exist yet; created atomically.
     """
     settings = yaml.safe_load((adapter_dir / "hyperparameters.yaml").read_text())
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -1,6 +1,6 @@
-"""Where a training stands, as a file: with the base model and the data, all that makes the rest of it the same.
+"""A training checkpoint as one file: a run resumed from it ends with the same weights as an uninterrupted one.
 
-The file holds tensors, numbers and text only, so that reading it runs no code.
+The file holds tensors, numbers and text only, so that loading it runs no code.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from hpo_cluster.objectives.lora.settings import LoraObjective, TrainSettings
 FILE = "state.pt"
 FORMAT = 1
 
-#: Settings that a resumed training may have otherwise: they change no result.
+#: Settings that may differ in a resumed training run, because they do not affect results.
 FREE_SETTINGS = ("physical_batch_size", "checkpoint_interval_s")
 
 
 def fingerprint(objective: LoraObjective, train: TrainSettings, seed: int) -> dict[str, Any]:
-    """What must be the same for a training to go on from a checkpoint (JSON); the code is not part of it."""
+    """Return what must be equal for a training run to resume from a checkpoint (JSON); the code is not included."""
     data = Path(objective.data.path)
     base = Path(objective.model.checkpoint_dir)
     files = [path for path in files_of(data) if path is not None]
@@ -48,7 +48,7 @@ def _digest(path: Path) -> str:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Names of the entries in which two fingerprints differ, settings by their own."""
+    """Return the names of the entries in which two fingerprints differ; nested entries as ``section.name``."""
     names = []
     for name in sorted({*one, *other}):
         a, b = one.get(name), other.get(name)
@@ -62,14 +62,14 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def write_checkpoint(
     folder: Path, model: Any, optimizer: torch.optim.Optimizer, counters: Mapping[str, Any], mark: Mapping[str, Any]
 ) -> None:
-    """Write the adapter, the optimizer, the generators and `counters` (plain values) to `folder`.
+    """Write the adapter, the optimizer, the random generators and `counters` to `folder`.
 
     Args:
-        folder: an empty one.
-        model: a `litgpt.lora.GPT`; merged already or not.
-        optimizer: of the adapter.
-        counters: where the training is; plain values.
-        mark: its `fingerprint`.
+        folder: an empty folder.
+        model: a `litgpt.lora.GPT`, merged or not.
+        optimizer: the optimizer of the adapter.
+        counters: position in the training run, as plain values.
+        mark: `fingerprint` of the training run.
     """
     kept = {
         "mark": json.dumps(mark),
@@ -78,33 +78,33 @@ def write_checkpoint(
         "optimizer": optimizer.state_dict(),
         "generators": _generators(next(model.parameters()).device),
     }
-    with (folder / FILE).open("wb") as stream:  # a stream of our own: a full disk is then an OSError
+    with (folder / FILE).open("wb") as stream:  # with our own stream, a full disk raises an OSError
         torch.save(kept, stream)
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """What `write_checkpoint` wrote, on the CPU, with the fingerprint parsed."""
+    """Read what `write_checkpoint` wrote: tensors on the CPU, the fingerprint parsed."""
     kept: dict[str, Any] = torch.load(folder / FILE, map_location="cpu", weights_only=True)
     return {**kept, "mark": json.loads(kept["mark"])}
 
 
 def restore(kept: Mapping[str, Any], model: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Put adapter, optimizer and generators back to where they were.
+    """Restore the adapter, the optimizer and the random generators from a checkpoint.
 
     Raises:
-        KeyError, ValueError: before anything is changed, where the file holds something else.
+        KeyError, ValueError: if the checkpoint does not fit; nothing is changed then.
     """
     adapter, generators = kept["adapter"], kept["generators"]
     mine = {name: value.shape for name, value in model.state_dict().items() if lora_filter(name, value)}
     if mine != {name: value.shape for name, value in adapter.items()}:
-        raise ValueError("its adapter is of another form")
-    optimizer.load_state_dict(kept["optimizer"])  # checked by torch before anything is changed
+        raise ValueError("its adapter has other names or shapes")
+    optimizer.load_state_dict(kept["optimizer"])  # torch checks it before it changes anything
     model.load_state_dict(adapter, strict=False)
     _set_generators(generators, next(model.parameters()).device)
 
 
 def _generators(device: torch.device) -> dict[str, Any]:
-    """States of the global generators of Python, NumPy and torch, as tensors and numbers."""
+    """Return the states of the global random generators of Python, NumPy and torch, as tensors and numbers."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     states: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""What can be known before training: do the tasks, the metric, the tokenizer, the prompts and the data fit together?
+"""Checks before training: do the tasks, the metric, the tokenizer, the prompts and the data fit together?
 
-A job checks at its start, before the model is loaded. `run` and `doctor` check first of all, in a process of its own
-that reads the settings of a job (JSON) from standard input and prints the faults found::
+A job makes these checks at its start, before it loads the model. `run` and `doctor` make them before anything else, in
+a separate process that reads the settings of a job (JSON) from standard input and prints the faults::
 
     python -m hpo_cluster.objectives.lora.checks < settings.json
 """
@@ -23,21 +23,21 @@ from hpo_cluster.objectives.lora.settings import MEASURES, OF_VALIDATION, LoraOb
 from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import ErrorKind
 
-#: What the model in memory can be asked for; LitGPT's classic route generates too.
+#: Output types that the model in memory can score; ``evaluation=litgpt_cli`` can also generate text.
 SCORED = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
 CHECK_TIMEOUT_S = 300.0
-#: Metrics of a group's tasks that a message lists.
+#: Largest number of metrics of a group's tasks that a message lists.
 SHOWN_METRICS = 12
 
 
 def check_before_start(settings: Mapping[str, Any]) -> list[str]:
-    """Find the faults that a job would end with before it trains, in a process of its own.
+    """Return the faults that a job would end with before it trains, found in a separate process.
 
     Args:
-        settings: of a job, as `LoraObjective.job_settings` gives them.
+        settings: settings of a job, from `LoraObjective.job_settings`.
 
     Returns:
-        One sentence for each fault. None are found if the packages of the jobs cannot be imported here.
+        One sentence per fault; empty if this Python cannot import the packages of the jobs.
     """
     command = [sys.executable, "-m", "hpo_cluster.objectives.lora.checks"]
     try:
@@ -46,12 +46,12 @@ def check_before_start(settings: Mapping[str, Any]) -> list[str]:
         )
         answer = json.loads(done.stdout.strip().splitlines()[-1])
     except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
-        return []  # the job's own check will say
+        return []  # the job checks again
     return [str(fault) for fault in answer]
 
 
 def faults_of_settings(settings: Mapping[str, Any]) -> list[AttemptError]:
-    """Read tasks, tokenizer and data as a job does, and return all faults."""
+    """Read tasks, tokenizer and data as a job does, and return all faults found."""
     objective = LoraObjective.model_validate({k: v for k, v in settings.items() if k != "storage_dir"})
     checkpoint_dir = Path(objective.model.checkpoint_dir)
     faults = [
@@ -69,7 +69,7 @@ def faults_of_settings(settings: Mapping[str, Any]) -> list[AttemptError]:
 
 
 def load_tasks_of(objective: LoraObjective, cache_dir: Path) -> dict[str, Any]:
-    """Load the validation and the test tasks. Faults are of kinds ``missing_task`` and ``bad_config``."""
+    """Load the validation and the test tasks. Raise AttemptError of kind ``missing_task`` or ``bad_config``."""
     from hpo_cluster.objectives.lora.tasks import load_tasks
 
     tasks = objective.tasks
@@ -78,17 +78,17 @@ def load_tasks_of(objective: LoraObjective, cache_dir: Path) -> dict[str, Any]:
 
 
 def raise_all(faults: Sequence[AttemptError]) -> None:
-    """Raise one error that tells all faults, of the kind of the first."""
+    """Raise one error that lists all faults, if any; its kind is that of the first."""
     if faults:
         raise AttemptError(faults[0].kind, "; ".join(map(str, faults)))
 
 
 def task_faults(objective: LoraObjective, loaded: Mapping[str, Any]) -> list[AttemptError]:
-    """Find out whether loaded tasks can be scored and have the metric that is optimised.
+    """Return why loaded tasks cannot be scored, or lack the metric that is optimised; empty if all is well.
 
     Args:
         objective: the settings.
-        loaded: from `load_tasks`.
+        loaded: result of `load_tasks`.
     """
     return [
         *_metric_faults(objective, loaded),
@@ -106,20 +106,20 @@ def _scoring_faults(objective: LoraObjective, name: str, task: Any) -> Iterable[
         )
     wanted = int(task.get_config("num_fewshot") or 0)
     if wanted:
-        with contextlib.suppress(Exception):  # a task that draws its examples in a way of its own
+        with contextlib.suppress(Exception):  # a task may draw its examples in its own way
             there = len(list(task.fewshot_docs()))
             config = task.config
             drawn_from = config.fewshot_split or config.training_split or config.validation_split
-            own = int(drawn_from == (config.test_split or config.validation_split))  # a document is not its own example
+            own = int(drawn_from == (config.test_split or config.validation_split))  # not an example of itself
             if wanted > there - own:
                 yield AttemptError(
                     ErrorKind.BAD_CONFIG,
-                    f"tasks.num_fewshot={wanted}: task {name} has {there - own} documents to take examples from",
+                    f"tasks.num_fewshot={wanted}: task {name} has only {there - own} documents to take examples from",
                 )
 
 
 def _metric_faults(objective: LoraObjective, loaded: Mapping[str, Any]) -> list[AttemptError]:
-    """Find out whether there is such a metric, whether it may be optimised, and whether more of it is better."""
+    """Return a fault if the metric does not exist, may not be optimised, or is better in the other direction."""
     validation, metric = objective.tasks.validation, objective.tasks.metric
     if metric in MEASURES:
         return []
@@ -131,10 +131,10 @@ def _metric_faults(objective: LoraObjective, loaded: Mapping[str, Any]) -> list[
     if name not in directions:
         return [AttemptError(ErrorKind.BAD_CONFIG, _no_metric(objective, inside, loaded))]
     wanted = "maximize" if directions[name] else "minimize"
-    if objective.direction != wanted and lower_is_better(metric) is None:  # known metrics were checked by their names
+    if objective.direction != wanted and lower_is_better(metric) is None:  # the settings check well-known metrics
         better = "more" if directions[name] else "less"
         message = (
-            f"objective.direction={objective.direction}: task {task} says that {better} {name} is better; "
+            f"objective.direction={objective.direction}: task {task} declares that {better} {name} is better; "
             f"give objective.direction={wanted}, or correct higher_is_better in the task"
         )
         return [AttemptError(ErrorKind.BAD_CONFIG, message)]
@@ -142,7 +142,7 @@ def _metric_faults(objective: LoraObjective, loaded: Mapping[str, Any]) -> list[
 
 
 def _names_in(names: Iterable[str], loaded: Mapping[str, Any]) -> list[str]:
-    """Return the tasks and groups that have values of their own, of tasks, groups and tags by name."""
+    """Return the names of all tasks and groups that names of tasks, groups and tags stand for, groups with members."""
     found: list[str] = []
     for name in names:
         if name in loaded["groups"]:
@@ -157,7 +157,7 @@ def _names_in(names: Iterable[str], loaded: Mapping[str, Any]) -> list[str]:
 
 
 def _directions(name: str, loaded: Mapping[str, Any]) -> dict[str, bool]:
-    """Return the metrics of a task or a group, by whether more of each is better."""
+    """Return for each metric of a task or a group whether more of it is better."""
     if name in loaded["tasks"]:
         task = loaded["tasks"][name]
         filters = [each.name for each in task._filters] or ["none"]
@@ -175,7 +175,7 @@ def _directions(name: str, loaded: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def _no_metric(objective: LoraObjective, inside: Sequence[str], loaded: Mapping[str, Any]) -> str:
-    """Say that the metric is none that can be optimised, with those that can."""
+    """Return a message that the metric cannot be optimised, with the metrics that can."""
     validation, metric = objective.tasks.validation, objective.tasks.metric
     own = _directions(validation, loaded)
     full = {f"{name}/{key}": None for name in inside if name != validation for key in _directions(name, loaded)}
@@ -190,14 +190,14 @@ def _no_metric(objective: LoraObjective, inside: Sequence[str], loaded: Mapping[
         return f"tasks.metric={metric}: {validation} has no such metric; {meant}accepted: {accepted}"
     if validation in loaded["groups"]:
         what = f"a group of {', '.join(loaded['group_map'][validation])} without an aggregate_metric_list, so it has"
-        how = "take one of its tasks, or give it one"
+        how = "use one of its tasks, or give the group an aggregate_metric_list"
     else:
-        what, how = f"a tag for {', '.join(inside)}, and has", "take one of them"
+        what, how = f"a tag for {', '.join(inside)}, and has", "use one of them"
     return f"tasks.validation={validation}: is {what} no value of its own; {how}. tasks.metric accepts: {accepted}"
 
 
 def data_faults(objective: LoraObjective) -> list[AttemptError]:
-    """Read all rows, and find out whether they are divided as the settings say."""
+    """Read all rows, and return what is wrong with them or with the split."""
     try:
         read_data(Path(objective.data.path), objective.data.fields)
     except AttemptError as error:
@@ -206,13 +206,13 @@ def data_faults(objective: LoraObjective) -> list[AttemptError]:
 
 
 def split_faults(objective: LoraObjective) -> list[AttemptError]:
-    """Find out whether there are rows to validate with, and one rule for which they are; reads no row."""
+    """Return a fault if validation rows are missing or defined twice; no row is read."""
     data = objective.data
     _, validation = files_of(Path(data.path))
     if validation is not None and data.val_split_fraction:
         message = (
-            f"data.val_split_fraction={data.val_split_fraction}: {data.path} has validation rows of its own; leave it "
-            "null, or give the training file alone"
+            f"data.val_split_fraction={data.val_split_fraction}: {data.path} has its own validation rows; leave it "
+            "null, or give only the training file"
         )
         return [AttemptError(ErrorKind.BAD_CONFIG, message)]
     metric = objective.tasks.metric
@@ -223,7 +223,7 @@ def split_faults(objective: LoraObjective) -> list[AttemptError]:
 
 
 def prompt_faults(objective: LoraObjective) -> list[AttemptError]:
-    """Find out whether LitGPT has the prompt style."""
+    """Return a fault if LitGPT does not have the prompt style."""
     from litgpt.prompts import prompt_styles
 
     style = objective.data.prompt_style
@@ -235,7 +235,7 @@ def prompt_faults(objective: LoraObjective) -> list[AttemptError]:
 
 
 def tokenizer_faults(checkpoint_dir: Path) -> list[AttemptError]:
-    """Load the tokenizer that scores, and the one that LitGPT trains with."""
+    """Load the tokenizer with transformers, which scores, and with LitGPT, which trains; return the faults."""
     from litgpt.tokenizer import Tokenizer
     from transformers import AutoTokenizer
 
@@ -244,8 +244,8 @@ def tokenizer_faults(checkpoint_dir: Path) -> list[AttemptError]:
         if AutoTokenizer.from_pretrained(checkpoint_dir).eos_token_id is None:
             what = 'has no eos token: add "eos_token" to its tokenizer_config.json'
             faults.append(AttemptError(ErrorKind.MISSING_MODEL, f"the tokenizer in {checkpoint_dir} {what}"))
-    except Exception as error:  # whatever a file of another version makes of it
-        hint = "it may be written by a newer version of transformers: take the tokenizer's files of an older revision"
+    except Exception as error:  # files of other versions raise many kinds of errors
+        hint = "a newer version of transformers may have written it: use the tokenizer files of an older revision"
         message = f"the tokenizer in {checkpoint_dir} cannot be read by transformers ({_short(error)}); {hint}"
         faults.append(AttemptError(ErrorKind.MISSING_MODEL, message))
     try:
@@ -257,7 +257,7 @@ def tokenizer_faults(checkpoint_dir: Path) -> list[AttemptError]:
 
 
 def batch_faults(objective: LoraObjective, checkpoint_dir: Path) -> list[AttemptError]:
-    """Find out whether the physical batch can differ from the micro-batch in this model."""
+    """Return a fault if the physical batch differs from the micro-batch in a model that does not support it."""
     from litgpt.config import Config
 
     train = objective.train
@@ -282,7 +282,7 @@ def _short(error: BaseException) -> str:
 
 
 def main() -> int:
-    """Read settings, print the faults as a JSON list on the last line."""
+    """Read the settings and print the faults as a JSON list, on the last line of the output."""
     settings = json.loads(sys.stdin.read())
     with contextlib.redirect_stdout(sys.stderr):
         try:

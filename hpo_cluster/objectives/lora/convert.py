@@ -1,7 +1,7 @@
 """Convert a Hugging Face model to a LitGPT checkpoint with LitGPT's own converter.
 
-LitGPT looks a model up by name. Here the settings come from ``config.json`` instead, so that a model of any size and
-any name can be converted if its architecture is one of `BUILDERS`. Other models are looked up by name, as LitGPT does.
+LitGPT looks up the settings of a model by name. Here they come from ``config.json``, so that a model of any size and
+name can be converted if its architecture is in `BUILDERS`. Other models are looked up by name.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ SAMPLES = ("a", "The quick brown fox, 12 times.", " leading space\nand a new lin
 
 
 class ConversionError(Exception):
-    """A model cannot be converted; the message says why and what to do."""
+    """Error: a model cannot be converted. The message says why and what to do."""
 
 
 def convert(source: Path, folder: Path) -> None:
-    """Write the LitGPT checkpoint of a Hugging Face folder into an empty folder. Nothing in `source` is changed.
+    """Convert a Hugging Face folder to a LitGPT checkpoint in an empty folder, without changing `source`.
 
     Args:
-        source: has ``config.json``, weights (safetensors or pytorch_model.bin, in one file or several) and a tokenizer.
+        source: contains ``config.json``, weights (safetensors or pytorch_model.bin, sharded or not) and a tokenizer.
         folder: an empty folder.
 
     Raises:
-        ConversionError: for an architecture, weights or a tokenizer that cannot be used.
+        ConversionError: if the architecture, the weights or the tokenizer cannot be used.
     """
     weights = weight_files(source)
     if missing := [name for name in weights if not (source / name).is_file()]:
@@ -42,7 +42,7 @@ def convert(source: Path, folder: Path) -> None:
     for name in ("config.json", "generation_config.json"):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    write_tokenizer(source, folder)  # first: it is quick, and what fails is best known before the weights are read
+    write_tokenizer(source, folder)  # first, because it is quick: if it fails, the user need not wait for the weights
     for name in weights:
         (folder / name).symlink_to((source / name).resolve())
     convert_weights(folder, source.name)
@@ -51,11 +51,11 @@ def convert(source: Path, folder: Path) -> None:
 
 
 def convert_weights(folder: Path, name: str) -> None:
-    """Convert the Hugging Face weights in a folder, which stay there, to ``lit_model.pth`` and ``model_config.yaml``.
+    """Convert the Hugging Face weights in a folder to ``lit_model.pth`` and ``model_config.yaml``; keep the originals.
 
     Args:
-        folder: has ``config.json`` and the weights, which may be links.
-        name: of the model; where LitGPT looks it up if its architecture is not one of `BUILDERS`.
+        folder: contains ``config.json`` and the weights, which may be links.
+        name: name of the model; LitGPT looks it up if the architecture is not in `BUILDERS`.
 
     Raises:
         ConversionError: if LitGPT cannot represent the model.
@@ -65,11 +65,11 @@ def convert_weights(folder: Path, name: str) -> None:
     with (
         _known_to_litgpt(folder, name) as known,
         Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stdout(nowhere),  # it prints its arguments
+        contextlib.redirect_stdout(nowhere),  # LitGPT prints its arguments
     ):
         try:
             convert_hf_checkpoint(folder.absolute(), model_name=known)
-        except Exception as error:  # tensors of unknown names, a damaged file
+        except Exception as error:  # for example an unknown tensor name or a damaged file
             if isinstance(error, (OSError, MemoryError)):
                 raise
             what = f"a tensor {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
@@ -79,20 +79,20 @@ def convert_weights(folder: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def _known_to_litgpt(folder: Path, name: str) -> Iterator[str]:
-    """Give the name under which LitGPT finds the settings of a model, while it is converted."""
+    """Register the settings of a model with LitGPT while the context is open, and yield the name to look up."""
     from litgpt import config as registry
 
     raw = read_json(folder / "config.json") or {}
     architecture = raw.get("model_type")
     if raw.get("quantization_config"):
-        raise ConversionError(f"{name} is quantized (quantization_config); take the model that it was made from")
+        raise ConversionError(f"{name} is quantized (quantization_config); use the model before quantization")
     if architecture not in BUILDERS:
         named = [*registry.name_to_config, *(each["hf_config"]["name"] for each in registry.configs)]
         if name in named:
             yield name
             return
         message = (
-            f"LitGPT knows no model {name}, and model_type={architecture!r} in config.json is not one that can be "
+            f"LitGPT does not know model {name}, and model_type={architecture!r} in config.json is not one that can be "
             f"converted under any name; accepted: {', '.join(BUILDERS)}"
         )
         raise ConversionError(message)
@@ -105,10 +105,10 @@ def _known_to_litgpt(folder: Path, name: str) -> Iterator[str]:
 
 
 def _settings(folder: Path, architecture: str) -> dict[str, Any]:
-    """Return LitGPT's settings of the model described by ``config.json``."""
+    """Return LitGPT's settings for the model that ``config.json`` describes."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder)  # fills in what the file leaves to the default
+    config = AutoConfig.from_pretrained(folder)  # fills in the defaults that the file leaves out
     faults: list[str] = []
     made = {**_common(config, faults), **BUILDERS[architecture](config, faults)}
     if faults:
@@ -117,7 +117,7 @@ def _settings(folder: Path, architecture: str) -> dict[str, Any]:
 
 
 def _common(config: Any, faults: list[str]) -> dict[str, Any]:
-    """Return the settings that all of `BUILDERS` share, and add to `faults` what LitGPT cannot do."""
+    """Return the settings that all `BUILDERS` share; add what LitGPT does not support to `faults`."""
     if config.hidden_act != "silu":
         faults.append(f"hidden_act={config.hidden_act!r} (accepted: 'silu')")
     heads = config.num_attention_heads
@@ -145,7 +145,7 @@ def _common(config: Any, faults: list[str]) -> dict[str, Any]:
 
 
 def _rope(config: Any, faults: list[str]) -> tuple[float, dict[str, Any] | None]:
-    """Return the base of the rotary embedding and LitGPT's adjustments; transformers 5 keeps both in one entry."""
+    """Return the base of the rotary embedding and LitGPT's adjustments; transformers 5 has both in one entry."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     base = rope.get("rope_theta") or config.rope_theta
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -161,8 +161,8 @@ def _rope(config: Any, faults: list[str]) -> tuple[float, dict[str, Any] | None]
     return base, None
 
 
-# Each returns what its architecture has besides the settings that all share. The beginning of the name tells LitGPT
-# which converter to use, on the way back to transformers too.
+# Each function returns the settings of its architecture that `_common` does not give. From the beginning of the name
+# LitGPT chooses the converter, also for the conversion back to transformers.
 
 
 def _llama(config: Any, faults: list[str]) -> dict[str, Any]:
@@ -187,11 +187,11 @@ def _qwen3(config: Any, faults: list[str]) -> dict[str, Any]:
 
 
 def _window(size: int | None, config: Any) -> dict[str, Any]:
-    """Return the settings of attention to the last `size` tokens, if that is less than all."""
+    """Return the settings of sliding-window attention, if the window is smaller than the context."""
     return {} if size is None or size >= config.max_position_embeddings else {"sliding_window_size": size}
 
 
-#: What makes LitGPT's settings, by ``model_type`` in ``config.json``.
+#: Functions that return LitGPT's settings, by ``model_type`` in ``config.json``.
 BUILDERS: dict[str, Callable[[Any, list[str]], dict[str, Any]]] = {
     "llama": _llama,
     "mistral": _mistral,
@@ -218,21 +218,21 @@ def _check_weights(folder: Path, name: str) -> None:
         raise ConversionError(f"the weights of {name} do not fit its configuration: {seen}")
     tied = (read_json(folder / "config.json") or {}).get("tie_word_embeddings", False)
     if tied and not torch.equal(weights["lm_head.weight"], weights["transformer.wte.weight"]):
-        message = f"config.json of {name} says tie_word_embeddings=true, but its weights hold a head of their own"
-        raise ConversionError(f"{message}, which transformers would ignore; set it to false if the head is meant")
+        message = f"config.json of {name} says tie_word_embeddings=true, but its weights contain a separate head"
+        raise ConversionError(f"{message}, which transformers would ignore; set it to false if the head should be used")
 
 
 # The tokenizer.
 
 
 def write_tokenizer(source: Path, folder: Path) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json``, with which LitGPT and transformers see the same tokens.
+    """Write ``tokenizer.json`` and ``tokenizer_config.json`` so that LitGPT and transformers give the same tokens.
 
-    transformers reads whatever tokenizer `source` has, a SentencePiece model (``tokenizer.model``) too. LitGPT decides
-    by ``add_bos_token`` whether a text begins with a special token; it is set to what transformers does.
+    transformers reads any kind of tokenizer in `source`, including a SentencePiece model (``tokenizer.model``). LitGPT
+    puts a special token at the beginning of a text if ``add_bos_token`` is true; it is set to what transformers does.
 
     Raises:
-        ConversionError: if the tokenizer cannot be read, or the two disagree all the same.
+        ConversionError: if the tokenizer cannot be read, or if LitGPT and transformers still disagree.
     """
     from transformers import AutoTokenizer
 
@@ -244,7 +244,7 @@ def write_tokenizer(source: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         first = tokenizer.encode(SAMPLES[0])[:1]
-    except Exception as error:  # whatever a file of another version makes of it
+    except Exception as error:  # files of other versions raise many kinds of errors
         message = f"the tokenizer in {source} cannot be read by transformers ({type(error).__name__}: {error})"
         raise ConversionError(
             f"{message}; it needs tokenizer.json, or tokenizer.model, and tokenizer_config.json"
@@ -266,12 +266,12 @@ def write_tokenizer(source: Path, folder: Path) -> None:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that the module is in
+    except ModuleNotFoundError:  # the parent package is missing
         return False
 
 
 def _check_tokens(original: Any, folder: Path) -> None:
-    """Raise ConversionError if the tokenizer as written reads a text otherwise than the original, or LitGPT does."""
+    """Raise ConversionError if transformers or LitGPT, with the written files, give other tokens than the original."""
     from litgpt.tokenizer import Tokenizer
     from transformers import AutoTokenizer
 
@@ -286,6 +286,6 @@ def _check_tokens(original: Any, folder: Path) -> None:
         for reader, seen in (("transformers", scoring.encode(text)), ("LitGPT", training.encode(text).tolist())):
             if seen != wanted:
                 raise ConversionError(
-                    f"the tokenizer of {folder.name} would not train as it scores: {reader} reads {text!r} as {seen}, "
-                    f"the original as {wanted}; see add_bos_token and add_eos_token in its tokenizer_config.json"
+                    f"the tokenizer of {folder.name} differs between training and scoring: {reader} reads {text!r} "
+                    f"as {seen}, not as {wanted}; see add_bos_token and add_eos_token in its tokenizer_config.json"
                 )

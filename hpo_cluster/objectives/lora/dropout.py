@@ -1,8 +1,8 @@
-"""LoRA dropout whose masks do not depend on how many sequences go through the device at once.
+"""LoRA dropout whose masks do not depend on the physical batch size.
 
-`torch.nn.Dropout` draws a mask of the shape it is given, so another physical batch would be another training run. Here
-the masks of each *micro*-batch are drawn as plain dropout would draw them (same generator, same order, same shapes),
-and rows of them are handed to whatever physical batch those sequences travel in.
+`torch.nn.Dropout` draws a mask of the shape of its input, so another physical batch size would change the training
+result. Here the masks of each *micro*-batch are drawn as plain dropout would draw them (same generator, order and
+shapes), and each sequence takes its row of a mask into the physical batch that it is part of.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 class GivenDropout(torch.nn.Module):
-    """Dropout with a mask that was drawn before.
+    """Dropout with a mask that is set beforehand.
 
     Attributes:
         p: probability that an element is zeroed.
-        mask: booleans (batch, length, features); used up from position 0 in consecutive calls, because LitGPT calls
-            the language-model head on pieces of the sequence.
+        mask: booleans (batch, length, features); consecutive calls use consecutive positions, because LitGPT calls the
+            language-model head on pieces of the sequence.
     """
 
     def __init__(self, p: float) -> None:
@@ -45,25 +45,25 @@ class GivenDropout(torch.nn.Module):
 
 @dataclass(frozen=True)
 class _Site:
-    """One dropout of the model, in the order of the forward pass."""
+    """One dropout layer of the model."""
 
     module: GivenDropout
     features: int
     dtype: torch.dtype
-    piece: int | None  # positions in one call; None: all of them
+    piece: int | None  # positions per call; None: all
 
 
 class MicroBatchDropout:
-    """Replaces every LoRA dropout of a model, and hands out masks drawn for each micro-batch.
+    """Replacement of all LoRA dropout layers of a model, with masks that are drawn for each micro-batch.
 
     Args:
-        model: a `litgpt.lora.GPT` with LoRA dropout above zero; its dropouts are replaced.
+        model: a `litgpt.lora.GPT` with LoRA dropout above zero; its dropout layers are replaced.
         p: the dropout probability.
-        head_piece: positions that go through the language-model head in one call.
-        precision: makes the context of a forward pass, which decides the types of the masks.
+        head_piece: positions that LitGPT passes to the language-model head in one call.
+        precision: returns the context manager of a forward pass, which decides the dtypes of the masks.
 
     Raises:
-        ValueError: for a mixture of experts with LoRA on its MLP: its masks have shapes that depend on the routing.
+        ValueError: for a mixture of experts with LoRA on its MLP, because the routing decides the shapes of its masks.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class MicroBatchDropout:
                 sites.append(_Site(module, inputs[0].shape[-1], inputs[0].dtype, piece))
 
             hooks.append(dropout.register_forward_pre_hook(note))
-        # The order of the draws is the order of the calls: one pass in evaluation mode, which draws nothing, shows it.
+        # Masks are drawn in the order of the calls. One pass in evaluation mode, without draws, records that order.
         was_training = model.training
         with torch.no_grad(), precision():
             model.eval()(torch.zeros(1, 1, dtype=torch.long, device=self._device))
@@ -98,12 +98,12 @@ class MicroBatchDropout:
         self._sites = sites
 
     def draw(self, micro_batch: int, rows: int, length: int) -> None:
-        """Draw the masks of the next micro-batch from the global generator; call in the order of training.
+        """Draw the masks of a micro-batch from the global generator. Call it in the order of training.
 
         Args:
-            micro_batch: its number within the optimizer step; 0 forgets those of the step before.
-            rows: its sequences.
-            length: its longest sequence, in tokens.
+            micro_batch: number within the optimizer step; 0 discards the masks of the previous step.
+            rows: number of sequences in the micro-batch.
+            length: tokens of its longest sequence.
         """
         if micro_batch == 0:
             self._micro_batches.clear()
@@ -117,7 +117,7 @@ class MicroBatchDropout:
         self._micro_batches[micro_batch] = masks
 
     def give(self, rows: Sequence[tuple[int, int]]) -> None:
-        """Hand the masks to the model for one physical batch: (micro-batch, row in it) of each of its sequences."""
+        """Set the masks for one physical batch. `rows` has the micro-batch and the row in it of each sequence."""
         for index, site in enumerate(self._sites):
             parts = [self._micro_batches[micro_batch][index][row] for micro_batch, row in rows]
             site.module.give(pad_sequence(parts, batch_first=True))

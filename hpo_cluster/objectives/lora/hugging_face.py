@@ -1,7 +1,7 @@
-"""Hugging Face folders as base models: recognise one, and find the LitGPT checkpoint that `prepare` has made of it.
+"""Hugging Face folders as base models: recognise one, and find the LitGPT checkpoint that `prepare` made from it.
 
-The jobs read LitGPT checkpoints. The one made of a Hugging Face folder lies in shared storage under a name that follows
-from the folder's path, so that the same ``model.checkpoint_dir`` serves `prepare` and `run`.
+The jobs read LitGPT checkpoints. A checkpoint made from a Hugging Face folder is in shared storage, under a name that
+is derived from the folder's path, so that `prepare` and `run` accept the same ``model.checkpoint_dir``.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Any
 
 from hpo_cluster.record.files import read_json
 
-#: Files without which there is no LitGPT checkpoint.
+#: Files that a LitGPT checkpoint must have.
 CHECKPOINT_FILES = ("lit_model.pth", "model_config.yaml", "tokenizer.json", "tokenizer_config.json")
 
-#: Where the converted models are.
+#: Directory of the converted models.
 CONVERTED_DIR = "storage:checkpoints/converted"
 
-#: File in a converted model that says what it was made of. Files that end in .json would be linked into each adapter.
+#: File in a converted model that records its source. Not named .json, since such files are linked into each adapter.
 ORIGIN = "converted_from"
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Return the names of the files that a LitGPT checkpoint has and `folder` lacks."""
+    """Return the names of the files that `folder` lacks to be a LitGPT checkpoint."""
     return [name for name in CHECKPOINT_FILES if not (folder / name).is_file()]
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Return the names of the Hugging Face weights in a folder, of its index too; safetensors come first.
+    """Return the names of the Hugging Face weight files in a folder and of their index; safetensors are preferred.
 
-    A file that the index names is listed even if it is not there.
+    Files that the index names are listed even if they are missing.
     """
     for single in ("model.safetensors", "pytorch_model.bin"):
         index = f"{single}.index.json"
@@ -47,17 +47,17 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """Return whether a folder holds a Hugging Face model, and no LitGPT one."""
+    """Return whether a folder contains a Hugging Face model and not a LitGPT checkpoint."""
     is_litgpt = (folder / "lit_model.pth").exists()
     return not is_litgpt and (folder / "config.json").is_file() and bool(weight_files(folder))
 
 
 def converted_dir(folder: Path, resolve: Callable[[str], Path]) -> Path:
-    """Return where the LitGPT checkpoint made of a Hugging Face folder is, or will be.
+    """Return the path of the LitGPT checkpoint for a Hugging Face folder, whether it exists or not.
 
     Args:
-        folder: absolute path; its hash keeps folders of the same name apart. The hash comes first, since LitGPT's
-            tokenizer has special rules for folders whose names begin with a model's.
+        folder: absolute path. Its hash keeps folders with the same name apart, and comes first in the new name, because
+            LitGPT's tokenizer has special rules for folders whose names begin with that of a model.
         resolve: turns ``storage:…`` into a path.
     """
     mark = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
@@ -65,7 +65,7 @@ def converted_dir(folder: Path, resolve: Callable[[str], Path]) -> Path:
 
 
 def litgpt_dir(folder: Path, resolve: Callable[[str], Path]) -> Path:
-    """Return the LitGPT checkpoint that jobs read for a configured folder: what it was converted to, or itself."""
+    """Return the LitGPT checkpoint that jobs read for a configured folder: the converted one, or the folder itself."""
     if (folder / "lit_model.pth").exists():
         return folder
     converted = converted_dir(folder, resolve)
@@ -73,7 +73,7 @@ def litgpt_dir(folder: Path, resolve: Callable[[str], Path]) -> Path:
 
 
 def origin(folder: Path) -> dict[str, Any]:
-    """Return what a conversion of a folder is made of: size (bytes) and time of writing (ns) of each of its files."""
+    """Return the state of a folder to be converted: size (bytes) and modification time (ns) of each file used."""
     tokenizer = ("vocab.json", "merges.txt", *(path.name for path in folder.glob("*token*")))
     names = {"config.json", *weight_files(folder), *tokenizer}
     stats = {name: (folder / name).stat() for name in sorted(names) if (folder / name).is_file()}
@@ -82,12 +82,12 @@ def origin(folder: Path) -> dict[str, Any]:
 
 
 def write_origin(converted: Path, made_of: dict[str, Any]) -> None:
-    """Record in a converted model what it was made of, as `origin` gives it."""
+    """Record in a converted model the state of its source folder, as `origin` returns it."""
     (converted / ORIGIN).write_text(json.dumps(made_of, indent=1) + "\n")
 
 
 def conversion_fault(folder: Path, resolve: Callable[[str], Path]) -> str | None:
-    """Return why jobs cannot use a Hugging Face folder as it is now, and what to do; None if they can."""
+    """Return why jobs cannot use a Hugging Face folder in its current state, and what to do; None if they can."""
     if not is_hugging_face(folder):
         return None
     words = ["model=local", f"model.checkpoint_dir={folder}", f"storage_dir={resolve('storage:')}"]

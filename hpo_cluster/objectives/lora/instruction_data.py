@@ -1,4 +1,4 @@
-"""Read instruction data: JSON or JSONL, one file or a folder with train and val, with field names of its own."""
+"""Read instruction data: JSON or JSONL, one file or a folder with train and val, with any column names."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from hpo_cluster.trial import ErrorKind
 Row: TypeAlias = dict[str, Any]
 
 SUFFIXES = (".json", ".jsonl")
-#: Our names of the columns.
+#: Names of the columns in this program.
 Field: TypeAlias = Literal["instruction", "output", "input"]
-#: What a row needs; ``input`` may be left out.
+#: Columns that a row must have; ``input`` is optional.
 NEEDED: tuple[Field, ...] = ("instruction", "output")
 FIELDS: tuple[Field, ...] = (*NEEDED, "input")
-#: A column of this name would be taken for the argument of LitGPT's prompt styles.
+#: Columns that are dropped: LitGPT's prompt styles have an argument of the same name.
 TAKEN = ("prompt",)
 
 
 def files_of(path: Path) -> tuple[Path | None, Path | None]:
-    """Return the file of the training rows and the one of the validation rows; None if there is none."""
+    """Return the paths of the training file and the validation file; None for a file that does not exist."""
     if path.is_dir():
         train, val = (
             next((file for suffix in SUFFIXES if (file := path / f"{name}{suffix}").is_file()), None)
@@ -34,18 +34,18 @@ def files_of(path: Path) -> tuple[Path | None, Path | None]:
 
 
 def read_data(path: Path, fields: Mapping[Field, str]) -> tuple[list[Row], list[Row] | None]:
-    """Read the training rows, and the validation rows if they have a file of their own.
+    """Read the training rows, and the validation rows if they have their own file.
 
     Args:
-        path: a ``.json`` or ``.jsonl`` file, or a folder with ``train`` and, if there is one, ``val`` of these kinds.
-        fields: names of the columns in the file, by ours: ``{"instruction": "prompt", "output": "response"}``.
+        path: a ``.json`` or ``.jsonl`` file, or a folder with ``train`` and, optionally, ``val`` in these formats.
+        fields: names of the columns in the file, by our names: ``{"instruction": "prompt", "output": "response"}``.
 
     Raises:
-        AttemptError: of kind ``bad_data``, with the file, the row and what to do.
+        AttemptError: of kind ``bad_data``; it names the file, the row and what to do.
     """
     train, val = files_of(path)
     if train is None:
-        what = "is not there" if not path.exists() else "is not a .json or .jsonl file, nor a folder with train.json"
+        what = "does not exist" if not path.exists() else "is not a .json or .jsonl file, nor a folder with train.json"
         raise AttemptError(ErrorKind.BAD_DATA, f"data.path={path}: {what}")
     return _read_rows(train, fields), None if val is None else _read_rows(val, fields)
 
@@ -54,17 +54,17 @@ def _read_rows(path: Path, fields: Mapping[Field, str]) -> list[Row]:
     rows = _parse(path)
     if not isinstance(rows, list):
         keys = f" with the keys {', '.join(map(repr, list(rows)[:5]))}" if isinstance(rows, dict) else ""
-        raise _fault(path, f"holds one {type(rows).__name__}{keys}, and not a list of rows")
+        raise _fault(path, f"contains one {type(rows).__name__}{keys}, not a list of rows")
     if not rows:
         raise _fault(path, "is empty")
     names = {ours: fields.get(ours, ours) for ours in FIELDS}
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise _fault(path, f"row {number} is {_shown(row)}, and not an object")
+            raise _fault(path, f"row {number} is {_shown(row)}, not an object")
         for ours in NEEDED:
             if not isinstance(row.get(names[ours]), str):
                 there = ", ".join(map(str, row)) or "nothing"
-                hint = f"other names are given with 'data.fields={{{ours}: NAME}}'"
+                hint = f"to use another column, give 'data.fields={{{ours}: NAME}}'"
                 raise _fault(path, f"row {number} lacks the text {names[ours]!r}; it has {there}; {hint}")
         if not isinstance(row.get(names["input"], ""), (str, type(None))):
             raise _fault(path, f"row {number}: {names['input']}={_shown(row[names['input']])} is not a text")
@@ -83,7 +83,7 @@ def _parse(path: Path) -> Any:
     except OSError as error:
         raise _fault(path, f"cannot be read: {error.strerror}") from error
     if data.startswith(b"\x1f\x8b"):
-        raise _fault(path, f"is compressed; unpack it:  gunzip -c {path} > data.json")
+        raise _fault(path, f"is compressed; decompress it:  gunzip -c {path} > data.json")
     try:
         text = data.decode("utf-8-sig")  # with or without a byte order mark
     except UnicodeDecodeError as error:
@@ -97,7 +97,7 @@ def _parse(path: Path) -> Any:
     except ValueError as error:
         if path.suffix == ".json" and "Extra data" in str(error):
             try:
-                return _lines(text)  # JSON lines under another name
+                return _lines(text)  # JSON lines in a .json file
             except ValueError:
                 pass
         raise _fault(path, f"is not JSON: {error}") from error

@@ -1,9 +1,9 @@
-"""An lm-eval model over a LitGPT module that is already in memory: no conversion, no file, no second load.
+"""An lm-eval model that wraps a LitGPT module in memory: no conversion, no files, no second copy.
 
-Only the forward pass differs from lm-eval's own `HFLM`; tokens, windows, grouping and scores are the same, so the
-log-likelihoods are those of the converted checkpoint. Two savings change no result: the language-model head (a fifth
-of the arithmetic of a 1B Llama) runs on scored positions only, and requests that share all their tokens but the last
-(the letters of a multiple-choice question) share one forward pass.
+Only the forward pass differs from lm-eval's `HFLM`. Tokens, windows, grouping and scores are the same, so the
+log-likelihoods equal those of the converted checkpoint. Two optimisations do not affect results: the language-model
+head (a fifth of the arithmetic of a 1B Llama) runs on scored positions only, and requests that differ only in their
+last token (the letters of a multiple-choice question) share one forward pass.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: What lm-eval asks for: the strings (key of its cache), the tokens of the context, the tokens of the continuation.
+#: A request of lm-eval: the strings (key of its cache), the tokens of the context, the tokens of the continuation.
 TokenRequest = tuple[tuple[str, str], list[int], list[int]]
 
 
 class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
-    """Scores continuations with a `litgpt.model.GPT` or `litgpt.lora.GPT` module.
+    """An lm-eval model that scores continuations with a `litgpt.model.GPT` or `litgpt.lora.GPT`.
 
     Args:
-        model: the module, on its device; put in evaluation mode, and given its whole context window, since training
-            leaves it with the length of the longest training example.
-        tokenizer: the Hugging Face tokenizer of the checkpoint, as `HFLM` uses. LitGPT's own decides about the first
-            token from the name of the folder.
+        model: the module, on its device. It is put in evaluation mode and set to its full context window, because
+            training sets it to the length of the longest training example.
+        tokenizer: the Hugging Face tokenizer of the checkpoint, as in `HFLM`. LitGPT's tokenizer would decide about
+            the first token by the name of the folder.
         batch_size: sequences in one forward pass.
-        precision: makes the context of each forward pass (autocast, for instance).
-        on_batch: called after each forward pass with (requests answered, requests in all).
+        precision: returns the context manager of a forward pass (autocast, for instance).
+        on_batch: called after each forward pass with (requests answered, total requests).
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         self._precision = precision
         self._on_batch = on_batch
         self._prefix = tokenizer.decode(self.prefix_token_id)
-        self._encode = functools.lru_cache(maxsize=64)(self._encode_once)  # the choices of a question share its text
+        self._encode = functools.lru_cache(maxsize=64)(self._encode_once)  # choices of a question share its text
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self._device
 
     @property
@@ -83,12 +83,12 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
 
     @property
     def prefix_token_id(self) -> int:
-        """Token that stands for an empty context."""
+        """Token used in place of an empty context."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else int(bos)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Tokens of a text; a first token that the text spells out already is not added again."""
+        """Return the tokens of a text, without a second BOS token if the text begins with one."""
         return list(self._encode(string, add_special_tokens))
 
     def _encode_once(self, string: str, add_special_tokens: bool | None) -> tuple[int, ...]:
@@ -98,24 +98,24 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         return tuple(self.tokenizer.encode(string, **flags))
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """The log-likelihood (nats) of each continuation, and whether it is greedy; no progress bar in a job's log."""
+        """Return the log-likelihood (nats) of each continuation and whether it is greedy, without a progress bar."""
         return list(super().loglikelihood(requests, disable_tqdm=disable_tqdm))
 
     def _loglikelihood_tokens(
         self, requests: Sequence[TokenRequest], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """The log-likelihood (nats) of each continuation, and whether it is the model's most likely one.
+        """Return the log-likelihood (nats) of each continuation, and whether it is the most likely one.
 
         Raises:
-            ValueError: a continuation that is empty or longer than the context window.
-            AttemptError: of kind ``diverged``, for a log-likelihood that is NaN or infinite.
+            ValueError: if a continuation is empty or longer than the context window.
+            AttemptError: of kind ``diverged``, if a log-likelihood is NaN or infinite.
         """
         for _strings, _context, continuation in requests:
             if not 0 < len(continuation) <= self.max_length:
                 raise ValueError(
-                    f"a continuation of {len(continuation)} tokens cannot be scored: 1 to {self.max_length} can"
+                    f"a continuation of {len(continuation)} tokens cannot be scored; accepted: 1 to {self.max_length}"
                 )
-        # Longest first: out of memory shows in the first batch. Groups differ in their last token only.
+        # Longest first: if memory runs out, it does so in the first batch. Groups differ in their last token only.
         collator = Collator(
             requests,
             sort_fn=lambda request: (-len(request[1] + request[2]), tuple(request[1] + request[2])),
@@ -130,7 +130,7 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
                 for key, tokens, _ in collator.get_cache(
                     req_str=strings, cxt_toks=context, cont_toks=continuation, logits=scores.unsqueeze(0)
                 ):
-                    # Members of a group may split context and continuation at different points: each has its tail.
+                    # Members of a group may split context and continuation at different points, so tails differ.
                     answer = _score(scores[-len(tokens) :], tokens)
                     answers.append(answer)
                     if key is not None:
@@ -140,7 +140,7 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         return list(collator.get_original(answers))
 
     def _fitting_log_probs(self, rows: Sequence[Sequence[int]], tails: Sequence[int]) -> list[torch.Tensor]:
-        """`_tail_log_probs` in passes that fit into the memory: `batch_size` is halved, for good, when one does not."""
+        """Call `_tail_log_probs` on batches that fit into memory; halve `batch_size` permanently if one does not."""
         done: list[torch.Tensor] = []
         while len(done) < len(rows):
             part = slice(len(done), len(done) + self.batch_size)
@@ -152,18 +152,18 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
                 self.batch_size = len(rows[part]) // 2
             else:
                 continue
-            log.warning("out of memory while scoring: going on with batches of %d", self.batch_size)
-            if self._device.type == "cuda":  # not above: there the error still holds what did not fit
+            log.warning("out of memory while scoring; continuing with batches of %d", self.batch_size)
+            if self._device.type == "cuda":  # not in the except block: there the error still holds tensors
                 torch.cuda.empty_cache()
         return done
 
     @torch.inference_mode()
     def _tail_log_probs(self, rows: Sequence[Sequence[int]], tails: Sequence[int]) -> list[torch.Tensor]:
-        """Log-probabilities at the last positions of each row.
+        """Return the log-probabilities at the last positions of each row.
 
         Args:
-            rows: token rows of any lengths; padded on the right, which a causal model does not see.
-            tails: how many last positions of each row are scored.
+            rows: token rows of any lengths; padded on the right, which does not affect a causal model.
+            tails: number of positions to score at the end of each row.
 
         Returns:
             For each row a float32 tensor (tail, padded vocabulary).
@@ -189,7 +189,7 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         return list(torch.split(torch.log_softmax(logits[0].float(), dim=-1), list(tails)))
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood (nats) of each whole text, in windows that do not overlap."""
+        """Return the log-likelihood (nats) of each whole text, in disjoint windows."""
         totals = []
         for request in requests:
             (text,) = request.args
@@ -204,22 +204,22 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         return totals
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Not offered: the tasks that are optimised here compare log-likelihoods.
+        """Raise an error: this model scores log-likelihoods only.
 
         Raises:
-            NotImplementedError: always; names the way out.
+            NotImplementedError: always; it says which setting to use instead.
         """
         task = requests[0].task_name if requests else "?"
         raise NotImplementedError(
-            f"task {task} asks the model to generate text, and evaluation=in_memory scores log-likelihoods only; "
+            f"task {task} asks the model to generate text, but evaluation=in_memory scores log-likelihoods only; "
             "set objective.evaluation=litgpt_cli"
         )
 
 
 def _score(log_probs: torch.Tensor, tokens: Sequence[int]) -> tuple[float, bool]:
-    """Sum of the log-probabilities (rows of `log_probs`) of `tokens`, and whether each is its row's largest."""
+    """Return the sum of the log-probabilities of `tokens`, and whether each is the largest of its row."""
     wanted = torch.tensor(tokens, device=log_probs.device)
     total = float(log_probs.gather(1, wanted[:, None]).sum())
     if not math.isfinite(total):
-        raise AttemptError(ErrorKind.DIVERGED, f"a log-likelihood is {total}: the weights are no longer finite numbers")
+        raise AttemptError(ErrorKind.DIVERGED, f"a log-likelihood is {total}: the weights are no longer finite")
     return total, bool((log_probs.argmax(-1) == wanted).all())

@@ -1,4 +1,4 @@
-"""What one attempt used of the device: peak memory and energy."""
+"""Peak memory and energy that an attempt uses on its device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 class Meter:
-    """Measures from when it is made until `report`.
+    """A meter of memory and energy, from its creation to the call of `report`.
 
     Args:
-        device: the device the attempt computes on.
+        device: device that the attempt computes on.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -24,14 +24,14 @@ class Meter:
 
     @property
     def counts_energy(self) -> bool:
-        """Whether the device's driver counts energy."""
+        """Whether the driver of the device measures energy."""
         return self._energy_mj is not None
 
     def report(self) -> dict[str, Any]:
-        """Device, ``peak_memory_gb`` (1e9 bytes) and ``energy_wh`` (None where no driver counts it).
+        """Return the device, ``peak_memory_gb`` (1e9 bytes) and ``energy_wh`` (None if it cannot be measured).
 
-        Memory is what torch allocated on a GPU, and the whole process's resident memory on a CPU. Energy is the whole
-        GPU's, other processes' share included.
+        On a GPU, memory is what torch allocated; on a CPU, it is the resident memory of the process. Energy is that of
+        the whole GPU, including other processes.
         """
         if self._device.type == "cuda":
             name = torch.cuda.get_device_name(self._device)
@@ -50,14 +50,14 @@ class Meter:
         }
 
     def _read_energy_mj(self) -> int | None:
-        """The GPU's counter in millijoules; None without an NVIDIA driver that has one (a MIG slice has none)."""
+        """Return the energy counter of the GPU in millijoules; None if it has none, as a MIG slice or without NVML."""
         if self._device.type != "cuda":
             return None
-        with contextlib.suppress(Exception):  # a measurement that fails must not cost the evaluation
+        with contextlib.suppress(Exception):  # a failed measurement must not fail the evaluation
             import pynvml
 
             pynvml.nvmlInit()
-            # by identity: CUDA_VISIBLE_DEVICES renumbers torch's devices, not NVML's
+            # by UUID: CUDA_VISIBLE_DEVICES renumbers the devices of torch, but not those of NVML
             handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(self._device).uuid}")
             return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
         return None

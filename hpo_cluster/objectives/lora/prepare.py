@@ -1,10 +1,10 @@
-"""Put what the jobs read on shared storage, once, from a machine with network: weights, data, lm-eval's data sets.
+"""Download what the jobs read to shared storage: weights, training data and lm-eval's data sets.
 
-Afterwards jobs run with hubs switched off. Preparing is idempotent: what is there and complete is skipped, what was
-interrupted goes on where it stopped. A checkpoint and a data file appear under their names whole or not at all; the
-data sets live in a Hugging Face cache (``<storage>/hf``), which has the same habit for each of its files.
+Run it once on a machine with network access; the jobs then run offline. It is idempotent: complete files are skipped,
+and an interrupted download continues where it stopped. Checkpoints and data files are created atomically. The data
+sets are in a Hugging Face cache (``<storage>/hf``), which creates each of its files atomically too.
 
-A token is taken from ``HF_TOKEN`` or the cached login by huggingface_hub itself; none is written or said here.
+huggingface_hub reads the token from ``HF_TOKEN`` or the cached login; this module never writes or prints a token.
 """
 
 from __future__ import annotations
@@ -46,28 +46,28 @@ Say = Callable[[str], None]
 HUB = "https://huggingface.co"
 NETWORK_TIMEOUT_S = 30.0
 CHUNK_BYTES = 1 << 20
-#: Top-level files of a model's repository that are fetched besides its weights.
+#: Top-level files of a model repository that are downloaded in addition to its weights and tokenizer.
 SMALL_FILES = ("config.json", "generation_config.json")
-HINT = "Then type the same command again: what is there already is kept."
+HINT = "Then type the same command again: files that are already there are kept."
 
 
 class PrepareError(Exception):
-    """Something is missing that only the user can provide; the message says what and how."""
+    """Error: something is missing that only the user can provide. The message says what and how."""
 
 
 def prepare(objective: LoraObjective, resolve: PathResolver, say: Say) -> list[str]:
-    """Fetch what `objective` needs and shared storage lacks.
+    """Download or convert what `objective` needs and shared storage lacks.
 
     Args:
-        objective: names the model, the data and the tasks.
+        objective: the model, the data and the tasks to prepare.
         resolve: turns ``storage:…`` and ``bundle:…`` into paths.
-        say: takes one line at a time, as things happen.
+        say: called with each line of progress.
 
     Returns:
-        The lines that were said.
+        All lines passed to `say`.
 
     Raises:
-        ConfigError: with everything that is missing in model, data and tasks, not only the first.
+        ConfigError: if anything is missing; it lists all problems of model, data and tasks.
     """
     said: list[str] = []
 
@@ -88,7 +88,7 @@ def prepare(objective: LoraObjective, resolve: PathResolver, say: Say) -> list[s
             tell("  not prepared; see below")
     if problems:
         raise ConfigError(problems, HINT)
-    tell("everything is there: jobs can run without network")
+    tell("everything is ready: jobs can run without network access")
     return said
 
 
@@ -96,7 +96,7 @@ def prepare(objective: LoraObjective, resolve: PathResolver, say: Say) -> list[s
 
 
 def prepare_model(objective: LoraObjective, resolve: PathResolver, say: Say) -> None:
-    """The weights as a LitGPT checkpoint. Raises PrepareError."""
+    """Make the LitGPT checkpoint of the model. Raises PrepareError."""
     model = objective.model
     configured = resolve(model.checkpoint_dir)
     if is_hugging_face(configured):
@@ -105,7 +105,7 @@ def prepare_model(objective: LoraObjective, resolve: PathResolver, say: Say) -> 
     directory = litgpt_dir(configured, resolve)
     missing = missing_files(directory)
     if not missing:
-        origin = "bundled" if model.checkpoint_dir.startswith("bundle:") else "there already"
+        origin = "bundled" if model.checkpoint_dir.startswith("bundle:") else "already there"
         say(f"model {model.name}: {origin}, nothing to do ({directory})")
         return
     if model.repo_id is None:
@@ -115,7 +115,7 @@ def prepare_model(objective: LoraObjective, resolve: PathResolver, say: Say) -> 
     if directory.is_dir() and any(directory.iterdir()):
         raise PrepareError(f"model.checkpoint_dir: {directory} lacks {', '.join(missing)}; move it away or complete it")
     say(f"model {model.name}: {model.repo_id} -> {directory}")
-    part = directory.with_name(f".{directory.name}.part")  # kept when interrupted: the next run goes on there
+    part = directory.with_name(f".{directory.name}.part")  # kept if interrupted, so that the next run continues there
     with _hub_problems(model.repo_id, expect_gated=model.gated):
         weights = _download_model(model.repo_id, part, say)
     say("  converting for LitGPT")
@@ -126,7 +126,9 @@ def prepare_model(objective: LoraObjective, resolve: PathResolver, say: Say) -> 
     except ConversionError as error:
         raise PrepareError(f"model.repo_id: {error}") from error
     if missing := missing_files(part):
-        raise PrepareError(f"model.repo_id: {model.repo_id} gives no {', '.join(missing)}; the parts are in {part}")
+        raise PrepareError(
+            f"model.repo_id: {model.repo_id} does not provide {', '.join(missing)}; the downloaded files are in {part}"
+        )
     part.rename(directory)
     for name in weights:
         (directory / name).unlink()
@@ -135,12 +137,12 @@ def prepare_model(objective: LoraObjective, resolve: PathResolver, say: Say) -> 
 
 
 def _convert_folder(folder: Path, name: str, resolve: PathResolver, say: Say) -> None:
-    """Convert a Hugging Face folder, once. The checkpoint appears under its name whole or not at all."""
+    """Convert a Hugging Face folder if this has not been done. The checkpoint is created atomically."""
     converted = converted_dir(folder, resolve)
     if converted.is_dir():
         if fault := conversion_fault(folder, resolve):
             raise PrepareError(f"model.checkpoint_dir: {fault}")
-        say(f"model {name}: converted already, nothing to do ({folder} -> {converted})")
+        say(f"model {name}: already converted, nothing to do ({folder} -> {converted})")
         return
     say(f"model {name}: converting for LitGPT: {folder} -> {converted}")
     converted.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +150,7 @@ def _convert_folder(folder: Path, name: str, resolve: PathResolver, say: Say) ->
     try:
         part = work / converted.name
         part.mkdir()
-        made_of = origin(folder)  # before it is read: a change meanwhile is found later
+        made_of = origin(folder)  # before the folder is read, so that a later change is noticed
         try:
             convert(folder, part)
         except ConversionError as error:
@@ -167,20 +169,20 @@ def _convert_folder(folder: Path, name: str, resolve: PathResolver, say: Say) ->
 
 
 def _work_dir(target: Path) -> Path:
-    """Make a private folder beside `target`, and remove those of processes of this host that were killed."""
+    """Create a private folder next to `target`; remove the folders of killed processes of this host."""
     prefix = f".{target.name}.{socket.gethostname()}."
     for other in target.parent.iterdir():
         pid = other.name.removeprefix(prefix)
         if other.name.startswith(prefix) and pid.isdecimal() and process_start(int(pid)) is None:
             shutil.rmtree(other, ignore_errors=True)
     folder = target.with_name(f"{prefix}{os.getpid()}")
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier process of this number
+    shutil.rmtree(folder, ignore_errors=True)  # left by an earlier process with the same pid
     folder.mkdir()
     return folder
 
 
 def _download_model(repo_id: str, directory: Path, say: Say) -> list[str]:
-    """Fetch configuration, tokenizer and weights; returns the names of the weight files."""
+    """Download configuration, tokenizer and weights. Return the names of the weight files."""
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=_endpoint())
@@ -204,17 +206,17 @@ def _download_model(repo_id: str, directory: Path, say: Say) -> list[str]:
 
 
 def prepare_data(objective: LoraObjective, resolve: PathResolver, say: Say) -> None:
-    """The training data. Raises PrepareError."""
+    """Download the training data. Raises PrepareError."""
     data = objective.data
     path = resolve(data.path)
     if path.is_dir() or path.is_file():
-        origin = "bundled" if data.path.startswith("bundle:") else "there already"
+        origin = "bundled" if data.path.startswith("bundle:") else "already there"
         say(f"data {data.name}: {origin}, nothing to do ({path})")
         return
     if data.url is None:
-        raise PrepareError(f"data.path: {path} is not there, and data.url is not given")
+        raise PrepareError(f"data.path: {path} does not exist, and data.url is not given")
     if path.suffix != ".json":
-        raise PrepareError(f"data.path: {path} must end in .json, since data.url gives one file")
+        raise PrepareError(f"data.path: {path} must end in .json, because data.url is one JSON file")
     say(f"data {data.name}: {data.url} -> {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -243,26 +245,26 @@ def _fetch(url: str, stream: Any) -> None:
         reason = getattr(error, "reason", error)
         raise PrepareError(f"data.url: {url} cannot be reached ({reason}); {_network_help()}") from error
     if expected is not None and stream.tell() != int(expected):
-        raise PrepareError(f"data.url: {url} broke off after {stream.tell()} of {expected} bytes")
+        raise PrepareError(f"data.url: {url} was interrupted after {stream.tell()} of {expected} bytes")
 
 
 def _rows(path: Path, url: str) -> int:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise PrepareError(f"data.url: {url} gives no JSON ({error})") from error
+        raise PrepareError(f"data.url: {url} is not JSON ({error})") from error
     whole = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
     if not whole or not {"instruction", "output"} <= set(rows[0]):
         raise PrepareError(f"data.url: {url} is not in Alpaca format: a list of instruction, input and output")
     return len(rows)
 
 
-# The data sets of the tasks. They are loaded by a process of their own, with the environment that a job will have,
-# because the Hugging Face libraries read it once, when they are imported.
+# The data sets of the tasks. A separate process loads them with the environment of a job, because the Hugging Face
+# libraries read the environment only once, when they are imported.
 
 
 def prepare_tasks(objective: LoraObjective, resolve: PathResolver, say: Say) -> None:
-    """The data sets that the tasks read. Raises PrepareError."""
+    """Download the data sets of the tasks. Raises PrepareError."""
     tasks = objective.tasks
     if str(tasks.include_path).startswith("bundle:") and not tasks.datasets:
         say(f"tasks {tasks.name}: bundled, nothing to do")
@@ -277,53 +279,53 @@ def prepare_tasks(objective: LoraObjective, resolve: PathResolver, say: Say) -> 
     say(f"tasks {tasks.name}: looking for {', '.join(names)}")
     found = _load_elsewhere(request, home, offline=True)
     if found is None:
-        say(f"tasks {tasks.name}: there already, nothing to do")
+        say(f"tasks {tasks.name}: already there, nothing to do")
         return
     if found["kind"] in ("unknown", "local"):
         raise PrepareError(f"tasks: {found['message']}")
-    say(f"  fetching {', '.join(tasks.datasets) or 'their data sets'} -> {home}")
+    say(f"  downloading {', '.join(tasks.datasets) or 'their data sets'} -> {home}")
     _reach_hub()
     home.mkdir(parents=True, exist_ok=True)
-    for offline in (False, True):  # fetched, then read once more as a job will
+    for offline in (False, True):  # download, then load again as a job does
         if problem := _load_elsewhere(request, home, offline=offline):
-            when = "even after they were fetched: " if offline else ""
+            when = "even after the download: " if offline else ""
             raise PrepareError(f"tasks: {when}{problem['message']}")
     say(f"tasks {tasks.name}: done")
 
 
 def _reach_hub() -> None:
-    """Raise PrepareError where the hub does not answer; `datasets` would try again and again for half a minute."""
+    """Raise PrepareError if the hub does not answer, instead of the retries of `datasets`, which take half a minute."""
     try:
         with urllib.request.urlopen(urllib.request.Request(_endpoint(), method="HEAD"), timeout=NETWORK_TIMEOUT_S):
             return
     except urllib.error.HTTPError:
-        return  # an answer, whatever it says
+        return  # the hub answers, with whatever status
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise PrepareError(f"tasks: {_endpoint()} cannot be reached; {_network_help()}") from error
 
 
 def _load_elsewhere(request: Mapping[str, Any], home: Path, *, offline: bool) -> dict[str, str] | None:
-    """Load tasks in a fresh process with this Hugging Face home. None, or the kind of problem and its message."""
+    """Load tasks in a new process with this Hugging Face home. Return None, or the kind and message of a problem."""
     from huggingface_hub import constants
 
     with tempfile.TemporaryDirectory() as scratch:
         environment = {
             **os.environ,
             "HF_HOME": str(home) if home.is_dir() else scratch,
-            "HF_TOKEN_PATH": constants.HF_TOKEN_PATH,  # a cached login stays where it is
+            "HF_TOKEN_PATH": constants.HF_TOKEN_PATH,  # keep using the cached login
             "HF_HUB_OFFLINE": "1" if offline else os.environ.get("HF_HUB_OFFLINE", "0"),
             "HF_DATASETS_OFFLINE": "1" if offline else os.environ.get("HF_DATASETS_OFFLINE", "0"),
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE_DIR.parent), os.environ.get("PYTHONPATH", "")])),
         }
         for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE"):
-            environment.pop(name, None)  # they would lead away from the shared home
+            environment.pop(name, None)  # they would override the shared home
         done = subprocess.run(
             [sys.executable, "-m", "hpo_cluster.objectives.lora.prepare"],
             input=json.dumps({**request, "cache_dir": scratch}),
             env=environment,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if offline else None,  # progress bars of the download are worth seeing
+            stderr=subprocess.PIPE if offline else None,  # the user sees the progress bars of the download
             text=True,
             check=False,
         )
@@ -332,7 +334,7 @@ def _load_elsewhere(request: Mapping[str, Any], home: Path, *, offline: bool) ->
         problem: dict[str, str] | None = json.loads(answer)
     except ValueError:
         end = (done.stderr or "").strip().rpartition("\n")[2]
-        return {"kind": "crash", "message": f"loading them ended with exit status {done.returncode} {end}".strip()}
+        return {"kind": "crash", "message": f"loading the tasks ended with exit status {done.returncode} {end}".strip()}
     return problem
 
 
@@ -348,19 +350,19 @@ def _load_here(request: Mapping[str, Any]) -> dict[str, str] | None:
         cause = error.__cause__
         if cause is None:
             return {"kind": "unknown", "message": str(error)}
-        message = " ".join(str(cause).split())  # `datasets` says which data set, and where its page is
+        message = " ".join(str(cause).split())  # `datasets` names the data set and its page
         if isinstance(cause, ConnectionError):
             message += f"; {_network_help()}"
         elif type(cause).__name__ in ("DatasetNotFoundError", "GatedRepoError", "RepositoryNotFoundError"):
             message += "; if it is gated, accept its conditions on its page" + (
                 "" if get_token() else f" and {_login()}"
             )
-        kind = "local" if type(cause) is FileNotFoundError else "data"  # the hub's errors are of classes of their own
+        kind = "local" if type(cause) is FileNotFoundError else "data"  # the hub's errors are subclasses
         return {"kind": kind, "message": f"{', '.join(request['names'])}: {message}"}
     return None
 
 
-# The hub's answers, in words.
+# Messages about errors of the hub.
 
 
 def _endpoint() -> str:
@@ -368,19 +370,19 @@ def _endpoint() -> str:
 
 
 def _login() -> str:
-    return f"make a token at {_endpoint()}/settings/tokens, then type: export HF_TOKEN=… (or: hf auth login)"
+    return f"create a token at {_endpoint()}/settings/tokens, then type: export HF_TOKEN=… (or: hf auth login)"
 
 
 def _network_help() -> str:
     return (
-        "run prepare on a machine with network, such as the cluster's frontend; "
+        "run prepare on a machine with network access, such as the cluster's frontend; "
         "behind a proxy: export https_proxy=http://HOST:PORT"
     )
 
 
 @contextlib.contextmanager
 def _hub_problems(repo_id: str, *, expect_gated: bool) -> Iterator[None]:
-    """Turn what the hub's client raises into what is missing and what to do about it."""
+    """Convert errors of the hub's client to PrepareError, with what is missing and what to do."""
     import requests
     from huggingface_hub import errors, get_token
 
@@ -393,7 +395,7 @@ def _hub_problems(repo_id: str, *, expect_gated: bool) -> Iterator[None]:
         raise
     except errors.GatedRepoError as error:
         if get_token() is None:
-            raise PrepareError(f"{what}: is gated and there is no token; {accept}, {login}") from error
+            raise PrepareError(f"{what}: is gated and no token was found; {accept}, {login}") from error
         access = "or the token may not read gated repositories"
         raise PrepareError(
             f"{what}: is gated and the account of the token has no access to it: {accept} and wait until it is granted "
@@ -401,11 +403,9 @@ def _hub_problems(repo_id: str, *, expect_gated: bool) -> Iterator[None]:
         ) from error
     except errors.RepositoryNotFoundError as error:
         more = "" if get_token() else f", or it is private: {login}"
-        raise PrepareError(f"{what}: there is none of that name at {_endpoint()}{more}") from error
+        raise PrepareError(f"{what}: does not exist at {_endpoint()}{more}") from error
     except errors.OfflineModeIsEnabled as error:
-        raise PrepareError(
-            f"{what}: the hub is switched off; type: unset HF_HUB_OFFLINE HF_DATASETS_OFFLINE"
-        ) from error
+        raise PrepareError(f"{what}: the hub is disabled; type: unset HF_HUB_OFFLINE HF_DATASETS_OFFLINE") from error
     except errors.LocalEntryNotFoundError as error:
         raise PrepareError(_unreachable(what, accept, login, expect_gated and get_token() is None)) from error
     except errors.HfHubHTTPError as error:
@@ -416,11 +416,11 @@ def _hub_problems(repo_id: str, *, expect_gated: bool) -> Iterator[None]:
     except (requests.ConnectionError, requests.Timeout) as error:
         raise PrepareError(_unreachable(what, accept, login, expect_gated and get_token() is None)) from error
     except requests.RequestException as error:
-        raise PrepareError(f"{what}: the download broke off ({type(error).__name__})") from error
+        raise PrepareError(f"{what}: the download was interrupted ({type(error).__name__})") from error
 
 
 def _unreachable(what: str, accept: str, login: str, token_missing: bool) -> str:
-    more = f". It is gated and there is no token either: {accept}, {login}" if token_missing else ""
+    more = f". It is gated, and no token was found either: {accept}, {login}" if token_missing else ""
     return f"{what}: {_endpoint()} cannot be reached; {_network_help()}{more}"
 
 

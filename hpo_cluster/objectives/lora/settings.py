@@ -1,7 +1,7 @@
 """Fine-tune a causal language model with LitGPT's LoRA and score it with lm-eval.
 
-The program is ``jobs/lora.py``; the settings here are all it reads. A parameter of the search space tunes the training
-setting of the same name, so anything in `TrainSettings` can be tuned or fixed.
+The program is ``jobs/lora.py``; it reads no other settings than these. A parameter of the search space tunes the
+training setting of the same name, so any field of `TrainSettings` can be tuned or fixed, except `FIXED_SETTINGS`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from hpo_cluster.settings import Settings
 from hpo_cluster.space import Categorical, Parameter, Space, Value
 from hpo_cluster.text import did_you_mean
 
-#: What LoRA can be put on; a setting ``lora_<name>`` each.
+#: Matrices that LoRA can adapt; each has a setting ``lora_<name>``.
 LORA_MATRICES = ("query", "key", "value", "projection", "mlp", "head")
 
-#: Training settings that are no matter of search.
+#: Training settings that cannot be tuned.
 FIXED_SETTINGS = ("seed", "physical_batch_size", "checkpoint_interval_s")
 
-#: Random configurations that are tried for rules that concern several settings.
+#: Number of random configurations that are checked against rules about several settings.
 PROBES = 1000
 
-#: Metrics that the job measures besides those of the tasks, and that can be optimised too: whether less is better.
+#: Metrics that the job measures in addition to those of the tasks, and whether less is better. All can be optimised.
 MEASURES = {
     "val_loss": True,
     "train_loss": True,
@@ -42,41 +42,46 @@ MEASURES = {
     "trainable_parameters": True,
 }
 
-#: Those that need validation rows, and those that a model before fine-tuning does not have.
+#: Measures that need validation rows, and measures that do not exist before fine-tuning.
 OF_VALIDATION = ("val_loss", "val_perplexity")
 OF_TRAINING = ("train_loss", "train_s", "tokens_per_s", "trainable_parameters")
 
-#: lm-eval's metrics by whether less of them is better.
+#: Well-known metrics of lm-eval, by direction.
 _LESS_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter", "brier_score")
 _MORE_IS_BETTER = ("acc", "acc_norm", "acc_mutual_info", "acc_all", "exact_match", "f1", "mcc", "bleu", "chrf", "em")
 
 
 class ModelSettings(Settings):
-    """The base model, as a LitGPT checkpoint directory, or as a Hugging Face folder that `prepare` has converted."""
+    """The base model: a LitGPT checkpoint directory, or a Hugging Face folder that `prepare` has converted."""
 
     name: str = Field(description="short name, used in messages and reports")
     checkpoint_dir: str = Field(
-        description="LitGPT checkpoint directory, or Hugging Face folder; `storage:` and `bundle:` may come first"
+        description="LitGPT checkpoint directory or Hugging Face folder; may begin with `storage:` or `bundle:`"
     )
-    repo_id: str | None = Field(None, description="where `prepare` gets the weights on the Hugging Face hub")
-    gated: bool = Field(False, description="whether the hub asks for a token of an account that accepted the licence")
+    repo_id: str | None = Field(
+        None, description="repository on the Hugging Face hub from which `prepare` downloads the weights"
+    )
+    gated: bool = Field(
+        False, description="whether the hub requires a token of an account that has accepted the licence"
+    )
 
 
 class DataSettings(Settings):
-    """Training data in Alpaca format: rows with instruction, input and output."""
+    """The training data in Alpaca format: rows with instruction, input and output."""
 
     name: str = Field(description="short name, used in messages and reports")
     path: str = Field(description="a JSON or JSONL file, or a directory with train.json(l) and, if any, val.json(l)")
-    url: str | None = Field(None, description="where `prepare` gets the file")
+    url: str | None = Field(None, description="URL from which `prepare` downloads the file")
     fields: dict[Column, str] = Field(
-        default_factory=dict, description="names of the columns, where they are others: {instruction: prompt}"
+        default_factory=dict,
+        description="names of columns that are called otherwise in the file: {instruction: prompt}",
     )
     val_split_fraction: float | None = Field(
-        None, ge=0, lt=1, description="share of a single file kept for the validation loss (null: 0.05; 0: none)"
+        None, ge=0, lt=1, description="share of a single file used for the validation loss (null: 0.05; 0: none)"
     )
-    split_seed: int = Field(42, description="seed of that split and of the order of examples")
+    split_seed: int = Field(42, description="seed of this split and of the order of the examples")
     prompt_style: str = Field("alpaca", description="LitGPT prompt style")
-    mask_prompt: bool = Field(False, description="whether the loss ignores the prompt's tokens")
+    mask_prompt: bool = Field(False, description="whether the loss ignores the tokens of the prompt")
 
 
 class TasksSettings(Settings):
@@ -93,26 +98,30 @@ class TasksSettings(Settings):
     )
     include_path: str | None = Field(None, description="directory of task YAML files of your own")
     num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt; null leaves it to the task (zero)")
-    limit: int | None = Field(None, ge=1, description="score only so many documents of each task")
+    limit: int | None = Field(None, ge=1, description="largest number of documents to score per task; null: all")
     batch_size: int = Field(64, ge=1, description="sequences scored at once")
-    datasets: tuple[str, ...] = Field((), description="hub data sets the tasks read; `prepare` fetches them")
+    datasets: tuple[str, ...] = Field((), description="hub data sets that the tasks read; `prepare` downloads them")
 
 
 class TrainSettings(Settings):
-    """How one fine-tuning is done. Every field can be tuned by a parameter of the same name."""
+    """The settings of one fine-tuning run. A parameter of the same name tunes a field; see `FIXED_SETTINGS`."""
 
     learning_rate: float = Field(3e-4, ge=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean of the gradient")
-    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the mean of its square")
-    epsilon: float = Field(1e-8, gt=0, description="AdamW's term beside the root of that mean")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay rate of the running mean of the gradient")
+    beta2: float = Field(
+        0.999, ge=0, lt=1, description="AdamW's decay rate of the running mean of the squared gradient"
+    )
+    epsilon: float = Field(1e-8, gt=0, description="AdamW's term added to the root of the mean squared gradient")
     lora_rank: int = Field(8, ge=1, description="rank of the LoRA matrices")
     lora_alpha: float = Field(16, gt=0, description="LoRA scale: the update is multiplied by alpha / rank")
     lora_alpha_rule: Literal["free", "rank", "root"] = Field(
         "free",
-        description="free: lora_alpha as it is; rank or root: lora_alpha_factor times the rank or its square root",
+        description="free: lora_alpha; rank or root: lora_alpha_factor times the rank or its square root",
     )
-    lora_alpha_factor: float = Field(2.0, gt=0, description="alpha by the rank or its root, where the rule says so")
+    lora_alpha_factor: float = Field(
+        2.0, gt=0, description="alpha divided by the rank or its root, if lora_alpha_rule is rank or root"
+    )
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout before the LoRA matrices")
     lora_query: bool = Field(True, description="LoRA on the query projection")
     lora_key: bool = Field(True, description="LoRA on the key projection")
@@ -121,11 +130,15 @@ class TrainSettings(Settings):
     lora_mlp: bool = Field(False, description="LoRA on the MLP")
     lora_head: bool = Field(True, description="LoRA on the language-model head")
     epochs: int = Field(1, ge=1, description="passes over the training data")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps at most; shortens the schedule too")
+    max_steps: int | None = Field(
+        None, ge=1, description="largest number of optimizer steps; shortens the schedule too"
+    )
     global_batch_size: int = Field(16, ge=1, description="sequences in one optimizer step")
-    micro_batch_size: int = Field(1, ge=1, description="sequences whose tokens are averaged together: weights the loss")
+    micro_batch_size: int = Field(
+        1, ge=1, description="sequences whose token losses are averaged together; affects the weights of the loss"
+    )
     physical_batch_size: int | None = Field(
-        None, ge=1, description="sequences on the device at once; changes no result; null: micro_batch_size"
+        None, ge=1, description="sequences on the device at once; does not affect results; null: micro_batch_size"
     )
     lr_warmup_steps: int = Field(100, ge=0, description="optimizer steps of linear warm-up before the schedule")
     lr_warmup_share: float | None = Field(
@@ -134,17 +147,23 @@ class TrainSettings(Settings):
     lr_schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="learning rate after the warm-up: a cosine or a line to zero, or constant"
     )
-    max_seq_length: int | None = Field(None, ge=1, description="longer examples are cut; null: the model's block size")
-    precision: Literal["bf16-true", "bf16-mixed", "32-true"] = Field("bf16-true", description="LitGPT precision")
-    validation_batches: int = Field(100, ge=0, description="micro-batches of the final validation loss, at most")
-    checkpoint_interval_s: float = Field(
-        300, ge=0, description="seconds between two checkpoints; changes no result; 0: only when a signal asks for one"
+    max_seq_length: int | None = Field(
+        None, ge=1, description="longer examples are truncated; null: the block size of the model"
     )
-    seed: int | None = Field(None, ge=0, description="fixes the training seed; null: from campaign seed and trial")
+    precision: Literal["bf16-true", "bf16-mixed", "32-true"] = Field("bf16-true", description="LitGPT precision")
+    validation_batches: int = Field(
+        100, ge=0, description="largest number of micro-batches for the final validation loss"
+    )
+    checkpoint_interval_s: float = Field(
+        300, ge=0, description="seconds between two checkpoints; does not affect results; 0: only on a signal"
+    )
+    seed: int | None = Field(
+        None, ge=0, description="seed of training; null: derived from the campaign seed and the trial"
+    )
 
     @property
     def alpha(self) -> float:
-        """LoRA's alpha by its rule. With ``root`` the update's scale is factor / sqrt(rank), rank-stabilised LoRA.
+        """LoRA's alpha by `lora_alpha_rule`; ``root`` is rank-stabilised LoRA: scale = factor / sqrt(rank).
 
         Reference: D. Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023
         (arXiv:2312.03732).
@@ -154,39 +173,39 @@ class TrainSettings(Settings):
         return self.lora_alpha_factor * (self.lora_rank if self.lora_alpha_rule == "rank" else self.lora_rank**0.5)
 
     def warmup_steps(self, schedule: int) -> int:
-        """Optimizer steps of the warm-up of a schedule of so many steps."""
+        """Return the number of warm-up steps in a schedule of `schedule` optimizer steps."""
         return self.lr_warmup_steps if self.lr_warmup_share is None else round(self.lr_warmup_share * schedule)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.global_batch_size % self.micro_batch_size:
-            sizes = f"{self.global_batch_size} is no multiple of micro_batch_size={self.micro_batch_size}"
+            sizes = f"{self.global_batch_size} is not a multiple of micro_batch_size={self.micro_batch_size}"
             raise ValueError(f"global_batch_size={sizes}")
         if not any(getattr(self, f"lora_{matrix}") for matrix in LORA_MATRICES):
             raise ValueError(
-                f"LoRA needs one matrix at least; accepted: {', '.join(f'lora_{m}' for m in LORA_MATRICES)}"
+                f"LoRA needs at least one matrix; accepted: {', '.join(f'lora_{m}' for m in LORA_MATRICES)}"
             )
         return self
 
 
 def lower_is_better(metric: str) -> bool | None:
-    """Return whether less of a well-known metric is better; None for one that is not known by its name."""
+    """Return whether less of a metric is better; None if its name is not well known."""
     if metric in MEASURES:
         return MEASURES[metric]
-    name = metric.rpartition("/")[2].partition(",")[0]  # without its task and its filter
+    name = metric.rpartition("/")[2].partition(",")[0]  # without task and filter
     return True if name in _LESS_IS_BETTER else False if name in _MORE_IS_BETTER else None
 
 
 def refused_test(metric: str, task: str) -> str:
-    """Say why the metric of a test task cannot be optimised."""
+    """Return a message that says why the metric of a test task cannot be optimised."""
     return (
-        f"tasks.metric={metric}: {task} is a test task, which is recorded only, to judge what is found without it; "
+        f"tasks.metric={metric}: {task} is a test task: it is only recorded, to judge the result independently; "
         f"to optimise it, give tasks.validation={task} and take it out of tasks.test"
     )
 
 
 class LoraObjective(Objective):
-    """LoRA fine-tune, then score. The direction is the metric's, where it is not given."""
+    """LoRA fine-tuning followed by scoring. If the direction is not given, it follows from the metric."""
 
     OPERATIONAL = ("train.physical_batch_size", "train.checkpoint_interval_s", "keep_adapter")
     PLACES = ("model.checkpoint_dir", "data.path", "tasks.include_path")
@@ -197,9 +216,10 @@ class LoraObjective(Objective):
     tasks: TasksSettings
     train: TrainSettings
     evaluation: Literal["in_memory", "litgpt_cli"] = Field(
-        "in_memory", description="in_memory: score the merged model in place; litgpt_cli: convert and `litgpt evaluate`"
+        "in_memory",
+        description="in_memory: score the merged model in memory; litgpt_cli: convert and `litgpt evaluate`",
     )
-    keep_adapter: bool = Field(True, description="whether each attempt keeps its LoRA weights")
+    keep_adapter: bool = Field(True, description="whether each attempt saves its LoRA weights")
 
     @model_validator(mode="before")
     @classmethod
@@ -217,17 +237,17 @@ class LoraObjective(Objective):
         if less is not None and less == (self.direction == "maximize"):
             better, wanted = ("less", "minimize") if less else ("more", "maximize")
             raise ValueError(
-                f"objective.direction={self.direction}: {better} {metric} is better; give {wanted}, or leave it null"
+                f"objective.direction={self.direction}: {better} {metric} is better; give {wanted}, or null"
             )
         if metric in OF_VALIDATION and not self.train.validation_batches:
-            raise ValueError(f"tasks.metric={metric}: train.validation_batches=0 measures none; give 1 or more")
+            raise ValueError(f"tasks.metric={metric}: train.validation_batches=0 does not measure it; give 1 or more")
         task, of_a_task, _ = metric.rpartition("/")
         if of_a_task and task in self.tasks.test:
             raise ValueError(refused_test(metric, task))
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that make the objective what it is; campaigns from before `data.fields` go on."""
+        """Return the settings that must not change; without an empty `data.fields`, which old campaigns do not have."""
         identity = super().identity()
         if not self.data.fields:
             del identity["data"]["fields"]
@@ -251,16 +271,21 @@ class LoraObjective(Objective):
 
     @property
     def has_baseline(self) -> bool:
-        """Whether there is something to evaluate before any tuning: the model as it is."""
+        """Whether the objective can be evaluated before any tuning: the base model can be scored."""
         return True
 
     @property
     def gpus_at_most(self) -> int | None:
-        """How many GPUs one evaluation can use: the recipe trains and scores on one."""
+        """Largest number of GPUs that one evaluation can use: it trains and scores on one."""
         return 1
 
+    @property
+    def test_tasks(self) -> tuple[str, ...]:
+        """Names of the tasks whose metrics are only recorded."""
+        return self.tasks.test
+
     def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
-        """The ``settings`` of ``params.json``: plain JSON, every path absolute."""
+        """Return the ``settings`` of ``params.json``: plain JSON, all paths absolute."""
         settings = self.model_dump(mode="json")
         settings["model"]["checkpoint_dir"] = str(litgpt_dir(resolve(self.model.checkpoint_dir), resolve))
         settings["data"]["path"] = str(resolve(self.data.path))
@@ -270,7 +295,7 @@ class LoraObjective(Objective):
         return settings
 
     def space_faults(self, space: Space) -> list[str]:
-        """Parameters that tune no training setting, values that the setting does not accept alone or with others."""
+        """Return parameters without a training setting of their name, and values that settings do not accept."""
         faults = []
         fields = [name for name in TrainSettings.model_fields if name not in FIXED_SETTINGS]
         for name, parameter in space.parameters.items():
@@ -288,7 +313,7 @@ class LoraObjective(Objective):
         return faults or self._joint_faults(space)
 
     def _without_effect(self, space: Space) -> list[str]:
-        """Parameters whose setting is not read, as other settings are."""
+        """Return the parameters that have no effect because of other settings."""
         idle = {}
         if "lora_alpha_rule" not in space.parameters:
             rule = self.train.lora_alpha_rule
@@ -298,12 +323,10 @@ class LoraObjective(Objective):
         elif self.train.lr_warmup_share is not None:
             idle["lr_warmup_steps"] = f"train.lr_warmup_share={self.train.lr_warmup_share:g}"
         found = [(name, why) for name, why in idle.items() if name in space.parameters]
-        return [
-            f"space.{name}: has no effect with {why}; change that, or leave the parameter out" for name, why in found
-        ]
+        return [f"space.{name}: has no effect with {why}; change that, or remove the parameter" for name, why in found]
 
     def _joint_faults(self, space: Space) -> list[str]:
-        """What some allowed configurations lack as a whole, found by trying many of them."""
+        """Return the rules about several settings that some allowed configurations break, found by random sampling."""
         found: dict[str, str] = {}
         rng = np.random.default_rng(0)
         for configuration in filter(space.allows, map(space.decode, rng.random((PROBES, space.dim)))):
@@ -319,13 +342,13 @@ class LoraObjective(Objective):
         return [f"space: a configuration is not accepted: {fault}; {hint}" for fault in found.values()]
 
     def reading_faults(self, resolve: PathResolver) -> list[str]:
-        """What is found wrong by reading tasks, tokenizer and data as a job does; takes some seconds."""
+        """Return the faults found by reading tasks, tokenizer and data as a job does; takes some seconds."""
         from hpo_cluster.objectives.lora.checks import check_before_start
 
         return check_before_start(self.job_settings(resolve))
 
     def file_faults(self, resolve: PathResolver) -> list[str]:
-        """Which files the jobs would miss, each with what to do about it."""
+        """Return which files the jobs need and lack, each with what to do about it."""
         faults = []
         prepare = f"hpo-cluster prepare model={self.model.name} data={self.data.name} tasks={self.tasks.name}"
         configured_dir = resolve(self.model.checkpoint_dir)
@@ -342,19 +365,19 @@ class LoraObjective(Objective):
         data_path = resolve(self.data.path)
         if files_of(data_path)[0] is None:
             how = f"run: {prepare}" if self.data.url else "give a .json or .jsonl file, or a folder with train.json"
-            faults.append(f"data.path: {data_path} is no Alpaca-format data; {how}")
+            faults.append(f"data.path: {data_path} is not Alpaca-format data; {how}")
         if self.tasks.include_path is not None and not resolve(self.tasks.include_path).is_dir():
-            faults.append(f"tasks.include_path: {resolve(self.tasks.include_path)} is no directory")
+            faults.append(f"tasks.include_path: {resolve(self.tasks.include_path)} is not a directory")
         return faults
 
 
 def ends(parameter: Parameter) -> tuple[Value, ...]:
-    """The values of a parameter that its setting has to accept, so that it accepts all."""
+    """Return the values of a parameter that a setting must accept in order to accept all: the choices or both ends."""
     if isinstance(parameter, Categorical):
         return parameter.choices
     return parameter.decode(0.0), parameter.decode(1.0)
 
 
 def effective_train(train: TrainSettings, parameters: Mapping[str, Any]) -> TrainSettings:
-    """The training settings of one configuration: its parameters in the place of the settings of the same names."""
+    """Return the training settings of one configuration: parameters replace the settings of the same names."""
     return TrainSettings.model_validate({**train.model_dump(), **parameters})

@@ -82,7 +82,7 @@ def test_settings_survive_the_round_trip_and_the_directory_is_recorded(
     assert objective.job_settings(Path)["cwd"] == str(tmp_path)
     assert objective.file_faults(Path) == []
     gone = CommandObjective(command="f", cwd=str(tmp_path / "gone"))
-    assert "is no directory" in gone.file_faults(Path)[0]
+    assert "is not a directory" in gone.file_faults(Path)[0]
 
 
 def test_parse_objective_names_every_fault() -> None:
