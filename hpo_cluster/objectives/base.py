@@ -120,6 +120,10 @@ class Objective(Settings, ABC):
         """Return the faults that a job would find at its start; empty if none, or if they cannot be found here."""
         return []
 
+    def prepare(self, resolve: PathResolver, say: Callable[[str], object]) -> None:
+        """Fetch what the jobs read and shared storage lacks; `say` is called with each line of progress."""
+        say(f"objective={self.kind} needs nothing prepared")
+
     def outcome(self, result: Mapping[str, Any]) -> Outcome:
         """Read a valid ``result.json``.
 

@@ -59,11 +59,5 @@ def prepare(arguments: Arguments) -> int:
     config = compose(arguments.words, check_files=False, faults=arguments.faults, **arguments.files)
     if arguments.option("--cfg"):
         return print_configs(arguments, [config])
-    from hpo_cluster.objectives.lora.prepare import prepare
-    from hpo_cluster.objectives.lora.settings import LoraObjective
-
-    if isinstance(config.objective, LoraObjective):
-        prepare(config.objective, config.resolve, lambda line: say(line, flush=True))
-    else:
-        say(f"objective={config.objective.kind} needs nothing prepared")
+    config.objective.prepare(config.resolve, lambda line: say(line, flush=True))
     return OK

@@ -310,16 +310,14 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     files = {"history": campaign.opened.layout.history, "log": campaign.opened.log_path}
     if plot := _draw(config.campaign_dir):
         files["plot"] = plot
-    tasks = getattr(config.objective, "tasks", None)
     status = {
         **status,
         "state": "stopped" if campaign.reason else "finished",
         "reason": campaign.reason or None,
         "eta_s": None,
     }
-    tests = tuple(tasks.test) if tasks is not None else ()
     short = {label: short_path(path) for label, path in files.items()}
-    tell("\n".join(summary_lines(status, config.objective.metric, tests, short)))
+    tell("\n".join(summary_lines(status, config.objective.metric, config.objective.test_tasks or (), short)))
     if campaign.reason:
         tell(f"Go on, once that is fixed:\n  {resume}")
     return BAD_END if campaign.reason or status["best"] is None else OK

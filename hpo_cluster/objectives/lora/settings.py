@@ -7,7 +7,7 @@ training setting of the same name, so any field of `TrainSettings` can be tuned 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -293,6 +293,12 @@ class LoraObjective(Objective):
         if self.tasks.include_path is not None:
             settings["tasks"]["include_path"] = str(resolve(self.tasks.include_path))
         return settings
+
+    def prepare(self, resolve: PathResolver, say: Callable[[str], object]) -> None:
+        """Fetch or convert the model, the data and the tasks. Raises ConfigError with all that is missing."""
+        from hpo_cluster.objectives.lora.prepare import prepare
+
+        prepare(self, resolve, say)
 
     def space_faults(self, space: Space) -> list[str]:
         """Return parameters without a training setting of their name, and values that settings do not accept."""
