@@ -37,7 +37,7 @@ def said(**data: Any) -> list[str]:
         ({"inner": {"size": 0}}, "outer.inner.size=0: must be at least 1, or accepted: 'auto'"),
         ({"names": ["a", 1]}, "outer.names.1=1: must be text"),
         ({"rate": "x"}, "outer.rate='x': must be a number"),
-        ({"rates": 1.0}, "outer.rates: is no setting"),
+        ({"rates": 1.0}, "outer.rates: is not a setting"),
         ({"inner": 3}, "outer.inner=3: input should be a valid dictionary or instance of Inner"),
     ],
 )
