@@ -1,4 +1,4 @@
-"""A campaign to open: what it is, how to run it now, and the parts that do it."""
+"""The specification of a campaign: what it is, how it is run now, and the objects that run it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hpo_cluster.window import LaunchHours
 
 @dataclass(frozen=True)
 class CampaignSpec:
-    """A campaign to open."""
+    """A campaign to open, with its objective, optimizer and launcher."""
 
     dir: Path
     identity: Mapping[str, Any]
@@ -37,23 +37,23 @@ class CampaignSpec:
     operation: Operation
     resolve: PathResolver
     hours: LaunchHours = field(default_factory=LaunchHours)  # when jobs may be submitted
-    settings: Mapping[str, Any] = field(default_factory=dict)  # recorded with the start, beside the operation
+    settings: Mapping[str, Any] = field(default_factory=dict)  # recorded with the start, in addition to the operation
     overrides: tuple[str, ...] = ()
     code: Literal["recorded", "current"] = "recorded"
     take_over: bool = False
-    warm_start: WarmStart = field(default_factory=WarmStart)  # what it begins with, where it is new
-    tick: bool = False  # one short pass: leave no trace where nothing happens
+    warm_start: WarmStart = field(default_factory=WarmStart)  # earlier evaluations, with which a new campaign begins
+    tick: bool = False  # one short pass, which leaves no trace if nothing happens
 
     @property
     def gpus_per_trial(self) -> int:
-        """GPUs that one evaluation has."""
+        """Number of GPUs of one evaluation."""
         return int((self.settings.get("launcher") or {}).get("gpus_per_trial", 0))
 
 
 def identity_of(
     space: Space, objective: Objective, optimizer: str, settings: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
-    """What a campaign is, as plain data: written once into ``campaign.yaml``, and compared at each start."""
+    """Return what defines a campaign, as plain data: written once into ``campaign.yaml``, compared at each start."""
     return {
         "space": space.to_json(),
         "objective": objective.identity(),
@@ -71,10 +71,10 @@ def _objective_as(
     *,
     anywhere: bool = False,
 ) -> dict[str, Any]:
-    """Return an objective's identity as the campaign in `directory` recorded it, if they differ in places alone.
+    """Return an objective's identity as the campaign in `directory` recorded it, if the two differ only in places.
 
-    Without `anywhere`, another place counts as the same if the campaign has moved there with its project, or was last
-    told to look there.
+    Without `anywhere`, another place counts as the same if the campaign moved there together with its project, or if
+    the last start was configured with that place.
     """
 
     @functools.cache
@@ -93,13 +93,13 @@ def _objective_as(
 
 
 def decided(name: str, settings: Mapping[str, Any], budget: int, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The optimizer's settings with the open ones (null) decided once and for all.
+    """Return the optimizer's settings with a value for those that are null, the same for the whole campaign.
 
     Args:
-        name: of the optimizer.
-        settings: as configured.
-        budget: of this start: the size of a new campaign's design, where that is open.
-        recorded: identity of the campaign, which has decided them already; None where the campaign is new.
+        name: name of the optimizer.
+        settings: settings as configured.
+        budget: budget of this start, which sets the size of a new campaign's design if that is null.
+        recorded: identity of the campaign, which holds the values already; None if the campaign is new.
     """
     new = {"points": budget, "budget": budget}
     choices: dict[str, Any] = new if recorded is None else dict(recorded.get("optimizer") or {})
@@ -125,27 +125,28 @@ def make_spec(
     other_places: bool = False,
     **options: Any,
 ) -> CampaignSpec:
-    """The spec of a campaign in `directory`, whether it exists already or not.
+    """Return the spec of a campaign in `directory`, whether the campaign exists already or not.
 
     Args:
-        directory: of the campaign.
-        space: what is searched.
-        objective: what is optimised.
-        optimizer: its name.
-        optimizer_settings: its settings.
-        seed: of the campaign.
-        launcher: where jobs run.
-        operation: how it is run now.
+        directory: folder of the campaign.
+        space: space to search.
+        objective: objective to optimise.
+        optimizer: name of the optimizer.
+        optimizer_settings: settings of the optimizer.
+        seed: seed of the campaign.
+        launcher: settings of the launcher that runs the jobs.
+        operation: settings of how the campaign is run now.
         storage_dir: shared folder of models and data.
-        resolve: turns a configured path into an absolute one.
-        warm_start: folders of earlier campaigns whose evaluations it begins with; None: those that it was begun with.
-        warm_start_other_objective: whether these may be of another objective.
-        other_places: whether the objective's files may be elsewhere than an existing campaign has them, wherever.
+        resolve: function that turns a configured path into an absolute one.
+        warm_start: folders of earlier campaigns with whose evaluations this one begins; None: those that an existing
+            campaign recorded.
+        warm_start_other_objective: whether the earlier campaigns may have another objective.
+        other_places: whether the objective's files may be in any other place than an existing campaign recorded.
         options: other fields of the spec.
 
     Raises:
-        ConfigError: where the optimizer's settings are wrong, or it cannot search that space; with all that speaks
-            against the warm start.
+        ConfigError: if the optimizer's settings are wrong, if the optimizer cannot search this space, or if an earlier
+            campaign does not fit; names all reasons against the warm start.
     """
     typed = make_settings(optimizer, optimizer_settings).model_dump(mode="json")
     recorded = read_identity(CampaignLayout(directory).identity)
@@ -165,8 +166,8 @@ def make_spec(
         )
     if recorded is not None:
         anywhere = other_places
-        told = recorded.get("objective") or {}
-        identity["objective"] = _objective_as(identity["objective"], told, objective, directory, anywhere=anywhere)
+        known = recorded.get("objective") or {}
+        identity["objective"] = _objective_as(identity["objective"], known, objective, directory, anywhere=anywhere)
     return CampaignSpec(
         dir=directory,
         identity={**identity, **begins_with.identity},

@@ -143,7 +143,7 @@ def test_folders_of_jobs_that_wait_are_left_alone(tmp_path: Path, monkeypatch: p
         for _ in range(5):
             campaign.collector.read_files()
         assert looked == ["t0007"] * 5
-        campaign.collector.watch._told_at -= 10.0  # the scheduler hangs: jobs may begin and end meanwhile
+        campaign.collector.watch._answered_at -= 10.0  # the scheduler hangs: jobs may begin and end meanwhile
         looked.clear()
         campaign.collector.read_files()
         assert len(looked) == 50
