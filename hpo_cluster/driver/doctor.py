@@ -177,7 +177,9 @@ def _found_by_job(result: dict[str, Any], began: float, submission: Submission, 
     devices = result["visible_devices"]
     there = f"GPUs there: {', '.join(names) or 'none'}" + (f" (visible: {devices})" if devices else "")
     if len(names) < gpus:
-        remedy = "ask for hosts with GPUs (launcher.partition, constraint, properties), or set launcher.gpus_per_trial=0"
+        remedy = (
+            "ask for hosts with GPUs (launcher.partition, constraint, properties), or set launcher.gpus_per_trial=0"
+        )
         yield Finding(False, f"launcher.gpus_per_trial={gpus}; {there}", remedy)
     else:
         yield Finding(True, there)
