@@ -1,4 +1,4 @@
-"""Validation errors of pydantic, turned into plain sentences: one fault for each key."""
+"""The base class of all typed settings, and pydantic's validation errors in plain sentences: one for each key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Settings(BaseModel):
+    """Base class of typed settings: unknown keys are faults, and values cannot be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
 
 #: What is required, by pydantic's kind of error. For any other kind, pydantic's own message is used.
 REQUIREMENTS = {

@@ -43,9 +43,22 @@ def in_code(text: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``did you mean WORD? `` with the known word closest to the one typed; empty if no word is close."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    """Return ``did you mean WORD? `` with the known word closest to the one typed; empty if no word is close.
+
+    The last parts of dotted keys must be close too. If no word is close, take a key with the same last part
+    (`optimizer.initial` for `initial`), or a word that begins with the one typed.
+    """
+    known = list(known)
+    tail = _last_part(word)
+    alike = difflib.get_close_matches(word, known, n=3)
+    close = [other for other in alike if difflib.get_close_matches(tail, [_last_part(other)])] or [
+        other for other in known if _last_part(other) == tail or other.startswith(word)
+    ]
     return f"did you mean {close[0]}? " if close else ""
+
+
+def _last_part(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _in_plain_signs(error: UnicodeError) -> tuple[str, int]:

@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives import worker
+from hpo_cluster.objectives.lora.hugging_face import missing_files
 from hpo_cluster.objectives.lora.instruction_data import read_data
 from hpo_cluster.objectives.lora.settings import (
-    CHECKPOINT_FILES,
     OF_TRAINING,
     LoraObjective,
     TrainSettings,
@@ -202,7 +202,7 @@ def check_measurable(objective: LoraObjective, counts_energy: bool, *, baseline:
 def checked_checkpoint(objective: LoraObjective) -> Path:
     """Return the base model's folder. Raise AttemptError, of kind ``missing_model``, if a file is missing."""
     folder = Path(objective.model.checkpoint_dir)
-    if missing := [name for name in CHECKPOINT_FILES if not (folder / name).is_file()]:
+    if missing := missing_files(folder):
         hint = f"hpo-cluster prepare model={objective.model.name}"
         raise AttemptError(ErrorKind.MISSING_MODEL, f"{folder} lacks {', '.join(missing)}; run: {hint}")
     return folder

@@ -29,11 +29,12 @@ from benchmarks.optimizers.run import THREADS
 from hpo_cluster.cli.display import PlainDisplay
 from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.driver.run_settings import Operation
-from hpo_cluster.driver.spec import make_spec
+from hpo_cluster.driver.spec import choose_optimizer, make_spec
 from hpo_cluster.launchers.local import LocalSettings
 from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
 from hpo_cluster.objectives.synthetic import SyntheticObjective
 from hpo_cluster.optimizers.base import Optimizer
+from hpo_cluster.optimizers.registry import make_settings
 from hpo_cluster.trial import Ask
 
 if TYPE_CHECKING:
@@ -97,12 +98,12 @@ def open_campaign(
     directory: Path, optimizer: str, function: str, budget: int, workers: int, cluster: SimulatedCluster
 ) -> tuple[Campaign, Timed]:
     """The campaign, new or with what is in its directory, and its optimizer."""
+    space = FUNCTIONS[function].space
     spec = make_spec(
         directory,
-        space=FUNCTIONS[function].space,
+        space=space,
         objective=SyntheticObjective(function=function),
-        optimizer=optimizer,
-        optimizer_settings={},
+        optimizer=choose_optimizer(optimizer, make_settings(optimizer, {}), space, 0, budget=budget),
         seed=0,
         launcher=LocalSettings(gpus_per_trial=1),
         operation=Operation(budget=budget, workers=workers),

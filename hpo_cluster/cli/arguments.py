@@ -1,110 +1,288 @@
-"""Words of a command line: flags, overrides, folders and numbers of trials."""
+"""The commands, their options, and what a command line says: the one table that help, parsing and completion read."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
+import argparse
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any
 
-from hpo_cluster.cli.help import FLAGS
 from hpo_cluster.errors import ConfigError
+from hpo_cluster.text import did_you_mean
 
-if TYPE_CHECKING:
-    pass
+#: Columns of the help.
+WIDTH = 118
 
-T = TypeVar("T")
+OVERRIDES = "[KEY=VALUE ...]"
+FILES = ("--config-dir", "--config-name")
+LOOK = ("--cfg", "--package", "--resolve")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its line of description, what it takes, its options and the function that carries it out."""
+
+    summary: str
+    runs: str  # module of `hpo_cluster.cli.commands` and function
+    words: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def takes_overrides(self) -> bool:
+        """Return whether it takes ``KEY=VALUE``."""
+        return OVERRIDES in self.words
+
+    @property
+    def takes_folder(self) -> bool:
+        """Return whether its first word is a campaign's folder."""
+        return self.words.startswith("DIR")
+
+    @property
+    def takes_trials(self) -> bool:
+        """Return whether numbers of trials follow the folder."""
+        return "TRIAL" in self.words
+
+
+COMMANDS: Mapping[str, Command] = {
+    "run": Command(
+        "start a campaign, or go on with it: the same command does both",
+        "drive.run",
+        OVERRIDES,
+        ("--multirun", *LOOK, "--info", *FILES, "--take-over", "--no-check"),
+    ),
+    "resume": Command(
+        "go on with a campaign by its folder; budget=, workers=, launcher= may change",
+        "drive.resume",
+        f"DIR {OVERRIDES}",
+        (*LOOK, "--config-dir", "--take-over"),
+    ),
+    "status": Command("where a campaign is, from any terminal", "look.status", "DIR", ("--json",)),
+    "why": Command("the story of a trial: attempts, jobs, nodes, errors, the end of its log", "look.why", "DIR TRIAL"),
+    "tail": Command("the log of a trial, as it grows", "look.tail", "DIR TRIAL"),
+    "cancel": Command("end trials; they do not count for the budget", "drive.post", "DIR TRIAL [TRIAL ...]"),
+    "retry": Command("try trials again that failed, diverged or were cancelled", "drive.post", "DIR TRIAL [TRIAL ...]"),
+    "stop": Command("let the driver, or the ticks, submit nothing more; jobs run on", "drive.post", "DIR"),
+    "tick": Command(
+        "one short pass in place of a driver that stays, for cron: take in, propose, submit, exit",
+        "drive.tick",
+        f"DIR {OVERRIDES}",
+        ("--config-dir", "--take-over"),
+    ),
+    "report": Command("draw plots of a campaign", "look.report", "DIR"),
+    "repair": Command(
+        "rebuild a journal that was cut or damaged, from its whole lines and the jobs' files", "check.repair", "DIR"
+    ),
+    "export-adapter": Command(
+        "write the model that a trial has fine-tuned as a Hugging Face model",
+        "look.export_adapter",
+        "DIR TRIAL",
+        ("--to",),
+    ),
+    "doctor": Command(
+        "check commands, storage, clock, queue, files, and run one tiny job", "check.doctor", OVERRIDES, FILES
+    ),
+    "prepare": Command(
+        "fetch model, data and tasks to shared storage, once", "check.prepare", OVERRIDES, (*LOOK, *FILES)
+    ),
+    "completion": Command(
+        "print the script that completes commands, keys, options and folders with the TAB key",
+        "shell.completion",
+        "bash|zsh|fish",
+    ),
+}
+
+#: By option: its short forms, and argparse's arguments.
+OPTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
+    "--multirun": (
+        ("-m",),
+        {"action": "store_true", "help": "several campaigns one after another: -m optimizer=lhs,bo 'seed=range(3)'"},
+    ),
+    "--cfg": (("-c",), {"metavar": "job", "help": "print the composed configuration as YAML and do nothing"}),
+    "--package": (("-p",), {"metavar": "KEY", "help": "of --cfg job: print this section or key alone"}),
+    "--resolve": (
+        (),
+        {"action": "store_true", "help": "of --cfg job: not needed, as interpolations are always resolved"},
+    ),
+    "--info": (
+        ("-i",),
+        {
+            "metavar": "WHAT",
+            "nargs": "?",
+            "const": "all",
+            "help": "print what the configuration is made of and do nothing: searchpath, defaults, defaults-tree, "
+            "config, or all",
+        },
+    ),
+    "--config-dir": (
+        ("-cd",),
+        {"metavar": "DIR", "help": "a folder of configuration files and of groups (space/NAME.yaml), besides ./conf"},
+    ),
+    "--config-name": (
+        ("-cn",),
+        {"metavar": "NAME", "help": "the file to begin with, in ./conf or --config-dir; begin it with  defaults: "
+         "[config, _self_]"},
+    ),
+    "--take-over": ((), {"action": "store_true", "help": "drive on where another host's driver has died"}),
+    "--no-check": (
+        (),
+        {
+            "action": "store_true",
+            "help": "do not read model, data and tasks before a new campaign starts; its jobs will",
+        },
+    ),
+    "--to": ((), {"metavar": "NEW_DIR", "help": "the folder that is written"}),
+    "--json": ((), {"action": "store_true", "help": "print the status as JSON"}),
+    "--help": (("-h",), {"action": "store_true", "help": "this text"}),
+}  # fmt: skip
+
+#: Hydra's options that have no meaning here, and what to type.
+NOT_OURS = {
+    ("--shell-completion", "-sc"): 'type: eval "$(hpo-cluster completion bash)"  (or zsh, fish)',
+    ("--hydra-help",): "type: hpo-cluster run --help",
+    ("--run", "-r"): "leave it out: run is the command",
+    ("--experimental-rerun",): "type: hpo-cluster resume DIR",
+    ("--config-path", "-cp"): "type: --config-dir DIR, and --config-name NAME for a file to begin with",
+}
+
+INFO = ("all", "config", "defaults", "defaults-tree", "searchpath")
 
 
 @dataclass
 class Arguments:
-    """A command with its words: flags apart, everything else in order."""
+    """A command with its options, and its other words in order: overrides, a folder, numbers of trials."""
 
     command: str
-    words: list[str] = field(default_factory=list)  # what is no flag: overrides, a folder
-    flags: dict[str, str] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
+    options: argparse.Namespace = field(default_factory=argparse.Namespace)
     faults: list[str] = field(default_factory=list)
 
+    def option(self, name: str) -> Any:
+        """Return the value of an option; None or False if it was not given, or the command does not have it."""
+        return getattr(self.options, name.lstrip("-").replace("-", "_"), None)
+
     @property
-    def config_dir(self) -> Path | None:
-        """Where the user keeps configuration files of their own."""
-        return Path(self.flags["--config-dir"]) if "--config-dir" in self.flags else None
+    def files(self) -> dict[str, Any]:
+        """Return where configuration files are searched, as `compose` takes it."""
+        given = {"config_dir": self.option("--config-dir"), "config_name": self.option("--config-name")}
+        return {key: Path(value) if key == "config_dir" else value for key, value in given.items() if value}
 
     def folder(self) -> Path:
-        """The campaign's folder, the first word. Raises ConfigError where there is none."""
-        faults = list(self.faults)
+        """Return the campaign's folder, the first word. Raises ConfigError if it is missing, or anything is wrong."""
+        faults, command = list(self.faults), COMMANDS[self.command]
         if not self.words or "=" in self.words[0]:
             faults.append(f"{self.command} needs the campaign's folder, such as campaigns/first")
         elif not (Path(self.words[0]) / "campaign.yaml").is_file():
-            faults.append(f"{self.words[0]}: is no campaign (it has no campaign.yaml){campaigns_nearby()}")
-        extra = self.words[1:] if self.command in ("status", "report", "stop", "repair") else []
-        faults += [f"{word!r}: {self.command} takes nothing but a folder" for word in extra]
-        if self.command in ("why", "tail", "cancel", "retry", "export-adapter"):
-            faults += [f"{word!r}: is no number of a trial" for word in self.words[1:] if trial_number(word) is None]
+            faults.append(f"{self.words[0]}: is not a campaign (it has no campaign.yaml){campaigns_nearby()}")
+        if command.takes_trials:
+            wrong = [word for word in self.words[1:] if trial_number(word) is None]
+            faults += [f"{word!r}: is not the number of a trial" for word in wrong]
             if len(self.words) < 2:
                 faults.append(f"{self.command} needs the number of a trial, such as 7")
+        elif not command.takes_overrides:
+            faults += [f"{word!r}: {self.command} takes nothing but a folder" for word in self.words[1:]]
         if faults:
             raise ConfigError(faults, f"hpo-cluster {self.command} --help")
         return Path(self.words[0])
 
     def trials(self) -> list[int]:
-        """The trials that are meant, once `folder` has found no fault."""
+        """Return the trials that are meant, once `folder` has found no fault."""
         return [number for word in self.words[1:] if (number := trial_number(word)) is not None]
 
 
 def trial_number(word: str) -> int | None:
-    """7 of ``7``, ``t0007`` or ``t7``; -1 of ``baseline``."""
+    """Return 7 for ``7``, ``t0007`` or ``t7``; -1 for ``baseline``; None for anything else."""
     if word == "baseline":
         return -1
     digits = word.removeprefix("t")
     return int(digits) if digits.isdecimal() else None
 
 
-def parse(command: str, words: list[str]) -> Arguments:
-    """Flags wherever they stand, everything else in order."""
-    arguments = Arguments(command)
-    short = {"-m": "--multirun", "-h": "--help"}
-    accepted = [flag for flag, (_, commands, _) in FLAGS.items() if command in commands]
-    queue = list(words)
-    while queue:
-        word = queue.pop(0)
+def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """Return the parser of the whole command line, and those of the commands by name."""
+    top = argparse.ArgumentParser("hpo-cluster", add_help=False, allow_abbrev=False, exit_on_error=False)
+    parsers = top.add_subparsers(dest="command")
+    made = {}
+    for name, command in COMMANDS.items():
+        usage = f"hpo-cluster {name} {command.words}"
+        made[name] = parser = parsers.add_parser(
+            name,
+            description=command.summary,
+            usage=f"{usage} [options]" if command.options else usage,
+            add_help=False,
+            allow_abbrev=False,
+            exit_on_error=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=WIDTH),
+        )
+        group = parser.add_argument_group("options")
+        for option in (*command.options, "--help"):
+            short, arguments = OPTIONS[option]
+            group.add_argument(option, *short, **arguments)
+    return top, made
+
+
+def parse(words: list[str]) -> Arguments:
+    """Return the arguments of a command line that begins with a command; options stand anywhere behind it."""
+    command = words[0]
+    if command not in COMMANDS:
+        if "=" in command:
+            fault = f"{command!r}: a command comes first; did you mean: hpo-cluster run {command}?"
+        else:
+            fault = f"{command!r}: is not a command; {did_you_mean(command, COMMANDS)}accepted: {', '.join(COMMANDS)}"
+        raise ConfigError([fault], "Commands and options: hpo-cluster --help")
+    accepted = [*COMMANDS[command].options, "--help"]
+    spellings = {spelling for option in accepted for spelling in (option, *OPTIONS[option][0])}
+    # argparse would take -cn of a command that has only -c for "-c n"
+    foreign = [word for word in words if re.match(r"-[a-z]{2}(=|$)", word) and word.partition("=")[0] not in spellings]
+    arguments, rest = Arguments(command), [word for word in words if word not in foreign]
+    parser = make_parser()[0]
+    while True:
+        try:
+            arguments.options, others = parser.parse_known_args(rest)
+            break
+        except argparse.ArgumentError as error:  # an option without its value, or a switch with one
+            name = (error.argument_name or "").partition("/")[0]
+            at = next(i for i, word in enumerate(rest) if word.partition("=")[0] in (name, *OPTIONS[name][0]))
+            wanted = OPTIONS[name][1].get("metavar", "")
+            arguments.faults.append(f"{rest.pop(at)}: accepted: {name} {wanted}".rstrip())
+    for word in [*others, *foreign]:
+        flag = word.partition("=")[0]
         if not word.startswith("-"):
             arguments.words.append(word)
-            continue
-        flag, equals, value = word.partition("=")
-        flag = short.get(flag, flag)
-        if flag not in accepted:
-            close = difflib.get_close_matches(flag, accepted, n=1)
-            meant = f"did you mean {close[0]}? " if close else ""
-            arguments.faults.append(f"{word}: is no option of {command}; {meant}accepted: {', '.join(accepted)}")
-            continue
-        if wanted := FLAGS[flag][0]:
-            value = value if equals else (queue.pop(0) if queue else "")
-            if not value or (flag == "--cfg" and value != "job"):
-                arguments.faults.append(f"{flag} {value}".strip() + f": accepted: {flag} {wanted}")
-        arguments.flags[flag] = value
+        elif told := next((told for names, told in NOT_OURS.items() if flag in names), None):
+            arguments.faults.append(f"{word}: is an option of Hydra's that is not needed here; {told}")
+        else:
+            close = did_you_mean(flag, accepted)
+            arguments.faults.append(f"{word}: is not an option of {command}; {close}accepted: {', '.join(accepted)}")
+    _check_values(arguments)
     return arguments
 
 
-def collecting(arguments: Arguments, compose: Callable[[], T]) -> T:
-    """What `compose` returns; the faults of the flags are named along with its own."""
-    try:
-        result = compose()
-    except ConfigError as error:
-        raise ConfigError([*arguments.faults, *error.faults], error.hint) from None
-    if arguments.faults:
-        raise ConfigError(arguments.faults, f"hpo-cluster {arguments.command} --help")
-    return result
+def _check_values(arguments: Arguments) -> None:
+    """Add what is wrong with the options' values."""
+    cfg, info = arguments.option("--cfg"), arguments.option("--info")
+    if cfg not in (None, "job"):
+        own = "; Hydra's own settings (folders, logs, launchers) are not used" if cfg in ("hydra", "all") else ""
+        arguments.faults.append(f"--cfg {cfg}: accepted: --cfg job{own}")
+    for option in ("--package", "--resolve"):
+        if arguments.option(option) and not cfg:
+            arguments.faults.append(f"{option}: goes with --cfg job")
+    if info and "=" in info:  # --info budget=3
+        arguments.words.append(info)
+        arguments.options.info = "all"
+    elif info and info not in INFO:
+        own = "; Hydra's plugins are not used" if info.startswith("plugins") else ""
+        arguments.faults.append(f"--info {info}: {did_you_mean(info, INFO)}accepted: {', '.join(INFO)}{own}")
 
 
 def short_path(path: Path) -> Path:
-    """Relative to the working directory where it lies in it."""
+    """Return the path relative to the working directory if it lies in it."""
     path = path.absolute()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def campaigns_nearby() -> str:
-    """The campaigns below the working directory, for a message."""
+    """Return the campaigns below the working directory, for a message."""
     found = sorted(path.parent for path in Path("campaigns").glob("*/campaign.yaml"))
     return f"; there are: {', '.join(map(str, found[:8]))}" if found else ""

@@ -6,6 +6,7 @@ one line for each change of state, with fixed ``key=value`` pairs.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -201,14 +202,17 @@ class LiveDisplay:
 
         lines = status_lines(status)
         room = max(self._live.console.height - 1, 3)
-        self._live.update(Text(visible("\n".join(lines[:room])), no_wrap=True, overflow="ellipsis"), refresh=True)
+        text = Text(visible("\n".join(lines[:room])), no_wrap=True, overflow="ellipsis")
+        with contextlib.suppress(OSError):  # the terminal is gone, and the driver goes on
+            self._live.update(text, refresh=True)
 
     def __enter__(self) -> Self:
         self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._live.stop()
+        with contextlib.suppress(OSError):
+            self._live.stop()
 
 
 def score(trial: Mapping[str, Any], *, trial_name: bool = True) -> str:

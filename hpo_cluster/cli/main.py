@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
+import importlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import hpo_cluster
-from hpo_cluster.cli.arguments import Arguments, parse
-from hpo_cluster.cli.commands import BAD_END, BAD_INPUT, INTERRUPTED, OK, check, drive, look, say
-from hpo_cluster.cli.help import COMMANDS, command_help, main_help
+from hpo_cluster.cli.arguments import COMMANDS, parse
+from hpo_cluster.cli.commands import BAD_END, BAD_INPUT, INTERRUPTED, OK, fill_closed_streams, flush, say, tell
+from hpo_cluster.cli.help import command_help, main_help
 from hpo_cluster.errors import ConfigError, HpoClusterError, IdentityError, JournalError, LockedError
-from hpo_cluster.record.files import PASSING
+from hpo_cluster.record.files import IN_THE_WAY, PASSING
 from hpo_cluster.text import PLAIN_SIGNS
 
 #: Threads that numpy and torch may take here, unless the user says otherwise; jobs are told their own number.
@@ -25,27 +25,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0, or 1 for a campaign that ended badly, 2 for bad input, 130 when interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("OMP_NUM_THREADS", THREADS)  # before numpy is imported
+    fill_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=PLAIN_SIGNS)  # no terminal ends a command, whatever its locale
+    status = _end_of(words)
+    if trouble := flush(sys.stdout):
+        tell(f"standard output: {trouble.strerror}; not all that was to be printed is there", file=sys.stderr)
+        status = status or BAD_END
+    flush(sys.stderr)
+    return status
+
+
+def _end_of(words: list[str]) -> int:
+    """Carry out a command. Returns how it ended; what went wrong is told in a sentence."""
     try:
         return _dispatch(words)
     except (ConfigError, IdentityError, LockedError, JournalError) as error:
-        say(error, file=sys.stderr)
+        tell(error, file=sys.stderr)
         return BAD_INPUT
     except HpoClusterError as error:
-        say(error, file=sys.stderr)
+        tell(error, file=sys.stderr)
         return BAD_END
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except OSError as error:
+        if error.errno in IN_THE_WAY and error.filename:
+            place = error.filename2 or error.filename
+            tell(
+                f"{place}: {error.strerror}. Move away what is in the way there, and type the command again",
+                file=sys.stderr,
+            )
+            return BAD_END
         if error.errno not in PASSING:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        say(
+        tell(
             f"{where}{error.strerror}. No campaign loses anything by it: jobs run on, and their results are taken in "
             "later. Type the command again when that is fixed",
             file=sys.stderr,
@@ -60,36 +77,13 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in ("--version", "-V"):
         say(f"hpo-cluster {hpo_cluster.__version__}")
         return OK
-    command = words[0]
-    if command not in COMMANDS:
-        accepted = f"accepted: {', '.join(COMMANDS)}"
-        if "=" in command:
-            fault = f"{command!r}: a command comes first; did you mean: hpo-cluster run {command}?"
-        else:
-            close = difflib.get_close_matches(command, COMMANDS, n=1)
-            fault = f"{command!r}: is no command; {f'did you mean {close[0]}? ' if close else ''}{accepted}"
-        raise ConfigError([fault], "Commands and options: hpo-cluster --help")
-    arguments = parse(command, words[1:])
-    if "--help" in arguments.flags:
-        say(command_help(command, Path.cwd(), arguments.config_dir))
+    arguments = parse(words)
+    if arguments.options.help:
+        say(command_help(arguments.command, Path.cwd(), arguments.files.get("config_dir")))
         return OK
-    commands: dict[str, Callable[[Arguments], int]] = {
-        "run": drive.run,
-        "resume": drive.resume,
-        "tick": drive.tick,
-        "status": look.status,
-        "why": look.why,
-        "tail": look.tail,
-        "cancel": drive.post,
-        "retry": drive.post,
-        "stop": drive.post,
-        "report": look.report,
-        "repair": check.repair,
-        "export-adapter": look.export_adapter,
-        "doctor": check.doctor,
-        "prepare": check.prepare,
-    }
-    return commands[command](arguments)
+    module, _, function = COMMANDS[arguments.command].runs.partition(".")
+    status: int = getattr(importlib.import_module(f"hpo_cluster.cli.commands.{module}"), function)(arguments)
+    return status
 
 
 if __name__ == "__main__":

@@ -250,7 +250,12 @@ class Campaign:
         now = time.monotonic()
         if self.opened.changed and (force or now >= self._history_at):
             self.opened.lock.check()
-            write_history(self.history(), self.opened.layout.history)
+            try:
+                write_history(self.history(), self.opened.layout.history)
+            except OSError as error:
+                if error.errno in PASSING:
+                    raise
+                log.warning("history=%s not written: %s; remove what is in the way", self.opened.layout.history, error)
             after = time.monotonic()
             self.opened.changed = False
             self._history_at = after + max(HISTORY_PERIOD_S, (after - now) / HISTORY_SHARE)

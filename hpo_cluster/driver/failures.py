@@ -12,14 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from hpo_cluster.job import EndReason, JobStatus
 from hpo_cluster.record.attempt_files import checkpoint_step, document_of, log_tail, result_faults, sound_fields
 from hpo_cluster.record.campaign_state import TrialRecord
 from hpo_cluster.record.clock import seconds_since
-from hpo_cluster.record.files import read_json, redact
+from hpo_cluster.record.files import is_there, read_json, redact
 from hpo_cluster.record.layout import AttemptLayout
+from hpo_cluster.settings import Settings
 from hpo_cluster.trial import ErrorKind, State
 
 #: ``retry``: another attempt, at most `retries` times; ``requeue``: another attempt, without a limit; the others name
@@ -29,10 +30,8 @@ from hpo_cluster.trial import ErrorKind, State
 Action: TypeAlias = Literal["retry", "requeue", "learn", "diverged", "infeasible", "failed"]
 
 
-class Failures(BaseModel):
+class Failures(Settings):
     """The action for each kind of failure. The optimizer never sees an attempt that is followed by another one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     node: Action = Field("retry", description="the node failed, or the job could not start on it")
     preempted: Action = Field("requeue", description="other jobs took the nodes")
@@ -114,7 +113,7 @@ class Failure:
 
 def reported_failure(files: AttemptLayout, token: str) -> Failure | None:
     """Return the failure that the attempt's own files report; None if they report none."""
-    if files.result.exists() and (faults := result_faults(read_json(files.result))):
+    if is_there(files.result) and (faults := result_faults(read_json(files.result))):
         return Failure(ErrorKind.BAD_RESULT, f"{files.result.name}: {'; '.join(faults)}")
     error = document_of(files.error, token)
     if error is None:

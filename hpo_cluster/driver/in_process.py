@@ -33,7 +33,8 @@ from hpo_cluster.objectives.worker import classify
 from hpo_cluster.record.campaign_state import Record, asked_rows
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.history import MemoryJournal
-from hpo_cluster.record.layout import CAMPAIGN_NAME_RULE, is_campaign_name
+from hpo_cluster.record.identity import read_identity
+from hpo_cluster.record.layout import CAMPAIGN_NAME_RULE, CampaignLayout, is_campaign_name
 from hpo_cluster.settings import faults_of
 from hpo_cluster.space import Configuration, Space
 from hpo_cluster.trial import ErrorKind, Origin, State
@@ -41,6 +42,7 @@ from hpo_cluster.trial import ErrorKind, Origin, State
 if TYPE_CHECKING:
     import pandas as pd
 
+    from hpo_cluster.driver.spec import ChosenOptimizer
     from hpo_cluster.optimizers.base import Optimizer
 
 log = logging.getLogger(__name__)
@@ -147,7 +149,7 @@ def optimize(
     policy = Failures()
     try:
         if not isinstance(failures, str):
-            policy = Failures.model_validate({**FAILURES, **(failures or {})})
+            policy = Failures.model_validate({**(FAILURES if campaign is None else {}), **(failures or {})})
         elif failures != "raise":
             faults.append(f'failures={failures!r}: accepted: "raise", or a mapping such as {{"code": "failed"}}')
     except ValidationError as error:
@@ -156,27 +158,29 @@ def optimize(
         raise ConfigError(faults)
     if not isinstance(space, Space):
         space = Space.from_json(space)
-    if campaign is not None:
-        operation = Operation(budget=budget, workers=workers, failures=Failures.model_validate(failures or {}))
-        directory = Path("campaigns") / campaign
+
+    from hpo_cluster.driver.spec import choose_optimizer
+    from hpo_cluster.optimizers.registry import make_settings
+
+    directory = None if campaign is None else Path("campaigns") / campaign
+    recorded = None if directory is None else read_identity(CampaignLayout(directory).identity)
+    typed = make_settings(optimizer, settings)
+    chosen = choose_optimizer(optimizer, typed, space, seed, budget=budget, recorded=recorded)
+    if directory is not None:
+        operation = Operation(budget=budget, workers=workers, failures=policy)
         earlier = {
             "warm_start": [Path(folder) for folder in warm_start],
             "warm_start_other_objective": warm_start_other_objective,
         }
-        return _in_campaign(fn, space, optimizer, operation, seed, directory, earlier, direction=direction, **settings)
+        return _in_campaign(fn, space, chosen, operation, seed, directory, direction, earlier)
 
-    from hpo_cluster.driver.spec import decided
-    from hpo_cluster.optimizers.registry import make_optimizer, make_settings
-
-    typed = make_settings(optimizer, settings).model_dump(mode="json")
-    made = make_optimizer(optimizer, space, seed, **decided(optimizer, typed, budget, None))
     alone = workers == 1 and trial_timeout_s is None
     # fork before anything else, while this process has no threads
     crew = _Alone(fn) if alone else _Crew(fn, workers, trial_timeout_s)
     journal = _Journal(space, direction == "maximize", seed, policy, raises=failures == "raise")
     end = None if timeout_s is None else time.monotonic() + timeout_s
     try:
-        _loop(made, journal, crew, budget, end)
+        _loop(chosen.made, journal, crew, budget, end)
     finally:
         crew.close()
     return _result(journal.record, journal.history(), journal.maximize, journal.first_trace)
@@ -214,12 +218,12 @@ def _loop(optimizer: Optimizer, journal: _Journal, crew: _Crew | _Alone, budget:
 def _in_campaign(
     fn: Function,
     space: Space,
-    optimizer: str,
+    optimizer: ChosenOptimizer,
     operation: Operation,
     seed: int,
     directory: Path,
+    direction: Direction,
     earlier: Mapping[str, Any],
-    **options: Any,
 ) -> Result:
     """Run each evaluation as a job of a journaled campaign; after an interruption the same call continues it."""
     from hpo_cluster.driver.campaign import Campaign
@@ -227,13 +231,12 @@ def _in_campaign(
     from hpo_cluster.launchers.local import LocalSettings
     from hpo_cluster.record.history import load_history
 
-    objective = FunctionObjective.of(fn, direction=options.pop("direction"))
+    objective = FunctionObjective.of(fn, direction=direction)
     spec = make_spec(
         directory,
         space=space,
         objective=objective,
         optimizer=optimizer,
-        optimizer_settings=options,
         seed=seed,
         launcher=LocalSettings(),
         operation=operation,

@@ -13,6 +13,7 @@ from hpo_cluster.job import JobState, JobStatus
 from hpo_cluster.record.clock import seconds_since, utc_now
 from hpo_cluster.record.files import dumps, read_json, replace_text
 from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.record.status import scheduler_view
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,9 @@ class JobWatch:
 
     def __init__(self, layout: CampaignLayout, period_s: float, grace_s: float, unknown_after_s: float) -> None:
         self._layout, self._period_s, self._grace_s, self._unknown_after_s = layout, period_s, grace_s, unknown_after_s
-        view = read_json(layout.scheduler) or {}  # from an earlier driver: its clocks of silence go on
+        view = scheduler_view(read_json(layout.scheduler))  # from an earlier driver: its clocks of silence go on
         self._silent_since: str | None = view.get("silent_since")
-        jobs: Mapping[str, Mapping[str, str]] = view.get("jobs") or {}
+        jobs: Mapping[str, Mapping[str, str]] = view.get("jobs", {})
         self._unknown_since = {token: job["unknown_since"] for token, job in jobs.items() if job.get("unknown_since")}
         self._warned: set[str] = set()
         self._ended_since: dict[str, float] = {}

@@ -69,7 +69,7 @@ class OpenCampaign:
             self.journal = undo.enter_context(Journal(self.layout.events, self.lock.check))
             self.lock.advance(self.journal.epoch)
             self.journal.epoch = self.lock.epoch
-            self.record = Record(self.journal.take_events())
+            self.record = Record.of(self.journal.take_events(), self.layout.events)
             self._refuse_if_emptied()
             if spec.launcher.backend != "local" and spec.operation.driver_memory_gb is not None:
                 cap_memory(spec.operation.driver_memory_gb)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import datetime
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from hpo_cluster.driver.failures import Failures
+from hpo_cluster.settings import Settings
 
 
-class Operation(BaseModel):
+class Operation(Settings):
     """Budget, workers, retries, time limits and other settings of a start."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     budget: int = Field(16, strict=True, ge=1, description="trials in all, including those of earlier starts")
     workers: int = Field(2, strict=True, ge=1, description="trials evaluated at the same time")

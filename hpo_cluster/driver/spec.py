@@ -12,8 +12,8 @@ from hpo_cluster.driver.run_settings import Operation
 from hpo_cluster.launchers import make_launcher
 from hpo_cluster.launchers.base import Launcher, LauncherSettings
 from hpo_cluster.objectives.base import Objective, PathResolver
-from hpo_cluster.optimizers.base import Optimizer
-from hpo_cluster.optimizers.registry import make_optimizer, make_settings
+from hpo_cluster.optimizers.base import Optimizer, OptimizerSettings
+from hpo_cluster.optimizers.registry import build_optimizer
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CampaignLayout
@@ -21,6 +21,19 @@ from hpo_cluster.record.places import Move, as_recorded, move_of
 from hpo_cluster.record.warm_start import WarmStart, read_warm_start, recorded_warm_start
 from hpo_cluster.space import Space
 from hpo_cluster.window import LaunchHours
+
+
+@dataclass(frozen=True)
+class ChosenOptimizer:
+    """An optimizer, with its name and the settings with which it was made."""
+
+    name: str
+    settings: OptimizerSettings
+    made: Optimizer
+
+    def identity(self) -> dict[str, Any]:
+        """Return the optimizer's name and settings as plain data."""
+        return {"name": self.name, **self.settings.model_dump(mode="json")}
 
 
 @dataclass(frozen=True)
@@ -34,10 +47,11 @@ class CampaignSpec:
     objective: Objective
     optimizer: Optimizer
     launcher: Launcher
+    launcher_settings: LauncherSettings
     operation: Operation
+    storage_dir: Path
     resolve: PathResolver
     hours: LaunchHours = field(default_factory=LaunchHours)  # when jobs may be submitted
-    settings: Mapping[str, Any] = field(default_factory=dict)  # recorded with the start, in addition to the operation
     overrides: tuple[str, ...] = ()
     code: Literal["recorded", "current"] = "recorded"
     take_over: bool = False
@@ -47,17 +61,24 @@ class CampaignSpec:
     @property
     def gpus_per_trial(self) -> int:
         """Number of GPUs of one evaluation."""
-        return int((self.settings.get("launcher") or {}).get("gpus_per_trial", 0))
+        return self.launcher_settings.gpus_per_trial
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings that each start records in addition to the operation, as plain data."""
+        return {
+            "storage_dir": str(self.storage_dir),
+            "launcher": self.launcher_settings.model_dump(mode="json"),
+            "objective": self.objective.operational(),
+        }
 
 
-def identity_of(
-    space: Space, objective: Objective, optimizer: str, settings: Mapping[str, Any], seed: int
-) -> dict[str, Any]:
+def identity_of(space: Space, objective: Objective, optimizer: ChosenOptimizer, seed: int) -> dict[str, Any]:
     """Return what defines a campaign, as plain data: written once into ``campaign.yaml``, compared at each start."""
     return {
         "space": space.to_json(),
         "objective": objective.identity(),
-        "optimizer": {"name": optimizer, **settings},
+        "optimizer": optimizer.identity(),
         "direction": objective.direction,
         "seed": seed,
     }
@@ -92,20 +113,33 @@ def _objective_as(
     return as_recorded(mine, recorded, objective.OPERATIONAL, objective.PLACES, same)
 
 
-def decided(name: str, settings: Mapping[str, Any], budget: int, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the optimizer's settings with a value for those that are null, the same for the whole campaign.
+def choose_optimizer(
+    name: str,
+    settings: OptimizerSettings,
+    space: Space,
+    seed: int,
+    *,
+    budget: int,
+    recorded: Mapping[str, Any] | None = None,
+) -> ChosenOptimizer:
+    """Return the optimizer of a campaign; settings that are null get a value that stays for the whole campaign.
 
     Args:
         name: name of the optimizer.
         settings: settings as configured.
+        space: space to search.
+        seed: seed of the campaign.
         budget: budget of this start, which sets the size of a new campaign's design if that is null.
         recorded: identity of the campaign, which holds the values already; None if the campaign is new.
+
+    Raises:
+        ConfigError: naming every reason why the optimizer cannot search this space with these settings.
     """
-    new = {"points": budget, "budget": budget}
-    choices: dict[str, Any] = new if recorded is None else dict(recorded.get("optimizer") or {})
-    if recorded is not None and choices.pop("name", None) != name:
-        return dict(settings)
-    return {key: choices.get(key) if value is None else value for key, value in settings.items()}
+    choices = {"points": budget, "budget": budget} if recorded is None else recorded.get("optimizer") or {}
+    if recorded is None or choices.get("name") == name:
+        still_open = [key for key in type(settings).model_fields if getattr(settings, key) is None]
+        settings = settings.model_copy(update={key: choices[key] for key in still_open if key in choices})
+    return ChosenOptimizer(name, settings, build_optimizer(name, space, settings, seed))
 
 
 def make_spec(
@@ -113,8 +147,7 @@ def make_spec(
     *,
     space: Space,
     objective: Objective,
-    optimizer: str,
-    optimizer_settings: Mapping[str, Any],
+    optimizer: ChosenOptimizer,
     seed: int,
     launcher: LauncherSettings,
     operation: Operation,
@@ -128,14 +161,13 @@ def make_spec(
     """Return the spec of a campaign in `directory`, whether the campaign exists already or not.
 
     Args:
-        directory: folder of the campaign.
-        space: space to search.
-        objective: objective to optimise.
-        optimizer: name of the optimizer.
-        optimizer_settings: settings of the optimizer.
-        seed: seed of the campaign.
-        launcher: settings of the launcher that runs the jobs.
-        operation: settings of how the campaign is run now.
+        directory: of the campaign.
+        space: what is searched.
+        objective: what is optimised.
+        optimizer: what proposes.
+        seed: of the campaign.
+        launcher: where jobs run.
+        operation: how it is run now.
         storage_dir: shared folder of models and data.
         resolve: function that turns a configured path into an absolute one.
         warm_start: folders of earlier campaigns with whose evaluations this one begins; None: those that an existing
@@ -145,13 +177,10 @@ def make_spec(
         options: other fields of the spec.
 
     Raises:
-        ConfigError: if the optimizer's settings are wrong, if the optimizer cannot search this space, or if an earlier
-            campaign does not fit; names all reasons against the warm start.
+        ConfigError: naming every reason against the warm start.
     """
-    typed = make_settings(optimizer, optimizer_settings).model_dump(mode="json")
     recorded = read_identity(CampaignLayout(directory).identity)
-    settings = decided(optimizer, typed, operation.budget, recorded)
-    identity = identity_of(space, objective, optimizer, settings, seed)
+    identity = identity_of(space, objective, optimizer, seed)
     if warm_start is None:
         begins_with = recorded_warm_start(recorded)
     else:
@@ -174,16 +203,13 @@ def make_spec(
         seed=seed,
         space=space,
         objective=objective,
-        optimizer=make_optimizer(optimizer, space, seed, **settings),
+        optimizer=optimizer.made,
         launcher=make_launcher(launcher),
+        launcher_settings=launcher,
         operation=operation,
+        storage_dir=storage_dir,
         resolve=resolve,
         hours=launcher.hours,
         warm_start=begins_with,
-        settings={
-            "storage_dir": str(storage_dir),
-            "launcher": launcher.model_dump(mode="json"),
-            "objective": objective.operational(),
-        },
         **options,
     )

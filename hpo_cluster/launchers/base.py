@@ -10,20 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from hpo_cluster.job import JobRef, JobStatus
 from hpo_cluster.record.clock import now, utc_now
+from hpo_cluster.settings import Settings
 from hpo_cluster.window import ACCEPTED_MOMENT, LaunchHours, parse_moment, parse_window
 
 #: Variable in the environment of every job, by which a launcher finds a job without having a handle on it.
 TOKEN_VARIABLE = "HPO_CLUSTER_TOKEN"
 
 
-class LauncherSettings(BaseModel):
+class LauncherSettings(Settings):
     """Settings that every launcher accepts, with the same meaning everywhere."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str
     gpus_per_trial: int = Field(0, ge=0, description="GPUs of one evaluation")

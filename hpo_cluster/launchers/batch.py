@@ -46,6 +46,7 @@ class Listed:
 class SchedulerSettings(LauncherSettings):
     """Settings that all batch schedulers accept."""
 
+    walltime_min: int = Field(120, ge=1, description="minutes after which a job is ended")
     poll_period_s: float = Field(10.0, gt=0, description="seconds between two questions to the scheduler")
     trials_per_node: int = Field(
         1, ge=1, description="evaluations side by side in one job on one node, if a site gives out only whole nodes"

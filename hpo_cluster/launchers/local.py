@@ -25,7 +25,7 @@ from hpo_cluster.job import EndReason, JobRef, JobState, JobStatus
 from hpo_cluster.launchers.base import TOKEN_VARIABLE, LauncherSettings, Submission, make_ref, warning_s
 from hpo_cluster.launchers.commands import call
 from hpo_cluster.launchers.submitit_inside import start_local_controller
-from hpo_cluster.record.files import read_json, written_at
+from hpo_cluster.record.files import matching, read_json, written_at
 from hpo_cluster.record.processes import is_alive, process_start
 
 #: Seconds before the walltime at which submitit's controller sends SIGUSR2.
@@ -133,7 +133,7 @@ class LocalLauncher:
     def _ran_s(self, ref: JobRef) -> float:
         """Return the least time that an ended job has run: until it was last seen, or last wrote to its log."""
         began = datetime.datetime.fromisoformat(ref.submitted_at).timestamp()
-        logs = (Path(ref.extra["attempt_dir"]) / "job").glob("*_log.*")
+        logs = matching(Path(ref.extra["attempt_dir"]) / "job", "*_log.*")
         return max([self._seen_alive_at.get(ref.token, began), *map(written_at, logs)]) - began
 
     def _state(self, ref: JobRef) -> JobState:

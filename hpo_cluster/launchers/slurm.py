@@ -7,7 +7,6 @@ the attempt's token, so that a job can be found even if the driver that submitte
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Collection, Sequence
@@ -22,6 +21,7 @@ from hpo_cluster.launchers.base import Submission, warning_s
 from hpo_cluster.launchers.batch import Listed, Refusal, SchedulerLauncher, SchedulerSettings, StateTable, refusal
 from hpo_cluster.launchers.commands import CommandError, call
 from hpo_cluster.launchers.submitit_inside import slurm_script
+from hpo_cluster.record.files import matching, read_bytes
 
 SUBMIT_TIMEOUT_S = 60.0
 LIST_TIMEOUT_S = 20.0
@@ -262,12 +262,10 @@ def _flags(extra: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
 
 
 def _log_end(ref: JobRef) -> str:
-    """Return the last 4000 characters that the job wrote to standard error."""
+    """Return the last 4000 bytes that the job wrote to standard error."""
     folder = ref.extra.get("job_dir") or Path(ref.extra.get("attempt_dir") or "/nowhere") / "job"
-    texts = []
-    with contextlib.suppress(OSError):
-        texts = [path.read_text(errors="replace")[-4000:] for path in Path(folder).glob(f"{ref.job_id}_*.err")]
-    return "\n".join(texts)
+    logs = matching(Path(folder), f"{ref.job_id}_*.err")
+    return "\n".join(read_bytes(path, -4000).decode(errors="replace") for path in logs)
 
 
 def job_status(state: str, *, exit_code: str = "", detail: str = "", node: str = "", log: str = "") -> JobStatus:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from hpo_cluster.objectives.function import FunctionObjective
 from hpo_cluster.objectives.lora.settings import LoraObjective
 from hpo_cluster.objectives.synthetic import SyntheticObjective
 from hpo_cluster.settings import faults_of
+from hpo_cluster.text import did_you_mean
 
 #: Every objective by the name that `objective.kind` gives it.
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -33,9 +33,8 @@ def parse_objective(data: Mapping[str, Any]) -> Objective:
     """
     kind = data.get("kind")
     if kind not in OBJECTIVES:
-        close = difflib.get_close_matches(str(kind), OBJECTIVES, n=1)
-        guess = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError([f"objective.kind={kind!r} is unknown; {guess}accepted: {', '.join(OBJECTIVES)}"])
+        close = did_you_mean(str(kind), OBJECTIVES)
+        raise ConfigError([f"objective.kind={kind!r} is unknown; {close}accepted: {', '.join(OBJECTIVES)}"])
     try:
         return OBJECTIVES[kind].model_validate(dict(data))
     except ValidationError as error:

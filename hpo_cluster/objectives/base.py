@@ -9,18 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from hpo_cluster.settings import Settings
 from hpo_cluster.space import Space
 
 #: Turns a path of a configuration (``bundle:…``, ``storage:…`` or a plain one) into an absolute path.
 PathResolver = Callable[[str], Path]
-
-
-class Settings(BaseModel):
-    """Base of typed settings: unknown keys are faults, values are fixed once made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def divided(settings: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -46,7 +46,9 @@ def read_output(output: Mapping[str, Any], metric: str) -> dict[str, Any]:
     for name, number in numbers.items():
         base = next((name.removesuffix(suffix) for suffix in SEM_SUFFIXES if name.endswith(suffix)), "")
         is_sem = base in numbers and name != metric
-        if math.isfinite(number):
+        if is_sem and number < 0:
+            log.warning("%s=%s is left out: a standard error is not below zero", name, number)
+        elif math.isfinite(number):
             (sems if is_sem else metrics)[base if is_sem else name] = number
         else:
             log.warning("%s=%s is left out: only finite numbers are kept", name, number)

@@ -10,7 +10,6 @@ boolean is written ``true`` or ``false``, and an inactive parameter is an empty 
 from __future__ import annotations
 
 import decimal
-import difflib
 import shlex
 import string
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.space import Space, Value
+from hpo_cluster.text import did_you_mean
 
 SEED = "seed"
 
@@ -72,8 +72,8 @@ class CommandObjective(Objective):
         faults = []
         for name, extra in fields.items():
             if name not in space.names and name != SEED:
-                close = difflib.get_close_matches(name, space.names, n=1)
-                hint = f"did you mean {{{close[0]}}}?" if close else f"accepted: {', '.join((*space.names, SEED))}"
+                accepted = f"accepted: {', '.join((*space.names, SEED))}"
+                hint = did_you_mean(f"{{{name}}}", [f"{{{known}}}" for known in space.names]).strip() or accepted
                 own = f"; for the shell's own braces write {{{{{name}}}}}"
                 faults.append(f"objective.command: {{{name}}} is no parameter of the space; {hint}{own}")
             elif extra:

@@ -11,11 +11,12 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -42,18 +43,36 @@ def share(lane: int, gpus: int, visible: str | None, lanes: int) -> str:
     return ",".join(devices[lane * gpus : (lane + 1) * gpus])
 
 
-def share_cores(lane: int, cores: set[int], lanes: int, on_node: int) -> set[int]:
+def share_cores(
+    lane: int, cores: set[int], lanes: int, on_node: int, siblings: Callable[[int], str] | None = None
+) -> set[int]:
     """Return the cores of one of `lanes` processes, none if it is not to be bound to any.
 
+    Threads of one physical core go to one process, as far as they divide evenly.
+
     Args:
-        cores: that the job may use.
+        cores: that the job may use, by the numbers of their threads.
         on_node: cores of the node. A job that may use all of them shares them with whoever else is there, and the
             kernel divides them better than a fixed plan.
     """
     each = len(cores) // lanes
     if each == 0 or len(cores) >= on_node:
         return set()
-    return set(sorted(cores)[lane * each : (lane + 1) * each])
+    siblings = siblings or _siblings
+    first = {core: min(_numbers(siblings(core)), default=core) for core in cores}
+    return set(sorted(cores, key=lambda core: (first[core], core))[lane * each : (lane + 1) * each])
+
+
+def _siblings(core: int) -> str:
+    """Return the threads of a core's physical core as Linux lists them (``0,64`` or ``0-1``); empty if unknown."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return ""
+
+
+def _numbers(listed: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", listed)]  # of a range, its ends: enough for the least
 
 
 class Lane:

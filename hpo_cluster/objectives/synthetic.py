@@ -67,7 +67,7 @@ class SyntheticObjective(Objective):
         own = self.own_space()
         accepted = f"the parameters of {self.function} are {', '.join(own.names)}"
         faults = [f"space.{name}: is missing; {accepted}" for name in own.names if name not in space.names]
-        for name, parameter in space:
+        for name, parameter in space.parameters.items():
             if name not in own.names:
                 faults.append(f"space.{name}: is no parameter of {self.function}; {accepted}")
                 continue

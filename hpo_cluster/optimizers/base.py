@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
-
+from hpo_cluster.settings import Settings
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask
 
@@ -13,10 +12,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class OptimizerSettings(BaseModel):
-    """Base of the typed settings of an optimizer: unknown keys are faults, values are fixed once made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+class OptimizerSettings(Settings):
+    """Base of the typed settings of an optimizer: unknown keys are faults, values cannot be changed."""
 
 
 @runtime_checkable
@@ -30,7 +27,7 @@ class Optimizer(Protocol):
     space: Space
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
-        """At most `n` proposals.
+        """Return at most `n` proposals.
 
         No proposal means "wait" while trials are in flight and "exhausted" when none are. Asking for n at once and
         asking n times for one, each with the earlier ones pending, give the same proposals.

@@ -1,33 +1,45 @@
-"""A campaign's history as an optimizer sees it: points of the unit cube, targets, and what is in flight.
+"""The history of a campaign as optimizers use it: points of the unit cube, targets, states, the order of events.
 
-Every optimizer starts its `ask` here, so that all of them agree on which rows tell something, which configurations are
-taken and what number the next trial has, whatever the frame went through (shuffled, read back from CSV, empty).
+Every `ask` begins with one `Dataset.read`, and no optimizer reads the frame elsewhere. So all of them agree on which
+rows have a value, which configurations are taken, what is in flight and what number the next trial has, whatever the
+frame went through (shuffled, read back from CSV, made by hand, empty).
+
+A dataset keeps copies of the columns that it was read from. The next reading compares them with the new frame, column
+by column, and reads only the rows that have changed: with 10 000 rows it takes a few milliseconds. The dataset of the
+last ask is a cache, and losing it changes nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.space import Categorical, Configuration, Space, Value
+from hpo_cluster.space import Categorical, Configuration, Float, Integer, Space, Value
 from hpo_cluster.space.sampling import Key, key_of
 from hpo_cluster.trial import Origin, State
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Columns: TypeAlias = Mapping[str, NDArray[Any]]
+
+#: Columns of numbers, NaN where the frame has none, and columns of words with the word that stands for a missing one.
+NUMBERS = ("value", "target", "asked_seq", "ended_seq")
+WORDS: Mapping[str, str] = {"state": State.COMPLETED, "origin": Origin.EVALUATED}
+
 
 @dataclass(frozen=True)
 class Row:
-    """One trial that lies in the space.
+    """One trial whose configuration lies in the space.
 
     Args:
         trial: its number.
@@ -35,9 +47,9 @@ class Row:
         origin: where its value comes from.
         configuration: plain Python values.
         point: canonical point (``d``, unit cube).
-        target: maximised; NaN where there is none.
+        target: maximised; NaN where the trial has none.
         asked: journal sequence number of the event that proposed it; NaN where the history does not say.
-        ended: that of the event that ended it; NaN before its end, or where the history does not say.
+        ended: journal sequence number of the event that ended it; NaN before, or where the history does not say.
         key: identity of the configuration.
     """
 
@@ -47,13 +59,13 @@ class Row:
     configuration: Configuration
     point: NDArray[np.float64]
     target: float
-    asked: float = math.nan
-    ended: float = math.nan
-    key: Key = ()
+    asked: float
+    ended: float
+    key: Key
 
     @cached_property
     def observed(self) -> bool:
-        """Whether a value was measured: a completed trial, evaluated here or imported."""
+        """Return whether a value was measured: a completed trial, evaluated here or imported."""
         return (
             self.state is State.COMPLETED
             and math.isfinite(self.target)
@@ -61,128 +73,246 @@ class Row:
         )
 
     @cached_property
-    def stated(self) -> float | None:
-        """The target; None where there is none."""
-        return None if math.isnan(self.target) else self.target
-
-    @cached_property
     def low(self) -> bool:
-        """Whether the trial ended without a value because of its configuration: diverged or infeasible."""
+        """Return whether the trial ended without a value because of its configuration: diverged or infeasible."""
         return self.state in (State.DIVERGED, State.INFEASIBLE)
 
-    @property
+    @cached_property
     def pending(self) -> bool:
-        """Whether a result is still to come."""
+        """Return whether a result is still to come."""
         return not self.state.ended
 
 
-#: Rows read before: trial -> the cells that tell of it, and the row.
-Memory: TypeAlias = dict[int, tuple[tuple[Any, ...], Row]]
+class Moment(NamedTuple):
+    """What one event of the journal did: rows that it proposed, rows that it ended, each in trial order.
 
-#: Columns that a row is read from, beside the parameters.
-TOLD = ("state", "origin", "target", "asked_seq", "ended_seq")
+    A row whose value needs no job (inherited, approximated, imported) is proposed and ended by the same event.
+    """
+
+    at: float
+    asked: tuple[Row, ...]
+    ended: tuple[Row, ...]
+
+    def by_trial(self) -> Iterator[tuple[Row, bool]]:
+        """Yield each row, in trial order, with whether it ended; a row that does both comes twice in succession."""
+        both = [(row.trial, False, row) for row in self.asked] + [(row.trial, True, row) for row in self.ended]
+        for _, ended, row in sorted(both, key=lambda entry: entry[:2]):
+            yield row, ended
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The history in trial order.
+class Dataset:
+    """A history in trial order. Make one with `read`.
 
     Args:
         space: the space that the rows are read in.
+        columns: copies of what was read, in trial order.
+        found: a row for each cell of the columns; None where the configuration is not one of the space.
+
+    Attributes:
         rows: those whose configuration lies in the space.
         next_trial: number of the trial that the next proposal becomes.
         outside: number of rows left out because their configuration is not one of the space (imported ones can be).
     """
 
-    space: Space
-    rows: tuple[Row, ...]
-    next_trial: int
-    outside: int
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self.rows)
+    def __init__(self, space: Space, columns: Columns, found: Sequence[Row | None]) -> None:
+        self.space, self._columns, self._found = space, columns, found
+        self.rows = tuple([row for row in found if row is not None])
+        self.outside = len(found) - len(self.rows)
+        self.next_trial = int(columns["trial"][-1]) + 1 if found else 0
+        #: Whether the history says when each trial was proposed. If not, the order of the trials counts.
+        self._timed = not found or bool(np.isfinite(columns["asked_seq"]).all())
 
     @classmethod
-    def read(cls, space: Space, history: pd.DataFrame, memory: Memory | None = None) -> Rows:
+    def read(cls, space: Space, history: pd.DataFrame, previous: Dataset | None = None) -> Dataset:
         """Read a history, whatever the order of its rows; the baseline (trial -1) is left out.
 
         Args:
             space: the campaign's.
             history: as `hpo_cluster.optimizers.base.Optimizer.ask` takes it.
-            memory: rows read before with the same space, so that only what has changed is read: a cache.
+            previous: an earlier reading in the same space; its rows are used again where nothing has changed.
 
         Raises:
             ConfigError: there are values but no targets, so that nobody can tell what is better; or a parameter has no
                 column.
         """
         if history.empty:
-            return cls(space, (), 0, 0)
-        if "trial" not in history.columns:  # a frame made by hand: its rows are the trials, in their order
-            history = history.assign(trial=range(len(history)))
-        _check_columns(space, history)
-        read = [name for name in ("trial", *TOLD, *space.names) if name in history.columns]
-        columns = {name: history[name].tolist() for name in read}
-        trials = [int(number) for number in columns["trial"]]
-        told = [[None if cell != cell else cell for cell in columns[name]] for name in read[1:]]
-        told_of = list(zip(*told, strict=True)) if told else [()] * len(trials)
-        rows: list[Row] = []
-        left_out: list[str] = []
-        outside, last = 0, -1
-        for i in sorted(range(len(trials)), key=trials.__getitem__):
-            trial, cells = trials[i], told_of[i]
-            if trial < 0:
-                continue
-            last = max(last, trial)
-            if memory is not None and trial in memory and memory[trial][0] == cells:
-                rows.append(memory[trial][1])
-                continue
+            return cls(space, {}, ())
+        columns = _columns(space, history)
+        count = len(columns["trial"])
+        found, changed = list[Row | None]([None] * count), np.ones(count, dtype=np.bool_)
+        if previous is not None and previous.space is space and previous._columns.keys() == columns.keys():
+            both = min(count, len(previous._found))
+            found[:both] = previous._found[:both]
+            pairs = [(cells[:both], previous._columns[name][:both]) for name, cells in columns.items()]
+            changed[:both] = np.logical_or.reduce([_differ(now, before) for now, before in pairs])
+        indices = np.flatnonzero(changed)
+        cells = {name: column[indices].tolist() for name, column in columns.items()}
+        left_out = list[str]()
+        for i, index in enumerate(indices.tolist()):
+            row = {name: column[i] for name, column in cells.items()}
             try:
-                configuration = _configuration(space, columns, i)
-                point = space.encode(configuration)
+                found[index] = _row(space, row)
             except (KeyError, ConfigError) as error:
-                outside += 1
-                if _enum(columns, "origin", i, Origin.EVALUATED) != Origin.IMPORTED:
-                    left_out.append(f"trial {trial} ({'; '.join(getattr(error, 'faults', [str(error)]))})")
-                continue
-            state = State(_enum(columns, "state", i, State.COMPLETED))
-            origin = Origin(_enum(columns, "origin", i, Origin.EVALUATED))
-            target, asked, ended = (_number(columns, name, i) for name in ("target", "asked_seq", "ended_seq"))
-            key = key_of(space, point)
-            rows.append(Row(trial, state, origin, configuration, point, target, asked, ended, key))
-            if memory is not None:
-                memory[trial] = cells, rows[-1]
+                found[index] = None
+                if row["origin"] != Origin.IMPORTED:
+                    left_out.append(f"trial {row['trial']} ({'; '.join(getattr(error, 'faults', [str(error)]))})")
         if left_out:
             more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-            said = (
-                f"rows of the history are not configurations of the space and are left out: {', '.join(left_out[:3])}"
-            )
-            warnings.warn(f"{len(left_out)} {said}{more}", stacklevel=2)
-        return cls(space, tuple(rows), last + 1, outside)
+            fault = "rows of the history are not configurations of the space and are left out"
+            warnings.warn(f"{len(left_out)} {fault}: {', '.join(left_out[:3])}{more}", stacklevel=2)
+        return cls(space, columns, found)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
 
     @property
     def pending(self) -> list[Row]:
-        """Rows in flight."""
+        """Return the rows in flight."""
         return [row for row in self.rows if row.pending]
 
     @property
     def best(self) -> Row | None:
-        """The observed row of the highest target (the first of them), or None."""
-        observed = [row for row in self.rows if row.observed]
-        return max(observed, key=lambda row: row.target) if observed else None
+        """Return the observed row of the highest target (the first of them), or None."""
+        return max((row for row in self.rows if row.observed), key=lambda row: row.target, default=None)
+
+    @property
+    def incumbent(self) -> dict[str, Any] | None:
+        """Return the best trial and its target as plain data, for a decision."""
+        best = self.best
+        return None if best is None else {"trial": best.trial, "target": best.target}
+
+    @property
+    def worst(self) -> float:
+        """Return the lowest target observed, which diverged and infeasible trials count as; NaN if there is none."""
+        return min((row.target for row in self.rows if row.observed), default=math.nan)
 
     @property
     def infeasible(self) -> int:
-        """Number of trials whose configuration could not be evaluated."""
+        """Return the number of trials whose configuration could not be evaluated."""
         return sum(row.state is State.INFEASIBLE for row in self.rows)
 
+    @cached_property
+    def begun(self) -> int:
+        """Return the number of trials that count towards an initial design: all but failed and cancelled ones."""
+        return sum(row.state not in (State.FAILED, State.CANCELLED) for row in self.rows)
+
+    @property
+    def sign(self) -> float:
+        """Return what a target is multiplied by to get a value in the user's direction."""
+        if not self._found:
+            return 1.0
+        values, targets = self._columns["value"], self._columns["target"]
+        return -1.0 if ((values == -targets) & (values != 0)).any() else 1.0
+
     def taken(self) -> set[Key]:
-        """Keys of the configurations that need not be evaluated again: all but those of cancelled trials."""
+        """Return the keys of the configurations that need not be evaluated again: all but those of cancelled trials."""
         return {row.key for row in self.rows if row.state is not State.CANCELLED}
+
+    # ------------------------------------------------------------------------------------------- the order of events
+
+    def moments(self) -> list[Moment]:
+        """Return everything that happened, in order.
+
+        If some rows lack ``asked_seq``, trials are taken to have been proposed and to have ended one after another, by
+        their numbers.
+        """
+        return self._moments(self.rows, [row for row in self.rows if row.state.ended])
+
+    def since(self, earlier: Dataset) -> list[Moment] | None:
+        """Return what happened after `earlier`; None if this history is not `earlier` continued."""
+        count = len(earlier.rows)
+        if len(self.rows) < count or self._timed != earlier._timed:
+            return None
+        asked, ended = self.rows[count:], list[Row]()
+        for before, now in zip(earlier.rows, self.rows, strict=False):
+            if before is now:
+                continue
+            if self._proposal(before) != self._proposal(now):
+                return None
+            if not before.state.ended:
+                ended += [now] if now.state.ended else []
+            elif self._end(before) != self._end(now):
+                return None
+        moments = self._moments(asked, [*ended, *(row for row in asked if row.state.ended)])
+        return moments if not moments or moments[0].at > earlier._last else None
+
+    def _moments(self, asked: Iterable[Row], ended: Iterable[Row]) -> list[Moment]:
+        found: dict[float, tuple[list[Row], list[Row]]] = {}
+        for row in asked:
+            found.setdefault(self._asked_at(row), ([], []))[0].append(row)
+        for row in ended:
+            found.setdefault(self._ended_at(row), ([], []))[1].append(row)
+        return [Moment(at, *map(tuple, found[at])) for at in sorted(found)]
+
+    def _asked_at(self, row: Row) -> float:
+        return row.asked if self._timed else 2.0 * row.trial
+
+    def _ended_at(self, row: Row) -> float:
+        if not self._timed:
+            return 2.0 * row.trial + 1.0
+        return row.ended if math.isfinite(row.ended) else row.asked
+
+    @cached_property
+    def _last(self) -> float:
+        """Return when the last event was."""
+        if not self.rows:
+            return -math.inf
+        if self._timed:
+            return float(np.fmax(self._columns["asked_seq"], self._columns["ended_seq"]).max())
+        last = self.rows[-1]
+        return self._ended_at(last) if last.state.ended else self._asked_at(last)
+
+    def _proposal(self, row: Row) -> tuple[Any, ...]:
+        """Return what the proposal of a row was; equal for rows that mean the same."""
+        return row.trial, row.origin, row.configuration, self._asked_at(row)
+
+    def _end(self, row: Row) -> tuple[Any, ...]:
+        """Return how a row ended; equal for rows that mean the same."""
+        return row.state, None if math.isnan(row.target) else row.target, self._ended_at(row)
+
+
+def _columns(space: Space, history: pd.DataFrame) -> dict[str, NDArray[Any]]:
+    """Return copies of the columns that rows are read from, in trial order and without the baseline."""
+    import pandas as pd
+
+    _check_columns(space, history)
+    count = len(history)
+    columns: dict[str, NDArray[Any]] = {"trial": np.arange(count)}  # a frame made by hand: its rows are the trials
+    if "trial" in history.columns:
+        columns["trial"] = np.array(history["trial"].to_numpy(dtype=np.int64))
+    for name in NUMBERS:
+        columns[name] = np.full(count, math.nan)
+        if name in history.columns:
+            numbers = pd.to_numeric(history[name], errors="coerce")
+            columns[name] = np.array(numbers.to_numpy(dtype=np.float64, na_value=math.nan))
+    for name, usual in WORDS.items():
+        columns[name] = _cells(history[name]) if name in history.columns else np.full(count, usual, dtype=object)
+    columns |= {name: _cells(history[name]) for name in space.names if name in history.columns}
+    trials = columns["trial"]
+    if trials[0] < 0 or not (trials[1:] > trials[:-1]).all():
+        order = np.argsort(trials, kind="stable")
+        order = order[trials[order] >= 0]
+        columns = {name: cells[order] for name, cells in columns.items()}
+    return columns
+
+
+def _cells(column: pd.Series) -> NDArray[Any]:
+    """Return a copy of a column: numbers and bools as they are, anything else as objects, NaN if missing."""
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf":
+        return np.array(column.to_numpy())
+    return np.array(column.to_numpy(dtype=object, na_value=math.nan))
+
+
+def _differ(now: NDArray[Any], before: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where two columns of equal length differ; NaN equals NaN."""
+    differ = np.asarray(now != before, dtype=np.bool_)
+    return differ & ((now == now) | (before == before)).astype(np.bool_) if differ.any() else differ
 
 
 def _check_columns(space: Space, history: pd.DataFrame) -> None:
     """Raise ConfigError where a frame made by hand lacks what its rows are read from."""
-    missing = [name for name, parameter in space if not parameter.conditions and name not in history.columns]
+    always = [name for name, parameter in space.parameters.items() if not parameter.conditions]
+    missing = [name for name in always if name not in history.columns]
     faults = [f"history: has no column {name}, which is a parameter of the space" for name in missing]
     hint = ""
     if "value" in history.columns and "target" not in history.columns:
@@ -194,17 +324,30 @@ def _check_columns(space: Space, history: pd.DataFrame) -> None:
         raise ConfigError(faults, hint)
 
 
-def _configuration(space: Space, columns: dict[str, list[Any]], i: int) -> Configuration:
-    """The active parameters of a row, in the order of the space. Raises KeyError where one has no column."""
+def _row(space: Space, cells: Mapping[str, Any]) -> Row:
+    """Read one row. Raises KeyError or ConfigError where its configuration is not one of the space."""
     found = Configuration()
     for name in space.order:
         if space.is_active(name, found):
-            found[name] = _plain(space, name, columns[name][i])
-    return {name: found[name] for name in space.names if name in found}
+            found[name] = _plain(space, name, cells[name])
+    configuration = {name: found[name] for name in space.names if name in found}
+    point = space.encode(configuration)
+    state, origin = (str(cells[name]) if isinstance(cells[name], str) else usual for name, usual in WORDS.items())
+    return Row(
+        trial=cells["trial"],
+        state=State(state),
+        origin=Origin(origin),
+        configuration=configuration,
+        point=point,
+        target=cells["target"],
+        asked=cells["asked_seq"],
+        ended=cells["ended_seq"],
+        key=key_of(space, point),
+    )
 
 
 def _plain(space: Space, name: str, value: Any) -> Value:
-    """A cell of a frame as the Python value it stands for (numpy scalars, and text where a CSV mixed types)."""
+    """Return the Python value that a cell stands for (numpy scalars, and text where a CSV mixed types)."""
     if isinstance(value, np.generic):
         value = value.item()
     parameter = space.parameters[name]
@@ -218,19 +361,9 @@ def _plain(space: Space, name: str, value: Any) -> Value:
             value = float(value)
         except ValueError:
             raise KeyError(name) from None
-    integer = isinstance(value, float) and parameter.cardinality is not None and value.is_integer()
+    if isinstance(parameter, Float) and parameter.step is not None:
+        with contextlib.suppress(ValueError):
+            return parameter.decode(parameter.encode(value))  # without the noise that others may have left in it
+    integer = isinstance(value, float) and isinstance(parameter, Integer) and value.is_integer()
     plain: Value = int(value) if integer else value
     return plain
-
-
-def _enum(columns: dict[str, list[Any]], name: str, i: int, default: str) -> str:
-    value = columns[name][i] if name in columns else default
-    return str(value) if isinstance(value, str) else default
-
-
-def _number(columns: dict[str, list[Any]], name: str, i: int) -> float:
-    value = columns[name][i] if name in columns else None
-    try:
-        return math.nan if value is None else float(value)
-    except (TypeError, ValueError):
-        return math.nan

@@ -1,11 +1,10 @@
-"""The table of optimizers: the name that a user types, its settings and its class.
+"""The table of optimizers: the name that a user types, the settings and the class of each.
 
-A new optimizer is one file beside the others and one row here.
+A new optimizer is one file next to the others and one row here.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -30,10 +29,11 @@ from hpo_cluster.optimizers.partition.soo import SOO, SOOSettings
 from hpo_cluster.optimizers.starting_points import Started
 from hpo_cluster.settings import faults_of
 from hpo_cluster.space import Space
+from hpo_cluster.text import did_you_mean
 
 
 class Entry(NamedTuple):
-    """One row of the table: the settings' class and the optimizer's, made with (space, settings, seed)."""
+    """One row of the table: the class of the settings, and that of the optimizer, made with (space, settings, seed)."""
 
     settings: type[OptimizerSettings]
     optimizer: Any
@@ -59,7 +59,7 @@ OPTIMIZERS: Mapping[str, Entry] = {
 
 
 def make_optimizer(name: str, space: Space | Mapping[str, Any], seed: int = 0, **settings: Any) -> Optimizer:
-    """The optimizer of that name; where the space has starting points, it proposes them first.
+    """Return the optimizer of that name; if the space has starting points, it proposes them first.
 
     Args:
         name: a key of `OPTIMIZERS`.
@@ -70,37 +70,36 @@ def make_optimizer(name: str, space: Space | Mapping[str, Any], seed: int = 0, *
     Raises:
         ConfigError: an unknown name; or every fault of the settings, or of the space.
     """
-    entry = _entry(name)
-    if not isinstance(space, Space):
-        space = Space.from_json(space)
-    optimizer: Optimizer = entry.optimizer(space, make_settings(name, settings), seed)
+    typed = make_settings(name, settings)
+    return build_optimizer(name, space if isinstance(space, Space) else Space.from_json(space), typed, seed)
+
+
+def build_optimizer(name: str, space: Space, settings: OptimizerSettings, seed: int) -> Optimizer:
+    """Return the optimizer of that name, made with typed settings; it proposes the space's starting points first.
+
+    Raises:
+        ConfigError: with every reason why it cannot search that space with these settings.
+    """
+    optimizer: Optimizer = OPTIMIZERS[name].optimizer(space, settings, seed)
     return Started(optimizer) if space.start else optimizer
 
 
 def make_settings(name: str, settings: Mapping[str, Any]) -> OptimizerSettings:
-    """The typed settings of the optimizer of that name. Raises ConfigError with every fault."""
-    entry = _entry(name)
+    """Return the typed settings of the optimizer of that name. Raises ConfigError with every fault."""
+    if name not in OPTIMIZERS:
+        close = did_you_mean(name, OPTIMIZERS)
+        raise ConfigError([f"optimizer: {name!r} is unknown; {close}accepted: {', '.join(OPTIMIZERS)}"])
+    cls = OPTIMIZERS[name].settings
     try:
-        return entry.settings(**settings)
+        return cls(**settings)
     except ValidationError as error:
-        accepted = list(entry.settings.model_fields)
+        accepted = list(cls.model_fields)
         some = f"accepted: {', '.join(accepted)}" if accepted else "it has none"
         faults = []
-        for fault in faults_of(error, entry.settings, "optimizer"):
+        for fault in faults_of(error, cls, "optimizer"):
             if fault.kind == "extra_forbidden":
-                faults.append(f"{fault.key}: is no setting of {name}{_meant(fault.loc[-1], accepted)} ({some})")
+                close = did_you_mean(fault.loc[-1], accepted)
+                faults.append(f"{fault.key}: is not a setting of {name}; {close}{some}")
             else:
                 faults.append(str(fault))
         raise ConfigError(faults) from None
-
-
-def _entry(name: str) -> Entry:
-    if name not in OPTIMIZERS:
-        meant = _meant(name, list(OPTIMIZERS))
-        raise ConfigError([f"optimizer: {name!r} is unknown{meant}; accepted: {', '.join(OPTIMIZERS)}"])
-    return OPTIMIZERS[name]
-
-
-def _meant(name: str, accepted: list[str]) -> str:
-    close = difflib.get_close_matches(name, accepted, 1)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -1,11 +1,4 @@
-"""Starting points before anything else: the configurations of ``space.start``, whichever the optimizer.
-
-References: none; every experimenter's habit of trying the known good configurations first.
-
-Symbols: none.
-
-Deviations from the paper: there is none to deviate from.
-"""
+"""Propose the configurations of ``space.start`` first, whichever the optimizer."""
 
 from __future__ import annotations
 
@@ -13,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.optimizers.base import Optimizer
-from hpo_cluster.optimizers.dataset import Memory, Rows
+from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.space import Configuration
 from hpo_cluster.space.sampling import key_of
 from hpo_cluster.trial import Ask, Origin, Proposal, State
@@ -23,23 +16,23 @@ if TYPE_CHECKING:
 
 
 class Started:
-    """An optimizer that proposes the space's starting points first.
+    """Proposes the space's starting points, then what another optimizer proposes.
 
-    Those that the history holds already, other than as cancelled trials, are not proposed again. The optimizer itself
-    sees them as trials like any other.
+    A starting point that the history holds already, other than as a cancelled trial, is not proposed again. The other
+    optimizer sees starting points as trials like any other.
 
     Args:
-        optimizer: what goes on after them.
+        optimizer: the one that goes on after the starting points.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.space, self.optimizer = optimizer.space, optimizer
-        self._memory: Memory = {}  # a cache
+        self._data: Dataset | None = None  # a cache
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
-        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        rows = Rows.read(self.space, history, self._memory)
-        taken, left = rows.taken(), list[Configuration]()
+        """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
+        data = self._data = Dataset.read(self.space, history, self._data)
+        taken, left = data.taken(), list[Configuration]()
         for configuration in self.space.start:
             key = key_of(self.space, self.space.encode(configuration))
             if key not in taken:
@@ -51,14 +44,14 @@ class Started:
         proposals = tuple(Proposal(configuration, {"phase": "start"}) for configuration in left)
         if len(left) == n:
             return Ask(proposals, decision={"start": n})
-        rest = self.optimizer.ask(_with_proposed(history, left, rows.next_trial), n - len(left))
-        if rest.settled:  # their rows come before any proposal's: left for the next ask, which gives the same
+        rest = self.optimizer.ask(_with_proposed(history, left, data.next_trial), n - len(left))
+        if rest.settled:  # settled rows come before any proposal, so they wait for the next ask, which gives the same
             return Ask(proposals, decision={"start": len(left)})
         return Ask((*proposals, *rest.proposals), decision={**rest.decision, "start": len(left)})
 
 
 def _with_proposed(history: pd.DataFrame, configurations: Sequence[Configuration], first: int) -> pd.DataFrame:
-    """The history once these trials are in it, numbered from `first`."""
+    """Return the history with these configurations as further trials, numbered from `first`."""
     import pandas as pd
 
     if len(history) and "trial" not in history.columns:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import logging
 import math
 import os
@@ -12,11 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hpo_cluster.record.files import (
-    read_bytes,
-    read_json,
-    written_at,
-)
+from hpo_cluster.record.clock import is_time
+from hpo_cluster.record.files import matching, read_bytes, read_json, written_at
 from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.record.processes import process_start
 
@@ -77,12 +73,13 @@ def result_faults(result: Any) -> list[str]:
         if not isinstance(numbers, Mapping):
             faults.append(f"{section} is no object")
             continue
-        wrong = [(name, value) for name, value in numbers.items() if not _finite(value)]
+        wrong = [(name, value) for name, value in numbers.items() if not is_finite_number(value)]
         faults += [f"{section}.{name}={value!r:.80} is no finite number" for name, value in wrong]
     return faults
 
 
-def _finite(value: Any) -> bool:
+def is_finite_number(value: Any) -> bool:
+    """Return whether a value of parsed JSON is a number, and one that a float can hold."""
     try:
         return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
     except OverflowError:  # a whole number beyond all floats
@@ -132,12 +129,7 @@ def _is(kind: type, name: str, value: Any) -> bool:
         return name not in ("kind", "message")
     if type(value) is not kind:
         return False
-    if not (name.endswith("_at") and isinstance(value, str)):
-        return True
-    try:
-        return datetime.datetime.fromisoformat(value).tzinfo is not None
-    except ValueError:
-        return False
+    return is_time(value) if name.endswith("_at") else True
 
 
 def valid_result(files: AttemptLayout, token: str) -> dict[str, Any] | None:
@@ -149,7 +141,7 @@ def valid_result(files: AttemptLayout, token: str) -> dict[str, Any] | None:
 def log_tail(files: AttemptLayout) -> str:
     """The end of the newest log of the attempt's job, its standard error first; empty if there is none."""
     for pattern in ("*err*", "*out*"):
-        for path in sorted(files.job_dir.glob(pattern), key=written_at, reverse=True):
+        for path in sorted(matching(files.job_dir, pattern), key=written_at, reverse=True):
             if text := read_bytes(path, -TAIL_BYTES).decode(errors="replace").strip():
                 return text
     return ""

@@ -23,11 +23,12 @@ from __future__ import annotations
 import bisect
 import datetime
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+from hpo_cluster.errors import JournalError
 from hpo_cluster.job import JobRef
 from hpo_cluster.record.journal import Event, read_journal
 from hpo_cluster.space import Configuration
@@ -104,6 +105,12 @@ class TrialRecord:
         return self.number != BASELINE and self.origin is Origin.EVALUATED
 
 
+def _sem(row: Mapping[str, Any]) -> float | None:
+    """Return the standard error of a row's value; None if there is none, or one below zero, which means nothing."""
+    sem: float | None = row.get("value_sem")
+    return None if sem is None or sem < 0 else sem
+
+
 #: A trial with one of its attempts.
 Member: TypeAlias = tuple[TrialRecord, AttemptRecord]
 
@@ -146,8 +153,27 @@ class Record:
     def read(cls, path: Path) -> Record:
         """The record of a journal file."""
         contents = read_journal(path)
-        record = cls(contents.events)
+        record = cls.of(contents.events, path)
         record.left_out = contents.left_out
+        return record
+
+    @classmethod
+    def of(cls, events: Iterable[Event], path: Path) -> Record:
+        """Return the record of the events of a journal file.
+
+        Raises:
+            JournalError: if one of them does not fit what came before it.
+        """
+        record = cls()
+        for event in events:
+            try:
+                record.apply(event)
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise JournalError(
+                    f"{path}: event number {event['seq']} ({event['event']}) does not fit those before it; was the "
+                    "file edited? Rebuild it from what fits and from the jobs' files:  "
+                    f"hpo-cluster repair {path.parent}"
+                ) from error
         return record
 
     def apply(self, event: Event) -> None:
@@ -183,7 +209,7 @@ class Record:
         trial = TrialRecord(row["trial"], row["parameters"], row["seed"], origin, event["seq"], row.get("info", {}))
         if origin not in (Origin.EVALUATED, Origin.BASELINE):
             trial.state, trial.value = State.COMPLETED, row.get("value")
-            trial.value_sem, trial.metrics = row.get("value_sem"), row.get("metrics") or {}
+            trial.value_sem, trial.metrics = _sem(row), row.get("metrics") or {}
             trial.ended_seq, trial.ended_at = event["seq"], event["at"]
         self.trials[trial.number] = trial
         if origin is Origin.IMPORTED:
@@ -247,7 +273,7 @@ class Record:
             if attempt is not None:
                 attempt.over, attempt.error, attempt.ended_at = True, event.get("error"), event["at"]
             trial.state = State(event["state"])
-            trial.value, trial.value_sem = event.get("value"), event.get("value_sem")
+            trial.value, trial.value_sem = event.get("value"), _sem(event)
             trial.metrics = event.get("metrics") or {}
             trial.error = event.get("error")
             trial.ended_at, trial.ended_seq = event.get("ended_at") or event["at"], event["seq"]

@@ -18,3 +18,11 @@ def utc_now() -> str:
 def seconds_since(at: str) -> float:
     """Seconds since a moment (ISO 8601)."""
     return (now() - datetime.datetime.fromisoformat(at)).total_seconds()
+
+
+def is_time(value: object) -> bool:
+    """Return whether a value is a time as we write it: ISO 8601 with its offset from UTC."""
+    try:
+        return isinstance(value, str) and datetime.datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import json
 import os
 import secrets
@@ -21,6 +22,8 @@ PASSING = STORAGE | {
     *(errno.EACCES, errno.EPERM, errno.EKEYEXPIRED, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOLCK, errno.EAGAIN),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
 }
+#: Something else lies where a file or a folder belongs.
+IN_THE_WAY = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 
 
 @contextlib.contextmanager
@@ -128,6 +131,16 @@ def listing(directory: Path) -> list[str]:
         return os.listdir(opened)  # noqa: PTH208 - a directory that is open
     finally:
         os.close(opened)
+
+
+def matching(directory: Path, pattern: str) -> list[Path]:
+    """Return what in a directory has a name like `pattern`, in order; nothing if it cannot be read."""
+    return [directory / name for name in sorted(fnmatch.filter(refresh(directory), pattern))]
+
+
+def is_there(path: Path) -> bool:
+    """Return whether something is at `path`, as far as we may look: `Path.exists` raises where we may not."""
+    return os.path.exists(path)  # noqa: PTH110
 
 
 def dumps(data: Any) -> str:

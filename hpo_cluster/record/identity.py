@@ -13,6 +13,13 @@ from hpo_cluster.record.files import publish_once
 
 ABSENT = "(absent)"
 
+#: Parts of an identity that have settings of their own.
+SECTIONS = ("space", "objective", "optimizer")
+WAY_OUT = (
+    "Put back what was written there when the campaign began; or remove the file and type the command that began the "
+    "campaign (hpo-cluster run campaign=NAME ...), which writes it again"
+)
+
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one level of dotted names."""
@@ -52,14 +59,22 @@ def difference_table(campaign_dir: Path, rows: list[tuple[str, Any, Any]]) -> st
 def read_identity(path: Path) -> dict[str, Any] | None:
     """The identity in ``campaign.yaml``; None where there is no such file."""
     try:
+        if path.exists() and not path.is_file():
+            raise JournalError(f"{path}: is not a file. {WAY_OUT}")
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except yaml.YAMLError as error:
-        raise JournalError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise JournalError(f"{path}: holds no mapping")
-    return data
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise JournalError(f"{path}: cannot be read as YAML: {error}. {WAY_OUT}") from error
+    faults = [] if isinstance(data, dict) else ["it is not a mapping"]
+    if not faults:
+        faults += [f"{name} is not a mapping" for name in SECTIONS if not isinstance(data.get(name), Mapping)]
+        if data.get("direction") not in ("maximize", "minimize"):
+            faults.append(f"direction is {data.get('direction')!r:.80}; accepted: maximize, minimize")
+    if faults:
+        raise JournalError(f"{path}: is not what was written there: {'; '.join(faults)}. {WAY_OUT}")
+    identity: dict[str, Any] = data
+    return identity
 
 
 def identity_of_campaign(path: Path) -> dict[str, Any]:

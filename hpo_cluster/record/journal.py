@@ -15,6 +15,7 @@ import errno
 import json
 import logging
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ from hpo_cluster.record.clock import utc_now
 log = logging.getLogger(__name__)
 
 Event: TypeAlias = dict[str, Any]
+
+_WAY_OUT = "Rebuild it from what is whole and from the jobs' files:"
 
 
 @dataclass
@@ -82,7 +85,7 @@ def read_journal(path: Path) -> Contents:
         JournalError: on a line that is not an event, or out of sequence.
     """
     contents = Contents()
-    way_out = f"Rebuild it from what is whole and from the jobs' files:  hpo-cluster repair {path.parent}"
+    way_out = f"{_WAY_OUT}  hpo-cluster repair {path.parent}"
     for number, line in enumerate(whole_lines(path)):
         try:
             event = json.loads(line)
@@ -102,12 +105,33 @@ def read_events(path: Path) -> list[Event]:
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """Return the lines of a file that end with a newline, none if there is no file."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return []
+    """Return the lines of a journal file that end with a newline, none if there is no file."""
+    data = read_data(path)
     return data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
+
+
+def read_data(path: Path) -> bytes:
+    """Return all that is in a journal file, nothing if there is no file.
+
+    Raises:
+        JournalError: if something else lies there: a folder, a pipe, a device, a link that leads nowhere.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe that nobody writes to would hold us up
+    except FileNotFoundError:
+        if not path.is_symlink():
+            return b""
+        fd = None
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        fd = None
+    if fd is None or not stat.S_ISREG(os.fstat(fd).st_mode):
+        if fd is not None:
+            os.close(fd)
+        raise JournalError(f"{path}: is not a file, and a journal is one. {_WAY_OUT}  hpo-cluster repair {path.parent}")
+    with os.fdopen(fd, "rb") as stream:
+        return stream.read()
 
 
 def is_event(data: Any) -> bool:
@@ -136,6 +160,7 @@ class Journal:
         self.path = path
         self._guard = guard
         new = not path.exists()
+        data = b"" if path.is_symlink() else read_data(path)
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         except OSError as error:
@@ -149,7 +174,6 @@ class Journal:
             directory = os.open(path.parent, os.O_RDONLY)
             os.fsync(directory)
             os.close(directory)
-        data = path.read_bytes()
         self._size = data.rfind(b"\n") + 1
         self.torn = len(data) - self._size
         try:

@@ -22,6 +22,7 @@ import logging
 import os
 import secrets
 import socket
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -136,14 +137,19 @@ class DriverLock:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
+            if error.errno == errno.EISDIR:
+                raise LockedError(f"{path}: is a folder, so no driver can hold it. Remove it:  rm -r {path}") from None
             if error.errno != errno.ELOOP:
                 raise
             raise LockedError(
                 f"{path}: is a symbolic link; nothing is written through it. Remove it:  rm {path}"
             ) from None
         try:
+            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+                raise LockedError(f"{path}: is not a file, so no driver can hold it. Remove it:  rm {path}")
             self._acquire(take_over)
-            self.advance(int((read_json(path) or {}).get("epoch") or 0))
+            epoch = (read_json(path) or {}).get("epoch")
+            self.advance(epoch if isinstance(epoch, int) else 0)
         except BaseException:
             os.close(self._fd)
             raise

@@ -26,7 +26,7 @@ from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.files import listing, read_json, replace_text
 from hpo_cluster.record.identity import identity_of_campaign
-from hpo_cluster.record.journal import Event, is_event, read_journal
+from hpo_cluster.record.journal import Event, is_event, read_data
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
 from hpo_cluster.record.lock import DriverLock
 from hpo_cluster.trial import BASELINE, ErrorKind, Origin, State, trial_label
@@ -66,8 +66,7 @@ def repair(campaign_dir: Path) -> Repair:
     try:
         if _is_whole(layout):
             return Repair()
-        data = layout.events.read_bytes() if layout.events.exists() else b""
-        events, lost = _readable(data)
+        events, lost = _readable(_data(layout.events))
         rebuilding = _Rebuilding(layout)
         for event in events:
             rebuilding.take(event)
@@ -100,10 +99,18 @@ def _is_whole(layout: CampaignLayout) -> bool:
     if layout.events.is_symlink():
         return False
     try:
-        contents = read_journal(layout.events)
+        record = Record.read(layout.events)
     except JournalError:
         return False
-    return bool(contents.events) or not any(layout.trials_dir.glob("*/a*"))
+    return record.last is not None or not any(layout.trials_dir.glob("*/a*"))
+
+
+def _data(path: Path) -> bytes:
+    """Return what is in the old journal; nothing if it is not a file."""
+    try:
+        return read_data(path)
+    except JournalError:
+        return b""
 
 
 def _readable(data: bytes) -> tuple[list[Event], int]:
@@ -257,7 +264,7 @@ def _has_result(layout: CampaignLayout, trial: TrialRecord) -> bool:
 
 def _replace(path: Path, damaged: Path, events: list[Event]) -> None:
     """Put the new journal in the place of the old one, whole or not at all; the old one keeps another name."""
-    if path.is_symlink():
+    if path.is_symlink() or (path.exists() and not path.is_file()):
         path.rename(damaged)
     elif path.exists():
         os.link(path, damaged)  # from here on, whoever dies when, one of the two is there under its name

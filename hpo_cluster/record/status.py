@@ -13,7 +13,7 @@ from typing import Any
 
 from hpo_cluster.record import clock
 from hpo_cluster.record.campaign_state import Record, TrialRecord
-from hpo_cluster.record.clock import seconds_since
+from hpo_cluster.record.clock import is_time, seconds_since
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.layout import CampaignLayout
@@ -34,6 +34,20 @@ def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
     owner = read_lock(layout.lock)
     alive = owner is not None and owner_lives(layout.lock, owner)
     return summarise(Record.read(layout.events), layout, identity["direction"], driver_alive=alive)
+
+
+def scheduler_view(data: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the scheduler last said, without what no driver writes there; empty if there is nothing."""
+    if not data:
+        return {}
+    jobs = data.get("jobs")
+    sound = {name: job for name, job in jobs.items() if isinstance(job, dict)} if isinstance(jobs, dict) else {}
+    times = {name: data.get(name) if is_time(data.get(name)) else None for name in ("at", "silent_since")}
+    since = {name: job.get("unknown_since") for name, job in sound.items()}
+    return {
+        **times,
+        "jobs": {n: {**job, "unknown_since": since[n] if is_time(since[n]) else None} for n, job in sound.items()},
+    }
 
 
 def summarise(
@@ -61,7 +75,7 @@ def summarise(
     in_flight = record.in_flight
     exhausted = exhausted or (not in_flight and bool((record.stopped or {}).get("exhausted")))
     finished = not in_flight and (record.stopped or {}).get("reason") == "finished"
-    view = read(layout.scheduler) or {}
+    view = scheduler_view(read(layout.scheduler))
     running = [_running(trial, layout, view.get("jobs", {}), read) for trial in in_flight]
     state = "running" if driver_alive else "finished" if finished else "stopped"
     return {

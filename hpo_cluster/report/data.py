@@ -11,6 +11,7 @@ from hpo_cluster.errors import ConfigError, JournalError
 from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.record.attempt_files import is_finite_number
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.history import METRIC_PREFIX, load_history
 from hpo_cluster.record.identity import read_identity
@@ -119,7 +120,9 @@ def read_campaign(campaign_dir: Path) -> Campaign:
 def _sems(layout: CampaignLayout, trial: int) -> dict[str, float]:
     results = (layout.trials_dir / trial_label(trial)).glob("a*/result.json")
     sems = next(((read_json(result) or {}).get("sems") for result in results), None)  # only one attempt has a result
-    return {str(name): float(sem) for name, sem in sems.items()} if isinstance(sems, dict) else {}
+    if not isinstance(sems, dict):
+        return {}
+    return {name: float(sem) for name, sem in sems.items() if is_finite_number(sem) and sem >= 0}
 
 
 def shorten(choice: Any, length: int = 12) -> str:

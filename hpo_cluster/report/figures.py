@@ -107,12 +107,12 @@ def draw_parameters(campaign: Campaign) -> bytes | None:
             if parameter.log:
                 axes.set_xscale("log")
                 low, high = math.log(parameter.low), math.log(parameter.high)
-                margin = 0.04 * (high - low)
+                margin = 0.04 * (high - low) or 0.1
                 axes.set_xlim(math.exp(low - margin), math.exp(high + margin))
                 if isinstance(parameter, Integer):
                     _label_integers(axes, parameter)
             else:
-                margin = 0.04 * (parameter.high - parameter.low)
+                margin = 0.04 * (parameter.high - parameter.low) or 0.1
                 axes.set_xlim(parameter.low - margin, parameter.high + margin)
         _draw_states(axes, x, ended)
         if not ranked.empty and ranked.iloc[0]["trial"] in set(ended["trial"]):

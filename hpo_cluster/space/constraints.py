@@ -12,12 +12,13 @@ with a text, by ``==`` and ``!=``. ``<=``, ``>=`` and ``==`` forgive a relative 
 from __future__ import annotations
 
 import ast
-import difflib
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
+
+from hpo_cluster.text import did_you_mean
 
 Kind: TypeAlias = Literal["number", "bool", "text", "mixed", "unknown"]
 _Compute: TypeAlias = Callable[[Mapping[str, Any]], Any]
@@ -175,10 +176,8 @@ class _Reader:
 
     def _name(self, name: str) -> tuple[_Compute, Kind]:
         if name not in self.kinds:
-            close = difflib.get_close_matches(name, self.kinds, n=1)
-            if name in ("true", "false"):
-                close = [name.title()]
-            hint = f"did you mean {close[0]}?" if close else f"accepted: {', '.join(self.kinds)}"
+            close = did_you_mean(name, [name.title()] if name in ("true", "false") else self.kinds)
+            hint = close.strip() or f"accepted: {', '.join(self.kinds)}"
             self.faults.append(f"{name!r} is no parameter; {hint}")
             return _nothing, "unknown"
         self.names[name] = None

@@ -2,7 +2,11 @@
 
 Each maps its values to positions ``u`` of the unit interval and back. An integer parameter with n values divides the
 interval into n bins of equal width (on its scale) and is *rounded* to the value of its bin, never truncated; the
-canonical position is the middle of the bin. A categorical parameter does the same with its choices in the order given.
+canonical position is the middle of the bin. A categorical parameter does the same with its choices in the order given,
+a number with a ``step`` with its values ``low``, ``low + step``, … ``high``.
+
+A parameter with one value (one choice, or ``low`` equal to ``high``) is *fixed*: part of every configuration, never
+searched.
 
 A *prior* says where good values are believed to lie. Of a number it is a normal distribution around ``center``, cut off
 at the ends of the range, whose standard deviation ``spread`` is a share of the range on the parameter's scale; of a
@@ -20,6 +24,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 Value: TypeAlias = float | int | str | bool
+#: How far a value may be from a step, and ``high`` from the last one: a share of the step, for rounding errors.
+OFF_STEP = 1e-6
+
+#: Least step, as a share of the largest number of the range, that real values can be told apart with.
+LEAST_STEP = 1e-9
+
 #: Active only where each of these parameters has the value, or one of the values, given.
 Condition: TypeAlias = Mapping[str, Value | Sequence[Value]]
 
@@ -60,12 +70,35 @@ class Conditional:
 
 @dataclass(frozen=True)
 class Number(Conditional):
-    """What real and integer parameters share."""
+    """What real and integer parameters share.
+
+    Args:
+        low: the least value.
+        high: the greatest value; equal to `low` for a fixed parameter. With a step it is one of the values.
+        log: whether equal ratios, not equal differences, are equally far apart.
+        prior: where good values are believed to be.
+        step: the values are `low`, ``low + step``, … `high`; None: every number (real) or every integer.
+    """
 
     low: float
     high: float
     log: bool = False
     prior: Prior | None = field(default=None, kw_only=True)
+    step: float | None = field(default=None, kw_only=True)
+
+    @property
+    def cardinality(self) -> int | None:
+        """Number of distinct values; None for a real parameter without a step, which has no end of them."""
+        raise NotImplementedError
+
+    @property
+    def fixed(self) -> bool:
+        """Whether there is one value only."""
+        return self.low == self.high
+
+    def decode(self, u: float) -> Value:
+        """Return the value at position `u` of the unit interval."""
+        raise NotImplementedError
 
     def encode(self, value: Value) -> float:
         """Position of `value` in the unit interval. Raises ValueError outside the range."""
@@ -73,7 +106,7 @@ class Number(Conditional):
 
     def faults(self) -> list[str]:
         """What is wrong with the range and the prior; empty when nothing is."""
-        found = _range_faults(self.low, self.high, self.log)
+        found = [*_range_faults(self.low, self.high, self.log), *_step_faults(self)]
         if isinstance(self, Integer) and max(abs(self.low), abs(self.high)) > 2**53:
             found.append(f"{self.low} to {self.high}: whole numbers beyond 2^53 cannot be told apart")
         if self.prior is None or found:
@@ -107,18 +140,49 @@ class Number(Conditional):
         assert self.prior is not None
         return _position(self, self.prior.center), self.prior.spread
 
+    def _steps(self) -> int:
+        """Return the number of values of a number with a step, or of a fixed one."""
+        return 1 if self.step is None or self.fixed else round((self.high - self.low) / self.step) + 1
+
+    def _nearest_step(self, number: float) -> int:
+        """Return the place of a value among the steps. Raises ValueError where it is none of them."""
+        place = 0 if self.step is None or not math.isfinite(number) else round((number - self.low) / self.step)
+        slack = OFF_STEP * (self.step or abs(self.low))
+        off = abs(number - self.low - place * (self.step or 0))
+        if not (0 <= place < self._steps() and off <= slack):  # NaN is never within it
+            raise ValueError(f"{_text(number)} is none of {_listed(self)}")
+        return place
+
 
 @dataclass(frozen=True)
 class Float(Number):
-    """A real parameter in ``[low, high]``, uniform on a linear or a logarithmic scale."""
+    """A real parameter in ``[low, high]``, uniform on a linear or a logarithmic scale, or in steps."""
 
     @property
     def cardinality(self) -> int | None:
         """Number of distinct values; None when there is no end of them."""
-        return None
+        return self._steps() if self.step is not None or self.fixed else None
+
+    @property
+    def values(self) -> Sequence[float]:
+        """All of them, in order. Raises ValueError where there is no end of them."""
+        return [self.value(index) for index in range(_count(self))]
+
+    def value(self, index: int) -> float:
+        """Return the value of that place, without the noise of a sum: 0.15, not 0.15000000000000002."""
+        if index == 0 or self.step is None:
+            return float(self.low)
+        digits = 14 - math.floor(math.log10(max(abs(self.low), abs(self.high))))  # 15 significant ones in all
+        return round(float(self.low) + index * float(self.step), digits) + 0.0  # no -0.0
+
+    def index(self, u: float) -> int:
+        """Return the place of the value at position `u` of the unit interval."""
+        return _bin(u, _count(self))
 
     def decode(self, u: float) -> float:
         """Value at position `u` of the unit interval."""
+        if self.cardinality is not None:
+            return self.value(self.index(u))
         if u <= 0.0 or u >= 1.0:
             return float(self.low if u <= 0.0 else self.high)
         if not self.log:
@@ -129,6 +193,8 @@ class Float(Number):
     def encode(self, value: Value) -> float:
         """Position of `value` in the unit interval. Raises ValueError outside the range."""
         number = as_number(value)
+        if self.cardinality is not None:
+            return (self._nearest_step(number) + 0.5) / self.cardinality
         slack = 1e-9 * (abs(self.low) + abs(self.high))
         if not self.low - slack <= number <= self.high + slack:
             raise ValueError(f"{value!r} is outside {self.low:g} to {self.high:g}")
@@ -140,20 +206,34 @@ class Float(Number):
 
 @dataclass(frozen=True)
 class Integer(Number):
-    """An integer parameter in ``low..high``, both ends included, on a linear or a logarithmic scale."""
+    """An integer parameter in ``low..high``, both ends included, on a linear or a logarithmic scale, or in steps."""
 
     low: int
     high: int
+    step: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step == 1:  # what integers have anyway
+            object.__setattr__(self, "step", None)
 
     @property
     def cardinality(self) -> int:
         """Number of distinct values."""
-        return self.high - self.low + 1
+        return (self.high - self.low) // (self.step or 1) + 1
 
     @property
     def values(self) -> Sequence[int]:
         """All of them, in order."""
-        return range(self.low, self.high + 1)
+        return range(self.low, self.high + 1, self.step or 1)
+
+    def value(self, index: int) -> int:
+        """Return the value of that place."""
+        return self.low + index * (self.step or 1)
+
+    def index(self, u: float) -> int:
+        """Return the place of the value at position `u` of the unit interval."""
+        return (self.decode(u) - self.low) // (self.step or 1)
 
     def _ends(self) -> tuple[float, float]:
         low, high = self.low - 0.5, self.high + 0.5
@@ -161,6 +241,8 @@ class Integer(Number):
 
     def decode(self, u: float) -> int:
         """The integer whose bin holds position `u` of the unit interval."""
+        if self.step is not None:
+            return self.value(_bin(u, self.cardinality))
         low, high = self._ends()
         x = low + min(max(u, 0.0), 1.0) * (high - low)
         return int(min(max(math.floor((math.exp(x) if self.log else x) + 0.5), self.low), self.high))
@@ -170,6 +252,8 @@ class Integer(Number):
         number = as_number(value)
         if number != round(number) or not self.low <= number <= self.high:
             raise ValueError(f"{value!r} is no integer from {self.low} to {self.high}")
+        if self.step is not None:
+            return (self._nearest_step(number) + 0.5) / self.cardinality
         low, high = self._ends()
         left, right = number - 0.5, number + 0.5
         if self.log:
@@ -182,7 +266,7 @@ class Categorical(Conditional):
     """One of several choices. `ordered` says that neighbours in the list are alike (powers of two, sizes).
 
     Args:
-        choices: the values, at least two.
+        choices: the values; one alone makes a fixed parameter.
         ordered: whether their order means something.
         prior: one weight above zero for each choice; only their ratios count.
     """
@@ -201,10 +285,19 @@ class Categorical(Conditional):
         """All of them, in order."""
         return self.choices
 
+    @property
+    def fixed(self) -> bool:
+        """Whether there is one value only."""
+        return len(self.choices) == 1
+
+    def value(self, index: int) -> Value:
+        """Return the choice of that place."""
+        return self.choices[index]
+
     def faults(self) -> list[str]:
         """What is wrong with the choices and the prior; empty when nothing is."""
-        if len(self.choices) < 2:
-            return [f"needs at least two choices, has {len(self.choices)}"]
+        if not self.choices:
+            return ["needs at least one choice, has none"]
         if faults := [fault for choice in self.choices if (fault := _choice_fault(choice))]:
             return list(dict.fromkeys(faults))
         booleans = [choice for choice in self.choices if isinstance(choice, bool)]
@@ -229,7 +322,7 @@ class Categorical(Conditional):
 
     def decode(self, u: float) -> Value:
         """The choice whose bin holds position `u` of the unit interval."""
-        return self.choices[self._index(u)]
+        return self.choices[self.index(u)]
 
     def encode(self, value: Value) -> float:
         """Middle of the bin of `value` in the unit interval. Raises ValueError where it is none of the choices."""
@@ -250,22 +343,23 @@ class Categorical(Conditional):
         """Logarithm of the prior's density at a position, as against a uniform one."""
         if self.prior is None:
             return 0.0
-        return math.log(self.prior[self._index(u)] * len(self.choices) / sum(self.prior))
+        return math.log(self.prior[self.index(u)] * len(self.choices) / sum(self.prior))
 
-    def _index(self, u: float) -> int:
-        return min(int(min(max(u, 0.0), 1.0) * len(self.choices)), len(self.choices) - 1)
+    def index(self, u: float) -> int:
+        """Return the place of the choice at position `u` of the unit interval."""
+        return _bin(u, len(self.choices))
 
 
 Parameter: TypeAlias = Float | Integer | Categorical
 
 _FIELDS = {
-    "float": {"low", "high", "log", "prior", "when"},
-    "int": {"low", "high", "log", "prior", "when"},
+    "float": {"low", "high", "log", "step", "prior", "when"},
+    "int": {"low", "high", "log", "step", "prior", "when"},
     "bool": {"prior", "when"},
     "categorical": {"choices", "ordered", "prior", "when"},
 }
 #: Every key of a parameter.
-PARAMETER_FIELDS = ("type", "low", "high", "log", "choices", "ordered", "prior", "when")
+PARAMETER_FIELDS = ("type", "low", "high", "log", "step", "choices", "ordered", "prior", "when")
 
 
 def parameter_from_json(entry: Mapping[str, Any]) -> Parameter:
@@ -273,10 +367,11 @@ def parameter_from_json(entry: Mapping[str, Any]) -> Parameter:
     fields = dict(entry)
     if isinstance(fields.get("ordered"), (list, tuple)) and "choices" not in fields:
         fields |= {"choices": fields["ordered"], "ordered": True}
-    low, high = fields.get("low"), fields.get("high")
+    low, high, step = fields.get("low"), fields.get("high"), fields.get("step")
     kind = fields.pop("type", None)
     if kind is None:
-        integers = all(isinstance(end, int) and not isinstance(end, bool) for end in (low, high))
+        told = (low, high) if step is None else (low, high, step)
+        integers = all(isinstance(number, int) and not isinstance(number, bool) for number in told)
         kind = "categorical" if "choices" in fields else "int" if integers else "float"
     if kind not in _FIELDS:
         raise ValueError(f"type {kind!r} is unknown; accepted: {', '.join(_FIELDS)}")
@@ -298,11 +393,15 @@ def parameter_from_json(entry: Mapping[str, Any]) -> Parameter:
     if not isinstance(log, bool):
         raise ValueError(f"log={log!r} must be true or false")
     ends, prior = (as_number(low), as_number(high)), _normal(fields.get("prior"))
+    stride = None if step is None else as_number(step)
     if kind == "float":
-        return Float(*ends, log, when=when, prior=prior)
+        return Float(*ends, log, when=when, prior=prior, step=stride)
     if any(end != round(end) for end in ends):
         raise ValueError(f"an int needs integer ends, not {low!r} and {high!r}")
-    return Integer(int(ends[0]), int(ends[1]), log, when=when, prior=prior)
+    if stride is not None and not stride.is_integer():
+        raise ValueError(f"an int needs an integer step, not {step!r}; for others: type: float")
+    whole = None if stride is None else int(stride)
+    return Integer(int(ends[0]), int(ends[1]), log, when=when, prior=prior, step=whole)
 
 
 def parameter_to_json(parameter: Parameter) -> dict[str, Any]:
@@ -315,6 +414,8 @@ def parameter_to_json(parameter: Parameter) -> dict[str, Any]:
     else:
         kind = "float" if isinstance(parameter, Float) else "int"
         out = {"type": kind, "low": parameter.low, "high": parameter.high, "log": parameter.log}
+        if parameter.step is not None:
+            out["step"] = parameter.step
         if parameter.prior is not None:
             out["prior"] = {"center": parameter.prior.center, "spread": parameter.prior.spread}
     if parameter.when:
@@ -375,7 +476,11 @@ def _several(values: Value | Sequence[Value]) -> tuple[Value, ...]:
 def _position(parameter: Number, value: float) -> float:
     """Position of any number of the range, whole or not."""
     low, high = float(parameter.low), float(parameter.high)
-    if isinstance(parameter, Integer):
+    if parameter.fixed:
+        return 0.5
+    if parameter.step is not None:
+        low, high = low - parameter.step / 2, high + parameter.step / 2
+    elif isinstance(parameter, Integer):
         low, high = low - 0.5, high + 0.5
     if parameter.log:
         low, high, value = math.log(low), math.log(high), math.log(value)
@@ -388,8 +493,56 @@ def _range_faults(low: float, high: float, log: bool) -> list[str]:
     if not math.isfinite(high - low):
         return [f"the range from {low:g} to {high:g} is wider than a number can say; use a log scale or another unit"]
     faults = []
-    if low >= high:
-        faults.append(f"empty range: low {low:g} must be below high {high:g}")
+    if low > high:
+        faults.append(f"empty range: low {low:g} must not be above high {high:g}")
     if log and low <= 0:
         faults.append(f"a log scale needs low above 0, not {low:g}")
     return faults
+
+
+def _step_faults(parameter: Number) -> list[str]:
+    """Return what is wrong with the step of a number; empty where nothing is, or the range is at fault."""
+    low, high, step = parameter.low, parameter.high, parameter.step
+    if step is None:
+        return []
+    if not (math.isfinite(step) and step > 0):
+        return [f"step={_text(step)}: must be above 0, such as {'8' if isinstance(parameter, Integer) else '0.05'}"]
+    if isinstance(parameter, Integer) and step != round(step):
+        return [f"step={_text(step)}: an int needs an integer step"]
+    if parameter.log:
+        values = "{ordered: [8, 16, 32, 64]}"
+        return [f"step and log do not go together; leave one out, or list the values in their order: {values}"]
+    if not (math.isfinite(high - low) and low < high):
+        return []
+    if step < LEAST_STEP * max(abs(low), abs(high), high - low):
+        return [f"step={_text(step)}: is too small to tell its values apart; leave it out"]
+    whole = math.floor((high - low) / step)
+    if min((high - low) / step - whole, whole + 1 - (high - low) / step) <= OFF_STEP:
+        return []
+    highs = [low + places * step for places in (whole, whole + 1) if places > 0]
+    reached = f"high {_text(high)} is not reached from low {_text(low)} in steps of {_text(step)}"
+    return [f"{reached}; the nearest that can be: high {' or '.join(map(_text, highs))}"]
+
+
+def _bin(u: float, count: int) -> int:
+    """Return which of `count` bins of equal width holds position `u` of the unit interval."""
+    return min(int(min(max(u, 0.0), 1.0) * count), count - 1)
+
+
+def _count(parameter: Float) -> int:
+    if parameter.cardinality is None:
+        raise ValueError("a real parameter without a step has no list of values")
+    return parameter.cardinality
+
+
+def _listed(parameter: Number) -> str:
+    """Return the values of a number with a step, or of a fixed one, as a short text."""
+    if parameter.fixed or parameter.step is None:
+        return f"[{_text(parameter.low)}]"
+    first, second = _text(parameter.low), _text(parameter.low + parameter.step)
+    return f"[{first}, {second}, … {_text(parameter.high)}] (step {_text(parameter.step)})"
+
+
+def _text(number: float) -> str:
+    """Return a number as it would be written, without the noise of a sum."""
+    return f"{number:.15g}"

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.space import Float, Space
+from hpo_cluster.space import Space
 
 #: Identity of a configuration: equal keys mean "the same evaluation".
 Key: TypeAlias = tuple[float, ...]
@@ -71,6 +71,6 @@ def _remaining(space: Space, taken: set[Key]) -> Iterator[NDArray[np.float64]]:
 def axis_values(space: Space, name: str) -> NDArray[np.float64]:
     """Canonical coordinates (``k``, increasing) of a parameter that has finitely many values."""
     parameter = space.parameters[name]
-    if isinstance(parameter, Float):
+    if parameter.cardinality is None:
         raise ValueError(f"{name} is real: it has no list of values")
     return np.array([parameter.encode(value) for value in parameter.values])

@@ -6,6 +6,11 @@ from parameter name to a Python `float`, `int`, `str` or `bool`. `Space.decode` 
 ``decode(encode(c)) == c`` always holds (for a real number up to rounding error), and the surrogate trains on the point
 that was really evaluated. `hpo_cluster.space.parameters` has the parameters' own mapping.
 
+The cube has an axis for each parameter that is searched, and a space iterates over these. A *fixed* parameter has one
+value: it stands in every configuration in which it is active and has no axis, nor has a parameter that no
+configuration holds because a fixed one keeps it inactive. Where nothing is left to search the first parameter has the
+only axis, so that there is a cube, of one configuration.
+
 A parameter may be *conditional*: active only where its parents have certain values. A configuration holds the active
 parameters alone, and the canonical coordinate of an inactive one is 0.5. *Constraints* between the parameters
 (`hpo_cluster.space.constraints`) say which configurations are allowed; a point of the cube may stand for one that is
@@ -38,6 +43,7 @@ from hpo_cluster.space.parameters import (
     parameter_to_json,
     same,
 )
+from hpo_cluster.text import did_you_mean
 
 __all__ = [
     "PARAMETER_FIELDS",
@@ -104,7 +110,8 @@ class Space:
         self.parameters: dict[str, Parameter] = dict(parameters)
         self.constraints: tuple[Constraint, ...] = parsed
         self._order, _ = _sorted(parameters)
-        self._conditions = {name: p.conditions for name, p in self if p.when}
+        self._conditions = {name: p.conditions for name, p in parameters.items() if p.when}
+        self._axes = self._searched()
         if self.constraints and (fault := self._feasibility_fault()):
             faults.append(fault)
         self.start: tuple[Configuration, ...] = ()
@@ -115,8 +122,13 @@ class Space:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names in the order of the axes."""
+        """Names of all parameters, in the order in which they were given."""
         return tuple(self.parameters)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the parameters that are searched, in the order of the cube's axes."""
+        return tuple(self._axes)
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -125,8 +137,8 @@ class Space:
 
     @property
     def dim(self) -> int:
-        """Number of parameters, d."""
-        return len(self.parameters)
+        """Number of parameters that are searched, d: that of the cube's axes."""
+        return len(self._axes)
 
     @functools.cached_property
     def parents(self) -> frozenset[str]:
@@ -140,11 +152,10 @@ class Space:
         Constraints are not taken into account: with them it is an upper bound. So it is for conditional parameters
         whose parents have more than `COUNTED` combinations of values.
         """
-        cardinalities = [p.cardinality for p in self.parameters.values()]
-        if None in cardinalities:
+        if any(p.cardinality is None for _, p in self):
             return math.inf
         parents = [name for name in self.order if name in self.parents]
-        counts = {name: p.cardinality or 0 for name, p in self}
+        counts = {name: (self._axes[name].cardinality or 0) if name in self._axes else 1 for name in self.names}
         if not parents or math.prod(counts[name] for name in parents) > COUNTED:
             return float(math.prod(counts.values()))
         others = [name for name in self.order if name not in self.parents]
@@ -154,10 +165,10 @@ class Space:
         return float(total)
 
     def __iter__(self) -> Iterator[tuple[str, Parameter]]:
-        return iter(self.parameters.items())
+        return iter(self._axes.items())
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Space) or list(self) != list(other):
+        if not isinstance(other, Space) or list(self.parameters.items()) != list(other.parameters.items()):
             return False
         return self.constraints == other.constraints and self.start == other.start
 
@@ -173,16 +184,28 @@ class Space:
             for parent, values in self._conditions.get(name, {}).items()
         )
 
+    def _searched(self) -> dict[str, Parameter]:
+        """Return the parameters that have an axis."""
+        never = set[str]()  # kept inactive by fixed parameters
+        for name in self._order:
+            for parent, values in self._conditions.get(name, {}).items():
+                held = self.parameters[parent]
+                lacks = held.fixed and not any(same(value, held.decode(INACTIVE)) for value in values)
+                if lacks or parent in never:
+                    never.add(name)
+        found = {name: p for name, p in self.parameters.items() if not p.fixed and name not in never}
+        return found or {self._order[0]: self.parameters[self._order[0]]}
+
     def decode(self, point: Sequence[float] | NDArray[np.float64]) -> Configuration:
-        """The configuration at a point of the unit cube (``d``): its active parameters, in the order of the axes."""
+        """The configuration at a point of the unit cube (``d``): its active parameters, in the order of `names`."""
         if len(point) != self.dim:
             raise ValueError(f"the point has {len(point)} coordinates, the space {self.dim}")
-        if not self._conditions:
+        if not self._conditions and self.dim == len(self.parameters):
             return {name: p.decode(float(u)) for (name, p), u in zip(self, point, strict=True)}
-        at, found = dict(zip(self.parameters, point, strict=True)), Configuration()
+        at, found = dict(zip(self._axes, point, strict=True)), Configuration()
         for name in self._order:
             if self.is_active(name, found):
-                found[name] = self.parameters[name].decode(float(at[name]))
+                found[name] = self.parameters[name].decode(float(at.get(name, INACTIVE)))
         return {name: found[name] for name in self.parameters if name in found}
 
     def encode(self, configuration: Mapping[str, Value]) -> NDArray[np.float64]:
@@ -204,20 +227,24 @@ class Space:
         points = np.asarray(points, dtype=np.float64).reshape(-1, self.dim)
         out = np.clip(points, 0.0, 1.0)
         for axis, (_, parameter) in enumerate(self):
-            if not isinstance(parameter, Float):
+            if parameter.cardinality is not None:
                 out[:, axis] = _canonical(parameter, points[:, axis])
         return np.where(self.active(out), out, INACTIVE) if self._conditions else out
 
     def active(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which parameters are active at each point (``n x d``)."""
-        found = np.ones((len(points), self.dim), dtype=np.bool_)
-        axes = {name: axis for axis, name in enumerate(self.parameters)}
-        places = {name: _canonical(self.parameters[name], points[:, axes[name]]) for name in self.parents}
+        """Which of the parameters that are searched are active at each point (``n x d``)."""
+        if not self._conditions:
+            return np.ones((len(points), self.dim), dtype=np.bool_)
+        found = {name: np.ones(len(points), dtype=np.bool_) for name in self.names}
+        axes = {name: axis for axis, name in enumerate(self._axes)}
+        places = {n: _canonical(self.parameters[n], points[:, axes[n]]) for n in self.parents if n in axes}
         for name in self._order:
             for parent, values in self._conditions.get(name, {}).items():
-                wanted = [self.parameters[parent].encode(value) for value in values]
-                found[:, axes[name]] &= found[:, axes[parent]] & np.isin(places[parent], wanted)
-        return found
+                found[name] = found[name] & found[parent]
+                if parent in axes and not self.parameters[parent].fixed:
+                    wanted = [self.parameters[parent].encode(value) for value in values]
+                    found[name] &= np.isin(places[parent], wanted)
+        return np.stack([found[name] for name in axes], axis=1)
 
     def allows(self, configuration: Mapping[str, Value]) -> bool:
         """Whether a configuration of the space satisfies all constraints that apply to it."""
@@ -276,7 +303,8 @@ class Space:
             if name in partial:
                 found[name] = partial[name]
             elif self.is_active(name, found):
-                wanted = [p.conditions[name][0] for child, p in self if child in partial and name in p.when]
+                children = [p for child, p in self.parameters.items() if child in partial and name in p.when]
+                wanted = [] if parameter.fixed else [child.conditions[name][0] for child in children]
                 found[name] = wanted[0] if wanted else parameter.decode(parameter.warp(0.5))
         return {name: found[name] for name in self.parameters if name in found}
 
@@ -300,14 +328,14 @@ class Space:
             yield from self._extended(found, rest)
             return
         parameter = self.parameters[name]
-        if isinstance(parameter, Float):
+        if parameter.cardinality is None:
             raise ValueError(f"{name} is real: it has no list of values")
         for value in parameter.values:
             yield from self._extended({**found, name: value}, rest)
 
     def to_json(self) -> dict[str, Any]:
         """The space as plain data, in the form of a file of ``conf/space/``; what is not used is left out."""
-        out: dict[str, Any] = {name: parameter_to_json(parameter) for name, parameter in self}
+        out: dict[str, Any] = {name: parameter_to_json(parameter) for name, parameter in self.parameters.items()}
         if self.constraints:
             out["constraints"] = [constraint.text for constraint in self.constraints]
         if self.start:
@@ -320,7 +348,8 @@ class Space:
 
         Without a `type`, choices make a categorical, two integer ends an int, anything else a float; ``type: bool``
         is a categorical of False and True; ``{"ordered": [2, 4, 8]}`` is one of ordered choices. ``when`` and
-        ``prior`` stand beside the range or the choices. The keys ``constraints`` and ``start`` are no parameters.
+        ``prior`` stand beside the range or the choices. A bare number, text or boolean, ``{"batch_size": 16}``, is a
+        fixed parameter. The keys ``constraints`` and ``start`` are no parameters.
 
         Raises:
             ConfigError: with every fault of every parameter.
@@ -329,12 +358,12 @@ class Space:
         parameters: dict[str, Parameter] = {}
         names = [name for name in data if name not in SPACE_KEYS]
         for name in names:
-            if not isinstance(data[name], Mapping):
-                mapping = "a mapping such as {low: 1e-5, high: 1e-1, log: true}"
-                faults.append(f"space.{name}={data[name]!r}: is no parameter; accepted: {mapping}")
+            if fault := _entry_fault(name, data[name]):
+                faults.append(f"space.{name}={data[name]!r}: {fault}")
                 continue
             try:
-                parameters[name] = parameter_from_json(data[name])
+                entry = data[name] if isinstance(data[name], Mapping) else {"choices": [data[name]]}
+                parameters[name] = parameter_from_json(entry)
             except (ValueError, TypeError) as error:
                 faults.append(f"space.{name}: {error}")
         if faults:
@@ -344,7 +373,7 @@ class Space:
 
     def _value_faults(self, configuration: Mapping[str, Value]) -> list[str]:
         faults = [_unknown(name, self.parameters) for name in configuration if name not in self.parameters]
-        for name, parameter in self:
+        for name, parameter in self.parameters.items():
             active = self.is_active(name, configuration) if name in self._conditions else True
             if name not in configuration:
                 faults += [f"{name}: has no value"] if active else []
@@ -426,6 +455,25 @@ def _is_parameter(entry: Mapping[str, Any]) -> bool:
     return bool(entry) and set(entry) <= set(PARAMETER_FIELDS)
 
 
+def _entry_fault(name: str, entry: Any) -> str:
+    """Return why an entry of a space's JSON form is no parameter; empty where it may be one.
+
+    A bare value is a fixed parameter, but hardly where it has the name of a key that belongs elsewhere.
+    """
+    if isinstance(entry, Mapping):
+        return ""
+    if isinstance(entry, (list, tuple)):
+        values = ", ".join(map(str, entry))
+        return f"is no parameter; write {{choices: [{values}]}}, or {{ordered: [{values}]}} where neighbours are alike"
+    if not isinstance(entry, (str, bool, int, float)):
+        return "is no parameter; accepted: a mapping such as {low: 1e-5, high: 1e-1, log: true}, or one value to fix it"
+    if name in PARAMETER_FIELDS:
+        return f"{name} is a key of a parameter: indent it under one; to fix one of that name: {{choices: [VALUE]}}"
+    if isinstance(entry, str) and (close := difflib.get_close_matches(name, SPACE_KEYS, n=1, cutoff=0.8)):
+        return f"did you mean {close[0]}? To fix a parameter of that name: {{choices: [VALUE]}}"
+    return ""
+
+
 def _canonical(parameter: Parameter, coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
     """Canonical coordinates (``n``) of the values at these."""
     return np.array([parameter.encode(parameter.decode(u)) for u in coordinates.tolist()], dtype=np.float64)
@@ -460,12 +508,14 @@ def _faults(parameters: Mapping[str, Parameter], names: Mapping[str, Any] | Sequ
 
 
 def _parent_faults(parent: Parameter, values: Sequence[Value]) -> list[str]:
-    if isinstance(parent, Float):
-        return ["a condition needs a parent with single values: choices, booleans or integers"]
+    if parent.cardinality is None:
+        return ["a condition needs a parent with single values: choices, booleans, integers or numbers with a step"]
     faults = [] if values else ["names no value"]
-    for value in values:
+    for value in values if not parent.fixed else ():  # of a fixed one the values that it might have had are named
         try:
-            parent.encode(value)
+            exact = parent.decode(parent.encode(value))
+            if exact != value:
+                faults.append(f"{value!r} is not exactly a value of it; write {exact!r}")
         except (ValueError, TypeError) as error:
             faults.append(str(error))
     return faults
@@ -510,7 +560,7 @@ def _kind(parameter: Parameter) -> Kind:
 
 def _plain(parameter: Parameter, value: Value) -> Value:
     """A value as the parameter has it: 8 for 8.0 of an integer."""
-    return float(value) if isinstance(parameter, Float) else parameter.decode(parameter.encode(value))
+    return float(value) if parameter.cardinality is None else parameter.decode(parameter.encode(value))
 
 
 def _condition(parameter: Parameter) -> str:
@@ -519,5 +569,5 @@ def _condition(parameter: Parameter) -> str:
 
 
 def _unknown(name: str, names: Mapping[str, Any] | Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"{name}: is no parameter of the space" + (f"; did you mean {close[0]}?" if close else "")
+    close = did_you_mean(name, names).strip()
+    return f"{name}: is no parameter of the space" + (f"; {close}" if close else "")

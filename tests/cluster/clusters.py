@@ -52,11 +52,11 @@ def processes() -> Iterator[int]:
     return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 
-def kill(*pids: int) -> None:
-    """SIGKILL each, those that are gone left out."""
+def kill(*pids: int, number: int = signal.SIGKILL) -> None:
+    """Send each a signal, those that are gone left out."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
 
 
 def family(pid: int) -> list[int]:
@@ -179,7 +179,7 @@ class Cluster(ABC):
 
 
 class Slurm(Cluster):
-    """Eight nodes with four GPUs each; root submits."""
+    """Eight nodes with four GPUs each, and one that binds jobs to their cores; root submits."""
 
     kind = "slurm"
     submit_command = "sbatch"
@@ -397,7 +397,18 @@ class Oar(Cluster):
     def set_down(self, node: str) -> None:
         self._tool("oarnodesetting", "-s", "Absent", "-h", node)
 
+    def _database(self) -> list[int]:
+        """The database's processes, the one that starts the others first."""
+        return family(int((self.run / "pg" / "postmaster.pid").read_text().split()[0]))
+
+    def freeze_database(self) -> None:
+        """The database takes connections and answers nothing."""
+        kill(self._database()[0], number=signal.SIGSTOP)  # from here on it starts no other
+        kill(*self._database(), number=signal.SIGSTOP)
+
     def mend(self) -> None:
+        with contextlib.suppress(OSError):
+            kill(*self._database(), number=signal.SIGCONT)
         for file in self.run.glob("sshd-*.pid"):
             if not is_alive(int(file.read_text())):
                 file.unlink()

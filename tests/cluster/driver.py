@@ -1,8 +1,8 @@
 """A driver in a process of its own, for any cluster; `python driver.py CAMPAIGN_DIR OPTIONS_JSON`.
 
 Options: `launcher` (its settings, with its kind), `steps` (what an attempt does, by the end of its directory's path, as
-in ``t0000/a0``), `step` (what the others do), `operation`, `limits` (seconds that a scheduler's command may take) and
-`kill_at` with `when`, as in `support.drivers`.
+in ``t0000/a0``), `step` (what the others do), `operation`, `limits` (constants of the launcher's module, or of the
+one that calls commands: how long they may take, how many may hang) and `kill_at` with `when`, as in `support.drivers`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from support import drivers
 
 from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.driver.spec import CampaignSpec
-from hpo_cluster.launchers import LAUNCHERS, make_launcher
+from hpo_cluster.launchers import LAUNCHERS, commands, make_launcher
 from hpo_cluster.objectives.command import CommandObjective
 
 
@@ -43,9 +43,10 @@ def main() -> None:
     """Drive the campaign to its end, or until the moment to die."""
     directory, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     module = importlib.import_module(f"hpo_cluster.launchers.{options['launcher']['kind']}")
-    for name, seconds in options.get("limits", {}).items():
-        assert hasattr(module, name), name
-        setattr(module, name, seconds)
+    for name, limit in options.get("limits", {}).items():
+        owner = module if hasattr(module, name) else commands
+        assert hasattr(owner, name), name
+        setattr(owner, name, limit)
     if "kill_at" in options:
         drivers.kill_around(options["kill_at"], options["when"])
     with Campaign(spec(directory, options)) as campaign:

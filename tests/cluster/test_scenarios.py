@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-from clusters import Cluster, Slurm, kill, wait
+from clusters import Cluster, Oar, Slurm, family, is_alive, kill, wait
 from on_a_cluster import CampaignOnACluster
 
 from hpo_cluster.record.journal import read_events
@@ -144,6 +144,27 @@ def test_several_trials_share_each_job(campaign: Make, reference: Reference) -> 
     jobs = {attempt.job_id for attempt in attempts}
     assert len(jobs) in (3, 4)  # the second attempt comes with the last two trials, or after them
     assert len({attempt.job_id for trial in one.trials[:4] for attempt in trial.attempts[:1]}) == 1
+
+
+#: Notes the cores that an attempt may use.
+CORES = 'python3 -c "import os; print(*os.sched_getaffinity(0))" > $HPO_CLUSTER_ATTEMPT_DIR/cores'
+
+
+@pytest.mark.only("slurm")
+@pytest.mark.parametrize(("trials_per_node", "cores"), [(1, 2), (2, 1)])
+def test_each_trial_has_the_cores_that_it_asked_for(
+    campaign: Make, reference: Reference, trials_per_node: int, cores: int
+) -> None:
+    trials = {"budget": trials_per_node, "workers": trials_per_node}
+    launcher = {"partition": "bound", "trials_per_node": trials_per_node, "cpus_per_trial": cores}
+    one = campaign(step=CORES, operation=trials, launcher=launcher)
+    assert one.run() == 0, one.story()
+    one.check(reference)
+    assert len({trial.attempts[0].job_id for trial in one.trials}) == 1
+    files = [one.layout.attempt(trial.number, 0).dir / "cores" for trial in one.trials]
+    seen = [file.read_text().split() for file in files]
+    assert [len(their) for their in seen] == [cores] * trials_per_node, seen
+    assert len({core for their in seen for core in their}) == 2, seen
 
 
 # ------------------------------------------------------------------------------------------------------- the controller
@@ -290,3 +311,29 @@ def test_accounting_out_of_order(cluster: Slurm, campaign: Make, reference: Refe
     kill(pid)
     one.finish()
     one.check(reference, kinds={0: ["vanished"], 1: ["code"]}, states={1: "failed"})
+
+
+@pytest.mark.only("oar")
+def test_commands_that_hang_and_cannot_be_killed(cluster: Oar, campaign: Make, reference: Reference) -> None:
+    """OAR's commands are setuid root: the ordinary user whose driver called them may not end them."""
+    most = 3
+    limits = {"LIST_TIMEOUT_S": 2, "SUBMIT_TIMEOUT_S": 3, "KILLED_WITHIN_S": 0.5, "LET_GO_AT_MOST": most}
+    steps = {"t0000/a0": GATE, "t0001/a0": "until test -e second; do sleep 0.2; done"}
+    one = campaign(steps=steps, operation={"budget": 3, "workers": 2}, limits=limits)
+    driver = one.start()
+    one.claim(0)
+    one.claim(1)
+    cluster.freeze_database()
+    (one.folder / "second").touch()  # its result is taken in all the same, and the next trial is to be submitted
+    wait(lambda: "trial=2 not submitted" in one.story(), 30, f"a submission that hangs\n{one.story()}")
+    wait(lambda: f"{most} earlier commands hang" in one.story(), 60, f"as many as may hang\n{one.story()}")
+    hanging = [pid for pid in family(driver.pid)[1:] if is_alive(pid)]
+    assert len(hanging) == most, one.story()
+    status = cluster.as_user(cluster.python.parent / "hpo-cluster", "status", one.directory)
+    assert "the scheduler has not answered since" in status, status
+    assert driver.poll() is None, one.story()
+    cluster.mend()  # what hung goes on, and the submission too
+    one.open_gate()
+    one.finish()
+    one.check(reference)
+    wait(lambda: not any(map(is_alive, hanging)), 20, "the end of what hung")

@@ -72,7 +72,29 @@ FINITE_CONDITIONAL = Space(
     },
     constraints=["depth + bias <= 3"],
 )
-SPACES = {"real": REAL, "mixed": MIXED, "conditional": CONDITIONAL, "constrained": CONSTRAINED}
+STEPPED = Space(
+    {
+        "optimizer": Categorical(("adamw",)),
+        "batch": Integer(8, 64, step=8, prior=Prior(32, 0.3)),
+        "dropout": Float(0.0, 0.3, step=0.05),
+        "learning_rate": Float(1e-5, 1e-1, log=True),
+        "epochs": Integer(3, 3),
+        "beta": Float(0.9, 0.9, when={"optimizer": "adamw", "batch": [8, 16, 24]}),
+        "momentum": Float(0.0, 0.9, when={"optimizer": "sgd"}),
+        "rank": Integer(4, 16, step=4, when={"beta": 0.9}),
+    },
+    constraints=["batch * epochs <= 144"],
+)
+FINITE_STEPPED = Space(
+    {
+        "kind": Categorical((16,)),
+        "width": Integer(8, 24, step=8),
+        "rate": Float(0.1, 0.3, step=0.1, when={"width": [8, 24]}),
+        "unused": Float(0.0, 1.0, when={"kind": 32}),
+    }
+)
+ONE = Space({"kind": Categorical(("only",)), "rate": Float(0.1, 0.1), "depth": Integer(2, 2)})
+SPACES = {"real": REAL, "mixed": MIXED, "conditional": CONDITIONAL, "constrained": CONSTRAINED, "stepped": STEPPED}
 
 COLUMNS = ["trial", "state", "origin", "value", "value_sem", "target"]
 
@@ -194,6 +216,7 @@ class OptimizerContract:
                     assert any(value == choice and type(value) is type(choice) for choice in parameter.choices)
                 else:
                     assert type(value) is (float if isinstance(parameter, Float) else int)
+                    assert parameter.cardinality is None or value in parameter.values
 
     def test_every_state_is_understood(self, make: Make, space: Space) -> None:
         rows = eventful(space)
@@ -221,7 +244,11 @@ class OptimizerContract:
         seen = [tuple(parameters(space, r).items()) for r in rows]
         assert len(set(seen)) == len(seen)
 
-    @pytest.mark.parametrize(("space", "size"), [(FINITE, 6), (FINITE_CONDITIONAL, 7)], ids=["plain", "conditional"])
+    @pytest.mark.parametrize(
+        ("space", "size"),
+        [(FINITE, 6), (FINITE_CONDITIONAL, 7), (FINITE_STEPPED, 7), (ONE, 1)],
+        ids=["plain", "conditional", "stepped", "one"],
+    )
     def test_a_finite_space_is_exhausted(self, make: Make, space: Space, size: int) -> None:
         optimizer, rows = make(space), list[dict[str, Any]]()
         for _ in range(20):

@@ -221,7 +221,7 @@ def test_the_oar_command_and_script_say_what_was_asked_for(tmp_path: Path) -> No
     ]
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
     cores = OarLauncher(OarSettings(gpus_per_trial=0, cpus_per_trial=2)).command(job)
-    assert "nodes=1/core=2,walltime=24:00:00" in cores
+    assert "nodes=1/core=2,walltime=2:00:00" in cores
 
 
 @pytest.mark.parametrize("wanted", [1, 2])

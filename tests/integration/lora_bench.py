@@ -237,3 +237,18 @@ def our_run(
     trace.weights = adapter(folder)
     trace.val_loss = result["metrics"]["val_loss"]
     return trace, result
+
+
+def train_sentencepiece(folder: Path, kind: str) -> int:
+    """A SentencePiece model alone, no other file of a tokenizer, with Llama's options."""
+    import sentencepiece
+
+    folder.mkdir(exist_ok=True)
+    rows = json.loads((BUNDLE / "data" / "train.json").read_text())
+    (folder.parent / "text").write_text("\n".join(str(text) for row in rows for text in row.values() if text))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder.parent / "text"), model_prefix=str(folder / "tokenizer"), model_type=kind, vocab_size=400,
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
+    (folder / "tokenizer.vocab").unlink()
+    return 400

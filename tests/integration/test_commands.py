@@ -90,9 +90,9 @@ def test_retry_gives_a_failed_trial_another_chance(tmp_path: Path) -> None:
         (["cancel", str(DIR), "9"], "no such trial; it has trials 0 to 0"),
         (["cancel", str(DIR), "0"], "only a trial under way"),
         (["retry", str(DIR), "0"], "only one that ended without a value"),
-        (["retry", str(DIR), "first"], "'first': is no number of a trial"),
+        (["retry", str(DIR), "first"], "'first': is not the number of a trial"),
         (["why", str(DIR)], "needs the number of a trial"),
-        (["tail", "nowhere", "0"], "is no campaign"),
+        (["tail", "nowhere", "0"], "is not a campaign"),
     ],
 )
 def test_a_command_that_cannot_be_is_told_at_once(

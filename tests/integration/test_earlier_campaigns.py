@@ -141,13 +141,13 @@ def test_a_driver_that_died_before_it_had_them_says_so(
     monkeypatch.chdir(tmp_path)
     assert main([*RUN, "campaign=first", "budget=2"]) == 0
     again = [*RUN, "campaign=second", "budget=1", "seed=1", "warm_start=[campaigns/first]"]
-    from hpo_cluster.driver import campaign
+    from hpo_cluster.driver.open_campaign import OpenCampaign
 
-    def dies(self: campaign.Campaign) -> None:
+    def dies(self: OpenCampaign) -> None:
         raise HpoClusterError("killed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(campaign.Campaign, "_start", dies)
+        patched.setattr(OpenCampaign, "_start", dies)
         assert main(again) != 0
     assert (read_identity(Path("campaigns/second/campaign.yaml")) or {})["warm_start"]
     capsys.readouterr()

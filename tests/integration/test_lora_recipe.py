@@ -353,7 +353,7 @@ def test_missing_task(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert error["kind"] == "missing_task"
     assert "village_vall" in error["message"]
     assert str(BUNDLE / "tasks") in error["message"]
-    assert "did you mean 'village_val'" in error["message"]
+    assert "did you mean village_val?" in error["message"]
     nowhere = what.tasks.model_copy(update={"include_path": str(tmp_path / "nowhere")})
     error = run_attempt(tmp_path / "a1", what.model_copy(update={"tasks": nowhere}))
     assert error["kind"] == "missing_task"

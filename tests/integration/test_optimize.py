@@ -48,6 +48,28 @@ def test_in_this_process_to_the_best_trial() -> None:
     assert best.value == -result.value
 
 
+def test_steps_and_fixed_parameters_to_the_end_of_the_space(tmp_path: Path) -> None:
+    """Values are written as a user writes them, in memory and in a file."""
+
+    def loss(rate: float, batch: int, kind: str, scale: float) -> float:
+        assert (kind, scale) == ("adamw", 0.1)
+        return abs(rate - 0.15) + batch
+
+    space = {
+        "rate": {"low": 0.0, "high": 0.3, "step": 0.05},
+        "batch": {"low": 8, "high": 24, "step": 8},
+        "kind": "adamw",
+        "scale": {"low": 0.1, "high": 0.1},
+    }
+    result = optimize(loss, space, optimizer="soo", budget=99, direction="minimize")
+    assert len(result.history) == 7 * 3
+    assert result.parameters == {"rate": 0.15, "batch": 8, "kind": "adamw", "scale": 0.1}
+    result.history.to_csv(tmp_path / "history.csv", index=False)
+    written = pd.read_csv(tmp_path / "history.csv", dtype=str)
+    assert sorted(set(written["rate"])) == ["0.0", "0.05", "0.1", "0.15", "0.2", "0.25", "0.3"]
+    assert set(written["kind"]) == {"adamw"}
+
+
 def test_the_history_has_the_columns_of_a_campaign() -> None:
     result = optimize(lambda x, n: {"value": x, "value_sem": 0.1, "loss": n}, SPACE, optimizer="random", budget=3)
     expected = [*HISTORY_COLUMNS, "x", "n", "metric.loss", "metric.value", *TAIL_COLUMNS]

@@ -19,9 +19,10 @@ from typing import Any
 
 from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.driver.run_settings import Operation
-from hpo_cluster.driver.spec import CampaignSpec, make_spec
+from hpo_cluster.driver.spec import CampaignSpec, choose_optimizer, make_spec
 from hpo_cluster.launchers import LocalSettings, SlurmSettings
 from hpo_cluster.objectives.command import CommandObjective
+from hpo_cluster.optimizers.registry import make_settings
 from hpo_cluster.record import journal
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.space import Float, Integer, Space
@@ -37,13 +38,14 @@ def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
     quick = {"budget": 4, "workers": 2, "poll_s": 0.05, "grace_s": 0.5, "retry_wait_s": 0.0}
     operation = {**quick, **options.get("operation", {})}
     slurm = SlurmSettings(poll_period_s=0.2, gpus_per_trial=0, cpus_per_trial=1)
+    name, seed = options.get("optimizer", "random"), options.get("seed", 0)
+    settings = make_settings(name, options.get("optimizer_settings", {}))
     made = make_spec(
         directory,
         space=SPACE,
         objective=objective,
-        optimizer=options.get("optimizer", "random"),
-        optimizer_settings=options.get("optimizer_settings", {}),
-        seed=options.get("seed", 0),
+        optimizer=choose_optimizer(name, settings, SPACE, seed, budget=operation["budget"]),
+        seed=seed,
         launcher=slurm if options.get("launcher") == "slurm" else LocalSettings(poll_period_s=0.1),
         operation=Operation(**operation),
         storage_dir=directory.parent,

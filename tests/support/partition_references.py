@@ -97,8 +97,11 @@ def soo(space, f, n, K, eligibility, strict, h_max=None, resolution=1e-4, screen
 
 def coordinates(parameter):
     """Canonical coordinates of a finite parameter's values, in order."""
-    values = parameter.choices if hasattr(parameter, "choices") else range(parameter.low, parameter.high + 1)
-    return [parameter.encode(value) for value in values]
+    if hasattr(parameter, "choices"):
+        return [parameter.encode(value) for value in parameter.choices]
+    step = parameter.step or 1
+    count = round((parameter.high - parameter.low) / step) + 1
+    return [parameter.encode(parameter.low + i * step) for i in range(count)]
 
 
 def whole_side(parameter):
@@ -133,14 +136,22 @@ def share(parameter, side):
     if parameter.cardinality is None:
         return float(side[1] - side[0])
     every = coordinates(parameter)
-    return (side[-1] - side[0]) / (every[-1] - every[0])
+    return (side[-1] - side[0]) / (every[-1] - every[0]) if len(every) > 1 else 0.0
 
 
 def inactive(space, box, axis):
     """Whether the parameter of an axis is inactive everywhere in a box."""
-    for parent, values in list(space.parameters.values())[axis].conditions.items():
-        at = space.names.index(parent)
-        if inactive(space, box, at) or not any(space.parameters[parent].encode(v) in box[at] for v in values):
+    return named_inactive(space, box, space.axes[axis])
+
+
+def named_inactive(space, box, name):
+    for parent, values in space.parameters[name].conditions.items():
+        if named_inactive(space, box, parent):
+            return True
+        if parent not in space.axes:  # fixed
+            if space.parameters[parent].decode(0.5) not in values:
+                return True
+        elif not any(space.parameters[parent].encode(v) in box[space.axes.index(parent)] for v in values):
             return True
     return False
 
@@ -159,7 +170,7 @@ def sides_to_cut(space, box, resolution):
 
 def parts(space, box, axis, K):
     """The boxes that a cut into K makes."""
-    parameter = list(space.parameters.values())[axis]
+    parameter = list(space)[axis][1]
     side = box[axis]
     if parameter.cardinality is None:
         step = (side[1] - side[0]) / K

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -40,6 +41,17 @@ SPACES = {
         {"rank": Integer(1, 16), "alpha": Float(1.0, 32.0), "bits": Categorical((4, 8, 16), ordered=True)},
         ["rank * bits <= 128", "alpha >= rank / 2"],
     ),
+    "stepped": Space(
+        {
+            "epochs": Integer(3, 3),
+            "batch": Integer(8, 64, step=8),
+            "dropout": Float(0.0, 0.3, step=0.05),
+            "schedule": Categorical(("cosine",), when={"batch": [8, 16, 24, 32]}),
+            "warmup": Float(0.0, 0.2, when={"schedule": "cosine"}),
+            "cooldown": Float(0.0, 1.0, when={"schedule": "linear"}),
+            "rank": Integer(2, 10, step=2, when={"epochs": 3, "dropout": [0.15, 0.2, 0.3]}),
+        }
+    ),
 }
 
 PARAMETERS = {
@@ -50,6 +62,9 @@ PARAMETERS = {
     "ordered": st.integers(2, 6).map(lambda n: Categorical(tuple(2**i for i in range(n)), ordered=True)),
     "unordered": st.integers(2, 5).map(lambda n: Categorical(tuple("abcde"[:n]))),
     "switch": st.just(Categorical((False, True))),
+    "steps": st.integers(1, 12).map(lambda n: Integer(4, 4 + 4 * n, step=4)),
+    "real_steps": st.integers(1, 12).map(lambda n: Float(-0.3, -0.3 + n * 0.1, step=0.1)),
+    "fixed": st.sampled_from([Integer(3, 3), Float(0.1, 0.1), Categorical(("only",)), Categorical((16,))]),
 }
 
 
@@ -63,7 +78,7 @@ def spaces(draw: st.DrawFn) -> Space:
         parents = [other for other, p in parameters.items() if isinstance(p, Categorical)]
         if parents and draw(st.booleans()):
             parent = draw(st.sampled_from(parents))
-            parameter = type(parameter)(**vars(parameter) | {"when": {parent: [parameters[parent].choices[-1]]}})
+            parameter = replace(parameter, when={parent: [parameters[parent].choices[-1]]})
         parameters[name] = parameter
     numbers = [name for name, p in parameters.items() if isinstance(p, Float | Integer)]
     constraints = []

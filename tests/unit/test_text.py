@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo_cluster.text import PLAIN_SIGNS, in_code, in_markdown, visible
+from hpo_cluster.text import PLAIN_SIGNS, did_you_mean, in_code, in_markdown, visible
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,18 @@ def test_no_command_ends_because_of_a_locale(tmp_path: Path, variables: dict[str
         assert done.returncode == 0, done.stderr.decode()
         assert b"Traceback" not in done.stderr
         done.stdout.decode("ascii")
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "meant"),
+    [
+        ("wrokers", ["budget", "workers"], "did you mean workers? "),
+        ("initial", ["budget", "optimizer.initial"], "did you mean optimizer.initial? "),
+        ("optimizer.initail", ["optimizer.initial", "optimizer.outcome"], "did you mean optimizer.initial? "),
+        ("space.warmup", ["space.start", "space.lora_rank"], ""),
+        ("llama", ["village", "llama-3.2-1b"], "did you mean llama-3.2-1b? "),
+        ("x", ["budget"], ""),
+    ],
+)
+def test_the_word_that_is_meant(word: str, known: list[str], meant: str) -> None:
+    assert did_you_mean(word, known) == meant

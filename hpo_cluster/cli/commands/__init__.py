@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import sys
 from typing import TextIO
 
 from hpo_cluster.text import visible
@@ -13,3 +17,34 @@ OK, BAD_END, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 def say(*parts: object, sep: str = " ", end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
     """Print; what a terminal would obey is written out, since names, parameters and messages come from anywhere."""
     print(visible(sep.join(map(str, parts))), end=end, file=file, flush=flush)
+
+
+def tell(*parts: object, file: TextIO | None = None) -> None:
+    """Print at once, if anybody can read it: a driver goes on when its terminal is gone or its output has no space."""
+    with contextlib.suppress(OSError):
+        say(*parts, file=file, flush=True)
+
+
+def fill_closed_streams() -> None:
+    """Open ``/dev/null`` for each standard stream that is closed.
+
+    The next file that is opened, a journal perhaps, would get the stream's number, and with it whatever a library or
+    a child process prints.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.set_inheritable(opened, True)
+            setattr(sys, name, os.fdopen(opened, "w" if number else "r", closefd=False))
+
+
+def flush(stream: TextIO) -> OSError | None:
+    """Write out what has been printed. Returns what kept it from being written, unless its reader had seen enough."""
+    try:
+        stream.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python tries once more when it ends
+        return error if error.errno != errno.EPIPE else None
+    return None

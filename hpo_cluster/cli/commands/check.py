@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from hpo_cluster.cli.arguments import Arguments, collecting
+from hpo_cluster.cli.arguments import Arguments
 from hpo_cluster.cli.commands import BAD_END, OK, say
 from hpo_cluster.cli.commands.drive import campaign_spec, print_configs
-
-if TYPE_CHECKING:
-    pass
 
 
 def doctor(arguments: Arguments) -> int:
@@ -17,7 +12,7 @@ def doctor(arguments: Arguments) -> int:
     from hpo_cluster.cli.config.compose import compose
     from hpo_cluster.driver.doctor import examine
 
-    config = collecting(arguments, lambda: compose(arguments.words, config_dir=arguments.config_dir, check_files=False))
+    config = compose(arguments.words, check_files=False, faults=arguments.faults, **arguments.files)
     faults = 0
     for finding in examine(campaign_spec(config, arguments.words)):
         say(f"{'ok   ' if finding.ok else 'FAULT'}  {finding.what}", flush=True)
@@ -61,9 +56,9 @@ def prepare(arguments: Arguments) -> int:
     """Fetch what the jobs need: model, data, tasks."""
     from hpo_cluster.cli.config.compose import compose
 
-    config = collecting(arguments, lambda: compose(arguments.words, config_dir=arguments.config_dir, check_files=False))
-    if "--cfg" in arguments.flags:
-        return print_configs([config])
+    config = compose(arguments.words, check_files=False, faults=arguments.faults, **arguments.files)
+    if arguments.option("--cfg"):
+        return print_configs(arguments, [config])
     from hpo_cluster.objectives.lora.prepare import prepare
     from hpo_cluster.objectives.lora.settings import LoraObjective
 

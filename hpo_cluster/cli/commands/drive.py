@@ -12,9 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hpo_cluster.cli.arguments import Arguments, collecting, short_path
-from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say
+from hpo_cluster.cli.arguments import Arguments, short_path
+from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say, tell
 from hpo_cluster.errors import ConfigError, LockedError
+from hpo_cluster.text import did_you_mean
 
 if TYPE_CHECKING:
     from hpo_cluster.cli.config.schema import Config
@@ -27,28 +28,28 @@ SECOND_CTRL_C_S = 3.0
 
 def run(arguments: Arguments) -> int:
     """Start campaigns, or go on with those of these names."""
-    from hpo_cluster.cli.config.compose import compose_all, expand
+    from hpo_cluster.cli.config.sweep import compose_all, expand
 
-    check_files = "--cfg" not in arguments.flags
+    check_files = not arguments.option("--cfg") and not arguments.option("--info")
 
-    def compose() -> tuple[list[list[str]], list[Config]]:
-        combinations = expand(arguments.words) if "--multirun" in arguments.flags else [arguments.words]
-        return combinations, compose_all(combinations, config_dir=arguments.config_dir, check_files=check_files)
-
-    combinations, configs = collecting(arguments, compose)
-    if not check_files:
-        return print_configs(configs)
+    combinations, faults = [arguments.words], arguments.faults
+    if arguments.option("--multirun"):
+        combinations = expand(arguments.words, config_dir=arguments.files.get("config_dir"), faults=faults)
+    configs = compose_all(combinations, check_files=check_files, faults=faults, **arguments.files)
+    if arguments.option("--info"):
+        return print_info(arguments, configs)
+    if arguments.option("--cfg"):
+        return print_configs(arguments, configs)
     code = OK
-    take_over = "--take-over" in arguments.flags
     specs = [
-        campaign_spec(config, overrides, take_over=take_over)
+        campaign_spec(config, overrides, take_over=arguments.option("--take-over"))
         for config, overrides in zip(configs, combinations, strict=True)
     ]
-    if "--no-check" not in arguments.flags:
+    if not arguments.option("--no-check"):
         _check(configs)
     for number, (config, spec) in enumerate(zip(configs, specs, strict=True), 1):
         if len(configs) > 1:
-            say(f"campaign {number} of {len(configs)}: {config.campaign}")
+            tell(f"campaign {number} of {len(configs)}: {config.campaign}")
         ended = _drive(config, spec)
         code = max(code, ended)
         if ended == INTERRUPTED:
@@ -68,7 +69,7 @@ def _check(configs: Sequence[Config]) -> None:
             continue
         seen.add(key)
         if type(config.objective).reading_faults is not Objective.reading_faults:
-            say("reading model, data and tasks as the jobs will (--no-check leaves it out)", flush=True)
+            tell("reading model, data and tasks as the jobs will (--no-check leaves it out)")
         faults += config.objective.reading_faults(config.resolve)
     if faults:
         raise ConfigError(faults, "Nothing was created. hpo-cluster run --help")
@@ -76,16 +77,16 @@ def _check(configs: Sequence[Config]) -> None:
 
 def resume(arguments: Arguments) -> int:
     """Go on with a campaign."""
-    config = recorded_config(arguments, arguments.words[1:], check_files="--cfg" not in arguments.flags)
-    if "--cfg" in arguments.flags:
-        return print_configs([config])
-    spec = campaign_spec(config, arguments.words[1:], take_over="--take-over" in arguments.flags, other_places=True)
+    config = recorded_config(arguments, arguments.words[1:], check_files=not arguments.option("--cfg"))
+    if arguments.option("--cfg"):
+        return print_configs(arguments, [config])
+    spec = campaign_spec(config, arguments.words[1:], take_over=arguments.option("--take-over"), other_places=True)
     return _drive(config, spec)
 
 
 def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_files: bool) -> Config:
     """The configuration of an existing campaign, as it was last run but for `overrides`."""
-    from hpo_cluster.cli.config.compose import compose_resume
+    from hpo_cluster.cli.config.recorded import compose_resume
     from hpo_cluster.record.campaign_state import Record
     from hpo_cluster.record.identity import read_identity
     from hpo_cluster.record.layout import CampaignLayout
@@ -109,9 +110,9 @@ def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_fil
             operation,
             overrides,
             campaign_dir=folder,
-            config_dir=arguments.config_dir,
             check_files=check_files,
             here=move.here,
+            **arguments.files,
         )
     except ConfigError as error:
         again = f"hpo-cluster {arguments.command} {arguments.words[0]} KEY=VALUE"
@@ -124,8 +125,8 @@ def tick(arguments: Arguments) -> int:
     from hpo_cluster.driver.campaign import Campaign
 
     config = recorded_config(arguments, arguments.words[1:], check_files=True)
-    spec = campaign_spec(config, arguments.words[1:], take_over="--take-over" in arguments.flags, other_places=True)
-    display = PlainDisplay(lambda line: say(line, flush=True))
+    spec = campaign_spec(config, arguments.words[1:], take_over=arguments.option("--take-over"), other_places=True)
+    display = PlainDisplay(tell)
     try:
         with Campaign(dataclasses.replace(spec, tick=True)) as campaign:
             display.remember(campaign.record.trials)
@@ -185,36 +186,57 @@ def _serve(arguments: Arguments) -> int:
     return OK
 
 
-def print_configs(configs: Sequence[Config]) -> int:
-    """Print configurations as YAML, as ``--cfg job`` asks for."""
-    from hpo_cluster.cli.config.schema import to_yaml
+def print_configs(arguments: Arguments, configs: Sequence[Config]) -> int:
+    """Print configurations as YAML, as ``--cfg job`` asks for; with ``--package KEY`` that part of them."""
+    from hpo_cluster.cli.config.schema import to_plain, to_yaml
 
-    say("---\n".join(to_yaml(config) for config in configs), end="")
+    package = arguments.option("--package") or "_global_"
+    pages = []
+    for config in configs:
+        part: Any = to_plain(config)
+        for key in package.split(".") if package != "_global_" else ():
+            accepted = list(part) if isinstance(part, dict) else []
+            if key not in accepted:
+                fault = f"--package {package}: there is no {key}; {did_you_mean(key, accepted)}"
+                raise ConfigError([f"{fault}accepted: {', '.join(accepted)}"], "hpo-cluster run --cfg job")
+            part = part[key]
+        header = "" if package == "_global_" else f"# @package {package}\n"
+        pages.append(header + to_yaml(part).removesuffix("...\n"))
+    say("---\n".join(pages), end="")
     return OK
+
+
+def print_info(arguments: Arguments, configs: Sequence[Config]) -> int:
+    """Print what a configuration is made of, as ``--info`` asks for."""
+    from hpo_cluster.cli.config.info import info_lines
+
+    what = arguments.option("--info")
+    if what != "config":
+        say("\n".join(info_lines(what, arguments.words, **arguments.files)))
+    return print_configs(arguments, configs) if what in ("all", "config") else OK
 
 
 def campaign_spec(
     config: Config, overrides: Sequence[str] = (), *, take_over: bool = False, other_places: bool = False
 ) -> CampaignSpec:
-    """The campaign of a configuration, ready to be opened."""
-    from hpo_cluster.driver.run_settings import Operation
+    """Return the campaign of a configuration, ready to be opened."""
     from hpo_cluster.driver.spec import make_spec
 
+    settings = config.settings
     return make_spec(
         config.campaign_dir,
         space=config.space,
         objective=config.objective,
-        optimizer=config.optimizer.name,
-        optimizer_settings=config.optimizer.settings,
-        seed=config.seed,
+        optimizer=config.optimizer,
+        seed=settings.seed,
         launcher=config.launcher,
-        operation=Operation(**config.model_dump(include=set(Operation.model_fields))),
-        storage_dir=config.storage_dir,
+        operation=config.operation,
+        storage_dir=settings.storage_dir,
         resolve=config.resolve,
-        warm_start=config.warm_start,
-        warm_start_other_objective=config.warm_start_other_objective,
+        warm_start=settings.warm_start,
+        warm_start_other_objective=settings.warm_start_other_objective,
         overrides=tuple(overrides),
-        code=config.code,
+        code=settings.code,
         take_over=take_over,
         other_places=other_places,
     )
@@ -224,24 +246,23 @@ def _drive(config: Config, spec: CampaignSpec) -> int:
     from hpo_cluster.cli.display import LiveDisplay, PlainDisplay
     from hpo_cluster.driver.campaign import Campaign
 
-    if config.dry_run:
+    if config.settings.dry_run:
         return _preview(config, spec)
     logging.getLogger("hpo_cluster").addHandler(logging.NullHandler())  # its messages go to the driver's log
-    display = LiveDisplay() if sys.stdout.isatty() else PlainDisplay(lambda line: say(line, flush=True))
+    display = LiveDisplay() if sys.stdout.isatty() else PlainDisplay(tell)
     with Campaign(spec) as campaign:
         if campaign.opened.is_new:
             _tell_warm_start(spec)
         if not campaign.opened.lock.has_flock:
-            say(
+            tell(
                 "this file system has no file locks (flock): drivers of several hosts are told apart by heartbeat and "
                 "by the number of their start alone",
-                flush=True,
             )
         if campaign.opened.journal.left_out:
             lines = campaign.opened.journal.left_out
-            say(f"{lines} lines of the journal are left out: their driver had lost the campaign", flush=True)
+            tell(f"{lines} lines of the journal are left out: their driver had lost the campaign")
         if dead := campaign.opened.lock.taken_over:
-            say(f"taken over from the driver that died: process {dead['pid']} on {dead.get('host')}", flush=True)
+            tell(f"taken over from the driver that died: process {dead['pid']} on {dead.get('host')}")
         with _Interrupts(campaign) as interrupts:
             with display:
                 for status in campaign.drive():
@@ -255,7 +276,7 @@ def _drive(config: Config, spec: CampaignSpec) -> int:
 
 def _tell_warm_start(spec: CampaignSpec) -> None:
     for source in spec.warm_start.sources:
-        say(f"warm start: {source.message}", flush=True)
+        tell(f"warm start: {source.message}")
 
 
 def _preview(config: Config, spec: CampaignSpec) -> int:
@@ -284,7 +305,7 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     if interrupts.count:
         submitted = sum(row["job"] is not None for row in status["running"])
         jobs = "its jobs are cancelled" if interrupts.count > 1 else f"{submitted} jobs run on"
-        say(f"interrupted: {status['done']} of {status['budget']} done, {jobs}. Go on with:\n  {resume}")
+        tell(f"interrupted: {status['done']} of {status['budget']} done, {jobs}. Go on with:\n  {resume}")
         return INTERRUPTED
     files = {"history": campaign.opened.layout.history, "log": campaign.opened.log_path}
     if plot := _draw(config.campaign_dir):
@@ -298,9 +319,9 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     }
     tests = tuple(tasks.test) if tasks is not None else ()
     short = {label: short_path(path) for label, path in files.items()}
-    say("\n".join(summary_lines(status, config.objective.metric, tests, short)))
+    tell("\n".join(summary_lines(status, config.objective.metric, tests, short)))
     if campaign.reason:
-        say(f"Go on, once that is mended:\n  {resume}")
+        tell(f"Go on, once that is fixed:\n  {resume}")
     return BAD_END if campaign.reason or status["best"] is None else OK
 
 
@@ -311,13 +332,16 @@ def _draw(campaign_dir: Path) -> Path | None:
 
         paths = write_report(campaign_dir)
     except Exception as error:
-        say(f"no plot: {type(error).__name__}: {error}", file=sys.stderr)
+        tell(f"no plot: {type(error).__name__}: {error}", file=sys.stderr)
         return None
     return paths[0] if paths else None
 
 
 class _Interrupts:
-    """Ctrl-C: once stops submitting and leaves the jobs running, twice cancels them. SIGTERM is as once."""
+    """Ctrl-C: once stops submitting and leaves the jobs running, twice cancels them.
+
+    SIGTERM is as once, and so is the end of the terminal (SIGHUP), unless that is ignored (nohup).
+    """
 
     def __init__(self, campaign: Campaign) -> None:
         self.count = 0
@@ -325,12 +349,12 @@ class _Interrupts:
         self._terminated = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-        self._terminated = self._terminated or number == signal.SIGTERM
+        self.count = self.count + 1 if number == signal.SIGINT else max(self.count, 1)  # a shell sends SIGHUP twice
+        self._terminated = self._terminated or number != signal.SIGINT
         self._campaign.stop("interrupted")
         if self.count == 1 and not self._terminated:
             message = f"stopping; jobs run on. Ctrl-C again within {SECOND_CTRL_C_S:.0f} s cancels them"
-            say(message, file=sys.stderr, flush=True)
+            tell(message, file=sys.stderr)
         if self.count > 2:
             signal.default_int_handler(number, frame)
 
@@ -341,9 +365,13 @@ class _Interrupts:
             time.sleep(0.05)
 
     def __enter__(self) -> _Interrupts:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            again = number == signal.SIGHUP and self._terminated  # the second one of a shell may come while we close
+            signal.signal(number, signal.SIG_IGN if again else handler)

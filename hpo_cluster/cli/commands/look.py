@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hpo_cluster.cli.arguments import Arguments, short_path
 from hpo_cluster.cli.commands import OK, say
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.record.files import read_bytes
-
-if TYPE_CHECKING:
-    pass
+from hpo_cluster.record.files import matching, read_bytes
 
 
 def status(arguments: Arguments) -> int:
@@ -22,7 +18,7 @@ def status(arguments: Arguments) -> int:
     from hpo_cluster.record.status import campaign_status
 
     status = campaign_status(arguments.folder())
-    say(json.dumps(status, indent=2) if "--json" in arguments.flags else "\n".join(status_lines(status)))
+    say(json.dumps(status, indent=2) if arguments.option("--json") else "\n".join(status_lines(status)))
     return OK
 
 
@@ -48,7 +44,7 @@ def tail(arguments: Arguments) -> int:
     while True:
         trial = find_trial(Record.read(layout.events), folder, number)
         for attempt in trial.attempts[-1:]:
-            for path in sorted(layout.attempt(number, attempt.number).job_dir.glob("*log*")):
+            for path in matching(layout.attempt(number, attempt.number).job_dir, "*log*"):
                 text = read_bytes(path, seen.get(path, 0))
                 seen[path] = seen.get(path, 0) + len(text)
                 say(text.decode(errors="replace").replace("\r", "\n"), end="", flush=True)
@@ -81,8 +77,8 @@ def export_adapter(arguments: Arguments) -> int:
         base = Path(yaml.safe_load((adapter / "hyperparameters.yaml").read_text())["checkpoint_dir"])
         if not (base / "lit_model.pth").is_file():
             faults.append(f"the base model is no longer in {base}; run hpo-cluster prepare, or put it back")
-    target = Path(arguments.flags.get("--to", ""))
-    if "--to" not in arguments.flags:
+    target = Path(arguments.option("--to") or "")
+    if not arguments.option("--to"):
         faults.append("export-adapter needs the folder to write: --to NEW_DIR")
     elif target.exists():
         faults.append(f"--to {target}: is there already; give a folder that does not exist")

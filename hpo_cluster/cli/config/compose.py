@@ -1,67 +1,49 @@
-"""From Hydra's override grammar to a checked `Config`, with every fault named at once and nothing created.
+"""From overrides to a checked `Config`: Hydra applies them, `validate.build` names every fault, nothing is created.
 
-Parse each override, check the group choices against ``conf/``, compose once, put the values in their places, and hand
-the plain data to `hpo_cluster.cli.config.validate.build`. `@hydra.main` is not used: it stops at the first fault and
-makes directories before it knows that the configuration is sound.
+Hydra stops at the first fault. So what would stop it is looked for before (syntax, options of groups, parameters of the
+space), every value is set whether or not its key exists (``++``), and the composed result is validated as a whole.
 """
 
 from __future__ import annotations
 
-import copy
-import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from hpo_cluster.cli.config.groups import GROUPS, conf_dir, hidden, options, search_dirs
+from hpo_cluster.cli.config.groups import GROUPS, PRIMARY, config_names, hidden, options, search_dirs
 from hpo_cluster.cli.config.schema import (
     DISCRIMINATORS,
     HINT,
     NESTED,
-    OPERATIONAL,
-    PATH_KEYS,
-    CampaignSettings,
     Config,
-    field_names,
-    meant,
     section_class,
 )
 from hpo_cluster.cli.config.validate import brings_space, build, known
-from hpo_cluster.driver.failures import Failures
+from hpo_cluster.cli.config.with_hydra import (
+    ERRORS,
+    compose_files,
+    parse_override,
+    reason_of,
+    searching,
+    store_space,
+)
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.objectives import OBJECTIVES
-from hpo_cluster.objectives.base import Objective, joined
+from hpo_cluster.objectives.base import Objective
 from hpo_cluster.objectives.lora.settings import OF_TRAINING
-from hpo_cluster.record.warm_start import IDENTITY_KEY
+from hpo_cluster.record.identity import flatten
 from hpo_cluster.space import PARAMETER_FIELDS, SPACE_KEYS, parameter_names
+from hpo_cluster.text import did_you_mean
 
-_KEY = re.compile(r"(?:\+\+?|~)?([A-Za-z_][\w.@-]*)(?:=|$)")
+#: What a value with `${` can be.
+LITERAL = r"accepted: ${KEY} of the configuration, ${oc.env:VARIABLE} of the shell; \${ is the text itself"
 
-
-@dataclass(frozen=True)
-class _Item:
-    """One override: its key in parts, what is to be done with the value, and the text as it was typed."""
-
-    key: str
-    value: Any
-    text: str
-    add: bool = False
-    delete: bool = False
-
-    @property
-    def parts(self) -> list[str]:
-        return self.key.split(".")
+_SHELL = re.compile(r"(?<!\\)\$\{\{")
+_KEY = re.compile(r"(?:\+\+?|~)?([A-Za-z_][\w./@-]*)(?:=|$)")
 
 
 def compose(
@@ -69,142 +51,92 @@ def compose(
     *,
     cwd: Path | None = None,
     config_dir: Path | None = None,
+    config_name: str = PRIMARY,
     check_files: bool = True,
+    faults: Sequence[str] = (),
 ) -> Config:
-    """The configuration that ``hpo-cluster run`` was asked for.
+    """Return the configuration that ``hpo-cluster run`` was asked for.
 
     Args:
         overrides: as typed: ``optimizer=lhs``, ``space.learning_rate.high=1e-2``.
         cwd: what relative paths are relative to; its ``conf/`` is searched too. The working directory by default.
-        config_dir: one more folder with groups of configuration files.
+        config_dir: one more folder with configuration files.
+        config_name: the file to begin with.
         check_files: whether model, data and tasks must be there.
+        faults: what is known to be wrong already.
 
     Raises:
         ConfigError: with all faults.
     """
-    cwd = (cwd or Path.cwd()).absolute()
-    return _Composition(cwd, config_dir).run(overrides, check_files)
+    composition = Composition(cwd, config_dir, config_name, faults)
+    with searching(composition.dirs):
+        raw = composition.run(overrides)
+    return composition.build(raw, check_files)
 
 
-def compose_all(
-    combinations: Sequence[Sequence[str]],
-    *,
-    cwd: Path | None = None,
-    config_dir: Path | None = None,
-    check_files: bool = True,
-) -> list[Config]:
-    """The configurations of several campaigns, all checked before the first starts.
-
-    Raises:
-        ConfigError: with all faults of all combinations, each once; two campaigns in one folder are one.
-    """
-    configs: list[Config] = []
-    found: dict[str, list[str]] = {}
-    hint = HINT
-    for combination in combinations:
-        try:
-            configs.append(compose(combination, cwd=cwd, config_dir=config_dir, check_files=check_files))
-        except ConfigError as error:
-            hint = error.hint or hint
-            for fault in error.faults:
-                found.setdefault(fault, []).append(" ".join(combination))
-    faults = [fault if len(who) == len(combinations) else f"[{who[0]}] {fault}" for fault, who in found.items()]
-    folders: dict[Path, int] = {}
-    for config in configs:
-        folders[config.campaign_dir] = folders.get(config.campaign_dir, 0) + 1
-    for folder, count in folders.items():
-        if count > 1:
-            faults.append(f"campaign={folder.name}: {count} combinations would share {folder}; leave campaign= out")
-    if faults:
-        raise ConfigError(faults, hint)
-    return configs
-
-
-def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """All combinations of overrides that list several values (``a=1,2``, ``a=range(3)``): one list a campaign.
-
-    Raises:
-        ConfigError: with every override that is malformed.
-    """
-    faults: list[str] = []
-    axes: list[list[str]] = []
-    for text in overrides:
-        override = _parse(text, faults)
-        if override is not None and override.is_sweep_override():
-            axes.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
-        else:
-            axes.append([text])
-    if faults:
-        raise ConfigError(faults, HINT)
-    return [list(combination) for combination in itertools.product(*axes)]
-
-
-def compose_resume(
-    identity: Mapping[str, Any],
-    operation: Mapping[str, Any],
-    overrides: Sequence[str],
-    *,
-    campaign_dir: Path,
-    cwd: Path | None = None,
-    config_dir: Path | None = None,
-    check_files: bool = True,
-    here: Callable[[str], str] = str,
-) -> Config:
-    """The configuration of a campaign that exists, with operational keys changed.
-
-    Args:
-        identity: as in ``campaign.yaml``.
-        operation: as its last start recorded it.
-        overrides: of operational keys only: ``budget=60 workers=8 launcher=slurm``.
-        campaign_dir: the campaign's folder.
-        cwd: what relative paths are relative to.
-        config_dir: one more folder with configuration files.
-        check_files: whether model, data and tasks must be there.
-        here: gives the present place of a recorded path.
-
-    Raises:
-        ConfigError: with all faults; an override of an identity key is one.
-    """
-    cwd = (cwd or Path.cwd()).absolute()
-    return _Composition(cwd, config_dir).resume(identity, operation, overrides, campaign_dir, check_files, here)
-
-
-def _parse(text: str, faults: list[str]) -> Override | None:
-    """One override by Hydra's grammar; None, and a fault, where it is none."""
+def parsed(text: str, faults: list[str]) -> Override | None:
+    """Return one override by Hydra's grammar; None, and a fault, if it is not one that is accepted."""
     match = _KEY.match(text)
     if match is None or ("=" not in text and not text.startswith("~")):
-        faults.append(f"{text!r}: is no override; accepted: KEY=VALUE, such as budget=30")
+        faults.append(f"{text!r}: is not an override; accepted: KEY=VALUE, such as budget=30")
         return None
+    key = match[1]
     try:
-        override = OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        reason = str(error).splitlines()[0]
+        override = parse_override(text)
+    except ERRORS as error:
+        reason = reason_of(error)
         faults.append(f"{text!r}: cannot be read ({reason}); put quotes around a value with spaces, commas or brackets")
         return None
+    if override.is_hydra_override():
+        faults.append(
+            f"{key}: is not a key of a campaign: Hydra's folders, logs, launchers and sweepers are not used; accepted: "
+            "campaigns_dir=DIR, launcher=NAME, -m, --config-dir DIR"
+        )
+        return None
     if override.package is not None:
-        faults.append(f"{text!r}: packages (@) are not accepted; write {match[1].partition('@')[0]}=VALUE")
+        faults.append(f"{text!r}: packages (@) are not accepted; write {key.partition('@')[0]}=VALUE")
         return None
     return override
 
 
-class _Composition:
+class Composition:
     """One composition: faults pile up while everything that can still be checked is."""
 
-    def __init__(self, cwd: Path, config_dir: Path | None) -> None:
-        self.cwd, self.faults, self.broken = cwd, list[str](), set[str]()
-        if config_dir is not None and not (cwd / config_dir).is_dir():
-            self.faults.append(f"--config-dir {config_dir}: is no directory")
+    def __init__(
+        self, cwd: Path | None, config_dir: Path | None, config_name: str = PRIMARY, faults: Sequence[str] = ()
+    ) -> None:
+        self.cwd = cwd = (cwd or Path.cwd()).absolute()
+        self.name = config_name.removesuffix(".yaml")
+        self.faults, self.broken = list(faults), set[str]()
         self.dirs = search_dirs(cwd, None if config_dir is None else cwd / config_dir)
+        if config_dir is not None and not (cwd / config_dir).is_dir():
+            self.faults.append(f"--config-dir {config_dir}: is not a directory")
+        elif config_dir is not None and (other := hidden(f"{PRIMARY}.yaml", [self.dirs[0], cwd / config_dir])):
+            self.faults.append(
+                f"{other}: has the name of the package's own; rename it, begin it with  defaults: [{PRIMARY}, _self_]  "
+                "and give  --config-name NAME"
+            )
+        if not any((folder / f"{self.name}.yaml").is_file() for folder in self.dirs):
+            names = config_names(self.dirs)
+            self.faults.append(
+                f"--config-name {config_name}: there is no such file; {did_you_mean(self.name, names)}accepted: "
+                f"{', '.join(names)}, from {', '.join(map(str, self.dirs))}"
+            )
+            self.name = PRIMARY
 
-    def run(self, overrides: Sequence[str], check_files: bool) -> Config:
-        items = self._items(overrides)
-        choices, values = self._choices(items)
-        raw = self._load(choices)
-        chosen = {item.parts[0] for item in items}
-        for item in values:
-            if item.parts[0] != "space":
-                self._put(raw, item)
-        self._unused(raw, chosen)
+    def build(self, raw: Mapping[str, Any], check_files: bool) -> Config:
+        """Return the checked configuration of the composed data."""
+        return build(raw, cwd=self.cwd, check_files=check_files, broken=self.broken, faults=self.faults)
+
+    def run(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """Return the composed data of a new campaign."""
+        typed = self.overrides(overrides)
+        choices, values = self.choices(typed)
+        lines = [f"{group}='{name}'" for group, name in choices.items()]
+        others = [value for value in values if section_of(value) != "space"]
+        composed = self.apply(lines, others)
+        raw, unresolved = plain(composed)
+        self._unused(raw, {section_of(override) for override in typed})
         if (raw.get("objective") or {}).get("kind") == "function":
             self.faults.append(
                 "objective.kind='function': a configuration names no Python function; accepted: objective=command "
@@ -214,127 +146,107 @@ class _Composition:
         metric = (raw.get("tasks") or {}).get("metric")
         if raw.get("baseline") is True and "tasks" not in self.broken and metric in OF_TRAINING:
             self.faults.append(f"baseline=True: a model before fine-tuning has no {metric}; accepted: false")
-        raw["space"] = self._own_space(raw) or raw.get("space") or {}
-        for item in values:
-            if item.parts[0] == "space":
-                self._put(raw, item)
-        return build(raw, cwd=self.cwd, check_files=check_files, broken=self.broken, faults=self.faults)
+        whole = any(value.key_or_group == "space" for value in values)
+        if (own := None if whole else self._own_space(raw)) is not None:
+            lines.append(store_space(own))
+        in_space = self._in_space(own or raw.get("space") or {}, values)
+        if own is not None or in_space:
+            raw, unresolved = plain(self.apply(lines, [*others, *in_space]))
+        self.faults += unresolved
+        raw.pop("experiment", None)
+        return raw
 
-    def resume(
-        self,
-        identity: Mapping[str, Any],
-        operation: Mapping[str, Any],
-        overrides: Sequence[str],
-        campaign_dir: Path,
-        check_files: bool,
-        here: Callable[[str], str],
-    ) -> Config:
-        campaign_dir = (self.cwd / campaign_dir).absolute()
-        raw = _recorded(identity, operation, campaign_dir, here)
-        cls = OBJECTIVES[str(identity["objective"].get("kind"))]
-        theirs = [
-            name if name.partition(".")[0] in NESTED else f"objective.{name}"
-            for name in (*cls.OPERATIONAL, *cls.PLACES)
-        ]
-        accepted = [*OPERATIONAL, "code", "dry_run", "launcher", *theirs]
-        items = []
-        for item in self._items(overrides):
-            top = item.parts[0]
-            if top in ("campaign", "campaigns_dir"):
-                self.faults.append(f"{item.text}: the folder {campaign_dir} says which campaign is meant")
-            elif top in accepted or ".".join(item.parts) in accepted:
-                items.append(item)
-            elif top in GROUPS or top in CampaignSettings.model_fields:
-                self.faults.append(
-                    f"{item.text}: belongs to the campaign's identity and cannot change; accepted: "
-                    f"{', '.join(accepted)}; for another campaign: hpo-cluster run {item.text} campaign=NEW_NAME"
-                )
-            else:
-                self._unknown(item, accepted)
-        choices, values = self._choices(items)
-        if choices and "launcher" not in self.broken:
-            raw["launcher"] = self._load(choices).get("launcher")
-        for item in values:
-            self._put(raw, item)
-        return build(raw, cwd=self.cwd, check_files=check_files, broken=self.broken, faults=self.faults)
-
-    def _items(self, overrides: Sequence[str]) -> list[_Item]:
-        items = []
+    def overrides(self, overrides: Sequence[str]) -> list[Override]:
+        """Return the overrides that can be read and mean something here."""
+        accepted = []
         for text in overrides:
-            override = _parse(text, self.faults)
+            override = parsed(text, self.faults)
             if override is None:
                 continue
+            section, _, key = override.key_or_group.partition(".")
             if override.is_sweep_override():
                 self.faults.append(f"{text}: lists several values; add -m for one campaign each, or quotes for a text")
-                self.broken.add(override.key_or_group.partition(".")[0])
+                self.broken.add(section)
                 continue
-            add, delete = override.is_add() or override.is_force_add(), override.is_delete()
-            value = None if delete else override.value()
-            items.append(_Item(override.key_or_group, value, text, add, delete))
-        return items
+            value = None if override.is_delete() else override.value()
+            if DISCRIMINATORS.get(section) in (key, *(value if isinstance(value, dict) and not key else ())):
+                self.faults.append(f"{text}: choose with {section}=NAME (the key only repeats it)")
+                continue
+            accepted.append(override)
+        return accepted
 
-    def _choices(self, items: Sequence[_Item]) -> tuple[dict[str, str], list[_Item]]:
-        """Group choices that exist, and the other overrides."""
+    def choices(self, parsed: Sequence[Override]) -> tuple[dict[str, str], list[Override]]:
+        """Return the choices of groups that exist, and the overrides of values."""
         choices: dict[str, str] = {}
         values = []
-        for item in items:
-            group = item.key
-            if group not in GROUPS:
-                values.append(item)
-                continue
-            if item.delete:
-                self.faults.append(f"{item.text}: a group cannot be removed; give {group}=NAME")
-                continue
-            if group in choices:
-                self.faults.append(f"{item.text}: {group} is chosen twice, {group}={choices[group]} before")
-                continue
-            if group == "space" and isinstance(item.value, Mapping):
-                choices[group] = "own"
-                values.append(_Item("space", item.value, item.text))
-                continue
-            if group == "experiment" and item.value is None:
-                continue
-            accepted = options(group, self.dirs)
-            name = str(item.value)
-            if name in accepted:
-                choices[group] = name
-                if other := hidden(group, name, self.dirs):
-                    self.faults.append(f"{item.text}: {other} has the name of an option of the package; rename it")
-            else:
-                close = meant(name, accepted)
-                also = f"a file conf/{group}/{name}.yaml, --config-dir DIR" if re.fullmatch(r"[\w.-]+", name) else ""
-                self.faults.append(
-                    f"{group}={name}: is no option of {group}; {close}{' ' if close else ''}"
-                    f"accepted: {', '.join(accepted)}{'; or ' if also else ''}{also}"
-                )
-                self.broken.add(group)
-        return choices, values
+        for override in parsed:
+            text, group = text_of(override), override.key_or_group
+            value = None if override.is_delete() else override.value()
+            if group not in GROUPS or isinstance(value, dict):
+                if group == "space":  # a space that is written out takes the place of the chosen one
+                    choices["space"] = "own"
+                values.append(override)
+            elif override.is_delete():
+                self.faults.append(f"{text}: a group cannot be removed; give {group}=NAME")
+            elif group in choices:
+                self.faults.append(f"{text}: {group} is chosen twice, {group}={choices[group]} before")
+            elif (group, value) != ("experiment", None):
+                self._choose(group, str(value), text, choices)
+        return choices, [value for value in values if self._can_be_removed(value)]
 
-    def _load(self, choices: Mapping[str, str]) -> dict[str, Any]:
-        """Plain data of ``config.yaml`` with these choices."""
-        overrides = [f"{group}='{name}'" for group, name in choices.items()]
-        if extra := self.dirs[1:]:
-            quoted = ", ".join("'file://" + str(path).replace("'", r"\'") + "'" for path in extra)
-            overrides.append(f"hydra.searchpath=[{quoted}]")
+    def _choose(self, group: str, name: str, text: str, choices: dict[str, str]) -> None:
+        accepted = options(group, self.dirs)
+        if name in accepted:
+            choices[group] = name
+            if other := hidden(f"{group}/{name}.yaml", self.dirs):
+                self.faults.append(f"{text}: {other} has the name of an option of the package; rename it")
+            return
+        also = f"; or a file conf/{group}/{name}.yaml, --config-dir DIR" if re.fullmatch(r"[\w.-]+", name) else ""
+        self.faults.append(
+            f"{group}={name}: is not an option of {group}; {did_you_mean(name, accepted)}"
+            f"accepted: {', '.join(accepted)}{also}"
+        )
+        self.broken.add(group)
+
+    def _can_be_removed(self, override: Override) -> bool:
+        section, *rest = override.key_or_group.split(".")
+        if not override.is_delete() or len(rest) > 1 or (section == "space" and rest):
+            return True
+        self.faults.append(
+            f"{text_of(override)}: cannot be removed; only a parameter can (~space.NAME), or an entry of a mapping "
+            "(~launcher.extra.NAME)"
+        )
+        return False
+
+    def apply(self, lines: Sequence[str], values: Sequence[Override]) -> DictConfig:
+        """Return what Hydra composes of the files with these choices and values.
+
+        Hydra stops at the first value that it cannot apply: then each is tried alone, so that all are named.
+        """
+        values = [value for value in values if section_of(value) not in self.broken]
         try:
-            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-                composed = hydra_compose("config", overrides)
-            plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
-        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError([*self.faults, f"the configuration files do not compose: {reason}"], HINT) from error
-        assert isinstance(plain, dict)
-        data = {str(key): value for key, value in plain.items()}
-        accepted = [*CampaignSettings.model_fields, *GROUPS]
-        for key in [key for key in data if key not in accepted]:
-            close = meant(key, accepted)
-            self.faults.append(f"{key}: a configuration file sets it, but it is no key; {close or HINT}")
-            del data[key]
-        data.pop("experiment", None)
-        return data
+            return compose_files(self.name, [*lines, *map(_line, values)])
+        except ERRORS as error:
+            wrong = []
+            for value in values:
+                if problem := self._problem([*lines, _line(value)]):
+                    wrong.append(value)
+                    hint = f"; {LITERAL}" if "${" in text_of(value) else ""
+                    self.faults.append(f"{text_of(value)}: cannot be applied: {problem}{hint}")
+            if wrong and not self._problem(lines):
+                return self.apply(lines, [value for value in values if value not in wrong])
+            what = "the configuration files do not compose" if not values else "what is asked for does not compose"
+            raise ConfigError([*self.faults, f"{what}: {reason_of(error)}"], HINT) from error
+
+    def _problem(self, lines: Sequence[str]) -> str:
+        try:
+            compose_files(self.name, lines)
+        except ERRORS as error:
+            return reason_of(error)
+        return ""
 
     def _own_space(self, raw: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The objective's own space as plain data, where none is configured and the objective is sound."""
+        """Return the objective's own space as plain data, if none is configured and the objective is sound."""
         cls = section_class("objective", raw)
         if raw.get("space") or cls is None or not issubclass(cls, Objective) or not brings_space(cls):
             return None
@@ -345,119 +257,103 @@ class _Composition:
             return None
         return None if space is None else dict(space.to_json())
 
-    def _unused(self, raw: Mapping[str, Any], chosen: set[str]) -> None:
-        """Faults for sections that were typed and that the objective does not read."""
+    def _unused(self, raw: Mapping[str, Any], typed: set[str]) -> None:
+        """Add a fault for each section that was typed and that the objective does not read."""
         cls = section_class("objective", raw)
         if cls is None or "objective" in self.broken:
             return
         for name in NESTED:
-            if name in chosen and name not in cls.model_fields:
+            if name in typed and name not in cls.model_fields:
                 kind = raw["objective"]["kind"]
                 self.faults.append(f"{name}: objective={kind} does not use it; leave it out, or objective=lora")
 
-    def _put(self, raw: dict[str, Any], item: _Item) -> None:
-        """Put one value in its place, or say why there is none."""
-        section = item.parts[0]
-        if section in self.broken:
-            return
-        if not self._is_known(raw, item):
-            return
-        if item.delete:
-            raw["space"].pop(item.parts[1], None)
-            return
-        place = raw
-        for part in item.parts[:-1]:
-            inner = place.get(part)
-            place[part] = dict(inner) if isinstance(inner, Mapping) else {}
-            place = place[part]
-        last = item.parts[-1]
-        old = place.get(last)
-        if item.key == "space":
-            raw["space"] = copy.deepcopy(item.value)
-        elif isinstance(old, Mapping) and isinstance(item.value, Mapping):
-            place[last] = {**old, **item.value}
-        else:
-            place[last] = item.value
+    def _in_space(self, space: Mapping[str, Any], values: Sequence[Override]) -> list[Override]:
+        """Return the overrides of the space whose parameters exist, or are added; the others are faults."""
+        entries = dict(space)
+        accepted = []
+        for override in values if "space" not in self.broken else ():
+            section, *rest = override.key_or_group.split(".")
+            if section != "space":
+                continue
+            value = None if override.is_delete() else override.value()
+            if not rest:
+                entries = dict(value) if isinstance(value, dict) else {}
+            elif override.is_add() or override.is_force_add():
+                entries.setdefault(rest[0], {})
+            elif not self._is_in_space(override, rest, value, entries):
+                continue
+            accepted.append(override)
+        return accepted
 
-    def _is_known(self, raw: Mapping[str, Any], item: _Item) -> bool:
-        section, rest = item.parts[0], item.parts[1:]
-        if item.delete and (section != "space" or len(rest) != 1 or rest[0] not in (raw.get("space") or {})):
-            self.faults.append(f"{item.text}: only a parameter can be removed: ~space.NAME")
+    def _is_in_space(self, override: Override, rest: Sequence[str], value: Any, entries: Mapping[str, Any]) -> bool:
+        key, names = override.key_or_group, parameter_names(entries)
+        if len(rest) == 1 and rest[0] in names and isinstance(value, list):
+            listed = ", ".join(map(str, value))
+            self.faults.append(
+                f"{key}=[{listed}]: is not a parameter; write {{choices: [{listed}]}}, or {{choices: [{listed}], "
+                "ordered: true} where neighbours are alike"
+            )
             return False
-        if section == "space" and not rest:
+        if (len(rest) == 1 and rest[0] in (*names, *SPACE_KEYS)) or (
+            len(rest) > 1 and rest[0] in names and rest[1] in PARAMETER_FIELDS
+        ):
             return True
-        accepted = _known_keys(raw)
-        if rest and rest[0] == DISCRIMINATORS.get(section):
-            self.faults.append(f"{item.text}: choose with {section}=NAME (the key only repeats it)")
-            return False
-        if section == "space":
-            space = raw.get("space") or {}
-            whole = len(rest) == 1 and (item.add or rest[0] in space or rest[0] in SPACE_KEYS)
-            if whole or (len(rest) == 2 and rest[0] in parameter_names(space) and rest[1] in PARAMETER_FIELDS):
-                return True
-            if len(rest) == 1 and isinstance(item.value, Mapping) and not meant(item.key, accepted):
-                self.faults.append(f"{item.key}: is no parameter of the space; to add it: '+{item.text}'")
-                return False
-            accepted += [f"space.{key}" for key in SPACE_KEYS]
-        elif item.key in accepted or (len(rest) > 1 and f"{section}.{rest[0]}" in _open_keys(raw)):
-            return True
-        self._unknown(item, accepted)
+        known = [f"space.{name}" for name in (*names, *SPACE_KEYS)]
+        for name in names:
+            fields = entries[name] if isinstance(entries[name], Mapping) else ()
+            known += [f"space.{name}.{field}" for field in fields]
+        close = did_you_mean(key, known).strip()
+        if len(rest) == 1 and isinstance(value, (Mapping, str, bool, int, float)) and not close:
+            self.faults.append(f"{key}: is not a parameter of the space; to add it: '+{text_of(override)}'")
+        else:
+            self.faults.append(f"{key}: is not a key; {close or 'accepted: ' + ', '.join(known)}")
         return False
 
-    def _unknown(self, item: _Item, accepted: Sequence[str]) -> None:
-        section = item.parts[0]
-        close = meant(item.key, accepted)
-        siblings = [key for key in accepted if key.startswith(f"{section}.")] if section in GROUPS else []
-        if not close and siblings:
-            close = f"accepted: {', '.join(siblings)}"
-        self.faults.append(f"{item.key}: is no key; {close or 'accepted: see hpo-cluster run --help'}")
+
+def text_of(override: Override) -> str:
+    """Return the override as it was typed."""
+    return str(override.input_line)
 
 
-def _recorded(
-    identity: Mapping[str, Any], operation: Mapping[str, Any], campaign_dir: Path, here: Callable[[str], str]
-) -> dict[str, Any]:
-    """Identity and operation of a campaign in the shape of ``conf/config.yaml``, with paths as they are now."""
-    objective = joined(copy.deepcopy(dict(identity["objective"])), operation.get("objective") or {})
-    sections = {name: objective.pop(name) for name in NESTED if name in objective}
-    kept = {key: value for key, value in operation.items() if key in (*OPERATIONAL, "launcher")}
-    raw = copy.deepcopy(
-        {
-            "launcher": {"kind": "local"},
-            **kept,
-            **sections,
-            "campaign": campaign_dir.name,
-            "campaigns_dir": str(campaign_dir.parent),
-            "warm_start": None if identity.get(IDENTITY_KEY) else [],
-            "seed": identity["seed"],
-            "space": identity["space"],
-            "objective": objective,
-            "optimizer": identity["optimizer"],
-        }
-    )
-    for section, key in (*PATH_KEYS, (None, "storage_dir")):
-        place = raw if section is None else raw.get(section)
-        if isinstance(place, dict) and isinstance(path := place.get(key), str):
-            place[key] = here(path)
-    return raw
+def section_of(override: Override) -> str:
+    """Return the first part of the override's key."""
+    return override.key_or_group.partition(".")[0]
 
 
-def _known_keys(raw: Mapping[str, Any]) -> list[str]:
-    """Every key that can be typed with the present choices."""
-    keys = [*CampaignSettings.model_fields, *GROUPS, *(f"failures.{kind}" for kind in Failures.model_fields)]
-    for name, entry in (raw.get("space") or {}).items():
-        fields = entry if isinstance(entry, Mapping) else ()
-        keys += [f"space.{name}", *(f"space.{name}.{field}" for field in fields)]
-    for section in ("optimizer", "objective", *NESTED, "launcher"):
-        if (cls := section_class(section, raw)) is not None:
-            keys += [f"{section}.{name}" for name in field_names(cls)]
-    return keys
+def _line(override: Override) -> str:
+    """Return the override as Hydra is to apply it: set, whether its key exists or not.
+
+    ``${{`` begins no interpolation: it is how a command has the shell's own ``${``.
+    """
+    text = text_of(override)
+    return text if override.is_delete() else "++" + _SHELL.sub(r"\\${{", text.lstrip("+"))
 
 
-def _open_keys(raw: Mapping[str, Any]) -> list[str]:
-    """Keys whose value is a mapping with keys of the user's own."""
-    keys = []
-    for section in ("optimizer", "launcher"):
-        if (cls := section_class(section, raw)) is not None:
-            fields = cls.model_fields.items()
-            keys += [f"{section}.{name}" for name, field in fields if "dict" in str(field.annotation)]
-    return keys
+def plain(composed: DictConfig) -> tuple[dict[str, Any], list[str]]:
+    """Return the data with its interpolations resolved, and a fault for each that cannot be."""
+    OmegaConf.set_struct(composed, False)
+    faults = []
+    written = OmegaConf.to_container(composed, resolve=False)
+    assert isinstance(written, dict)
+    known = list(flatten({str(key): value for key, value in written.items()}))
+    for node, key, path, text, reason in list(_unresolved(composed, written, "")):
+        missing = re.search(r"key '([\w.]+)' not found", reason)
+        close = did_you_mean(missing[1], known) if missing else ""
+        faults.append(f"{path}={text}: {reason}; {close}{LITERAL}")
+        node[key] = "???"
+    plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}, faults
+
+
+def _unresolved(node: Any, written: Any, prefix: str) -> Iterator[tuple[Any, Any, str, str, str]]:
+    """Yield every value that cannot be resolved: its container, key, dotted key, text, and why."""
+    for key, text in list(written.items() if isinstance(written, dict) else enumerate(written)):
+        path = f"{prefix}{key}"
+        if isinstance(text, (dict, list)):
+            yield from _unresolved(node[key], text, f"{path}.")
+        elif isinstance(text, str) and "${" in text:
+            try:
+                node[key]
+            except (OmegaConfBaseException, RecursionError) as error:
+                yield node, key, path, text, reason_of(error)

@@ -1,4 +1,4 @@
-"""What lies in ``conf/``: the groups, their options and the comments that describe them. Knows no Hydra."""
+"""What lies in ``conf/``: the groups, their options and the comments that describe them. Imports no Hydra."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpo_cluster.record import layout
 
@@ -22,6 +23,9 @@ GROUPS = {
     "launcher": "where the jobs run",
 }
 
+#: The file that a configuration begins with, unless ``--config-name`` names another.
+PRIMARY = "config"
+
 
 @dataclass(frozen=True)
 class Option:
@@ -33,7 +37,7 @@ class Option:
 
     @property
     def description(self) -> str:
-        """The first comment of the file."""
+        """Return the first comment of the file."""
         for line in self.path.read_text(encoding="utf-8").splitlines():
             if line.startswith("#") and not re.match(r"#\s*@", line):
                 return line.lstrip("# ").strip()
@@ -43,12 +47,12 @@ class Option:
 
 
 def conf_dir() -> Path:
-    """The configuration files of the package."""
+    """Return the folder of the package's configuration files."""
     return layout.resources_dir() / "conf"
 
 
 def search_dirs(cwd: Path, config_dir: Path | None = None) -> list[Path]:
-    """Folders with configuration files: the package's, ``--config-dir``, ``./conf`` where there is one."""
+    """Return the folders with configuration files: the package's, ``--config-dir``, and ``./conf`` if it exists."""
     dirs = [conf_dir()]
     for candidate in (config_dir, cwd / "conf"):
         if candidate is not None and candidate.is_dir() and candidate.resolve() not in [d.resolve() for d in dirs]:
@@ -57,7 +61,7 @@ def search_dirs(cwd: Path, config_dir: Path | None = None) -> list[Path]:
 
 
 def options(group: str, dirs: Sequence[Path]) -> dict[str, Option]:
-    """The options of a group by name; of two files of one name the first folder's counts, as for Hydra."""
+    """Return the options of a group by name; of two files of one name the first folder's counts, as for Hydra."""
     found: dict[str, Option] = {}
     for folder in dirs:
         for path in sorted((folder / group).glob("*.yaml")):
@@ -65,23 +69,46 @@ def options(group: str, dirs: Sequence[Path]) -> dict[str, Option]:
     return found
 
 
-def hidden(group: str, name: str, dirs: Sequence[Path]) -> Path | None:
-    """A user's file that is not used because the package has another of that name; None where there is none."""
-    paths = [folder / group / f"{name}.yaml" for folder in dirs]
-    paths = [path for path in paths if path.is_file()]
-    for path in paths[1:]:
-        if path.read_bytes() != paths[0].read_bytes():
-            return path
-    return None
+def config_names(dirs: Sequence[Path]) -> list[str]:
+    """Return the files that ``--config-name`` can name."""
+    return list(dict.fromkeys(path.stem for folder in dirs for path in sorted(folder.glob("*.yaml"))))
+
+
+def hidden(file: str, dirs: Sequence[Path]) -> Path | None:
+    """Return a user's file that is not used because a folder before it has one of that name, such as ``space/a.yaml``.
+
+    None if there is none, or if the two hold the same.
+    """
+    paths = [path for folder in dirs if (path := folder / file).is_file()]
+    return next((path for path in paths[1:] if path.read_bytes() != paths[0].read_bytes()), None)
+
+
+def lineage(option: Option, dirs: Sequence[Path]) -> list[Option]:
+    """Return the options of the group that a file builds on (its ``defaults``), farthest first, and itself last."""
+    import yaml
+
+    content: Any = yaml.safe_load(option.path.read_text(encoding="utf-8")) or {}
+    names = [entry for entry in content.get("defaults") or [] if isinstance(entry, str) and entry != "_self_"]
+    there = options(option.group, dirs)
+    parents = [there[name] for name in names if name in there and name != option.name]
+    return [*(ancestor for parent in parents for ancestor in lineage(parent, dirs)), option]
+
+
+def option_keys(option: Option, dirs: Sequence[Path]) -> dict[str, str]:
+    """Return the keys of an option and of those that it builds on, each with its comment."""
+    comments: dict[str, str] = {}
+    for ancestor in lineage(option, dirs):
+        comments |= key_comments(ancestor.path)
+    return comments
 
 
 def key_comments(path: Path) -> dict[str, str]:
-    """The comment behind each top-level key of a configuration file."""
+    """Return the comment behind each top-level key of a configuration file."""
     return {key: comment for key, _, comment in key_lines(path)}
 
 
 def key_lines(path: Path) -> list[tuple[str, str, str]]:
-    """Each top-level key of a configuration file that has a comment, its value as it is written, and the comment."""
+    """Return each top-level key of a configuration file that has a comment, its value as written, and the comment."""
     lines = path.read_text(encoding="utf-8").splitlines()
     matches = (re.match(r"(\w+):\s*(.*?)\s+#\s(.*)$", line) for line in lines)
     return [(match[1], match[2], match[3].strip()) for match in matches if match]

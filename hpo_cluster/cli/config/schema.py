@@ -6,22 +6,25 @@ plain data.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from hpo_cluster.cli.config.groups import GROUPS
+from hpo_cluster.driver.failures import Failures
 from hpo_cluster.driver.run_settings import Operation
-from hpo_cluster.driver.spec import identity_of
+from hpo_cluster.driver.spec import ChosenOptimizer, identity_of
 from hpo_cluster.launchers import LAUNCHERS
 from hpo_cluster.launchers.base import LauncherSettings
 from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.optimizers.registry import OPTIMIZERS
 from hpo_cluster.record import layout
+from hpo_cluster.settings import Settings
 from hpo_cluster.space import Space
 
 HINT = "Keys and options: hpo-cluster run --help"
@@ -43,8 +46,8 @@ PATH_KEYS = (
 )
 
 
-class CampaignSettings(Operation):
-    """The keys of ``config.yaml`` that belong to no group."""
+class CampaignSettings(Settings):
+    """The keys of ``config.yaml`` that belong neither to a group nor to the operation."""
 
     campaign: str | None = Field(
         None,
@@ -73,58 +76,53 @@ class CampaignSettings(Operation):
 #: Keys that may change in the life of a campaign; `launcher` is the other one.
 OPERATIONAL = ("storage_dir", *Operation.model_fields)
 
-
-class OptimizerChoice(BaseModel):
-    """An optimizer by its name in the table, with its settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    settings: dict[str, Any]
+#: The top-level keys that belong to no group.
+TOP_KEYS = (*Operation.model_fields, *CampaignSettings.model_fields)
 
 
-class Config(CampaignSettings):
+@dataclass(frozen=True)
+class Config:
     """A campaign as configured: typed, checked, with absolute directories."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
     campaign: str
+    settings: CampaignSettings
+    operation: Operation
     space: Space
-    optimizer: OptimizerChoice
+    optimizer: ChosenOptimizer
     objective: Objective
     launcher: LauncherSettings
 
     @property
     def campaign_dir(self) -> Path:
-        """The campaign's folder."""
-        return self.campaigns_dir / self.campaign
+        """Return the campaign's folder."""
+        return self.settings.campaigns_dir / self.campaign
 
     def resolve(self, path: str) -> Path:
-        """The absolute path of a configured one: ``bundle:…``, ``storage:…`` or plain."""
-        return resolve(path, self.storage_dir)
+        """Return the absolute path of a configured one: ``bundle:…``, ``storage:…`` or plain."""
+        return resolve(path, self.settings.storage_dir)
 
     def identity(self) -> dict[str, Any]:
-        """What the campaign is, as plain data: written once, and compared at each start."""
-        return identity_of(self.space, self.objective, self.optimizer.name, self.optimizer.settings, self.seed)
+        """Return what the campaign is, as plain data: written once, and compared at each start."""
+        return identity_of(self.space, self.objective, self.optimizer, self.settings.seed)
 
 
 def to_plain(config: Config) -> dict[str, Any]:
-    """The configuration in the shape of ``conf/config.yaml`` and its groups, as it is typed."""
-    plain = config.model_dump(mode="json", include=set(CampaignSettings.model_fields))
+    """Return the configuration in the shape of ``conf/config.yaml`` and its groups, as it is typed."""
+    plain = {**config.settings.model_dump(mode="json"), **config.operation.model_dump(mode="json")}
     identity = config.identity()
     objective = config.objective.model_dump(mode="json")
     sections = {key: objective.pop(key) for key in NESTED if key in objective}
-    plain |= {"space": identity["space"], "optimizer": identity["optimizer"], "objective": objective, **sections}
-    return {**plain, "launcher": config.launcher.model_dump(mode="json")}
+    plain |= {"campaign": config.campaign, "space": identity["space"], "optimizer": identity["optimizer"]}
+    return {**plain, "objective": objective, **sections, "launcher": config.launcher.model_dump(mode="json")}
 
 
-def to_yaml(config: Config) -> str:
-    """`to_plain` as YAML: what ``--cfg job`` prints."""
-    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+def to_yaml(plain: Any) -> str:
+    """Return plain data as YAML."""
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def resolve(path: str, storage_dir: Path) -> Path:
-    """The absolute path that a configured one stands for."""
+    """Return the absolute path that a configured one stands for."""
     prefix, separator, rest = path.partition(":")
     if separator and prefix == "bundle":
         return layout.resources_dir() / "bundle" / rest
@@ -134,7 +132,7 @@ def resolve(path: str, storage_dir: Path) -> Path:
 
 
 def section_class(section: str, raw: Mapping[str, Any]) -> type[BaseModel] | None:
-    """The class that types a section of `raw`; None for the space, and where the section names no class."""
+    """Return the class that types a section of `raw`; None for the space, and if the section names no class."""
     chosen = raw.get(section)
     name = str(chosen.get(DISCRIMINATORS.get(section))) if isinstance(chosen, Mapping) else ""
     if section == "optimizer":
@@ -150,16 +148,15 @@ def section_class(section: str, raw: Mapping[str, Any]) -> type[BaseModel] | Non
 
 
 def field_names(cls: type[BaseModel]) -> list[str]:
-    """The keys of a class as they are typed, without those that are sections of their own."""
+    """Return the keys of a class as they are typed, without those that are sections of their own."""
     names = [field.alias or name for name, field in cls.model_fields.items() if name not in NESTED]
     return [name for name in names if name != "kind"]
 
 
-def meant(word: str, accepted: Iterable[str]) -> str:
-    """``did you mean …?`` where something accepted is close to `word`, else the empty string."""
-    accepted = list(accepted)
-    close = difflib.get_close_matches(word, accepted, n=1, cutoff=0.6)
-    if not close:  # a key without its section, or in another; the beginning of a name
-        tail = word.rpartition(".")[2]
-        close = [key for key in accepted if key.rpartition(".")[2] == tail or key.startswith(word)][:1]
-    return f"did you mean {close[0]}?" if close else ""
+def known_keys(raw: Mapping[str, Any]) -> list[str]:
+    """Return every key that can be typed with the choices in `raw`, but for those of the space."""
+    keys = [*TOP_KEYS, *GROUPS, *(f"failures.{kind}" for kind in Failures.model_fields)]
+    for section in ("optimizer", "objective", *NESTED, "launcher"):
+        if (cls := section_class(section, raw)) is not None:
+            keys += [f"{section}.{name}" for name in field_names(cls)]
+    return keys

@@ -11,19 +11,21 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from hpo_cluster.cli.config.groups import GROUPS
 from hpo_cluster.cli.config.schema import (
     DISCRIMINATORS,
     HINT,
     NESTED,
     PATH_KEYS,
+    TOP_KEYS,
     CampaignSettings,
     Config,
-    OptimizerChoice,
-    field_names,
-    meant,
+    known_keys,
     resolve,
     section_class,
 )
+from hpo_cluster.driver.run_settings import Operation
+from hpo_cluster.driver.spec import ChosenOptimizer, choose_optimizer
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.launchers import LAUNCHERS
 from hpo_cluster.launchers.base import LauncherSettings
@@ -31,9 +33,11 @@ from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.registry import OPTIMIZERS
-from hpo_cluster.record.layout import CAMPAIGN_NAME_RULE, is_campaign_name
+from hpo_cluster.record.identity import read_identity
+from hpo_cluster.record.layout import CAMPAIGN_NAME_RULE, CampaignLayout, is_campaign_name
 from hpo_cluster.settings import Fault, faults_of
 from hpo_cluster.space import Space
+from hpo_cluster.text import did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -51,7 +55,7 @@ def build(
     broken: Iterable[str] = (),
     faults: Sequence[str] = (),
 ) -> Config:
-    """The configuration of plain data of the shape of ``conf/config.yaml``.
+    """Return the configuration of plain data in the shape of ``conf/config.yaml``.
 
     Args:
         raw: top-level keys and sections; a section ``space`` that is empty stands for the objective's own.
@@ -79,22 +83,44 @@ class _Builder:
             if not isinstance(value, dict):
                 self.broken.add(section)
                 self.faults.append(
-                    f"{section}={value!r}: is no mapping; an option is chosen with override /{section}: NAME"
+                    f"{section}={value!r}: is not a mapping; an option is chosen with override /{section}: NAME"
                 )
+        self.known = known_keys(self.raw)
 
     def build(self, check_files: bool) -> Config:
         for section, key in PATH_KEYS:
             if isinstance(self.raw.get(section), dict) and isinstance(self.raw[section].get(key), str):
                 self.raw[section][key] = self._absolute(self.raw[section][key])
         self._secrets()
-        top = self._top()
+        for key in [key for key in self.raw if key not in (*TOP_KEYS, *GROUPS)]:
+            self.faults.append(f"{key}: is not a key; {self._instead(key)}")
+        settings, operation = self._settings(), self._validated(Operation, self._top(Operation), "")
         objective = self._objective()
         space = self._space(objective)
         launcher = self._section("launcher")
-        optimizer = self._optimizer(space, top.seed if top else 0)
+        typed = self._section("optimizer")
         if objective is not None and space is not None:
             self.faults += objective.space_faults(space)
-        if objective is not None and top is not None and top.baseline and not objective.has_baseline:
+        self._joint_faults(objective, operation, launcher)
+        if objective is not None and settings is not None and check_files:
+            found = objective.file_faults(lambda path: resolve(path, settings.storage_dir))
+            self.faults += [fault for fault in found if fault.partition(".")[0] not in self.broken]
+        name, optimizer = str(self.raw["optimizer"].get("name")), None
+        if settings is not None:
+            label = re.sub(r"[^A-Za-z0-9._-]+", "-", objective.label) if objective is not None else ""
+            campaign = settings.campaign or f"{label}-{name}-{settings.seed}"
+            if isinstance(typed, OptimizerSettings) and space is not None and operation is not None:
+                folder = CampaignLayout(settings.campaigns_dir / campaign)
+                optimizer = self._optimizer(name, typed, space, settings.seed, operation.budget, folder)
+            if not self.faults and objective and space and isinstance(launcher, LauncherSettings):
+                assert operation is not None
+                assert optimizer is not None
+                return Config(campaign, settings, operation, space, optimizer, objective, launcher)
+        raise ConfigError(list(dict.fromkeys(self.faults)), self.hint)
+
+    def _joint_faults(self, objective: Objective | None, operation: Operation | None, launcher: Any) -> None:
+        """Add what is wrong with the parts together."""
+        if objective is not None and operation is not None and operation.baseline and not objective.has_baseline:
             self.faults.append(f"baseline=True: objective={objective.kind} has no baseline; accepted: false")
         if objective is not None and isinstance(launcher, LauncherSettings):
             most, wanted = objective.gpus_at_most, launcher.gpus_per_trial
@@ -103,20 +129,12 @@ class _Builder:
                     f"launcher.gpus_per_trial={wanted}: objective={objective.kind} uses at most {most}; where whole "
                     "nodes are given out, launcher.trials_per_node puts several evaluations on one"
                 )
-        beside = getattr(launcher, "trials_per_node", 1)
-        if top is not None and top.slots < beside:
+        per_node = getattr(launcher, "trials_per_node", 1)
+        if operation is not None and operation.slots < per_node:
             self.faults.append(
-                f"workers={top.slots}: launcher.trials_per_node={beside} wants at least as many, best a multiple of it"
+                f"workers={operation.slots}: launcher.trials_per_node={per_node} wants at least as many, best a "
+                "multiple of it"
             )
-        if objective is not None and top is not None and check_files:
-            found = objective.file_faults(lambda path: resolve(path, top.storage_dir))
-            self.faults += [fault for fault in found if fault.partition(".")[0] not in self.broken]
-        if self.faults or not (top and objective and space and isinstance(launcher, LauncherSettings) and optimizer):
-            raise ConfigError(list(dict.fromkeys(self.faults)), self.hint)
-        label = re.sub(r"[^A-Za-z0-9._-]+", "-", objective.label)
-        values = {name: getattr(top, name) for name in CampaignSettings.model_fields}
-        values["campaign"] = top.campaign or f"{label}-{optimizer.name}-{top.seed}"
-        return Config(**values, space=space, optimizer=optimizer, objective=objective, launcher=launcher)
 
     def _absolute(self, path: str) -> str:
         if path == "???" or path.startswith(("bundle:", "storage:")):
@@ -132,12 +150,12 @@ class _Builder:
                 )
 
     def _validated(self, cls: type[M], data: Mapping[str, Any], section: str) -> M | None:
-        """The settings of `data`; where some are wrong, of the others, so that these can be checked further."""
+        """Return the settings of `data`; without those that are wrong, so that the others can be checked further."""
         try:
             return cls.model_validate(data)
         except ValidationError as error:
             found = faults_of(error, cls)
-            self.faults += _sentences(found, cls, section, self.broken)
+            self.faults += self._sentences(found, cls, section)
             rest = copy.deepcopy(dict(data))
             for fault in found:
                 _drop(rest, fault.loc)
@@ -146,8 +164,38 @@ class _Builder:
             except ValidationError:
                 return None
 
-    def _top(self) -> CampaignSettings | None:
-        values = {key: value for key, value in self.raw.items() if key in CampaignSettings.model_fields}
+    def _sentences(self, faults: Iterable[Fault], cls: type[BaseModel], section: str) -> list[str]:
+        """Return a sentence for each fault: the key as it is typed, the value seen, what is accepted."""
+        found = []
+        for fault in faults:
+            nested = section == "objective" and fault.loc and fault.loc[0] in NESTED
+            if section and not nested:
+                fault = replace(fault, loc=(section, *fault.loc))
+            if fault.loc and fault.loc[0] in self.broken:
+                continue
+            if fault.kind == "missing":
+                found.append(f"{fault}; give {fault.key}=...")
+            elif fault.kind == "extra_forbidden":
+                found.append(f"{fault.key}: is not a key; {self._instead(fault.key)}")
+            else:
+                found.append(str(fault))
+        return found
+
+    def _instead(self, key: str) -> str:
+        """Return what to type in place of a key that does not exist."""
+        if close := did_you_mean(key, self.known).strip():
+            return close
+        section, dot, _ = key.partition(".")
+        siblings = [other for other in self.known if other.startswith(f"{section}.")] if dot else []
+        if dot and not siblings and section in self.raw:
+            return f"{section} has no settings"
+        return f"accepted: {', '.join(siblings)}" if siblings else "accepted: see hpo-cluster run --help"
+
+    def _top(self, cls: type[BaseModel]) -> dict[str, Any]:
+        return {key: value for key, value in known(self.raw).items() if key in cls.model_fields}
+
+    def _settings(self) -> CampaignSettings | None:
+        values = self._top(CampaignSettings)
         for key in ("campaigns_dir", "storage_dir"):
             folder = values.get(key, str(CampaignSettings.model_fields[key].default))
             if isinstance(folder, str):
@@ -159,7 +207,7 @@ class _Builder:
             values["warm_start"] = tuple(Path(folder) if isinstance(folder, str) else folder for folder in folders)
         name = values.get("campaign")
         if isinstance(name, str) and not is_campaign_name(name):
-            self.faults.append(f"campaign={name!r}: is no name for a folder; accepted: {CAMPAIGN_NAME_RULE}")
+            self.faults.append(f"campaign={name!r}: is not a name for a folder; accepted: {CAMPAIGN_NAME_RULE}")
             values["campaign"] = None
         return self._validated(CampaignSettings, values, "")
 
@@ -181,7 +229,7 @@ class _Builder:
             return None
         entries = self.raw.get("space") or {}
         if not isinstance(entries, Mapping):
-            self.faults.append(f"space={entries!r}: is no space; accepted: a name, or {INLINE}")
+            self.faults.append(f"space={entries!r}: is not a space; accepted: a name, or {INLINE}")
             return None
         if not entries:
             own = objective.own_space() if objective is not None else None
@@ -214,27 +262,25 @@ class _Builder:
             data.pop("name")
         return self._validated(cls, data, section)
 
-    def _optimizer(self, space: Space | None, seed: int) -> OptimizerChoice | None:
-        settings = self._section("optimizer")
-        if not isinstance(settings, OptimizerSettings):
+    def _optimizer(
+        self, name: str, settings: OptimizerSettings, space: Space, seed: int, budget: int, folder: CampaignLayout
+    ) -> ChosenOptimizer | None:
+        try:
+            recorded = read_identity(folder.identity)
+            return choose_optimizer(name, settings, space, seed, budget=budget, recorded=recorded)
+        except ConfigError as error:
+            self.faults += error.faults
+            self.hint = error.hint or self.hint
             return None
-        name = self.raw["optimizer"]["name"]
-        if space is not None:
-            try:
-                OPTIMIZERS[name].optimizer(space, settings, seed)
-            except ConfigError as error:
-                self.faults += error.faults
-                self.hint = error.hint or self.hint
-        return OptimizerChoice(name=name, settings=settings.model_dump(mode="json"))
 
 
 def brings_space(cls: type[Objective]) -> bool:
-    """Whether objectives of this class have a search space of their own."""
+    """Return whether objectives of this class have a search space of their own."""
     return cls.own_space is not Objective.own_space
 
 
 def known(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that have a value; ``???`` marks those that have none."""
+    """Return the keys that have a value; ``???`` marks those that have none."""
     return {key: value for key, value in section.items() if value != "???"}
 
 
@@ -263,26 +309,3 @@ def _leaves(data: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
         return
     for key, value in items:
         yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-
-
-def _sentences(faults: Iterable[Fault], cls: type[BaseModel], section: str, broken: Iterable[str]) -> list[str]:
-    """A sentence for each fault of a class's fields: the key as it is typed, the value seen, what is accepted."""
-    found = []
-    for fault in faults:
-        nested = section == "objective" and fault.loc and fault.loc[0] in NESTED
-        annotation = cls.model_fields[fault.loc[0]].annotation if nested else cls
-        owner = annotation if isinstance(annotation, type) else cls
-        if section and not nested:
-            fault = replace(fault, loc=(section, *fault.loc))
-        if fault.loc and fault.loc[0] in broken:
-            continue
-        if fault.kind == "missing":
-            found.append(f"{fault}; give {fault.key}=...")
-        elif fault.kind == "extra_forbidden":
-            names = field_names(owner)
-            close = meant(fault.loc[-1], names)
-            accepted = close or (f"accepted: {', '.join(names)}" if names else "it has no settings")
-            found.append(f"{fault.key}: is no key of {fault.loc[0]}; {accepted}")
-        else:
-            found.append(str(fault))
-    return found

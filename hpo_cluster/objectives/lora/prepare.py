@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,9 +26,20 @@ from typing import Any
 
 from hpo_cluster.errors import AttemptError, ConfigError
 from hpo_cluster.objectives.base import PathResolver
-from hpo_cluster.objectives.lora.settings import CHECKPOINT_FILES, LoraObjective
+from hpo_cluster.objectives.lora.convert import ConversionError, convert, convert_weights, write_tokenizer
+from hpo_cluster.objectives.lora.hugging_face import (
+    conversion_fault,
+    converted_dir,
+    is_hugging_face,
+    litgpt_dir,
+    missing_files,
+    origin,
+    write_origin,
+)
+from hpo_cluster.objectives.lora.settings import LoraObjective
 from hpo_cluster.record.files import redact
 from hpo_cluster.record.layout import PACKAGE_DIR
+from hpo_cluster.record.processes import process_start
 
 Say = Callable[[str], None]
 
@@ -85,8 +98,12 @@ def prepare(objective: LoraObjective, resolve: PathResolver, say: Say) -> list[s
 def prepare_model(objective: LoraObjective, resolve: PathResolver, say: Say) -> None:
     """The weights as a LitGPT checkpoint. Raises PrepareError."""
     model = objective.model
-    directory = resolve(model.checkpoint_dir)
-    missing = _missing(directory)
+    configured = resolve(model.checkpoint_dir)
+    if is_hugging_face(configured):
+        _convert_folder(configured, model.name, resolve, say)
+        return
+    directory = litgpt_dir(configured, resolve)
+    missing = missing_files(directory)
     if not missing:
         origin = "bundled" if model.checkpoint_dir.startswith("bundle:") else "there already"
         say(f"model {model.name}: {origin}, nothing to do ({directory})")
@@ -102,8 +119,13 @@ def prepare_model(objective: LoraObjective, resolve: PathResolver, say: Say) -> 
     with _hub_problems(model.repo_id, expect_gated=model.gated):
         weights = _download_model(model.repo_id, part, say)
     say("  converting for LitGPT")
-    _convert(part, model.repo_id.rpartition("/")[2])
-    if missing := _missing(part):
+    try:
+        if not (part / "tokenizer.json").is_file():
+            write_tokenizer(part, part)
+        convert_weights(part, model.repo_id.rpartition("/")[2])
+    except ConversionError as error:
+        raise PrepareError(f"model.repo_id: {error}") from error
+    if missing := missing_files(part):
         raise PrepareError(f"model.repo_id: {model.repo_id} gives no {', '.join(missing)}; the parts are in {part}")
     part.rename(directory)
     for name in weights:
@@ -112,8 +134,49 @@ def prepare_model(objective: LoraObjective, resolve: PathResolver, say: Say) -> 
     say(f"model {model.name}: done")
 
 
-def _missing(directory: Path) -> list[str]:
-    return [name for name in CHECKPOINT_FILES if not (directory / name).is_file()]
+def _convert_folder(folder: Path, name: str, resolve: PathResolver, say: Say) -> None:
+    """Convert a Hugging Face folder, once. The checkpoint appears under its name whole or not at all."""
+    converted = converted_dir(folder, resolve)
+    if converted.is_dir():
+        if fault := conversion_fault(folder, resolve):
+            raise PrepareError(f"model.checkpoint_dir: {fault}")
+        say(f"model {name}: converted already, nothing to do ({folder} -> {converted})")
+        return
+    say(f"model {name}: converting for LitGPT: {folder} -> {converted}")
+    converted.parent.mkdir(parents=True, exist_ok=True)
+    work = _work_dir(converted)
+    try:
+        part = work / converted.name
+        part.mkdir()
+        made_of = origin(folder)  # before it is read: a change meanwhile is found later
+        try:
+            convert(folder, part)
+        except ConversionError as error:
+            raise PrepareError(f"model.checkpoint_dir: {error}") from error
+        write_origin(part, made_of)
+        try:
+            part.rename(converted)
+        except OSError:
+            if not converted.is_dir():
+                raise
+            say("  another prepare has converted it in the meantime")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    words = ["model=local", f"model.checkpoint_dir={folder}", f"storage_dir={resolve('storage:')}"]
+    say(f"model {name}: done; next, with your other settings: hpo-cluster run {shlex.join(words)}")
+
+
+def _work_dir(target: Path) -> Path:
+    """Make a private folder beside `target`, and remove those of processes of this host that were killed."""
+    prefix = f".{target.name}.{socket.gethostname()}."
+    for other in target.parent.iterdir():
+        pid = other.name.removeprefix(prefix)
+        if other.name.startswith(prefix) and pid.isdecimal() and process_start(int(pid)) is None:
+            shutil.rmtree(other, ignore_errors=True)
+    folder = target.with_name(f"{prefix}{os.getpid()}")
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier process of this number
+    folder.mkdir()
+    return folder
 
 
 def _download_model(repo_id: str, directory: Path, say: Say) -> list[str]:
@@ -135,16 +198,6 @@ def _download_model(repo_id: str, directory: Path, say: Say) -> list[str]:
         say(f"  {number}/{len(files)} {name} ({_size(sizes[name])})")
         api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=directory)
     return weights
-
-
-def _convert(directory: Path, name: str) -> None:
-    from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint
-
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # it prints its arguments
-        try:
-            convert_hf_checkpoint(directory.absolute(), model_name=name)
-        except (ValueError, KeyError, NotImplementedError) as error:
-            raise PrepareError(f"model.repo_id: LitGPT cannot convert {name}: {error}") from error
 
 
 # The training data.

@@ -6,7 +6,6 @@ setting of the same name, so anything in `TrainSettings` can be tuned or fixed.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Any, Literal, Self
@@ -14,10 +13,13 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from hpo_cluster.objectives.base import Objective, PathResolver, Settings
+from hpo_cluster.objectives.base import Objective, PathResolver
+from hpo_cluster.objectives.lora.hugging_face import conversion_fault, litgpt_dir, missing_files
 from hpo_cluster.objectives.lora.instruction_data import Field as Column
 from hpo_cluster.objectives.lora.instruction_data import files_of
+from hpo_cluster.settings import Settings
 from hpo_cluster.space import Categorical, Parameter, Space, Value
+from hpo_cluster.text import did_you_mean
 
 #: What LoRA can be put on; a setting ``lora_<name>`` each.
 LORA_MATRICES = ("query", "key", "value", "projection", "mlp", "head")
@@ -48,14 +50,14 @@ OF_TRAINING = ("train_loss", "train_s", "tokens_per_s", "trainable_parameters")
 _LESS_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter", "brier_score")
 _MORE_IS_BETTER = ("acc", "acc_norm", "acc_mutual_info", "acc_all", "exact_match", "f1", "mcc", "bleu", "chrf", "em")
 
-CHECKPOINT_FILES = ("lit_model.pth", "model_config.yaml", "tokenizer.json", "tokenizer_config.json")
-
 
 class ModelSettings(Settings):
-    """The base model, as a LitGPT checkpoint directory."""
+    """The base model, as a LitGPT checkpoint directory, or as a Hugging Face folder that `prepare` has converted."""
 
     name: str = Field(description="short name, used in messages and reports")
-    checkpoint_dir: str = Field(description="LitGPT checkpoint directory; `storage:` and `bundle:` may come first")
+    checkpoint_dir: str = Field(
+        description="LitGPT checkpoint directory, or Hugging Face folder; `storage:` and `bundle:` may come first"
+    )
     repo_id: str | None = Field(None, description="where `prepare` gets the weights on the Hugging Face hub")
     gated: bool = Field(False, description="whether the hub asks for a token of an account that accepted the licence")
 
@@ -260,7 +262,7 @@ class LoraObjective(Objective):
     def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
         """The ``settings`` of ``params.json``: plain JSON, every path absolute."""
         settings = self.model_dump(mode="json")
-        settings["model"]["checkpoint_dir"] = str(resolve(self.model.checkpoint_dir))
+        settings["model"]["checkpoint_dir"] = str(litgpt_dir(resolve(self.model.checkpoint_dir), resolve))
         settings["data"]["path"] = str(resolve(self.data.path))
         settings["storage_dir"] = str(resolve("storage:"))
         if self.tasks.include_path is not None:
@@ -271,10 +273,9 @@ class LoraObjective(Objective):
         """Parameters that tune no training setting, values that the setting does not accept alone or with others."""
         faults = []
         fields = [name for name in TrainSettings.model_fields if name not in FIXED_SETTINGS]
-        for name, parameter in space:
+        for name, parameter in space.parameters.items():
             if name not in fields:
-                close = difflib.get_close_matches(name, fields, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"accepted: {', '.join(fields)}"
+                hint = did_you_mean(name, fields).strip() or f"accepted: {', '.join(fields)}"
                 faults.append(f"space.{name}: objective=lora has no training setting of that name; {hint}")
                 continue
             for value in ends(parameter):
@@ -327,10 +328,16 @@ class LoraObjective(Objective):
         """Which files the jobs would miss, each with what to do about it."""
         faults = []
         prepare = f"hpo-cluster prepare model={self.model.name} data={self.data.name} tasks={self.tasks.name}"
-        checkpoint_dir = resolve(self.model.checkpoint_dir)
-        missing = [name for name in CHECKPOINT_FILES if not (checkpoint_dir / name).is_file()]
-        if missing:
-            how = f"run: {prepare}" if self.model.repo_id else "give a LitGPT checkpoint directory"
+        configured_dir = resolve(self.model.checkpoint_dir)
+        checkpoint_dir = litgpt_dir(configured_dir, resolve)
+        if fault := conversion_fault(configured_dir, resolve):
+            faults.append(f"model.checkpoint_dir: {fault}")
+        elif missing := missing_files(checkpoint_dir):
+            how = (
+                f"run: {prepare}"
+                if self.model.repo_id
+                else "give a LitGPT checkpoint directory or a Hugging Face folder"
+            )
             faults.append(f"model.checkpoint_dir: {checkpoint_dir} lacks {', '.join(missing)}; {how}")
         data_path = resolve(self.data.path)
         if files_of(data_path)[0] is None:

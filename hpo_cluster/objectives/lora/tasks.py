@@ -5,7 +5,6 @@ Used by both ways of scoring, so that they differ in the model alone.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import os
@@ -16,6 +15,7 @@ from typing import Any
 
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives import worker
+from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import ErrorKind
 
 #: Loaders of the `datasets` package that read local files and would write a copy of them to a shared cache.
@@ -60,8 +60,8 @@ def load_tasks(
         manager = TaskManager(include_path=include_path, include_defaults=True)  # reads 13 000 files: 5 s
     if missing := [name for name in names if name not in manager.task_index]:
         where = "lm-eval's own tasks" if include_path is None else f"{include_path} and lm-eval's own tasks"
-        close = difflib.get_close_matches(missing[0], manager.task_index, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        close = did_you_mean(missing[0], manager.task_index).strip()
+        hint = f"; {close}" if close else ""
         raise AttemptError(ErrorKind.MISSING_TASK, f"no lm-eval task {', '.join(missing)} in {where}{hint}")
     if include_path is not None:
         _localise(manager.task_index, include_path.resolve(), cache_dir)

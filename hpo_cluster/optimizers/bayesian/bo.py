@@ -18,21 +18,21 @@ The acquisition functions are those of `hpo_cluster.optimizers.bayesian.acquisit
 
     qlognei    log of the expected improvement over the best of the observed and pending points, all of them uncertain
     log_ei     the same over the best outcome observed, and over the pending points
-    ucb        upper confidence bound, pending points as if they had told what is expected
-    thompson   the highest point of one function drawn from the process; pending points need no place in it
+    ucb        upper confidence bound, with the posterior mean as the outcome of pending points
+    thompson   the highest point of one function drawn from the process; pending points are not used
 
-Configurations that could not be evaluated because of what they are (state ``infeasible``: out of memory, refused) tell
-nothing of the value. A process of its own learns where they lie, and the acquisition is weighted by the probability of
-feasibility; the bound and the draw, which are no logarithms, lose its logarithm where it is below one half. Trials that
-diverged are feasible, and count as the worst value so far.
+Configurations that could not be evaluated because of what they are (state ``infeasible``: out of memory, refused) have
+no value. Another process learns where they lie, and the acquisition is weighted by the probability of feasibility; ucb
+and thompson, which are not logarithms, are lowered by its logarithm where it is below one half. Trials that diverged
+are feasible, and count as the worst value so far.
 
-Where the space has priors, they have a say that decays: what is maximised is the acquisition's logarithm plus
+If the space has priors, their weight decays: what is maximised is the logarithm of the acquisition plus
 ``prior_weight / n * log pi(x)`` (piBO), and the initial design lies denser where the priors are high.
 
 Deviations from the papers: the process sees the outcomes of `outcome`, drawn in below their median by default; a
 configuration that was evaluated or is in flight is never proposed again unless `replicates` allows it, so that the best
-of the candidates that remain is taken; with more than `AVERAGED` pending, the process believes its own mean at the
-`BELIEVED` best of them instead (kriging believer), since averaging over all would cost too much.
+of the candidates that remain is taken; with more than `AVERAGED` pending points, the process fantasizes its own mean at
+the `FANTASIZED` best of them (kriging believer), since averaging over all would cost too much.
 ``docs/design/surrogate.md`` has the measurements.
 """
 
@@ -43,12 +43,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from hpo_cluster.optimizers.ask import Asking, Found, Points
 from hpo_cluster.optimizers.base import OptimizerSettings
+from hpo_cluster.optimizers.batch import Batch, Found, Points
 from hpo_cluster.optimizers.bayesian.acquisition import (
     Acquisition,
     Doubt,
     Draw,
+    Feasibility,
     NoisyImprovement,
     Sum,
     UpperBound,
@@ -58,7 +59,7 @@ from hpo_cluster.optimizers.bayesian.encoding import Features
 from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome
 from hpo_cluster.optimizers.bayesian.optimize_acquisition import Goal, search
 from hpo_cluster.optimizers.bayesian.surrogate import FittedFeasibility, FittedModels, Surrogate, SurrogateError
-from hpo_cluster.optimizers.dataset import Memory, Rows
+from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.optimizers.designs.sequence import Design, lhs_block, sobol_block
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask, derive_seed
@@ -66,13 +67,13 @@ from hpo_cluster.trial import Ask, derive_seed
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Pending points that are averaged over at most; of more, the process believes its mean.
+#: Most pending points that are averaged over; if there are more, the process fantasizes its mean at them.
 AVERAGED = 48
 
-#: Pending points that the process believes in at most: those of the highest mean.
-BELIEVED = 128
+#: Most pending points at which the process fantasizes its mean: those where it is highest.
+FANTASIZED = 128
 
-#: Best observed points that are searched around.
+#: Number of the best observed points that are searched around.
 AROUND = 5
 
 
@@ -104,7 +105,7 @@ class BOSettings(OptimizerSettings):
 
 
 class BO:
-    """Gaussian process and expected improvement.
+    """Proposes the best points of an acquisition function of a Gaussian process.
 
     Args:
         space: what to search.
@@ -120,70 +121,71 @@ class BO:
         else:
             block = sobol_block(space.dim, seed)
         self._design = Design(space, block, seed)
-        self._models = FittedModels(self.features, settings.outcome)  # the three are caches
+        self._models = FittedModels(self.features, settings.outcome)  # these three are caches
         self._feasibility = FittedFeasibility(self.features)
-        self._memory: Memory = {}
+        self._data: Dataset | None = None
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
-        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        asking = Asking(Rows.read(self.space, history, self._memory))
-        observations = Observations.of(asking.rows, infeasible=False)
+        """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
+        data = self._data = Dataset.read(self.space, history, self._data)
+        observations = Observations.of(data, infeasible=False)
+        batch = Batch(data, n)
         decision: dict[str, Any] = {
             "optimizer": "bo",
             "observations": len(observations),
-            "pending": len(asking.pending),
-            "incumbent": asking.incumbent,
+            "pending": len(batch.pending),
+            "incumbent": data.incumbent,
         }
+        for trial in batch.trials:
+            found: Found | None
+            if batch.begun < self.settings.initial:
+                found = self._design.next(batch.taken, trial, phase="initial")
+            else:
+                try:
+                    surrogate = self._models.model_of(observations)
+                    decision["model"] = {"outcome": self.settings.outcome, **surrogate.describe()}
+                    if len(surrogate.observations) < len(observations):
+                        decision["conditioned_on"] = len(surrogate.observations)
+                    feasibility = self._feasibility.of(data)
+                    if feasibility is not None:
+                        decision["infeasible"] = data.infeasible
+                    found = self._modelled(trial, batch, surrogate, feasibility)
+                except (SurrogateError, ArithmeticError) as error:
+                    decision["fallback"] = str(error)
+                    found = self._design.next(batch.taken, trial, phase="model", fallback=str(error))
+            if found is None:
+                break
+            decision["phase"] = found.info["phase"]
+            batch.add(found)
+        return batch.ask(decision)
 
-        def propose(trial: int) -> Found | None:
-            found = self._propose(trial, asking, observations, decision)
-            if found is not None:
-                decision["phase"] = found[1]["phase"]
-            return found
-
-        return asking.answer(n, propose, lambda: decision)
-
-    def _propose(
-        self, trial: int, asking: Asking, observations: Observations, decision: dict[str, Any]
+    def _modelled(
+        self, trial: int, batch: Batch, surrogate: Surrogate, feasibility: Feasibility | None
     ) -> Found | None:
-        """Canonical point of a trial and how it was found; what the model is goes into `decision`."""
+        """Return the free canonical point of the highest acquisition value; None if none is free."""
         settings = self.settings
-        if asking.begun < settings.initial:
-            return self._design.proposed(asking.taken, trial, {"phase": "initial"})
         seed = derive_seed(self.seed, "ask", trial)
-        try:
-            surrogate = self._models.model_of(observations)
-            if len(surrogate.observations) < len(observations):
-                decision["conditioned_on"] = len(surrogate.observations)
-            decision["model"] = {"outcome": settings.outcome, **surrogate.describe()}
-            acquisition = self._acquisition(surrogate, asking.pending, seed)
-            feasibility = self._feasibility.of(asking.rows)
-            if feasibility is not None:
-                decision["infeasible"] = asking.rows.infeasible
-                doubted = settings.acquisition in ("ucb", "thompson")
-                acquisition = Sum([acquisition, Doubt(feasibility) if doubted else feasibility])
-            best = np.argsort(-surrogate.observations.targets, kind="stable")[:AROUND]
-            found = search(
-                Goal(self.features, acquisition, asking.decayed(settings.prior_weight, settings.initial)),
-                surrogate.observations.points[best],
-                set() if settings.replicates else asking.taken,
-                settings.restarts,
-                settings.raw_samples,
-                np.random.default_rng(seed),
-            )
-        except (SurrogateError, ArithmeticError) as error:
-            decision["fallback"] = str(error)
-            return self._design.proposed(asking.taken, trial, {"phase": "model", "fallback": str(error)})
-        if found is None:
-            return None
-        return found[0], {"phase": "model", "acquisition": float(f"{found[1]:.6g}")}
+        acquisition = self._acquisition(surrogate, batch.pending, seed)
+        if feasibility is not None:
+            doubted = settings.acquisition in ("ucb", "thompson")
+            acquisition = Sum([acquisition, Doubt(feasibility) if doubted else feasibility])
+        best = np.argsort(-surrogate.observations.targets, kind="stable")[:AROUND]
+        found = search(
+            Goal(self.features, acquisition, batch.prior_weight(settings.prior_weight, settings.initial)),
+            surrogate.observations.points[best],
+            set() if settings.replicates else batch.taken,
+            settings.restarts,
+            settings.raw_samples,
+            np.random.default_rng(seed),
+        )
+        return None if found is None else Found(found[0], {"phase": "model", "acquisition": float(f"{found[1]:.6g}")})
 
     def _acquisition(self, surrogate: Surrogate, pending: Points, seed: int) -> Acquisition:
-        """The acquisition function, of the columns."""
+        """Return the acquisition function, of the columns."""
         process, settings = surrogate.process, self.settings
         if settings.acquisition == "thompson":
             return Draw(process, seed)
-        process, columns = believed(process, self.features.encode(pending), AVERAGED, BELIEVED)
+        process, columns = believed(process, self.features.encode(pending), AVERAGED, FANTASIZED)
         if settings.acquisition == "ucb":
             return UpperBound(process, columns, settings.beta)
         least = float(surrogate.process.outcomes.max()) if settings.acquisition == "log_ei" else None

@@ -11,10 +11,10 @@ from hpo_cluster.space import Categorical, Space
 class Features:
     """The columns that the surrogate sees, each in [0, 1].
 
-    A real parameter is its coordinate in the unit cube. An integer, an ordered choice or a choice of two is its
-    coordinate stretched so that its first and last value are 0 and 1. An unordered choice of more is one column for
-    each value, 1 for the one chosen (one-hot). The column of an inactive parameter is 0.5, and one-hot columns share
-    1 equally, so that all its values are alike.
+    A real parameter is its coordinate in the unit cube. An integer, a number with a step, an ordered choice or a choice
+    of two is its coordinate stretched so that its first and last value are 0 and 1. An unordered choice of more is one
+    column for each value, 1 for the one chosen (one-hot). The column of an inactive parameter is 0.5, and one-hot
+    columns share 1 equally, so that all its values are alike.
 
     Args:
         space: the space of the points.

@@ -1,8 +1,8 @@
-"""What a model is trained on: which trials tell something, what it sees of their values, and which of many it takes.
+"""Choose what a model is trained on: which trials, what it sees of their values, and which ones if they are many.
 
-Trials that diverged count as the worst value observed so far, recomputed each time, and so do infeasible ones unless
-they are left out; trials that failed or were cancelled for reasons that have nothing to do with their configuration are
-not told.
+Trials that diverged count as the worst value observed so far, computed again each time, and so do infeasible ones
+unless they are left out. Trials that failed or were cancelled are left out: the reasons have nothing to do with their
+configuration.
 
 The *outcome* decides what a model sees of a value ``y``, with ``m`` the median and ``b`` the best of the values, so
 that a cliff or a deep valley is not what a stationary process spends its length-scales on:
@@ -13,8 +13,8 @@ that a cliff or a deep valley is not what a stationary process spends its length
     clip    ``max(y, m)``: all that is low becomes flat ground, at the height of the median
     winsor  ``max(y, q - 2 (b - q))`` with ``q`` the median of the upper half
 
-Where ``clip`` or ``winsor`` would leave nothing of different values, ``raw`` is used. On a plateau beside a cliff both
-lift the cliff's foot to nearly the height of the plateau; soft keeps it apart, and is the default.
+If ``clip`` or ``winsor`` would make all values equal, ``raw`` is used. On a plateau next to a cliff both lift the foot
+of the cliff to nearly the height of the plateau; soft keeps it apart, and is the default.
 ``docs/design/decisions.md`` has the measurements.
 """
 
@@ -27,29 +27,29 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.optimizers.dataset import Row, Rows
+from hpo_cluster.optimizers.dataset import Dataset, Row
 from hpo_cluster.space import Space
 from hpo_cluster.trial import State
 
 Outcome: TypeAlias = Literal["soft", "clip", "winsor", "raw"]
 
-#: Scales that are taken in turn where proposals are to rest on different views of the values, the best one first.
+#: Outcomes that proposals use in turn if they are to see the values in different ways, the best one first.
 VARIED: tuple[Outcome, ...] = ("soft", "winsor", "clip")
 
 #: Least scale of the outcome `soft`, as a share of the spread of the targets: more than half of them may be the best.
 SOFT_FLOOR = 1e-3
 
-#: Greatest depth that `unscaled` climbs down, so that the target stays a number.
+#: Greatest depth that `unscaled` takes into account, so that the target stays finite.
 DEEPEST = 50.0
 
-#: Observations up to which hyperparameters are fitted with each new one.
+#: Number of observations up to which hyperparameters are fitted again with each new one.
 FITTED_EACH = 60
 
 
 def scaled(targets: NDArray[np.float64], outcome: Outcome) -> NDArray[np.float64]:
-    """What the process sees of maximised targets (``n``), in their units: never of another order, see the module.
+    """Return what the process sees of maximised targets (``n``), in their units and in the same order; see the module.
 
-    Where nothing is left of different targets, they are returned as they are.
+    If the outcome would make all targets equal, return them as they are.
     """
     if outcome == "raw" or len(targets) == 0 or not np.ptp(targets) > 0:
         return targets
@@ -67,11 +67,11 @@ def scaled(targets: NDArray[np.float64], outcome: Outcome) -> NDArray[np.float64
 
 
 def unscaled(outcome_value: float, targets: NDArray[np.float64], outcome: Outcome) -> float:
-    """The target that an outcome stands for: the inverse of `scaled` for ``soft``, the same for the other scales.
+    """Return the target of an outcome: the inverse of `scaled` for ``soft``, and the outcome itself for the others.
 
     Args:
-        outcome_value: in the scale of the outcomes, anywhere.
-        targets: the ones observed (``n``).
+        outcome_value: any number in the scale of the outcomes.
+        targets: the observed ones (``n``).
         outcome: the scale.
     """
     if outcome != "soft" or len(targets) == 0 or not np.ptp(targets) > 0:
@@ -82,20 +82,20 @@ def unscaled(outcome_value: float, targets: NDArray[np.float64], outcome: Outcom
 
 
 def _soft_scale(targets: NDArray[np.float64]) -> float:
-    """s of the outcome ``soft``."""
+    """Return ``s`` of the outcome ``soft``."""
     return float(max(targets.max() - np.median(targets), SOFT_FLOOR * np.ptp(targets)))
 
 
 @dataclass(frozen=True)
 class Observations:
-    """What the surrogate is trained on.
+    """The trials that a surrogate is trained on, made from a `Dataset`.
 
     Args:
         trials: numbers (``n``).
         points: canonical points (``n x d``, unit cube).
-        targets: maximised (``n``), with the values given to trials that have none.
+        targets: maximised (``n``), with the worst one for trials without a value.
         measured: whether the target was measured (``n``).
-        ended: when each ended (``n``): any numbers that grow, NaN where it is not known.
+        ended: when each ended (``n``): any increasing numbers, NaN where it is not known.
     """
 
     trials: NDArray[np.int64]
@@ -105,32 +105,31 @@ class Observations:
     ended: NDArray[np.float64]
 
     @classmethod
-    def of(cls, rows: Rows, *, infeasible: bool = True) -> Observations:
-        """The rows that tell something, in trial order. Without one measured value there are none.
+    def of(cls, data: Dataset, *, infeasible: bool = True) -> Observations:
+        """Return those of a history, in trial order; none without a measured value.
 
         Args:
-            rows: the history.
+            data: the history.
             infeasible: whether infeasible trials count as the worst value; they are left out otherwise.
         """
-        told = [row for row in rows if row.observed or (row.low and (infeasible or row.state is State.DIVERGED))]
-        return cls.of_rows(rows.space, told)
+        return cls.of_rows(data.space, [row for row in data if infeasible or row.state is not State.INFEASIBLE])
 
     @classmethod
     def of_rows(cls, space: Space, rows: Iterable[Row]) -> Observations:
-        """Those of some rows, in their order."""
-        rows = list(rows)
-        worst = min((row.target for row in rows if row.observed), default=None)
-        told = [row for row in rows if row.observed or row.low] if worst is not None else []
+        """Return those of some rows, in the order of the rows."""
+        used = [row for row in rows if row.observed or row.low]
+        worst = min((row.target for row in used if row.observed), default=None)
+        used = [] if worst is None else used
         return cls(
-            trials=np.array([row.trial for row in told], dtype=np.int64),
-            points=np.array([row.point for row in told], dtype=np.float64).reshape(-1, space.dim),
-            targets=np.array([row.target if row.observed else worst for row in told], dtype=np.float64),
-            measured=np.array([row.observed for row in told], dtype=np.bool_),
-            ended=np.array([row.ended for row in told], dtype=np.float64),
+            trials=np.array([row.trial for row in used], dtype=np.int64),
+            points=np.array([row.point for row in used], dtype=np.float64).reshape(-1, space.dim),
+            targets=np.array([row.target if row.observed else worst for row in used], dtype=np.float64),
+            measured=np.array([row.observed for row in used], dtype=np.bool_),
+            ended=np.array([row.ended for row in used], dtype=np.float64),
         )
 
     def first(self, count: int) -> Observations:
-        """The `count` that ended first, in trial order; what has no value is the worst among these."""
+        """Return the `count` that ended first, in trial order; those without a value have the worst one among them."""
         found = self.chosen(np.sort(np.lexsort((self.trials, self.ended))[:count]))
         if not found.measured.any():
             return found.chosen(np.empty(0, dtype=np.int64))
@@ -138,14 +137,14 @@ class Observations:
         return replace(found, targets=np.where(found.measured, found.targets, worst))
 
     def outcomes(self, outcome: Outcome) -> NDArray[np.float64]:
-        """The targets (``n``) as the process sees them."""
+        """Return the targets (``n``) as the process sees them."""
         return scaled(self.targets, outcome)
 
     def __len__(self) -> int:
         return len(self.trials)
 
     def chosen(self, indices: NDArray[np.int64]) -> Observations:
-        """Those of certain indices (``k``)."""
+        """Return those of some indices (``k``)."""
         return Observations(
             self.trials[indices],
             self.points[indices],
@@ -155,12 +154,12 @@ class Observations:
         )
 
     def digest(self) -> bytes:
-        """Equal for the same trials with equal points and targets."""
+        """Return bytes that are equal for the same trials with equal points and targets."""
         return self.trials.tobytes() + self.points.tobytes() + self.targets.tobytes()
 
 
 def fitted_size(n: int) -> int:
-    """With how many observations the hyperparameters are fitted when there are `n`: at most `n`, never less before."""
+    """Return how many of `n` observations the hyperparameters are fitted to; it never falls as `n` grows."""
     size = FITTED_EACH
     while (grown := -(-11 * size // 10)) <= n:
         size = grown
@@ -168,7 +167,7 @@ def fitted_size(n: int) -> int:
 
 
 def thinned(observations: Observations, count: int) -> Observations:
-    """At most `count` observations: the best half of that number, then each time the one farthest from those chosen.
+    """Return at most `count`: the best ``count // 2``, then again and again the one farthest from those chosen.
 
     The distance is Euclidean in the unit cube, ties go to the earlier trial.
     """

@@ -1,4 +1,4 @@
-"""Where an acquisition function is highest among the configurations of a space.
+"""Find where an acquisition function is highest among the configurations of a space.
 
 Samples of the whole space and near the best points, gradient steps from the best of them, a local search over integers
 and choices, and the gradient again. Integers and choices are relaxed for the gradient steps, then rounded. Conditional
@@ -17,16 +17,16 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.optimizers.ask import Points
+from hpo_cluster.optimizers.batch import Points
 from hpo_cluster.optimizers.bayesian.acquisition import Acquisition
 from hpo_cluster.optimizers.bayesian.encoding import Features
-from hpo_cluster.space import Categorical, Float, Integer, Space
+from hpo_cluster.space import Categorical, Parameter, Space
 from hpo_cluster.space.sampling import Key, free_point, key_of, remaining_points
 
 #: Canonical points (``m x d``) to values (``m``).
 Score: TypeAlias = Callable[[Points], NDArray[np.float64]]
 
-#: Finite spaces with at most this many free configurations are scored whole instead of searched.
+#: Finite spaces with at most this many free configurations are not searched: every configuration is scored.
 ENUMERATED = 2000
 
 #: Blocks of samples drawn at most until enough of them are allowed.
@@ -65,19 +65,19 @@ class Goal:
 
     @property
     def box(self) -> tuple[Points, Points]:
-        """Both corners."""
+        """Return both corners."""
         dim = self.features.space.dim
         return (np.zeros(dim) if self.low is None else self.low), (np.ones(dim) if self.high is None else self.high)
 
     def score(self, points: Points) -> NDArray[np.float64]:
-        """Values (``m``) at canonical points (``m x d``)."""
+        """Return the values (``m``) at canonical points (``m x d``)."""
         columns = self.features.encode(points)
         parts = [self.acquisition(columns[i : i + SCORED]) for i in range(0, len(columns), SCORED)]
         values = np.concatenate(parts) if parts else np.empty(0)
         return values + self.prior_weight * self.features.space.log_prior(points) if self.prior_weight > 0 else values
 
     def with_gradient(self, columns: Points) -> tuple[float, Points]:
-        """Value at columns (``c``) and its gradient (``c``)."""
+        """Return the value at columns (``c``) and its gradient (``c``)."""
         values, gradient = self.acquisition.with_gradient(columns[None])
         if self.prior_weight > 0:
             logs, rise = self.features.log_prior(columns[None])
@@ -88,7 +88,7 @@ class Goal:
 def search(
     goal: Goal, best: Points, banned: set[Key], restarts: int, raw_samples: int, rng: np.random.Generator
 ) -> tuple[Points, float] | None:
-    """The free canonical point (``d``) of the highest value found, and that value; None where none is free.
+    """Return the free canonical point (``d``) of the highest value found, and the value; None if none is free.
 
     Args:
         goal: what is maximised.
@@ -121,7 +121,7 @@ def search(
 
 
 def _climb(goal: Goal, best: Points, restarts: int, raw_samples: int, rng: np.random.Generator) -> Points:
-    """Canonical candidates (``m x d``): samples, and where gradients and local search lead from the best of them."""
+    """Return canonical candidates (``m x d``): samples, and the ends of searches from the best of them."""
     space = goal.features.space
     samples = space.snap(np.concatenate([_spread(goal, raw_samples, rng), _around(goal, best, raw_samples // 4, rng)]))
     samples = samples[space.allowed(samples)]
@@ -129,8 +129,8 @@ def _climb(goal: Goal, best: Points, restarts: int, raw_samples: int, rng: np.ra
         return samples
     values = goal.score(samples)
     starts = samples[_diverse(samples / np.maximum(goal.box[1] - goal.box[0], 1e-12), values, restarts)]
-    mixed = any(not isinstance(parameter, Float) for _, parameter in space)
-    real = any(isinstance(parameter, Float) for _, parameter in space)
+    mixed = any(parameter.cardinality is not None for _, parameter in space)
+    real = any(parameter.cardinality is None for _, parameter in space)
     climbed = _ascend(goal, starts, relax=True)
     candidates = [samples, climbed]
     if mixed:
@@ -138,14 +138,16 @@ def _climb(goal: Goal, best: Points, restarts: int, raw_samples: int, rng: np.ra
         if real:
             candidates.append(_ascend(goal, candidates[-1], relax=False))
     bounded = {name for constraint in space.constraints for name in constraint.names}
-    if any(isinstance(space.parameters[name], Float) for name in bounded):
+    if any(parameter.cardinality is None for name, parameter in space if name in bounded):
         candidates.append(_wander(goal, candidates[-1], rng))
     return np.concatenate(candidates)
 
 
 def _spread(goal: Goal, raw_samples: int, rng: np.random.Generator) -> Points:
-    """Points (``m x d``) all over the box; in a whole space with priors every other one follows them; where not all are
-    allowed, as many as it takes for `raw_samples` that are, within reason."""
+    """Draw points (``m x d``) all over the box; in a whole space with priors every other one follows the priors.
+
+    If not all are allowed, draw more blocks until `raw_samples` are, at most `MOST_BLOCKS`.
+    """
     from scipy.stats import qmc
 
     space, (low, high) = goal.features.space, goal.box
@@ -166,7 +168,7 @@ def _spread(goal: Goal, raw_samples: int, rng: np.random.Generator) -> Points:
 
 
 def _around(goal: Goal, best: Points, count: int, rng: np.random.Generator) -> Points:
-    """Points (``count x d``) in the box near the best ones: each with some coordinates moved a little or more."""
+    """Draw points (``count x d``) in the box near the best ones: each with some coordinates moved a little or more."""
     low, high = goal.box
     centres = best[np.arange(count) % len(best)]
     dim = centres.shape[1]
@@ -176,7 +178,7 @@ def _around(goal: Goal, best: Points, count: int, rng: np.random.Generator) -> P
 
 
 def _diverse(points: Points, values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Indices of high values that lie apart: greedily the best, at least 0.1 on some axis from those chosen before."""
+    """Return indices of high values that lie apart: the best ones at least 0.1 on some axis from those before them."""
     order = [int(i) for i in np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")]
     chosen: list[int] = []
     for i in order:
@@ -189,10 +191,10 @@ def _diverse(points: Points, values: NDArray[np.float64], count: int) -> NDArray
 
 
 def _ascend(goal: Goal, starts: Points, *, relax: bool) -> Points:
-    """Canonical points (``k x d``) after L-BFGS-B on the columns from each start.
+    """Return canonical points (``k x d``) after L-BFGS-B on the columns from each start.
 
     One-hot columns and those of inactive parameters and of parents stay as they are; those of integers and ordered
-    choices move with `relax`, and are rounded then. What the constraints do not allow is drawn back towards its start.
+    choices move with `relax`, and are rounded then. A point that is not allowed is moved back towards its start.
     """
     features, space = goal.features, goal.features.space
     free = np.zeros((len(starts), features.dim), dtype=bool)
@@ -200,7 +202,7 @@ def _ascend(goal: Goal, starts: Points, *, relax: bool) -> Points:
     for axis, ((name, parameter), start, one_hot) in enumerate(
         zip(space, features.start, features.one_hot, strict=True)
     ):
-        if isinstance(parameter, Float) or (relax and not one_hot and name not in parents):
+        if parameter.cardinality is None or (relax and not one_hot and name not in parents):
             free[:, start] = active[:, axis]
     columns = features.encode(starts)
     bounds = np.stack(features.bounds(*goal.box), axis=1)
@@ -209,7 +211,7 @@ def _ascend(goal: Goal, starts: Points, *, relax: bool) -> Points:
 
 
 def _ascended(goal: Goal, columns: Points, free: NDArray[np.bool_], bounds: Points) -> Points:
-    """Columns (``c``) after gradient steps of the free ones within bounds (``c x 2``)."""
+    """Return columns (``c``) after gradient steps of the free ones within bounds (``c x 2``)."""
     from scipy.optimize import minimize
 
     if not free.any():
@@ -229,7 +231,7 @@ def _ascended(goal: Goal, columns: Points, free: NDArray[np.bool_], bounds: Poin
 
 
 def _drawn_back(space: Space, starts: Points, ends: Points) -> Points:
-    """Canonical points (``k x d``): each end that is allowed, else the point next to it, on the way there, that is."""
+    """Return canonical points (``k x d``): each allowed end, or the last allowed point on the way to it."""
     out = ends.copy()
     for i in np.flatnonzero(~space.allowed(ends)):
         out[i], low, high = starts[i], 0.0, 1.0
@@ -244,7 +246,7 @@ def _drawn_back(space: Space, starts: Points, ends: Points) -> Points:
 
 
 def _wander(goal: Goal, starts: Points, rng: np.random.Generator) -> Points:
-    """Canonical points (``k x d``) after random steps, ever smaller, from each start to what is better and allowed."""
+    """Return canonical points (``k x d``) after ever smaller random steps from each start to better allowed points."""
     space, score, (low, high) = goal.features.space, goal.score, goal.box
     current, values = starts.copy(), score(starts)
     for step in STEPS:
@@ -263,7 +265,7 @@ def _wander(goal: Goal, starts: Points, rng: np.random.Generator) -> Points:
 
 
 def _improve(goal: Goal, starts: Points, rounds: int = 6) -> Points:
-    """Canonical points (``k x d``) after a steepest local search over the values of the discrete parameters."""
+    """Return canonical points (``k x d``) after a steepest local search over the values of discrete parameters."""
     score = goal.score
     current, values = starts.copy(), score(starts)
     active = list(range(len(current)))
@@ -286,15 +288,15 @@ def _improve(goal: Goal, starts: Points, rounds: int = 6) -> Points:
 
 
 def _neighbours(goal: Goal, point: Points) -> Points:
-    """Allowed canonical points (``m x d``) in the box, one active discrete parameter apart from `point` (``d``).
+    """Return the allowed canonical points (``m x d``) in the box that differ from `point` in one discrete parameter.
 
-    Parameters that become active by that take the middle of their range.
+    Parameters that become active by this take the middle of their range.
     """
     space, (low, high) = goal.features.space, goal.box
     out = []
     active, parents = space.active(point[None])[0], space.parents
     for axis, (name, parameter) in enumerate(space):
-        if isinstance(parameter, Float) or not active[axis]:
+        if parameter.cardinality is None or not active[axis]:
             continue
         for u in parameter_neighbours(parameter, float(point[axis])):
             if not low[axis] <= u <= high[axis]:
@@ -306,22 +308,21 @@ def _neighbours(goal: Goal, point: Points) -> Points:
     return found[space.allowed(found)]
 
 
-def parameter_neighbours(parameter: Integer | Categorical, u: float) -> list[float]:
-    """Canonical coordinates near `u`: every other value of an unordered choice, `STRIDES` to both sides otherwise."""
-    if isinstance(parameter, Categorical):
-        here, last = parameter.choices.index(parameter.decode(u)), len(parameter.choices) - 1
-        indices = _strides(here, 0, last) if parameter.ordered else [i for i in range(last + 1) if i != here]
-        return [(index + 0.5) / (last + 1) for index in indices]
-    return [parameter.encode(value) for value in _strides(parameter.decode(u), parameter.low, parameter.high)]
+def parameter_neighbours(parameter: Parameter, u: float) -> list[float]:
+    """Return canonical coordinates near `u`: all other values of an unordered choice, else `STRIDES` to both sides."""
+    here, count = parameter.index(u), parameter.cardinality or 0
+    unordered = isinstance(parameter, Categorical) and not parameter.ordered
+    indices = [index for index in range(count) if index != here] if unordered else _strides(here, count - 1)
+    return [parameter.encode(parameter.value(index)) for index in indices]
 
 
-def _strides(here: int, low: int, high: int) -> list[int]:
-    values = {here + sign * stride for stride in (*STRIDES, max(1, (high - low) // 6)) for sign in (-1, 1)}
-    return sorted(value for value in values if low <= value <= high)
+def _strides(here: int, last: int) -> list[int]:
+    indices = {here + sign * stride for stride in (*STRIDES, max(1, last // 6)) for sign in (-1, 1)}
+    return sorted(index for index in indices if 0 <= index <= last)
 
 
 def _free(space: Space, points: Points, banned: set[Key]) -> Points:
-    """The points whose configuration is free, each configuration once, in order."""
+    """Return the points whose configuration is free, each configuration once, in order."""
     seen = set(banned)
     kept = []
     for point in points:

@@ -1,16 +1,15 @@
-"""The Gaussian process that stands for the objective: how it is fitted to a history, what it recommends.
+"""Fit the Gaussian process that stands for the objective to a history, and recommend a trial with it.
 
-A `Process` on the `Features` of the configurations and the outcomes of the `Observations`: what `bo` and the trees
-share. ``docs/design/surrogate.md`` has the decisions and the measurements.
+It is a `Process` of the `Features` of the configurations and the outcomes of the `Observations`, which `bo` and the
+trees share. ``docs/design/surrogate.md`` has the decisions and the measurements.
 
-Hyperparameters are fitted at certain numbers of observations only (`fitted_size`): up to `FITTED_EACH` with each new
-one, from there on whenever there are a tenth more, always to those that ended first. In between the process is
-conditioned on all of them with the hyperparameters as they are. A process of very many observations would cost too
-much: `thinned` chooses those that it is fitted to (`FITTED_MOST`) and conditioned on (`CONDITIONED_MOST` of those that
-there were at the last fit, `SINCE_MOST` of the others). All of this follows from the history alone.
+Hyperparameters are fitted at certain numbers of observations only (`fitted_size`): with each new one up to
+`FITTED_EACH`, then whenever there are a tenth more, always to those that ended first. In between the process is
+conditioned on all of them with the same hyperparameters. A process of very many observations would cost too much:
+`thinned` chooses those that it is fitted to (`FITTED_MOST`) and conditioned on (`CONDITIONED_MOST` of those of the last
+fit, `SINCE_MOST` of the others). All of this follows from the history alone.
 
-Configurations that were evaluated more than once enter with each of their values: the likelihood of the noise holds
-what their differences say about it.
+Configurations that were evaluated more than once enter with each of their values, from which the noise is inferred.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from hpo_cluster.optimizers.bayesian.acquisition import LABELS, Conditioned, Fea
 from hpo_cluster.optimizers.bayesian.encoding import Features
 from hpo_cluster.optimizers.bayesian.gaussian_process import Fitted, Kernel, Process
 from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome, fitted_size, thinned
-from hpo_cluster.optimizers.dataset import Rows
+from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.space import Configuration, Space
 from hpo_cluster.trial import State
 
@@ -36,16 +35,16 @@ if TYPE_CHECKING:
 #: The rougher of the two: ``docs/design/surrogate.md`` has the measurements.
 KERNEL: Kernel = "matern"
 
-#: Most observations that hyperparameters are fitted to, that the process is conditioned on of those there were then,
-#: and of those since.
+#: Most observations that hyperparameters are fitted to, and that the process is conditioned on: of those of the last
+#: fit, and of those since.
 FITTED_MOST, CONDITIONED_MOST, SINCE_MOST = 300, 500, 150
 
-#: Trials that feasibility is learned from at most: the last ones.
+#: Feasibility is learned from this many trials at most: the last ones.
 LABELLED = 400
 
 
 class SurrogateError(Exception):
-    """There is no model of these observations; the message says why."""
+    """These observations have no model; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +64,20 @@ class Surrogate:
     process: Process
 
     def mean(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Posterior mean (``m``, units of the outcomes) at canonical points (``m x d``)."""
+        """Return the posterior mean (``m``, units of the outcomes) at canonical points (``m x d``)."""
         return self.process.location + self.process.spread * self.process.means(self.features.encode(points))
 
-    def believe(
+    def posterior(
         self, points: NDArray[np.float64], pending: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Posterior mean and standard deviation (``m`` each, units of the outcomes), the latter with pending trials.
+        """Return posterior mean and standard deviation (``m`` each, units of the outcomes), given pending trials.
 
-        Where a trial runs is known, what it will tell is not: the mean stays, the variance falls by what an observation
-        there will explain (Desautels, Krause and Burdick, JMLR 15, 2014, section 3).
+        The place of a pending trial is known, its value is not: the mean stays, and the variance falls by what an
+        observation there will explain (Desautels, Krause and Burdick, JMLR 15, 2014, section 3).
 
         Args:
             points: canonical points (``m x d``).
-            pending: those in flight (``p x d``, p may be 0).
+            pending: canonical points in flight (``p x d``, p may be 0).
         """
         given = Conditioned(self.process, self.features.encode(pending), self.process.noise)
         half = given.half(self.features.encode(points))
@@ -86,13 +85,13 @@ class Surrogate:
         return self.mean(points), self.process.spread * deviation
 
     def predict(self, configurations: Iterable[Configuration]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Posterior mean and standard deviation (``m`` each, units of the outcomes) of the noiseless target there."""
+        """Return posterior mean and standard deviation (``m`` each, units of the outcomes) of the noiseless target."""
         space = self.features.space
         points = np.array([space.encode(configuration) for configuration in configurations])
-        return self.believe(points.reshape(-1, space.dim), np.empty((0, space.dim)))
+        return self.posterior(points.reshape(-1, space.dim), np.empty((0, space.dim)))
 
     def describe(self) -> dict[str, Any]:
-        """Length-scales by column and the noise's standard deviation in units of the target: plain data."""
+        """Return the length-scales by column and the standard deviation of the noise in units of the target (JSON)."""
         scales = zip(self.features.names, self.process.scales.tolist(), strict=True)
         return {
             "length_scales": {name: round(scale, 6) for name, scale in scales},
@@ -115,7 +114,7 @@ def fit(features: Features, observations: Observations, outcome: Outcome) -> Sur
 
 
 def conditioned(fitted: Surrogate, observations: Observations, outcome: Outcome) -> Surrogate:
-    """The process of other observations with the hyperparameters of a fitted one.
+    """Return the process of other observations with the hyperparameters of a fitted one.
 
     Raises:
         SurrogateError: too few different values.
@@ -140,9 +139,9 @@ def _surrogate(
 
 
 class FittedModels:
-    """The process of a history, with the last fit and the last model remembered.
+    """Fits the process of a history, and keeps the last fit and the last model.
 
-    A pure function of the history: what is remembered is a cache, whose loss costs time and changes nothing.
+    The model is a pure function of the history: what is kept is a cache, whose loss costs time and changes nothing.
 
     Args:
         features: the columns.
@@ -155,10 +154,10 @@ class FittedModels:
         self._model: tuple[bytes, Surrogate] | None = None
 
     def model_of(self, every: Observations) -> Surrogate:
-        """Hyperparameters of `fitted_size` observations, conditioned on what was observed since.
+        """Fit the hyperparameters to `fitted_size` observations, and condition on what was observed since.
 
         Args:
-            every: what the history tells, in trial order.
+            every: the observations of the history, in trial order.
 
         Raises:
             SurrogateError: too few different values, or no fit is possible.
@@ -178,7 +177,7 @@ class FittedModels:
 
 
 class FittedFeasibility:
-    """What a history says of where configurations can be evaluated, with the last fit remembered: a cache.
+    """Learns from a history where configurations can be evaluated, and keeps the last fit: a cache.
 
     Args:
         features: the columns.
@@ -187,9 +186,9 @@ class FittedFeasibility:
     def __init__(self, features: Features) -> None:
         self._features, self._fitted = features, Fitted(KERNEL, LABELS)
 
-    def of(self, rows: Rows) -> Feasibility | None:
-        """Its logarithm, of the columns; None while nothing was infeasible, or nothing else."""
-        ended = [row for row in rows if row.observed or row.low][-LABELLED:]
+    def of(self, data: Dataset) -> Feasibility | None:
+        """Return the logarithm of the probability; None while no trial was infeasible, or every one was."""
+        ended = [row for row in data if row.observed or row.low][-LABELLED:]
         labels = np.array([-1.0 if row.state is State.INFEASIBLE else 1.0 for row in ended])
         if len(labels) == 0 or not np.ptp(labels) > 0:
             return None
@@ -198,9 +197,9 @@ class FittedFeasibility:
 
 
 def surrogate_of(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") -> Surrogate:
-    """The model of a history, to look at and to ask what it expects elsewhere.
+    """Return the model of a history, to look at and to predict with.
 
-    It is fitted as that of `bo`, but infeasible trials count as the worst value here; `bo` learns of them apart.
+    It is fitted like that of `bo`, but infeasible trials count as the worst value here; `bo` has another model of them.
 
     Args:
         history: as `hpo_cluster.optimizers.base.Optimizer.ask` takes it.
@@ -210,18 +209,18 @@ def surrogate_of(history: pd.DataFrame, space: Space, outcome: Outcome = "soft")
     Raises:
         SurrogateError: too few different values.
     """
-    return _of_rows(Rows.read(space, history), outcome)
+    return _model_of(Dataset.read(space, history), outcome)
 
 
-def _of_rows(rows: Rows, outcome: Outcome) -> Surrogate:
-    return FittedModels(Features(rows.space), outcome).model_of(Observations.of(rows))
+def _model_of(data: Dataset, outcome: Outcome) -> Surrogate:
+    return FittedModels(Features(data.space), outcome).model_of(Observations.of(data))
 
 
 def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") -> int | None:
-    """Number of the evaluated trial with the best posterior mean.
+    """Return the number of the evaluated trial with the best posterior mean.
 
-    With noisy values the highest one is partly luck; the mean borrows from the neighbours. Where no model can be fitted
-    it is the trial of the highest target.
+    With noisy values the highest one is partly luck; the mean borrows from the neighbours. If no model can be fitted,
+    return the trial of the highest target.
 
     Args:
         history: as `hpo_cluster.optimizers.base.Optimizer.ask` takes it.
@@ -229,14 +228,14 @@ def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") ->
         outcome: what the process sees of a value.
 
     Returns:
-        A trial that completed, or None where there is none.
+        The trial, or None if none has completed.
     """
-    rows = Rows.read(space, history)
-    best = rows.best
+    data = Dataset.read(space, history)
+    best = data.best
     if best is None:
         return None
     try:
-        surrogate = _of_rows(rows, outcome)
+        surrogate = _model_of(data, outcome)
     except SurrogateError:
         return best.trial
     observations = surrogate.observations

@@ -1,8 +1,8 @@
 """Trust-region Bayesian optimization without a barrier: local processes, Thompson sampling, one region or several.
 
-Each region has a process of its own, fitted to the region's observations, and a box around the best of them. The box
+Each region has its own process, fitted to the observations of the region, and a box around the best of them. The box
 grows after successes and shrinks after failures; a region whose box has become tiny starts again elsewhere. A proposal
-is the best candidate of one joint draw of the process: as many workers as there are get different ones.
+is the best candidate of one joint draw of the process, so that any number of workers get different ones.
 
 Reference: D. Eriksson, M. Pearce, J. R. Gardner, R. Turner and M. Poloczek, "Scalable Global Optimization via Local
 Bayesian Optimization", NeurIPS 2019 (arXiv:1910.01739), section 2.
@@ -14,14 +14,14 @@ Symbols: ``L`` side of a region's box before it is stretched, ``l_i`` length-sca
     failure    any other; ``max(4, d)`` in a row halve L
     restart    L below `SHORTEST`: the region forgets its observations and begins with a design of `initial` points
 
-Deviations from the paper: trials end one by one, so each completion counts for itself instead of each batch, and a
-failure counts only where its trial was proposed since L last changed: what was proposed for a larger box says nothing
-about the smaller one. With several regions the best draw of all wins, as in the paper, but which region a trial belongs
-to follows from its place, for the history does not hold the draws: a region whose design is not complete takes it, else
-the region whose best point is nearest in units of its L. The process is fitted to the `MOST` observations of the region
-that are nearest to its best one. Integers and choices are rounded, and the draw is taken at the rounded points;
-unordered choices keep the box's values or take any other at random. Trials that diverged or were infeasible count as
-the worst value of the region. Imported trials take the place of design points.
+Deviations from the paper: trials end one by one, so each completion counts by itself instead of each batch, and a
+failure counts only if its trial was proposed since L last changed: a trial for a larger box says nothing about the
+smaller one. With several regions the best draw of all wins, as in the paper, but which region a trial belongs to
+follows from its point, since the history does not hold the draws: a region whose design is not complete takes it,
+otherwise the region whose best point is nearest in units of its L. The process is fitted to the `MOST` observations of
+the region that are nearest to its best one. Integers and choices are rounded, and the draw is taken at the rounded
+points; unordered choices keep the value of the best point or take any value at random. Trials that diverged or were
+infeasible count as the worst value of the region. Imported trials take the place of design points.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from hpo_cluster.optimizers.ask import Asking, Found, Points
 from hpo_cluster.optimizers.base import OptimizerSettings
+from hpo_cluster.optimizers.batch import Batch, Found, Points
 from hpo_cluster.optimizers.bayesian.encoding import Features
 from hpo_cluster.optimizers.bayesian.gaussian_process import Fitted
 from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome
-from hpo_cluster.optimizers.dataset import Memory, Row, Rows
+from hpo_cluster.optimizers.dataset import Dataset, Moment, Row
 from hpo_cluster.optimizers.designs.sequence import Design, lhs_block
-from hpo_cluster.optimizers.replay import Event, Replay
+from hpo_cluster.optimizers.replay import Replay
 from hpo_cluster.space import Categorical, Space
 from hpo_cluster.space.sampling import Key, key_of
 from hpo_cluster.trial import Ask, derive_seed
@@ -49,16 +49,16 @@ from hpo_cluster.trial import Ask, derive_seed
 if TYPE_CHECKING:
     import pandas as pd
 
-#: L at the start, at most, and where a region starts again.
+#: L at the start, its upper bound, and the length below which a region starts again.
 START, LONGEST, SHORTEST = 0.8, 1.6, 0.5**7
 
-#: Share of the magnitude of the best value that makes a success, and successes in a row that double L.
+#: Least gain of a success as a share of the magnitude of the best value, and successes in a row that double L.
 GAIN, SUCCESSES = 1e-3, 3
 
-#: Observations that a region's process is fitted to at most.
+#: Most observations that the process of a region is fitted to.
 MOST = 200
 
-#: Candidates of a draw for each dimension, at most `CANDIDATES`.
+#: Candidates of a draw for each dimension, and at most in all.
 CANDIDATES_EACH, CANDIDATES = 100, 500
 
 
@@ -75,32 +75,29 @@ class TurboSettings(OptimizerSettings):
 
 @dataclass
 class Region:
-    """What the events have made of a region.
+    """A trust region.
 
     Args:
         life: how often it has started again.
         length: L.
         asked: trials proposed in this life.
         best: the best row of this life.
-        told: rows of this life that say something, in the order in which they ended.
+        rows: rows of this life that have a value, diverged or were infeasible, in the order in which they ended.
+        since: number of events before L last changed.
     """
 
     life: int = 0
     length: float = START
     asked: int = 0
     best: Row | None = None
-    told: list[Row] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     successes: int = 0
     failures: int = 0
-    since: int = 0  # events before L last changed
-
-    def restart(self) -> None:
-        """Begin another life."""
-        self.__init__(life=self.life + 1)  # type: ignore[misc]
+    since: int = 0
 
 
 class Regions:
-    """The state of all regions, as a history's events make it.
+    """All regions, as the events of a history make them.
 
     Args:
         count: number of regions.
@@ -114,18 +111,17 @@ class Regions:
         self.owner: dict[int, tuple[int, int, int]] = {}  # trial -> region, its life, events before it was proposed
         self.events = 0
 
-    def apply(self, event: Event) -> None:
-        """Take one more event into account."""
-        self.events += 1
-        if not event.ended:
-            self.ask(event.row.trial, event.row.point)
-        elif event.row.trial in self.owner:
-            index, life, asked = self.owner[event.row.trial]
-            if self.regions[index].life == life:
-                self._tell(self.regions[index], event.row, asked)
+    def apply(self, moment: Moment) -> None:
+        """Take one more moment into account."""
+        for row, ended in moment.by_trial():
+            self.events += 1
+            if ended:
+                self._end(row)
+            else:
+                self.propose(row.trial, row.point)
 
-    def ask(self, trial: int, point: Points) -> None:
-        """A trial is proposed: it belongs to the region that it follows from its place."""
+    def propose(self, trial: int, point: Points) -> None:
+        """Give a proposed trial to the region that its point belongs to."""
         index = self.designing()
         if index is None:
             index = self.nearest(point)
@@ -134,46 +130,53 @@ class Regions:
         self.owner[trial] = index, region.life, self.events
 
     def designing(self) -> int | None:
-        """The first region whose design is not complete."""
+        """Return the first region whose design is not complete."""
         return next((i for i, region in enumerate(self.regions) if region.asked < self.initial), None)
 
     def nearest(self, point: Points) -> int:
-        """The region whose best point is nearest (maximum norm) in units of its L; the first while there is none."""
+        """Return the region whose best point is nearest (maximum norm) in units of its L; the first if none has one."""
         far = [
             np.inf if region.best is None else float(np.abs(point - region.best.point).max()) / region.length
             for region in self.regions
         ]
         return int(np.argmin(far))
 
-    def _tell(self, region: Region, row: Row, asked: int) -> None:
+    def _end(self, row: Row) -> None:
+        if row.trial not in self.owner:
+            return
+        index, life, asked = self.owner[row.trial]
+        region = self.regions[index]
+        if region.life != life:
+            return
         if not (row.observed or row.low):
             region.asked -= 1
             return
-        region.told.append(row)
+        region.rows.append(row)
         best = region.best
         better = row.observed and (best is None or row.target > best.target)
         success = better and best is not None and row.target > best.target + GAIN * abs(best.target)
         if better:
             region.best = row
-        if len(region.told) <= self.initial or best is None:
+        if len(region.rows) <= self.initial or best is None:
             return
         if success:
             region.successes, region.failures = region.successes + 1, 0
         elif asked > region.since:
             region.successes, region.failures = 0, region.failures + 1
         if region.successes >= SUCCESSES:
-            self._resize(region, min(2 * region.length, LONGEST))
+            self._resize(index, min(2 * region.length, LONGEST))
         elif region.failures >= self.patience:
-            self._resize(region, region.length / 2)
+            self._resize(index, region.length / 2)
 
-    def _resize(self, region: Region, length: float) -> None:
+    def _resize(self, index: int, length: float) -> None:
+        region = self.regions[index]
         region.length, region.successes, region.failures, region.since = length, 0, 0, self.events
         if length < SHORTEST:
-            region.restart()
+            self.regions[index] = Region(life=region.life + 1)
 
 
 class Turbo:
-    """Trust regions with Thompson sampling.
+    """Proposes the best points of functions drawn from the processes of trust regions.
 
     Args:
         space: what to search.
@@ -185,31 +188,32 @@ class Turbo:
         self.space, self.settings, self.seed = space, settings, seed
         self.features = Features(space)
         self._design = Design(space, lhs_block(settings.initial, space.dim, seed), seed)
-        self._replay = Replay(lambda: Regions(settings.regions, settings.initial, space.dim))  # the three are caches
+        self._replay = Replay(lambda: Regions(settings.regions, settings.initial, space.dim))  # these three are caches
         self._fitted = Fitted("matern")
-        self._memory: Memory = {}
+        self._data: Dataset | None = None
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
-        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        asking = Asking(Rows.read(self.space, history, self._memory))
-        state = self._replay.of(asking.rows)
+        """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
+        data = self._data = Dataset.read(self.space, history, self._data)
+        batch = Batch(data, n)
+        state = self._replay.of(data)
         if n > 1:
             state = copy.deepcopy(state)
-
-        def propose(trial: int) -> Found | None:
-            found = self._propose(trial, state, asking.taken)
-            if found is not None and n > 1:
-                state.ask(trial, found[0])
-            return found
-
-        return asking.answer(n, propose, lambda: self._decision(state))
+        for trial in batch.trials:
+            found = self._propose(trial, state, batch.taken)
+            if found is None:
+                break
+            batch.add(found)
+            if n > 1:
+                state.propose(trial, found.point)
+        return batch.ask(self._decision(state))
 
     def _decision(self, state: Regions) -> dict[str, Any]:
         regions = [
             {
                 "life": region.life,
                 "length": region.length,
-                "observations": len(region.told),
+                "observations": len(region.rows),
                 "best": None if region.best is None else region.best.trial,
             }
             for region in state.regions
@@ -217,10 +221,10 @@ class Turbo:
         return {"optimizer": "turbo", "regions": regions}
 
     def _propose(self, trial: int, state: Regions, taken: set[Key]) -> Found | None:
-        """Canonical point of a trial and how it was found."""
+        """Return the canonical point of a trial; None if nothing is left to propose."""
         index = state.designing()
         if index is not None:
-            return self._design.proposed(taken, trial, {"phase": "initial", "region": index})
+            return self._design.next(taken, trial, phase="initial", region=index)
         rng = np.random.default_rng(derive_seed(self.seed, "ask", trial))
         drawn: list[tuple[float, int, Points]] = []
         for index, region in enumerate(state.regions):
@@ -229,21 +233,21 @@ class Turbo:
                     drawn.append((value, index, point))
                     break
         if not drawn:
-            return self._design.proposed(taken, trial, {"phase": "no model"})
+            return self._design.next(taken, trial, phase="no model")
         _, index, point = max(drawn, key=lambda entry: entry[:2])
-        return point, {"phase": "model", "region": index, "length": state.regions[index].length}
+        return Found(point, {"phase": "model", "region": index, "length": state.regions[index].length})
 
     def _draw(self, index: int, region: Region, rng: np.random.Generator) -> list[tuple[float, Points]]:
-        """Candidates of a region with their values in one joint draw, units of the target, best first."""
+        """Return candidates of a region with their values in one joint draw, in units of the target, best first."""
         if region.best is None:
             return []
-        told = Observations.of_rows(self.space, region.told)
-        if len(told) > MOST:
-            told = told.chosen(np.argsort(np.abs(told.points - region.best.point).max(axis=1), kind="stable")[:MOST])
-        outcomes = told.outcomes(self.settings.outcome)
+        near = Observations.of_rows(self.space, region.rows)
+        if len(near) > MOST:
+            near = near.chosen(np.argsort(np.abs(near.points - region.best.point).max(axis=1), kind="stable")[:MOST])
+        outcomes = near.outcomes(self.settings.outcome)
         if len(outcomes) < 2 or not np.ptp(outcomes) > 0:
             return []
-        process = self._fitted.process(index, self.features.encode(told.points), outcomes)
+        process = self._fitted.process(index, self.features.encode(near.points), outcomes)
         candidates = self._candidates(region.best.point, region.length, process.scales, rng)
         if len(candidates) == 0:
             return []
@@ -252,7 +256,7 @@ class Turbo:
         return [(float(process.location + process.spread * values[i]), candidates[i]) for i in order]
 
     def _candidates(self, centre: Points, length: float, scales: Points, rng: np.random.Generator) -> Points:
-        """Allowed canonical points (``m x d``) in the box; each has some coordinates moved, all up to d = 20."""
+        """Draw allowed canonical points (``m x d``) in the box; some coordinates of the centre move, all if d <= 20."""
         dim = self.space.dim
         count = min(CANDIDATES, CANDIDATES_EACH * dim)
         sides = box_sides(self.features, length, scales)
@@ -269,6 +273,6 @@ class Turbo:
 
 
 def box_sides(features: Features, length: float, scales: Points | Sequence[float]) -> Points:
-    """Sides (``d``) of a box of volume ``length^d`` as the length-scales (``c``) stretch it; choices count as 1."""
+    """Return the sides (``d``) of a box of volume ``length^d``, in proportion to length-scales (``c``), choices 1."""
     own = np.array([1.0 if hot else scales[start] for start, hot in zip(features.start, features.one_hot, strict=True)])
     return np.asarray(length * own / np.exp(np.log(own).mean()), dtype=np.float64)

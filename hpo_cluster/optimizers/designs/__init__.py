@@ -1,1 +1,1 @@
-"""Points that depend on no value: random search, Latin hypercube, Sobol, grid."""
+"""Optimizers whose points do not depend on any value: random search, Latin hypercube, Sobol, grid."""

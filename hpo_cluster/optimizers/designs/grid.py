@@ -1,8 +1,8 @@
 """Grid search: every combination of a few values of each parameter.
 
-For small spaces and for pictures; in more than three dimensions random search covers the parameters that matter
-better. It reads nothing from the history but the configurations that are taken, so any number of trials can run at
-once, and it ends by itself when every point was evaluated.
+Use it for small spaces and for pictures; in more than three dimensions random search covers the parameters that matter
+better. It uses nothing of the history but the configurations that are taken, so any number of trials can run at once,
+and it ends by itself when every point was evaluated.
 
 Reference: the full factorial design; J. Bergstra and Y. Bengio, "Random Search for Hyper-Parameter Optimization",
 Journal of Machine Learning Research 13, 281-305, 2012, section 1, discuss when it is a bad choice.
@@ -11,13 +11,12 @@ Symbols: ``k_q`` number of values of parameter q; ``N = prod k_q`` points; point
 radix (k_1, ..., k_d), the last parameter changing fastest.
 
 Deviations from the paper: the points are handed out in a random order (`shuffle`), so that an interrupted grid still
-tells something of the whole space; points that the constraints do not allow are left out, and of those that differ in
-inactive parameters alone there is one. A prior moves the levels to where it has its quantiles.
+covers the whole space; points that the constraints do not allow are left out, and so are all but the first of those
+that differ in inactive parameters only. A prior moves the levels to its quantiles.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import TYPE_CHECKING
 
@@ -27,18 +26,20 @@ from pydantic import Field
 
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.optimizers.base import OptimizerSettings
-from hpo_cluster.optimizers.dataset import Memory, Rows
+from hpo_cluster.optimizers.batch import Batch, Found
+from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.space import Categorical, Space
 from hpo_cluster.space.sampling import Key, axis_values, key_of
-from hpo_cluster.trial import Ask, Proposal, derive_seed
+from hpo_cluster.text import did_you_mean
+from hpo_cluster.trial import Ask, derive_seed
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: A grid is walked from its start at each ask; beyond this size it is a mistake anyway.
+#: Most points of a grid: each ask walks it from its start, and a larger one is a mistake anyway.
 MAX_POINTS = 1_000_000
 
-#: The same where each point is checked before the first ask, since not all are allowed or different.
+#: Most points if constraints or conditions make it necessary to check each point before the first ask.
 MAX_CHECKED = 100_000
 
 #: Levels of a parameter that a mapping does not name.
@@ -57,16 +58,16 @@ class GridSettings(OptimizerSettings):
 
 
 class Grid:
-    """All combinations of a few values of each parameter.
+    """Proposes all combinations of a few values of each parameter.
 
     Args:
         space: what to search.
         settings: number of levels, order.
-        seed: of the campaign; only the order depends on it.
+        seed: of the campaign; only the order of the points depends on it.
 
     Raises:
-        ConfigError: levels below 1, levels of unknown parameters, more than `MAX_POINTS` points (or `MAX_CHECKED` where
-            not all are allowed), none that is allowed.
+        ConfigError: levels below 1, levels of unknown parameters, more than `MAX_POINTS` points (`MAX_CHECKED` if the
+            points have to be checked), or no allowed point.
     """
 
     def __init__(self, space: Space, settings: GridSettings, seed: int) -> None:
@@ -77,15 +78,15 @@ class Grid:
         names = ", ".join(space.names)
         for name in named:
             if name not in space.parameters:
-                close = difflib.get_close_matches(name, space.names, 1)
-                meant = f"; did you mean {close[0]}?" if close else ""
-                faults.append(f"optimizer.levels.{name}: is no parameter of the space ({names}){meant}")
+                close = did_you_mean(name, space.names).strip()
+                meant = f"; {close}" if close else ""
+                faults.append(f"optimizer.levels.{name}: is not a parameter of the space ({names}){meant}")
         for name, levels in [("", default), *named.items()]:
             if levels < 1:
                 faults.append(f"optimizer.levels{'.' if name else ''}{name}: must be at least 1, not {levels}")
         if faults:
             raise ConfigError(faults)
-        self.axes = [_levels(space, name, named.get(name), default) for name in space.names]
+        self.axes = [_levels(space, name, named.get(name), default) for name in space.axes]
         self.size = math.prod(len(axis) for axis in self.axes)
         most = MAX_POINTS if not space.constraints and not space.parents else MAX_CHECKED
         if self.size > most:
@@ -101,15 +102,15 @@ class Grid:
                 hint="raise optimizer.levels, or use optimizer=sobol",
             )
         self._order: NDArray[np.int64] | None = None  # a cache, as the next one
-        self._memory: Memory = {}
+        self._data: Dataset | None = None
 
     def point(self, index: int) -> NDArray[np.float64]:
-        """Point (``d``) number `index` in the order of the mixed radix, canonical where all parameters are active."""
+        """Return the point (``d``) of a number in the mixed radix; it is canonical if all parameters are active."""
         digits = np.unravel_index(index, [len(axis) for axis in self.axes])
         return np.array([axis[int(digit)] for axis, digit in zip(self.axes, digits, strict=True)], dtype=np.float64)
 
     def _indices(self) -> NDArray[np.int64]:
-        """Numbers of the points that are allowed, the first of those that differ in inactive parameters alone."""
+        """Return the numbers of the allowed points, each configuration once."""
         if not self.space.constraints and not self.space.parents:
             return np.arange(self.size)
         seen, found = set[Key](), list[int]()
@@ -122,27 +123,25 @@ class Grid:
         return np.array(found, dtype=np.int64)
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
-        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
+        """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
+        data = self._data = Dataset.read(self.space, history, self._data)
+        batch = Batch(data, n)
         if self._order is None:
             rng = np.random.default_rng(derive_seed(self.seed, "design"))
             self._order = rng.permutation(self.indices) if self.settings.shuffle else self.indices
-        taken = Rows.read(self.space, history, self._memory).taken()
-        proposals: list[Proposal] = []
         for index in self._order:
-            if len(proposals) == n:
-                return Ask(tuple(proposals), decision={"optimizer": "grid", "points": len(self.indices)})
+            if len(batch.rows) == n:
+                break
             point = self.point(int(index))
             if self.space.parents:
                 point = self.space.snap(point[None])[0]
-            if key_of(self.space, point) not in taken:
-                taken.add(key_of(self.space, point))
-                proposals.append(Proposal(self.space.decode(point), {"point": int(index)}))
-        exhausted = {"exhausted": True} if len(proposals) < n else {}
-        return Ask(tuple(proposals), decision={"optimizer": "grid", "points": len(self.indices), **exhausted})
+            if key_of(self.space, point) not in batch.taken:
+                batch.add(Found(point, {"point": int(index)}))
+        return batch.ask({"optimizer": "grid", "points": len(self.indices)})
 
 
 def _levels(space: Space, name: str, named: int | None, default: int) -> NDArray[np.float64]:
-    """Canonical coordinates of the levels of a parameter."""
+    """Return the canonical coordinates of the levels of a parameter."""
     parameter = space.parameters[name]
     levels = named or default
     if parameter.cardinality is not None:

@@ -1,8 +1,8 @@
 """Latin hypercube sampling: a design that covers every parameter evenly, whatever the number of parameters.
 
-A design of m points cuts each axis into m intervals of equal width and puts exactly one point into each. It reads
-nothing from the history but the configurations that are taken, so any number of trials can run at once. What the study
-of LLM fine-tuning used as its baseline.
+A design of m points cuts each axis into m intervals of equal width and puts exactly one point into each. It uses
+nothing of the history but the configurations that are taken, so any number of trials can run at once. The study of LLM
+fine-tuning used it as its baseline.
 
 Reference: M. D. McKay, R. J. Beckman and W. J. Conover, "A Comparison of Three Methods for Selecting Values of Input
 Variables in the Analysis of Output from a Computer Code", Technometrics 21(2), 239-245, 1979.
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from hpo_cluster.optimizers.base import OptimizerSettings
+from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.optimizers.designs.sequence import Design, lhs_block
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask
@@ -28,7 +29,7 @@ from hpo_cluster.trial import Ask
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Size of the design where nobody says one and there is no budget to take it from.
+#: Size of the design if neither the settings nor a budget say one.
 DEFAULT_POINTS = 16
 
 
@@ -47,7 +48,7 @@ class LHSSettings(OptimizerSettings):
 
 
 class LatinHypercube:
-    """Points of Latin hypercubes, one after another.
+    """Proposes the points of Latin hypercubes, one hypercube after another.
 
     Args:
         space: what to search.
@@ -59,7 +60,9 @@ class LatinHypercube:
         self.space, self.settings, self.seed = space, settings, seed
         self.points = settings.points or DEFAULT_POINTS
         self._design = Design(space, lhs_block(self.points, space.dim, seed, settings.optimization), seed)
+        self._data: Dataset | None = None  # a cache
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
-        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        return self._design.ask(history, n, {"optimizer": "lhs"}, {"points": self.points})
+        """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
+        data = self._data = Dataset.read(self.space, history, self._data)
+        return self._design.ask(data, n, {"optimizer": "lhs", "points": self.points})

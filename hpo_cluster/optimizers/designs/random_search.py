@@ -1,7 +1,7 @@
 """Random search: every proposal is an independent uniform point of the unit cube.
 
-The baseline that every other optimizer has to beat. It reads nothing from the history but the number of the next trial
-and the configurations that are taken, so any number of trials can run at once.
+This is the baseline that every other optimizer has to beat. It uses nothing of the history but the number of the next
+trial and the configurations that are taken, so any number of trials can run at once.
 
 Reference: J. Bergstra and Y. Bengio, "Random Search for Hyper-Parameter Optimization", Journal of Machine Learning
 Research 13, 281-305, 2012.
@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpo_cluster.optimizers.base import OptimizerSettings
-from hpo_cluster.optimizers.dataset import Memory, Rows
+from hpo_cluster.optimizers.batch import Batch, Found
+from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.space import Space
-from hpo_cluster.space.sampling import free_point, key_of
-from hpo_cluster.trial import Ask, Proposal, derive_seed
+from hpo_cluster.space.sampling import free_point
+from hpo_cluster.trial import Ask, derive_seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,28 +35,26 @@ class RandomSettings(OptimizerSettings):
 
 
 class RandomSearch:
-    """Uniform and independent points.
+    """Proposes uniform and independent points.
 
     Args:
         space: what to search.
-        settings: none so far.
+        settings: there are none so far.
         seed: of the campaign.
     """
 
     def __init__(self, space: Space, settings: RandomSettings, seed: int) -> None:
         self.space, self.settings, self.seed = space, settings, seed
-        self._memory: Memory = {}  # a cache
+        self._data: Dataset | None = None  # a cache
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
-        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        rows = Rows.read(self.space, history, self._memory)
-        taken = rows.taken()
-        proposals: list[Proposal] = []
-        for trial in range(rows.next_trial, rows.next_trial + n):
+        """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
+        data = self._data = Dataset.read(self.space, history, self._data)
+        batch = Batch(data, n)
+        for trial in batch.trials:
             rng = np.random.default_rng(derive_seed(self.seed, "ask", trial))
-            point = free_point(self.space, taken, rng)
+            point = free_point(self.space, batch.taken, rng)
             if point is None:
-                return Ask(tuple(proposals), decision={"optimizer": "random", "exhausted": True})
-            taken.add(key_of(self.space, point))
-            proposals.append(Proposal(self.space.decode(point)))
-        return Ask(tuple(proposals), decision={"optimizer": "random"})
+                break
+            batch.add(Found(point, {}))
+        return batch.ask({"optimizer": "random"})

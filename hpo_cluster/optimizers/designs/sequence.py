@@ -1,83 +1,78 @@
-"""Handing out a fixed sequence of points: what the Latin hypercube, Sobol and `bo`'s initial design have in common.
+"""Hand out a fixed sequence of points: what the Latin hypercube, Sobol and initial designs have in common.
 
 A *design* is an endless sequence of points of the unit cube, cut into blocks. What is proposed next is the first point
 of the sequence whose configuration the history does not hold. In an ordinary campaign that is point number t for
 trial t; imported trials take nothing from the design, a cancelled trial's point is handed out again, and points that
 round to a configuration already seen are passed over, and so are those that the constraints do not allow. Where the
-space has priors, the points are warped, so that they lie denser where good values are believed to be.
+space has priors, the points are warped, so that they lie denser where the priors are high.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.optimizers.ask import EMPTY, Asking, Found
-from hpo_cluster.optimizers.dataset import Memory, Rows
+from hpo_cluster.optimizers.batch import Batch, Found
+from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.space import Space
 from hpo_cluster.space.sampling import Key, free_point, key_of
 from hpo_cluster.trial import Ask, derive_seed
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-#: Block number -> points (``m x d``, unit cube) of that block.
+#: Returns the points (``m x d``, unit cube) of the block of a number.
 Block = Callable[[int], NDArray[np.float64]]
 
-#: Blocks in a row without a new configuration before the rest of a finite space is drawn from directly, and how many
-#: points they must have where most may be not allowed.
+#: Blocks in a row without a new configuration before points are drawn from the rest of a finite space, and the points
+#: that these blocks must have at least if there are constraints, which may allow only few of them.
 PATIENCE, PATIENCE_CONSTRAINED = 8, 4096
 
 
 class Design:
-    """The sequence of an optimizer.
+    """Hands out the points of a sequence.
 
     Args:
-        space: the space that its points are decoded in.
-        block: gives each block of the sequence; a pure function of the block's number.
-        seed: of the campaign; only for drawing from what is left of a nearly exhausted finite space.
+        space: the space that the points are decoded in.
+        block: returns each block of the sequence; a pure function of the block's number.
+        seed: of the campaign; only for points drawn from what is left of a nearly exhausted finite space.
     """
 
     def __init__(self, space: Space, block: Block, seed: int) -> None:
         self.space, self.block, self.seed = space, block, seed
-        self._blocks: list[_Read] = []  # a cache, as the next two
+        self._blocks: list[_Read] = []  # a cache, as the next one
         self._seen: set[Key] = set()
-        self._memory: Memory = {}
 
-    def ask(
-        self, history: pd.DataFrame, n: int, decision: Mapping[str, Any], unspent: Mapping[str, Any] = EMPTY
-    ) -> Ask:
-        """The next `n` points as proposals, with `decision`, and `unspent` beside it while points are left."""
-        asking = Asking(Rows.read(self.space, history, self._memory))
-        return asking.answer(n, lambda trial: self.proposed(asking.taken, trial, {}), lambda: decision, unspent)
+    def ask(self, data: Dataset, n: int, decision: Mapping[str, Any]) -> Ask:
+        """Propose the next `n` points."""
+        batch = Batch(data, n)
+        for trial in batch.trials:
+            found = self.next(batch.taken, trial)
+            if found is None:
+                break
+            batch.add(found)
+        return batch.ask(decision)
 
-    def proposed(self, taken: set[Key], trial: int, info: Mapping[str, Any]) -> Found | None:
-        """The first point that is not taken, as a proposal's: `info`, and its index in the sequence."""
-        found = self.next(taken, trial)
-        return None if found is None else (found[0], {**info, "point": found[1]})
+    def next(self, taken: set[Key], trial: int, **info: Any) -> Found | None:
+        """Return the first canonical point that is not taken; None when nothing is left.
 
-    def next(self, taken: set[Key], trial: int) -> tuple[NDArray[np.float64], int | None] | None:
-        """First canonical point (``d``) that is not taken, with its index in the sequence.
-
-        The index is None for a point drawn from the rest of a finite space; the whole is None when nothing is left.
+        Its information is `info` and ``point``, the index in the sequence: None for a point drawn from the rest of a
+        finite space.
         """
         nothing_left = len(taken) >= self.space.size
         for index, point, key in self._points():
             if key not in taken:
-                return point, index
+                return Found(point, {**info, "point": index})
             if nothing_left:
                 break
         rng = np.random.default_rng(derive_seed(self.seed, "ask", trial))
         rest = free_point(self.space, taken, rng)
-        return None if rest is None else (rest, None)
+        return None if rest is None else Found(rest, {**info, "point": None})
 
     def _points(self) -> Iterator[tuple[int, NDArray[np.float64], Key]]:
-        """Canonical points that are allowed, in order, with their indices in the sequence and their keys.
+        """Yield the canonical points that are allowed, in order, with their indices in the sequence and their keys.
 
-        Ends where `PATIENCE` blocks in a row have nothing new.
+        Stops after `PATIENCE` blocks in a row without a new configuration.
         """
         number, stale, passed = 0, 0, 0
         least = PATIENCE_CONSTRAINED if self.space.constraints else 0
@@ -90,7 +85,7 @@ class Design:
             number += 1
 
     def _read(self, number: int) -> _Read:
-        """The next block, once those before it have been read."""
+        """Read the block of this number; those before it have been read."""
         points = self.space.snap(self.space.warp(self.block(number)))
         first, before = sum(block.size for block in self._blocks), len(self._seen)
         numbered = enumerate(zip(points, self.space.allowed(points), strict=True), first)
@@ -100,7 +95,7 @@ class Design:
 
 
 class _Read(NamedTuple):
-    """A block: its points that are allowed, how many it has in all, and whether earlier ones lack some of them."""
+    """A block: its allowed points, the number of all its points, and whether some are not in an earlier block."""
 
     allowed: list[tuple[int, NDArray[np.float64], Key]]
     size: int
@@ -108,13 +103,13 @@ class _Read(NamedTuple):
 
 
 def latin_hypercube(points: int, dim: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """A Latin hypercube (``points x dim``): each axis has exactly one point in each of `points` equal intervals."""
+    """Draw a Latin hypercube (``points x dim``): one point in each of `points` equal intervals of each axis."""
     strata = np.stack([rng.permutation(points) for _ in range(dim)], axis=1)
     return np.asarray((strata + rng.random((points, dim))) / points, dtype=np.float64)
 
 
 def lhs_block(points: int, dim: int, seed: int, optimization: str = "none") -> Block:
-    """Blocks that are Latin hypercubes of `points` points each, with seeds of their own."""
+    """Return blocks that are independent Latin hypercubes of `points` points each."""
 
     def block(number: int) -> NDArray[np.float64]:
         rng = np.random.default_rng(derive_seed(seed, "design", number))
@@ -128,7 +123,7 @@ def lhs_block(points: int, dim: int, seed: int, optimization: str = "none") -> B
 
 
 def sobol_block(dim: int, seed: int) -> Block:
-    """Blocks of one scrambled Sobol sequence: 0..63, 64..127, 128..255 and so on; each ends at a power of two."""
+    """Return the blocks of one scrambled Sobol sequence: points 0..63, 64..127, 128..255 and so on."""
 
     def block(number: int) -> NDArray[np.float64]:
         from scipy.stats import qmc

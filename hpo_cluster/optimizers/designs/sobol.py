@@ -1,6 +1,6 @@
 """Scrambled Sobol points: a low-discrepancy sequence that fills the cube evenly at every length.
 
-Unlike a Latin hypercube it needs no size in advance; it is best balanced at powers of two. It reads nothing from the
+Unlike a Latin hypercube it needs no size in advance; it is best balanced at powers of two. It uses nothing of the
 history but the configurations that are taken, so any number of trials can run at once.
 
 References: I. M. Sobol', "On the distribution of points in a cube and the approximate evaluation of integrals", USSR
@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hpo_cluster.optimizers.base import OptimizerSettings
+from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.optimizers.designs.sequence import Design, sobol_block
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask
@@ -33,18 +34,20 @@ class SobolSettings(OptimizerSettings):
 
 
 class Sobol:
-    """Points of one scrambled Sobol sequence.
+    """Proposes the points of one scrambled Sobol sequence.
 
     Args:
         space: what to search.
-        settings: none so far.
+        settings: there are none so far.
         seed: of the campaign; it scrambles the sequence.
     """
 
     def __init__(self, space: Space, settings: SobolSettings, seed: int) -> None:
         self.space, self.settings, self.seed = space, settings, seed
         self._design = Design(space, sobol_block(space.dim, seed), seed)
+        self._data: Dataset | None = None  # a cache
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
-        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        return self._design.ask(history, n, {"optimizer": "sobol"})
+        """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
+        data = self._data = Dataset.read(self.space, history, self._data)
+        return self._design.ask(data, n, {"optimizer": "sobol"})

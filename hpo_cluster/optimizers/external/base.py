@@ -1,13 +1,12 @@
-"""What the optimizers of other libraries share: the library's state is rebuilt from the history for each `ask`.
+"""The base of the optimizers of other libraries: the state of the library is rebuilt from the history for each `ask`.
 
-The library is told what was asked and what ended, in the order of these events, and then asked for one more. So nothing
-of theirs is saved, and resuming, asynchronous workers and replay work as for our own optimizers. A trial that diverged
-or was infeasible counts as the worst value observed so far; one that failed is not told. The libraries see the unit
-cube: a coordinate for each parameter, or the index of the value where there are few.
+The library replays what was proposed and what ended, in the order of these events, and is then asked for one point
+more. So nothing of the library is saved, and resuming, asynchronous workers and replay work as for our own optimizers.
+A trial that diverged or was infeasible counts as the worst value observed so far; one that failed has no value. The
+libraries see the unit cube: a coordinate for each parameter, or the index of the value.
 
-In the place of a configuration that is taken, or that the constraints do not allow, the library is asked again,
-`ATTEMPTS` times, then a free one is drawn at random; inactive parameters stand in the middle of their axes; of priors
-the libraries know nothing.
+If a point is taken, or the constraints do not allow it, the library is asked again, up to `ATTEMPTS` times, then a free
+point is drawn at random. Inactive parameters have the middle of their axes; the libraries do not use priors.
 """
 
 from __future__ import annotations
@@ -25,17 +24,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.optimizers.ask import Found, Points
-from hpo_cluster.optimizers.dataset import Row, Rows
-from hpo_cluster.optimizers.replay import Event, events_of
-from hpo_cluster.space import Configuration, Space
-from hpo_cluster.space.sampling import Key, free_point, key_of
-from hpo_cluster.trial import Ask, Origin, Proposal, State, derive_seed
+from hpo_cluster.optimizers.batch import Batch, Found, Points
+from hpo_cluster.optimizers.dataset import Dataset, Row
+from hpo_cluster.space import Space
+from hpo_cluster.space.sampling import free_point, key_of
+from hpo_cluster.trial import Ask, derive_seed
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Times that a library is asked again where its answer is taken, before a free configuration is drawn.
+#: Times that a library is asked for a free point before one is drawn at random.
 ATTEMPTS = 12
 
 
@@ -43,17 +41,17 @@ class Library(Protocol):
     """The state of a library, rebuilt from events."""
 
     def begin(self, row: Row) -> None:
-        """A trial of the history was asked for."""
+        """Take in that a trial was proposed."""
 
     def end(self, row: Row, target: float) -> None:
-        """It ended; NaN where its value says nothing."""
+        """Take in that a trial ended; the target is NaN if it has no value."""
 
     def draw(self, trial: int, attempt: int) -> Points:
-        """Where the library wants trial `trial` to be (``d``, unit cube)."""
+        """Return the point that the library proposes (``d``, unit cube). Raises StopIteration if there is none."""
 
 
 class External:
-    """What the optimizers of other libraries share.
+    """Base of the optimizers of other libraries.
 
     Args:
         space: what to search.
@@ -72,63 +70,58 @@ class External:
         if importlib.util.find_spec(self.module) is None:
             fault = f"optimizer: {self.name} needs a library that is not installed"
             raise ConfigError([fault], hint=f"pip install 'hpo_cluster[{self.name}]'")
+        self._data: Dataset | None = None  # a cache
 
     def library(self) -> Library:
-        """The library before anything happened."""
+        """Return the library before the first event."""
         raise NotImplementedError
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
-        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        rows = Rows.read(self.space, history)
-        events, taken = events_of(rows), rows.taken()
-        worst = min((row.target for row in rows if row.observed), default=math.nan)
-        proposals: list[Proposal] = []
-        decision: dict[str, Any] = {"optimizer": self.name, **self.settings.model_dump(mode="json")}
-        for trial in range(rows.next_trial, rows.next_trial + n):
+        """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
+        data = self._data = Dataset.read(self.space, history, self._data)
+        batch = Batch(data, n)
+        for trial in batch.trials:
             with quiet(derive_seed(self.seed, self.name)):
-                found = self._propose(trial, events, worst, taken)
+                found = self._propose(trial, batch)
             if found is None:
-                decision["exhausted"] = True
                 break
-            point, info = found
-            proposals.append(Proposal(self.space.decode(point), info))
-            row = pending_row(self.space, trial, proposals[-1].parameters)
-            events.append(Event(row, ended=False))
-            taken.add(key_of(self.space, row.point))
-        return Ask(tuple(proposals), decision=decision)
+            batch.add(found)
+        return batch.ask({"optimizer": self.name, **self.settings.model_dump(mode="json")})
 
-    def _propose(self, trial: int, events: list[Event], worst: float, taken: set[Key]) -> Found | None:
-        """A free point (``d``) and how it was found."""
+    def _propose(self, trial: int, batch: Batch) -> Found | None:
+        """Return a free point; None if there is none."""
         rng = np.random.default_rng(derive_seed(self.seed, "ask", trial))
-        if len(taken) < self.space.size:
-            library = self.library()
-            for event in events:
-                row = event.row
-                if event.ended:
-                    library.end(row, row.target if row.observed else worst if row.low else math.nan)
-                else:
-                    library.begin(row)
+        if len(batch.taken) < self.space.size:
+            library = self._replayed(batch)
             for attempt in range(ATTEMPTS):
                 try:
                     point = np.clip(library.draw(trial, attempt), 0.0, 1.0)
                 except StopIteration:  # it has converged
                     break
                 configuration = self.space.decode(point)
-                new = key_of(self.space, self.space.encode(configuration)) not in taken
+                new = key_of(self.space, self.space.encode(configuration)) not in batch.taken
                 if new and self.space.allows(configuration):
-                    return point, {"redrawn": attempt} if attempt else {}
-        free = free_point(self.space, taken, rng)
-        return None if free is None else (free, {"fallback": "random"})
+                    return Found(point, {"redrawn": attempt} if attempt else {})
+        free = free_point(self.space, batch.taken, rng)
+        return None if free is None else Found(free, {"fallback": "random"})
 
-
-def pending_row(space: Space, trial: int, configuration: Configuration) -> Row:
-    """The row that a proposal becomes."""
-    return Row(trial, State.PROPOSED, Origin.EVALUATED, configuration, space.encode(configuration), math.nan)
+    def _replayed(self, batch: Batch) -> Library:
+        """Return the library after the events of the history and the proposals of this ask."""
+        library, worst = self.library(), batch.data.worst
+        for moment in batch.data.moments():
+            for row, ended in moment.by_trial():
+                if ended:
+                    library.end(row, row.target if row.observed else worst if row.low else math.nan)
+                else:
+                    library.begin(row)
+        for row in batch.rows:
+            library.begin(row)
+        return library
 
 
 @contextlib.contextmanager
 def quiet(seed: int) -> Iterator[None]:
-    """Global random generators seeded, then put back, torch's where it is loaded; no warnings, no messages."""
+    """Seed the global random generators, torch's if it is loaded, and put them back; suppress warnings and messages."""
     kept = random.getstate(), np.random.get_state()  # noqa: NPY002 - saved only to be put back
     disabled = logging.root.manager.disable
     torch = sys.modules.get("torch")

@@ -1,8 +1,8 @@
-"""Nevergrad's algorithms behind our protocol. Trials in flight are asked but not told.
+"""Nevergrad's algorithms behind our protocol. Trials in flight are candidates without a loss.
 
 Reference: J. Rapin and O. Teytaud, "Nevergrad: A gradient-free optimization platform", 2018.
 
-Symbols: none; the library's own documentation has its algorithms.
+Symbols: see the documentation of the library, which describes the algorithms.
 
 Deviations from the papers: those of `hpo_cluster.optimizers.external.base`.
 """
@@ -20,8 +20,8 @@ import numpy as np
 from pydantic import Field
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.optimizers.ask import Points
 from hpo_cluster.optimizers.base import OptimizerSettings
+from hpo_cluster.optimizers.batch import Points
 from hpo_cluster.optimizers.dataset import Row
 from hpo_cluster.optimizers.external.base import External, Library, quiet
 from hpo_cluster.space import Space
@@ -53,7 +53,7 @@ class NevergradSettings(OptimizerSettings):
 
 
 class Nevergrad(External):
-    """An algorithm of Nevergrad's registry."""
+    """Proposes the candidates of an algorithm of Nevergrad's registry."""
 
     name = module = "nevergrad"
 
@@ -77,20 +77,20 @@ class Nevergrad(External):
             raise ConfigError([f"{fault}; CMA, TwoPointsDE and PSO can"])
 
     def library(self) -> Library:
-        """An optimizer that knows nothing yet."""
-        return _Told(self.space, self.settings, self.seed)
+        """Return the algorithm before the first event."""
+        return _Algorithm(self.space, self.settings, self.seed)
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
-        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
+        """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
         threads = threading.active_count()
         try:
             return super().ask(history, n)
         finally:
             if threading.active_count() > threads:
-                gc.collect()  # some algorithms hold threads, which end with them and would keep Python from ending
+                gc.collect()  # some algorithms hold threads, which would keep Python from ending
 
 
-class _Told:
+class _Algorithm:
     """An optimizer of Nevergrad on the unit cube; asking it again in the same order gives the same candidates."""
 
     def __init__(self, space: Space, settings: NevergradSettings, seed: int) -> None:
@@ -104,14 +104,14 @@ class _Told:
         self.candidates: dict[int, Any] = {}
 
     def begin(self, row: Row) -> None:
-        """Ask again for the candidate; where the history has another configuration, that one takes its place."""
+        """Ask for the candidate again; if the history has another configuration, make a candidate of that one."""
         candidate = self.optimizer.ask()
         if self.space.decode(np.clip(candidate.value, 0.0, 1.0)) != row.configuration:
             candidate = self.optimizer.parametrization.spawn_child(new_value=np.array(row.point))
         self.candidates[row.trial] = candidate
 
     def end(self, row: Row, target: float) -> None:
-        """Tell the loss."""
+        """Tell the algorithm the loss."""
         import nevergrad
 
         if not math.isnan(target):
@@ -119,5 +119,5 @@ class _Told:
                 self.optimizer.tell(self.candidates[row.trial], -target)
 
     def draw(self, trial: int, attempt: int) -> Points:
-        """The next candidate's point."""
+        """Return the point of the next candidate."""
         return np.asarray(self.optimizer.ask().value, dtype=np.float64)

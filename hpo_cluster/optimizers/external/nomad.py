@@ -1,12 +1,12 @@
-"""NOMAD behind our protocol. It knows no trials in flight: until their values are there, they are failed ones.
+"""NOMAD behind our protocol. It does not know trials in flight: they count as failed until they have a value.
 
 Reference: C. Audet, S. Le Digabel, V. Rochon Montplaisir and C. Tribes, "Algorithm 1027: NOMAD version 4: Nonlinear
 optimization with the MADS algorithm", ACM Transactions on Mathematical Software 48(3), 2022.
 
-Symbols: none; the library's own documentation has its algorithms.
+Symbols: see the documentation of the library, which describes the algorithm.
 
-Deviations from the paper: those of `hpo_cluster.optimizers.external.base`; NOMAD is run anew for each proposal, its
-blackbox answering from the history until it wants a point that is not there.
+Deviations from the paper: those of `hpo_cluster.optimizers.external.base`; NOMAD is run again for each proposal, and
+its blackbox answers from the history until it wants a point that is not in it.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from hpo_cluster.optimizers.ask import Points
 from hpo_cluster.optimizers.base import OptimizerSettings
+from hpo_cluster.optimizers.batch import Points
 from hpo_cluster.optimizers.dataset import Row
 from hpo_cluster.optimizers.external.base import External, Library
-from hpo_cluster.space import Categorical, Space
+from hpo_cluster.space import Space
 from hpo_cluster.space.sampling import Key, key_of
 from hpo_cluster.trial import derive_seed
 
-#: What NOMAD is told of a point without a value: worse than any.
+#: Output of the blackbox at a point without a value: worse than any value.
 UNKNOWN = b"1e20"
 
-#: Finite spaces up to this size are drawn from at random: NOMAD goes round in them and does not end.
+#: Points of finite spaces up to this size are drawn at random: NOMAD would go round in circles and not end.
 SMALL = 200
 
-#: NOMAD's generator takes as many steps as its seed says before it begins: seeds are kept small.
+#: Seeds are below this: NOMAD's generator takes as many steps as its seed says before it begins.
 SEEDS = 10_000
 
 
@@ -42,33 +42,33 @@ class NomadSettings(OptimizerSettings):
 
 
 class Nomad(External):
-    """Mesh adaptive direct search."""
+    """Proposes the points of mesh adaptive direct search."""
 
     name, module = "nomad", "PyNomad"
 
     def library(self) -> Library:
-        """A search that has seen nothing."""
+        """Return a search that has seen nothing."""
         return _Search(self.space, self.settings, self.seed)
 
 
 class _Search:
-    """What is known of the blackbox, by configuration; NOMAD itself is run when a point is wanted."""
+    """The values of the blackbox, by configuration; NOMAD itself is run when a point is wanted."""
 
     def __init__(self, space: Space, settings: NomadSettings, seed: int) -> None:
         self.space, self.settings, self.seed = space, settings, seed
         self.values: dict[Key, float] = {}  # NaN: in flight, or failed
 
     def begin(self, row: Row) -> None:
-        """In flight: as if it had failed."""
+        """Take in that a trial was proposed: it counts as failed."""
         self.values.setdefault(key_of(self.space, row.point), math.nan)
 
     def end(self, row: Row, target: float) -> None:
-        """Its value is known from now on."""
+        """Take in the value of a trial."""
         if not math.isnan(target):
             self.values[key_of(self.space, row.point)] = target
 
     def draw(self, trial: int, attempt: int) -> Points:
-        """The first point that NOMAD wants to know and that is not known."""
+        """Return the first point that NOMAD wants and that is not known."""
         import PyNomad
 
         if attempt or self.space.size <= SMALL:
@@ -117,18 +117,16 @@ class _Search:
         raise StopIteration
 
     def _indexed(self, axis: int) -> bool:
-        """Whether NOMAD sees the index of a value instead of the coordinate."""
-        return self.space.parameters[self.space.names[axis]].cardinality is not None
+        """Return whether NOMAD sees the index of a value instead of the coordinate."""
+        return self.space.parameters[self.space.axes[axis]].cardinality is not None
 
     def _last(self, axis: int) -> int:
-        return (self.space.parameters[self.space.names[axis]].cardinality or 2) - 1
+        return (self.space.parameters[self.space.axes[axis]].cardinality or 2) - 1
 
     def _coordinate(self, axis: int, x: float) -> float:
-        """Coordinate in the unit cube of what NOMAD calls `x`."""
-        parameter = self.space.parameters[self.space.names[axis]]
+        """Return the coordinate in the unit cube of a coordinate of NOMAD."""
+        parameter = self.space.parameters[self.space.axes[axis]]
         if not self._indexed(axis):
             return float(x)
         index = int(min(max(round(x), 0), self._last(axis)))
-        if isinstance(parameter, Categorical):
-            return (index + 0.5) / len(parameter.choices)
-        return float(parameter.encode(int(parameter.low) + index))
+        return float(parameter.encode(parameter.value(index)))

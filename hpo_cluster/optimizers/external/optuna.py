@@ -6,10 +6,9 @@ NIPS 2011 (TPE); N. Hansen and A. Ostermeier, "Completely Derandomized Self-Adap
 Evolutionary Computation 9(2), 2001 (CMA-ES); K. Deb, A. Pratap, S. Agarwal and T. Meyarivan, "A Fast and Elitist
 Multiobjective Genetic Algorithm: NSGA-II", IEEE Transactions on Evolutionary Computation 6(2), 2002.
 
-Symbols: none; the library's own documentation has its algorithms.
+Symbols: see the documentation of the library, which describes the algorithms.
 
-Deviations from the papers: those of `hpo_cluster.optimizers.external.base`; samplers get a seed of their own for each
-trial.
+Deviations from the papers: those of `hpo_cluster.optimizers.external.base`; each trial has its own seed.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from hpo_cluster.optimizers.ask import Points
 from hpo_cluster.optimizers.base import OptimizerSettings
+from hpo_cluster.optimizers.batch import Points
 from hpo_cluster.optimizers.dataset import Row
 from hpo_cluster.optimizers.external.base import External, Library
-from hpo_cluster.space import Categorical, Integer, Space
+from hpo_cluster.space import Categorical, Integer, Parameter, Space
 from hpo_cluster.trial import derive_seed
 
 
@@ -38,20 +37,20 @@ class OptunaSettings(OptimizerSettings):
 
 
 class Optuna(External):
-    """A sampler of Optuna."""
+    """Proposes the points of a sampler of Optuna."""
 
     name = module = "optuna"
 
     def library(self) -> Library:
-        """A study without trials."""
+        """Return a study without trials."""
         return _Study(self.space, self.settings, self.seed)
 
 
 class _Study:
     """An Optuna study.
 
-    The state of CMA-ES and NSGA-II lies in attributes that a sampler gives to the trials it makes, so their trials are
-    made again; TPE and the Gaussian process read parameters and values alone, which are handed to them.
+    CMA-ES and NSGA-II keep their state in attributes of the trials that they make, so these trials are made again. TPE
+    and the Gaussian process read only parameters and values, so trials are added with them.
     """
 
     def __init__(self, space: Space, settings: OptunaSettings, seed: int) -> None:
@@ -61,10 +60,10 @@ class _Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.settings, self.seed = space, settings, seed
-        self.distributions = {name: self._distribution(name) for name in space.names}
+        self.distributions = {name: self._distribution(name) for name in space.axes}
         self.study = optuna.create_study(direction="maximize", sampler=self._sampler(seed))
         self.remade = settings.sampler in ("cmaes", "nsga2")
-        self.numbers: dict[int, int] = {}  # our trial -> theirs
+        self.numbers: dict[int, int] = {}  # our trial -> number in the study
 
     def begin(self, row: Row) -> None:
         """Make the trial again, or add it as a running one."""
@@ -87,7 +86,7 @@ class _Study:
         self.study.add_trial(running)
 
     def end(self, row: Row, target: float) -> None:
-        """Tell its value, or that it failed."""
+        """Tell the study the value of the trial, or that it failed."""
         import optuna
 
         if math.isnan(target):
@@ -96,7 +95,7 @@ class _Study:
             self.study.tell(self.numbers[row.trial], target)
 
     def draw(self, trial: int, attempt: int) -> Points:
-        """A new trial's point; the trial itself is thrown away."""
+        """Return the point of a new trial; the trial itself is thrown away."""
         import optuna
 
         asked = self._ask(trial, attempt)
@@ -128,16 +127,18 @@ class _Study:
             if parameter.ordered:
                 return distributions.IntDistribution(0, last)
             return distributions.CategoricalDistribution(list(range(last + 1)))
+        if _stepped(parameter):
+            return distributions.IntDistribution(0, (parameter.cardinality or 1) - 1)
         if isinstance(parameter, Integer) and not parameter.log:
             return distributions.IntDistribution(parameter.low, parameter.high)
         return distributions.FloatDistribution(0.0, 1.0)
 
     def _parameters(self, point: Points) -> dict[str, Any]:
-        """What the study calls a canonical point (``d``)."""
+        """Return the parameters of the study at a canonical point (``d``)."""
         out: dict[str, Any] = {}
         for (name, parameter), u in zip(self.space, point, strict=True):
-            if isinstance(parameter, Categorical):
-                out[name] = min(int(u * len(parameter.choices)), len(parameter.choices) - 1)
+            if isinstance(parameter, Categorical) or _stepped(parameter):
+                out[name] = parameter.index(float(u))
             elif isinstance(parameter, Integer) and not parameter.log:
                 out[name] = parameter.decode(float(u))
             else:
@@ -148,9 +149,14 @@ class _Study:
         point = []
         for name, parameter in self.space:
             value = parameters[name]
-            if isinstance(parameter, Categorical):
-                value = (value + 0.5) / len(parameter.choices)
+            if isinstance(parameter, Categorical) or _stepped(parameter):
+                value = parameter.encode(parameter.value(value))
             elif isinstance(parameter, Integer) and not parameter.log:
                 value = parameter.encode(value)
             point.append(float(value))
         return np.array(point)
+
+
+def _stepped(parameter: Parameter) -> bool:
+    """Whether it is a number that the study sees as the place of its value, as it sees ordered choices."""
+    return not isinstance(parameter, Categorical) and parameter.step is not None

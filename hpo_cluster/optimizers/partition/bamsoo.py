@@ -1,37 +1,36 @@
-"""Bayesian multi-scale optimistic optimization: SOO that evaluates a cell only where a Gaussian process sees promise.
+"""Bayesian multi-scale optimistic optimization: SOO that evaluates only cells that a Gaussian process finds promising.
 
-The tree and the sweep are `hpo_cluster.optimizers.partition.soo`'s. Before a cell's centre is evaluated the process is
-asked: where even its upper bound lies below the best value so far, the cell gets its lower bound as value and nothing
-is run. These approximations are rows of the history (origin ``approximated``), so that the tree is found again from it
-without fitting a model for the past.
+The tree and the sweep are those of `hpo_cluster.optimizers.partition.soo`. Before the centre of a cell is evaluated,
+the cell is screened: if even the upper confidence bound there is below the best value so far, the cell gets the lower
+bound as its value and nothing is run. These approximations are rows of the history (origin ``approximated``), so that
+the tree is found again without fitting models to the past.
 
 Reference: Z. Wang, B. Shakibi, L. Jin and N. de Freitas, "Bayesian Multi-Scale Optimistic Optimization", AISTATS 2014,
 1005-1014 (arXiv:1402.7005), algorithm 2. Pending trials: T. Desautels, A. Krause and J. W. Burdick, "Parallelizing
 Exploration-Exploitation Tradeoffs in Gaussian Process Bandit Optimization", JMLR 15, 4053-4103, 2014.
 
 Symbols: ``N`` number of screened cells, ``mu`` and ``sigma`` posterior mean and standard deviation, ``f+`` best value
-observed, ``eta`` probability that some bound fails, ``G`` approximations in a row before an evaluation is made anyway.
+observed, ``eta`` probability that some bound fails, ``G`` approximations in a row before one is evaluated anyway.
 
     N = N + 1;  B = sqrt(2 ln(pi^2 N^2 / (6 eta)));  U = mu + B sigma;  L = mu - B sigma
     if U >= f+: evaluate the centre, else: g = L
 
 Deviations from the paper: those of SOO; the process has noise and sees the outcomes of `outcome` (``raw``: as they
-are), in whose scale U is compared with f+, while L is brought back to the target's; `beta` can stand for B; after
-``G = 8 K`` approximations in a row the one of the largest U is evaluated, since a tree without limit of depth could
-approximate for ever; when nothing else is left approximated cells are evaluated, those of the largest L first;
+are), in whose scale U is compared with f+, while L is converted to the scale of the target; `beta` replaces B; after
+``G = 8 K`` approximations in a row the one of the largest U is evaluated, since a tree of unlimited depth could
+approximate for ever; when nothing else is left, approximated cells are evaluated, those of the largest L first;
 `refresh` computes the bounds of the leaves again with each fit. The middle child of an approximated cell is screened
 again, as in the study. With several workers a cell is screened when its turn to be evaluated comes, with the standard
-deviation that the pending trials leave (their place is known, their value is not), and leaves in flight have their
-ancestor's value.
+deviation given the pending trials (their place is known, their value is not), and leaves in flight have the value of
+their ancestor.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,19 +40,16 @@ from hpo_cluster.optimizers.bayesian.encoding import Features
 from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome, unscaled
 from hpo_cluster.optimizers.bayesian.surrogate import Surrogate, SurrogateError, fit
 from hpo_cluster.optimizers.dataset import Row
-from hpo_cluster.optimizers.partition.replayed_search import Evaluation, Retrace, Status
+from hpo_cluster.optimizers.partition.replayed_search import Evaluation, SearchOptimizer, Status
 from hpo_cluster.optimizers.partition.soo import SOOSettings, SOOTree
 from hpo_cluster.space import Space
 from hpo_cluster.space.sampling import Key, key_of
-from hpo_cluster.trial import Ask, Origin, Proposal, Settled
-
-if TYPE_CHECKING:
-    import pandas as pd
+from hpo_cluster.trial import Origin, Proposal, Settled
 
 #: Approximations in a row, for each part of a cut, before one is evaluated.
 PATIENCE = 8
 
-#: Fitted models that are kept for asking again.
+#: Number of fitted models that are kept.
 KEPT = 64
 
 
@@ -74,7 +70,7 @@ class BaMSOOSettings(SOOSettings):
 
 
 def bound_width(screened: int, eta: float) -> float:
-    """B_N of `screened` cells (algorithm 2, line 10)."""
+    """Return B_N of `screened` cells (algorithm 2, line 10)."""
     return math.sqrt(2 * math.log(math.pi**2 * screened**2 / (6 * eta)))
 
 
@@ -84,33 +80,33 @@ class BaMSOOTree(SOOTree):
     Args:
         space: what to search.
         settings: of the optimizer.
-        fitted: gives the model of observations; raises SurrogateError where there is none.
+        fit: returns the model of observations; raises SurrogateError if they have none.
     """
 
-    def __init__(self, space: Space, settings: BaMSOOSettings, fitted: Callable[[Observations], Surrogate]) -> None:
-        self.settings, self._fitted = settings, fitted
-        self.rows: dict[int, Row] = {}  # what the model is trained on
+    def __init__(self, space: Space, settings: BaMSOOSettings, fit: Callable[[Observations], Surrogate]) -> None:
+        self.settings, self._fit = settings, fit
+        self.rows: dict[int, Row] = {}  # by trial: what the model is trained on
         self.screened = 0  # N
         self.doubtful: list[tuple[float, Evaluation]] = []  # approximated since the last evaluation, with their U
-        self.passed: Evaluation | None = None  # screened, and the next to be evaluated
+        self.passed: Evaluation | None = None  # screened, and evaluated next
         self.settled: list[Settled] = []
         self._model: Surrogate | None = None
         self._asked_model: Surrogate | None = None  # the one that screened in this ask
-        self._stale = True  # whether there are rows that the model has not seen
-        self._past: dict[Key, deque[float]] = {}  # the approximations and evaluations of the ask that is gone through
-        self._proposed: set[Key] = set()
+        self._stale = True  # whether rows have been added since the last fit
+        self._past: dict[Key, deque[float]] = {}  # approximations of the ask that is replayed
+        self._proposed: set[Key] = set()  # proposals of the ask that is replayed
         super().__init__(space, settings)
 
-    # -------------------------------------------------------------------------------------------------- what is asked
+    # --------------------------------------------------------------------------------------------------- its proposals
 
     def ask(self, n: int) -> tuple[list[Proposal], list[Settled]]:
-        """At most `n` proposals, and the cells that were approximated on the way (values of the target)."""
+        """Return at most `n` proposals, and the cells that were approximated on the way (values of the target)."""
         self.settled, self._asked_model = [], None
         proposals, _ = super().ask(n)
         return proposals, self.settled
 
     def head(self) -> Evaluation | None:
-        """What is proposed next; the cells before it are approximated."""
+        """Return what is proposed next, and approximate the cells before it; None if there is nothing."""
         while True:
             if self.settings.refresh and self._stale:
                 self._refresh()
@@ -129,12 +125,12 @@ class BaMSOOTree(SOOTree):
                 return evaluation
 
     def issue(self, evaluation: Evaluation) -> None:
-        """The evaluation is under way."""
+        """Take in that an evaluation is in flight."""
         self.passed, self.doubtful = None, []
         super().issue(evaluation)
 
     def want(self, u: NDArray[np.float64], info: dict[str, Any]) -> Evaluation:
-        """The evaluation at a point (``d``), put into the queue unless it was measured: it may be screened again."""
+        """Return the evaluation at a point (``d``), and queue it if nothing is known, or to screen it again."""
         evaluation = super().want(u, info)
         if evaluation.status is Status.APPROXIMATED:
             evaluation.status = Status.QUEUED
@@ -142,7 +138,7 @@ class BaMSOOTree(SOOTree):
         return evaluation
 
     def asked(self, rows: Sequence[Row]) -> None:
-        """Take the decisions of one ask again, as the history has them."""
+        """Take in the rows of one ask, with the decisions that the history has."""
         keys = [key_of(self.space, row.point) for row in rows]
         for row, key in zip(rows, keys, strict=True):
             if row.origin is Origin.APPROXIMATED:
@@ -162,7 +158,7 @@ class BaMSOOTree(SOOTree):
         self._past, self._proposed = {}, set()
 
     def ended(self, row: Row) -> None:
-        """A trial is over."""
+        """Take in that a trial has ended."""
         super().ended(row)
         if row.observed or row.low:
             self.rows[row.trial], self._stale = row, True
@@ -170,7 +166,7 @@ class BaMSOOTree(SOOTree):
     # ------------------------------------------------------------------------------------------------------ screening
 
     def _promising(self, evaluation: Evaluation) -> bool:
-        """Whether U reaches f+; where not, the evaluation gets L."""
+        """Return whether U reaches f+; if not, approximate the evaluation by L."""
         model = self._asked_model = self._surrogate()
         if model is None:
             return True
@@ -182,9 +178,9 @@ class BaMSOOTree(SOOTree):
         return False
 
     def _bounds(self, model: Surrogate, evaluations: Sequence[Evaluation]) -> tuple[list[float], list[float]]:
-        """L and U of each, in the scale of the outcomes."""
+        """Return L and U of each, in the scale of the outcomes."""
         pending = [other.point for other in self.evaluations.values() if other.status is Status.PENDING]
-        mean, deviation = model.believe(
+        mean, deviation = model.posterior(
             np.array([evaluation.point for evaluation in evaluations]), np.array(pending).reshape(-1, self.space.dim)
         )
         width = self.settings.beta or bound_width(self.screened, self.settings.eta)
@@ -197,19 +193,19 @@ class BaMSOOTree(SOOTree):
         self.changed(evaluation)
 
     def _most_doubtful(self) -> Evaluation:
-        """Of the cells approximated since the last evaluation that of the largest U, or that of the history."""
+        """Return the cell of the largest U approximated since the last evaluation, or the one that the history has."""
         for _, evaluation in self.doubtful:
             if evaluation.key in self._proposed:
                 return evaluation
         return max(self.doubtful, key=lambda entry: entry[0])[1]
 
     def _rest(self) -> Evaluation | None:
-        """When nothing is left to cut: the approximated cell of the largest L."""
+        """Return the approximated cell of the largest L, for when nothing is left to cut."""
         left = [e for e in self.evaluations.values() if e.status is Status.APPROXIMATED and e.nodes]
         return max(left, key=lambda evaluation: evaluation.value or 0.0, default=None)
 
     def _refresh(self) -> None:
-        """The bounds of approximated leaves by the model of now; those with U above f+ are screened again."""
+        """Compute the bounds of approximated leaves again with the present model; queue those whose U reaches f+."""
         leaves = [
             evaluation
             for evaluation in self.evaluations.values()
@@ -226,46 +222,34 @@ class BaMSOOTree(SOOTree):
                 self.queue.append(evaluation)
 
     def _surrogate(self) -> Surrogate | None:
-        """The model of the rows; None where they do not make one."""
+        """Return the model of the rows; None if they have none."""
         if self._stale:
             self._stale = False
             try:
-                self._model = self._fitted(Observations.of_rows(self.space, [self.rows[i] for i in sorted(self.rows)]))
+                self._model = self._fit(Observations.of_rows(self.space, [self.rows[i] for i in sorted(self.rows)]))
             except SurrogateError:
                 self._model = None
         return self._model
 
     def describe(self) -> dict[str, Any]:
-        """Where the tree stands, and what the model is."""
+        """Return where the tree stands, and what the model is (JSON)."""
         model = None if self._asked_model is None else self._asked_model.describe()
         return {**super().describe(), "screened": self.screened, "model": model}
 
 
-class BaMSOO:
-    """Bayesian multi-scale optimistic optimization.
+class BaMSOO(SearchOptimizer[BaMSOOTree]):
+    """Proposes the centres of the leaves of a tree that a Gaussian process finds promising."""
 
-    Args:
-        space: what to search.
-        settings: preset, sections, screening.
-        seed: of the campaign; nothing is random here.
-    """
+    name = "bamsoo"
 
     def __init__(self, space: Space, settings: BaMSOOSettings, seed: int) -> None:
-        self.space, self.settings = space, settings
+        super().__init__(space, settings, seed)
         self._features = Features(space)
         self._fits: dict[bytes, Surrogate | SurrogateError] = {}  # a cache: fitting again gives the same
-        self._retrace = Retrace(space, lambda: BaMSOOTree(space, settings, self._fit))
 
-    def ask(self, history: pd.DataFrame, n: int) -> Ask:
-        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        ask = self._retrace.ask(history, n, "bamsoo")
-        sign = _sign(history)
-        settled = (dataclasses.replace(row, value=sign * (row.value or 0.0)) for row in ask.settled)
-        return dataclasses.replace(ask, settled=tuple(settled))
-
-    def tree(self, history: pd.DataFrame) -> BaMSOOTree:
-        """The tree as `history` leaves it, for drawing and analysis."""
-        return self._retrace.at(history)
+    def search(self) -> BaMSOOTree:
+        """Return the tree before its first evaluation."""
+        return BaMSOOTree(self.space, self.settings, self._fit)
 
     def _fit(self, observations: Observations) -> Surrogate:
         digest = observations.digest()
@@ -280,11 +264,3 @@ class BaMSOO:
         if isinstance(found, SurrogateError):
             raise found
         return found
-
-
-def _sign(history: pd.DataFrame) -> float:
-    """What a target is multiplied by for a value: settled rows have values, in the user's direction."""
-    if "value" not in history.columns:
-        return 1.0
-    values, targets = (history[name].to_numpy(dtype=np.float64, na_value=math.nan) for name in ("value", "target"))
-    return -1.0 if ((values == -targets) & (values != 0)).any() else 1.0

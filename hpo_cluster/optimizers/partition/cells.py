@@ -1,17 +1,17 @@
-"""Cells of a partition of the unit cube, and how one is cut: what the optimizers that divide the space have in common.
+"""Cells of a partition of the unit cube, and how they are cut: what the optimizers that divide the space share.
 
-A *cell* is one side for each parameter, a side is two integers, so that centres, widths and comparisons are exact and
-two ways to the same cell end at the same numbers:
+A *cell* is one side for each parameter, and a side is two integers, so that centres, widths and comparisons are exact
+and two ways to the same cell lead to the same numbers:
 
     real          (level, index): from index / K^level to (index + 1) / K^level of the axis
-    finite        (first, last + 1): that range of the parameter's values, in their order
+    finite        (first, last + 1): this range of the parameter's values, in their order
 
-A real side is cut into K equal parts, until it is narrower than `resolution`. A finite side is cut so that the value at
-coordinate c goes to part floor(K (c - lo) / (hi - lo)) of the side from lo to hi, and parts without a value do not
-exist; the values of an unordered choice part all at once. A side of one value is never cut.
+A real side is cut into K equal parts, until it is narrower than `resolution`. A finite side from lo to hi is cut so
+that the value at coordinate c goes to part floor(K (c - lo) / (hi - lo)), without parts that have no value; an
+unordered choice is cut into all its values at once. A side of one value is never cut.
 
-A side of a parameter that is inactive everywhere in its cell is never cut either, since that would make cells of one
-and the same configurations, and its width is 0.
+A side of a parameter that is inactive everywhere in its cell is never cut either, since the parts would hold the same
+configurations, and its width is 0.
 
 The *centre* of a real side is its middle. That of a finite side is the value nearest to its middle, the lower of two.
 The *width* of a side is its share of the axis if real, and for a finite one the distance from its first to its last
@@ -27,13 +27,13 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.space import Categorical, Float, Space, Value
+from hpo_cluster.space import Categorical, Space, Value
 from hpo_cluster.space.sampling import axis_values
 
 Side: TypeAlias = tuple[int, int]
 Cell: TypeAlias = tuple[Side, ...]
 
-#: Coordinates nearer than this are the same place.
+#: Coordinates nearer to one another than this count as equal.
 CLOSE = 1e-9
 
 
@@ -43,24 +43,24 @@ class Axis(Protocol):
     whole: Side
 
     def ends(self, side: Side) -> tuple[float, float]:
-        """Where it begins and ends in the unit interval."""
+        """Return where a side begins and ends in the unit interval."""
         ...
 
     def width(self, side: Side) -> float:
-        """For comparison with the other sides of a cell; see the module."""
+        """Return the width, for comparison with the other sides of a cell; see the module."""
         ...
 
     def centre(self, side: Side) -> float:
-        """A coordinate of the unit interval."""
+        """Return the coordinate of the centre in the unit interval."""
         ...
 
     def cut(self, side: Side) -> tuple[Side, ...]:
-        """The parts in order, two at least; none where the side is never cut."""
+        """Return the parts in order, at least two; none if the side is never cut."""
         ...
 
 
 class RealAxis:
-    """Of a parameter without end of values.
+    """Cuts the sides of a real parameter.
 
     Args:
         sections: parts of a cut, K.
@@ -73,22 +73,22 @@ class RealAxis:
         self.sections, self.resolution = sections, resolution
 
     def ends(self, side: Side) -> tuple[float, float]:
-        """Where it begins and ends in the unit interval."""
+        """Return where a side begins and ends in the unit interval."""
         level, index = side
         parts = self.sections**level
         return index / parts, (index + 1) / parts
 
     def width(self, side: Side) -> float:
-        """Share of the axis."""
+        """Return the share of the axis."""
         return float(1 / self.sections ** side[0])
 
     def centre(self, side: Side) -> float:
-        """The middle; that of an odd number of parts' middle one is the same number."""
+        """Return the middle; the middle part of an odd number of parts has exactly the same."""
         level, index = side
         return float((2 * index + 1) / (2 * self.sections**level))
 
     def cut(self, side: Side) -> tuple[Side, ...]:
-        """K equal parts, or none."""
+        """Return K equal parts, or none."""
         level, index = side
         if self.width(side) < self.resolution:
             return ()
@@ -96,10 +96,10 @@ class RealAxis:
 
 
 class FiniteAxis:
-    """Of a parameter with finitely many values.
+    """Cuts the sides of a parameter with finitely many values.
 
     Args:
-        coordinates: canonical ones of the values, increasing.
+        coordinates: canonical coordinates of the values, increasing.
         sections: parts of a cut at most, K; None: each value is a part.
     """
 
@@ -110,16 +110,16 @@ class FiniteAxis:
         self._span = coordinates[-1] - coordinates[0]
 
     def ends(self, side: Side) -> tuple[float, float]:
-        """Where it begins and ends in the unit interval."""
+        """Return where a side begins and ends in the unit interval."""
         return self.edges[side[0]], self.edges[side[1]]
 
     def width(self, side: Side) -> float:
-        """Distance from the first value to the last, over that of the axis."""
+        """Return the distance from the first value to the last, as a share of that of the axis."""
         first, end = side
         return (self.coordinates[end - 1] - self.coordinates[first]) / self._span if end - first > 1 else 0.0
 
     def centre(self, side: Side) -> float:
-        """Coordinate of the value nearest to the middle, the lower of two."""
+        """Return the coordinate of the value nearest to the middle, the lower of two."""
         low, high = self.ends(side)
         middle = (low + high) / 2
         at = bisect_left(self.coordinates, middle - CLOSE, *side)
@@ -130,7 +130,7 @@ class FiniteAxis:
         return self.coordinates[at]
 
     def cut(self, side: Side) -> tuple[Side, ...]:
-        """The parts that hold a value, or none."""
+        """Return the parts that hold a value, or none."""
         first, end = side
         if end - first < 2:
             return ()
@@ -143,12 +143,26 @@ class FiniteAxis:
 
 
 def at_value(space: Space, name: str, value: Value) -> int:
-    """Place of a value among those of a finite parameter."""
+    """Return the index of a value among those of a finite parameter."""
     return int(np.argmin(np.abs(axis_values(space, name) - space.parameters[name].encode(value))))
 
 
+def _needed(space: Space, name: str) -> list[tuple[int, list[int]]]:
+    """Return for each parent of a parameter its axis and the places of the values that are needed.
+
+    A fixed parent has no axis: its value is the one needed, and it is active where its own parents let it be.
+    """
+    found: list[tuple[int, list[int]]] = []
+    for parent, values in space.parameters[name].conditions.items():
+        if space.parameters[parent].fixed:
+            found += _needed(space, parent)
+        else:
+            found.append((space.axes.index(parent), [at_value(space, parent, value) for value in values]))
+    return found
+
+
 class Partition:
-    """The sides of a space's cells.
+    """Cuts the cells of a space.
 
     Args:
         space: the space.
@@ -160,52 +174,48 @@ class Partition:
         self.axes: list[Axis] = []
         self._parameters = [parameter for _, parameter in space]
         for name, parameter in space:
-            if isinstance(parameter, Float):
+            if parameter.cardinality is None:
                 self.axes.append(RealAxis(sections, resolution))
             else:
                 unordered = isinstance(parameter, Categorical) and not parameter.ordered
                 coordinates = [float(u) for u in axis_values(space, name)]
                 self.axes.append(FiniteAxis(coordinates, None if unordered else sections))
         self.whole: Cell = tuple(axis.whole for axis in self.axes)
-        places = {name: i for i, name in enumerate(space.names)}
-        self._needed: list[list[tuple[int, list[int]]]] = [  # for each parent its axis and the values that are needed
-            [(places[parent], [at_value(space, parent, v) for v in values]) for parent, values in p.conditions.items()]
-            for _, p in space
-        ]
+        self._needed = [_needed(space, name) for name in space.axes]
         self._always = not any(self._needed)
 
     def centre(self, cell: Cell) -> NDArray[np.float64]:
-        """Point of the unit cube (``d``)."""
+        """Return the centre, a point of the unit cube (``d``)."""
         return np.array([axis.centre(side) for axis, side in zip(self.axes, cell, strict=True)], dtype=np.float64)
 
     def widths(self, cell: Cell) -> list[float]:
-        """Width of each side (``d``)."""
+        """Return the width of each side (``d``)."""
         if self._always:
             return [axis.width(side) for axis, side in zip(self.axes, cell, strict=True)]
         return [self.axes[i].width(cell[i]) if self._active(cell, i) else 0.0 for i in range(len(cell))]
 
     def longest(self, cell: Cell) -> list[int]:
-        """The axes of the greatest width among those that can be cut, in order; none in a cell that is never cut."""
+        """Return the axes of the greatest width among those that can be cut, in order; none if none can."""
         able = [i for i, axis in enumerate(self.axes) if axis.cut(cell[i]) and self._active(cell, i)]
         widths = {i: self.axes[i].width(cell[i]) for i in able}
         return [i for i in able if widths[i] == max(widths.values())]
 
     def _active(self, cell: Cell, axis: int) -> bool:
-        """Whether a parameter is active anywhere in a cell."""
+        """Return whether a parameter is active anywhere in a cell."""
         return all(
             self._active(cell, parent) and any(cell[parent][0] <= value < cell[parent][1] for value in values)
             for parent, values in self._needed[axis]
         )
 
     def cut(self, cell: Cell, axis: int) -> list[Cell]:
-        """The cells that a cut across an axis makes, in order."""
+        """Return the cells that a cut across an axis makes, in order."""
         return [(*cell[:axis], side, *cell[axis + 1 :]) for side in self.axes[axis].cut(cell[axis])]
 
     def values(self, cell: Cell) -> list[tuple[Value, Value]]:
-        """The ends of each real side, the first and the last value of each other (``d``)."""
+        """Return the ends of each real side, and the first and last value of each other side (``d``)."""
         found = list[tuple[Value, Value]]()
         for parameter, axis, side in zip(self._parameters, self.axes, cell, strict=True):
-            if isinstance(parameter, Float):
+            if parameter.cardinality is None:
                 low, high = axis.ends(side)
                 found.append((parameter.decode(low), parameter.decode(high)))
             else:
@@ -213,6 +223,6 @@ class Partition:
         return found
 
     def volume(self, cell: Cell) -> float:
-        """Share of the unit cube."""
+        """Return the share of the unit cube."""
         ends = [axis.ends(side) for axis, side in zip(self.axes, cell, strict=True)]
         return float(np.prod([high - low for low, high in ends]))

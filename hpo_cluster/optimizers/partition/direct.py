@@ -1,10 +1,10 @@
-"""DIRECT: dividing rectangles, all sizes that may hold the optimum at once.
+"""DIRECT: divide rectangles of all the sizes that may hold the optimum at once.
 
-Each rectangle is known by its value at the centre. If the objective changed by at most some constant per distance, the
-lowest it could reach in a rectangle would follow from value and size; DIRECT divides all rectangles that are the most
-promising for *some* constant, large ones with middling values and small ones with good values alike. DIRECT-L measures
-size by the longest side and takes one rectangle of each size, which favours the good regions. All points of a division
-are proposed as single trials, in no need of one another.
+Each rectangle has the value at its centre. If the objective changed by at most some constant per distance, the lowest
+value that it could reach in a rectangle would follow from value and size; DIRECT divides all rectangles that are the
+most promising for *some* constant, large ones with middling values as well as small ones with good values. DIRECT-L
+measures size by the longest side and takes one rectangle of each size, which favours the good regions. All points of a
+division are proposed as independent trials.
 
 References: D. R. Jones, C. D. Perttunen and B. E. Stuckman, "Lipschitzian Optimization Without the Lipschitz Constant",
 Journal of Optimization Theory and Applications 79, 157-181, 1993; J. M. Gablonsky and C. T. Kelley, "A Locally-Biased
@@ -18,29 +18,25 @@ DIRECT-L); ``phi_min`` the lowest so far; ``epsilon`` least relative improvement
     division:  evaluate c +- (l/3) e_q for q in I;  trisect along the q of the best of its two points first
 
 Deviations from the papers: finite parameters are cut between their values, into the parts that
-`hpo_cluster.optimizers.partition.cells` says; the part that holds the rectangle's point keeps it, the others get the
-value nearest to their middle. Real sides narrower than `resolution` are never cut. With trials in flight a division is
-completed once the next one has to be chosen, their rectangles having the value of the one that was divided; at most one
-evaluation at a time gives the sequential algorithm, exactly. A trial that diverged or was infeasible counts as the
-lowest value told; one that failed keeps the value of the rectangle that was divided.
+`hpo_cluster.optimizers.partition.cells` describes; the part that holds the point of the rectangle keeps it, the others
+get the value nearest to their middle. Real sides narrower than `resolution` are never cut. With trials in flight a
+division is completed once the next one has to be chosen, and rectangles without a value have that of the rectangle that
+was divided; one evaluation at a time gives exactly the sequential algorithm. A trial that diverged or was infeasible
+counts as the lowest value measured; one that failed keeps the value of the rectangle that was divided.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.partition.cells import Cell, Partition, Side
-from hpo_cluster.optimizers.partition.replayed_search import Evaluation, Retrace
+from hpo_cluster.optimizers.partition.replayed_search import Evaluation, SearchOptimizer
 from hpo_cluster.optimizers.partition.tree import Node, Tree
 from hpo_cluster.space import Space
-from hpo_cluster.trial import Ask
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class DirectSettings(OptimizerSettings):
@@ -75,7 +71,7 @@ class Rectangles(Tree):
         self.root = self._node(whole, None, self.want(self.partition.centre(whole), {"iteration": 0}))
 
     def grow(self) -> bool:
-        """Complete the divisions under way and begin the next ones; False where no rectangle can be divided."""
+        """Complete the divisions under way and begin the next ones; return False if none can be divided."""
         for node, samples in self.dividing:
             self._divide(node, samples)
         self.dividing = [(node, {}) for node in self._potentially_optimal()]
@@ -87,7 +83,7 @@ class Rectangles(Tree):
         return bool(self.dividing)
 
     def _sample(self, node: Node, axis: int) -> list[tuple[Side, Evaluation | None]]:
-        """The parts across an axis and the evaluations of their points; None for the part that keeps the node's."""
+        """Return the parts across an axis with the evaluations of their points; None for that of the node's point."""
         parts: list[tuple[Side, Evaluation | None]] = []
         along = self.partition.axes[axis]
         for side in along.cut(node.cell[axis]):
@@ -101,13 +97,13 @@ class Rectangles(Tree):
         return parts
 
     def _divide(self, node: Node, samples: dict[int, list[tuple[Side, Evaluation | None]]]) -> None:
-        """Trisect along each axis in turn, that of the best point first, so that it gets the largest rectangle."""
+        """Trisect along each axis in turn, the one with the best point first, so that it gets the largest rectangle."""
         value = self.leaves.value(node)
 
         def best(axis: int) -> float:
-            known = [self.told(evaluation) for _, evaluation in samples[axis] if evaluation is not None]
-            values = [value if told is None else told for told in known]
-            return max((told for told in values if told is not None), default=-math.inf)
+            known = [self.value_of(evaluation) for _, evaluation in samples[axis] if evaluation is not None]
+            values = [value if own is None else own for own in known]
+            return max((own for own in values if own is not None), default=-math.inf)
 
         cell, children = node.cell, []
         for axis in sorted(samples, key=lambda axis: (-best(axis), axis)):
@@ -133,18 +129,18 @@ class Rectangles(Tree):
         return node
 
     def _size(self, cell: Cell) -> float:
-        """delta: equal for cells of equal widths in any order."""
+        """Return delta, which is equal for cells of equal widths in any order."""
         widths = self.partition.widths(cell)
         return max(widths) / 2 if self.locally_biased else math.sqrt(math.fsum(w * w for w in widths)) / 2
 
     def _potentially_optimal(self) -> list[Node]:
-        """The nodes to divide, from small to large."""
+        """Return the nodes to divide, from small to large."""
         best = {size: self.leaves.best(size) for size in sorted(self.leaves.levels)}
         nodes = {size: node for size, node in best.items() if node is not None}
         values = {size: self.leaves.value(node) for size, node in nodes.items()}
         phi = {size: -value for size, value in values.items() if value is not None}
         if not phi or self.best is None:
-            return list(nodes.values())[-1:]  # nothing is told yet: the largest
+            return list(nodes.values())[-1:]  # no value yet: the largest
         least = -self.best - self.settings.epsilon * abs(self.best)
         chosen = []
         hull = _lower_hull(phi)
@@ -157,19 +153,19 @@ class Rectangles(Tree):
         return chosen
 
     def _equals(self, size: float, node: Node) -> list[Node]:
-        """The leaves of a size that are as good as its best one; that one alone in DIRECT-L."""
+        """Return the leaves of a size that are as good as its best one; only the best one in DIRECT-L."""
         if self.locally_biased:
             return [node]
         leaves = self.leaves.levels[size].leaves.values()
         return [leaf for leaf in leaves if self.leaves.rank(leaf)[0] == self.leaves.rank(node)[0]]
 
     def describe(self) -> dict[str, Any]:
-        """Where the division stands."""
+        """Return where the division stands (JSON)."""
         return {"rectangles": self.nodes, "iteration": self.iteration, "dividing": len(self.dividing)}
 
 
 def _lower_hull(phi: dict[float, float]) -> list[float]:
-    """The sizes (given in increasing order) at which phi is the least for some kappa, those on a line included."""
+    """Return the sizes (given in increasing order) at which phi is the least for some kappa, with those on a line."""
     hull = list[float]()
     for size, value in phi.items():
         while len(hull) > 1:
@@ -181,31 +177,18 @@ def _lower_hull(phi: dict[float, float]) -> list[float]:
     return hull
 
 
-class Direct:
-    """DIRECT.
+class Direct(SearchOptimizer[Rectangles]):
+    """Proposes the points of the rectangles that DIRECT divides."""
 
-    Args:
-        space: what to search.
-        settings: least improvement and resolution.
-        seed: of the campaign; nothing is drawn at random.
-    """
+    name = "direct"
+    locally_biased: ClassVar[bool] = False
 
-    name, locally_biased = "direct", False
-
-    def __init__(self, space: Space, settings: DirectSettings, seed: int) -> None:
-        self.space, self.settings, self.seed = space, settings, seed
-        self._retrace = Retrace(space, lambda: Rectangles(space, settings, self.locally_biased))
-
-    def ask(self, history: pd.DataFrame, n: int) -> Ask:
-        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        return self._retrace.ask(history, n, self.name)
-
-    def tree(self, history: pd.DataFrame) -> Rectangles:
-        """The rectangles as `history` leaves them, for drawing and analysis."""
-        return self._retrace.at(history)
+    def search(self) -> Rectangles:
+        """Return the rectangles before the first evaluation."""
+        return Rectangles(self.space, self.settings, self.locally_biased)
 
 
 class DirectL(Direct):
-    """DIRECT-L, the locally biased form."""
+    """Proposes the points of the rectangles that DIRECT-L divides, the locally biased form."""
 
     name, locally_biased = "direct_l", True

@@ -1,8 +1,8 @@
 """Fractal decomposition: spheres within spheres, and a local search in the best of the smallest.
 
-A sphere is cut into two for each parameter, smaller by the same factor at every level; a few points tell how promising
-each is. The search goes down into the best sphere of the deepest level until the last level, where it improves the
-sphere's best point one coordinate at a time, and comes up again when that is done.
+A sphere is cut into two spheres for each parameter, smaller by the same factor at every level; the values of a few
+points say how promising each is. The search goes down into the best sphere of the deepest level until the last level,
+where it improves the best point of the sphere one coordinate at a time, and then comes up again.
 
 References: A. Nakib, S. Ouchraa, N. Shvai, L. Souquet and E.-G. Talbi, "Deterministic metaheuristic based on fractal
 decomposition for large-scale optimization", Applied Soft Computing 61, 468-485, 2017; T. Firmin and E.-G. Talbi, "A
@@ -18,11 +18,11 @@ Symbols: ``c``, ``r`` centre and radius of a sphere; ``d`` number of parameters;
                         from r down to precision
 
 Deviations from the papers: one point for each sphere and two levels by default, for budgets of tens of evaluations
-where the papers have thousands; the best value of its points is a sphere's score, their slope towards the best point is
-an option; points outside the unit cube are clipped to it, and moves that change no value of a finite parameter are not
-evaluated. When every sphere is done free points are drawn at random. With trials in flight a sphere has the score of
-what is known of it, or of the sphere it lies in, and the next sphere is begun while a local search awaits its points;
-at most one evaluation at a time gives the sequential algorithm, exactly.
+where the papers have thousands; the score of a sphere is the best value of its points, or as an option their slope
+towards the best point; points outside the unit cube are clipped to it, and moves that change no value of a finite
+parameter are not evaluated. When every sphere is done, free points are drawn at random. With trials in flight a sphere
+has the score of its points with a value, or that of the sphere it lies in, and the next sphere is begun while a local
+search waits for its points; one evaluation at a time gives exactly the sequential algorithm.
 """
 
 from __future__ import annotations
@@ -30,20 +30,17 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from hpo_cluster.optimizers.base import OptimizerSettings
-from hpo_cluster.optimizers.partition.replayed_search import Evaluation, Retrace, Search, Status
+from hpo_cluster.optimizers.partition.replayed_search import Evaluation, Search, SearchOptimizer, Status
 from hpo_cluster.space import Space
 from hpo_cluster.space.sampling import free_point
-from hpo_cluster.trial import Ask, derive_seed
-
-if TYPE_CHECKING:
-    import pandas as pd
+from hpo_cluster.trial import derive_seed
 
 
 class FDASettings(OptimizerSettings):
@@ -72,9 +69,9 @@ class Sphere:
         centre: ``d``, unit cube.
         radius: r.
         level: 0 for the root.
-        serial: spheres are numbered as they are made.
+        serial: number of the sphere, in the order in which spheres are made.
         parent: None for the root.
-        points: those that tell of it (``d`` each), with their evaluations.
+        points: the points that it is judged by (``d`` each), with their evaluations.
     """
 
     centre: NDArray[np.float64]
@@ -90,13 +87,13 @@ class LocalSearch:
     """Improves a point one coordinate at a time.
 
     Args:
-        serial: local searches are numbered as they begin; the oldest that can go on does.
+        serial: number of the search, in the order in which searches begin; the oldest that can go on does.
         u: where it is (``d``, unit cube).
         best: the evaluation there.
         step: s.
         axis: the one that is tried next.
-        gained: whether this round has moved.
-        tried: points awaited, with their evaluations.
+        gained: whether it has moved in this round.
+        tried: the points that it waits for, with their evaluations.
     """
 
     serial: int
@@ -109,17 +106,17 @@ class LocalSearch:
 
     @property
     def waits(self) -> bool:
-        """Whether something that it needs is still to come."""
+        """Return whether an evaluation that it needs is queued or in flight."""
         return any(e.status in (Status.QUEUED, Status.PENDING) for e in [self.best, *(e for _, e in self.tried)])
 
 
 class Spheres(Search):
-    """The spheres that are open, and the local searches under way.
+    """The spheres, and the local searches under way.
 
     Args:
         space: what to search.
         settings: of the optimizer.
-        seed: for what is drawn when every sphere is done.
+        seed: of the campaign; for the points that are drawn when every sphere is done.
     """
 
     def __init__(self, space: Space, settings: FDASettings, seed: int) -> None:
@@ -130,11 +127,11 @@ class Spheres(Search):
         self.searches: dict[int, LocalSearch] = {}
         self.begun = 0  # local searches so far
         self.ready: list[int] = []  # a heap of local searches that may go on
-        self.top: Evaluation | None = None  # of the best value
+        self.top: Evaluation | None = None  # the one with the best value
         self._sphere(np.full(space.dim, 0.5), 0.5, None)
 
     def grow(self) -> bool:
-        """Let a local search go on, or begin with the next sphere; False where no configuration is left."""
+        """Let a local search go on, or begin with the next sphere; return False if no configuration is left."""
         while self.ready:
             search = self.searches.get(heapq.heappop(self.ready))
             if search is not None and not search.waits:
@@ -148,7 +145,7 @@ class Spheres(Search):
         if sphere.level < self.settings.levels:
             self._cut(sphere)
         else:
-            self._begin(*max(sphere.points, key=lambda entry: self._told(entry[1])), sphere.radius)
+            self._begin(*max(sphere.points, key=lambda entry: self._value(entry[1])), sphere.radius)
         return True
 
     # --------------------------------------------------------------------------------------------------------- spheres
@@ -174,8 +171,8 @@ class Spheres(Search):
         self.open[sphere.level].append(sphere)
 
     def _score(self, sphere: Sphere) -> float:
-        """Of the known points of a sphere, or of the one it lies in."""
-        values = [(e, value) for _, e in sphere.points if (value := self.told(e)) is not None]
+        """Return the score of the points of a sphere with a value, or of the sphere it lies in."""
+        values = [(e, value) for _, e in sphere.points if (value := self.value_of(e)) is not None]
         if not values:
             return -math.inf if sphere.parent is None else self._score(sphere.parent)
         if self.settings.score == "best" or self.top is None or self.best is None:
@@ -183,8 +180,8 @@ class Spheres(Search):
         top, best = self.top.point, self.best
         return max((value - best) / (float(np.linalg.norm(e.point - top)) + 1e-20) for e, value in values)
 
-    def _told(self, evaluation: Evaluation) -> float:
-        value = self.told(evaluation)
+    def _value(self, evaluation: Evaluation) -> float:
+        value = self.value_of(evaluation)
         return -math.inf if value is None else value
 
     # ---------------------------------------------------------------------------------------------------- local search
@@ -196,14 +193,14 @@ class Spheres(Search):
         self._called(search)
 
     def _called(self, search: LocalSearch) -> None:
-        """Let a search go on when its turn comes, if it waits for nothing."""
+        """Let a search go on when its turn comes, unless it waits for an evaluation."""
         if not search.waits:
             heapq.heappush(self.ready, search.serial)
 
     def _go_on(self, search: LocalSearch) -> None:
-        """Move to the better of the points tried, then try the next axis; ends below the precision."""
-        u, best = max(search.tried, key=lambda entry: self._told(entry[1]), default=(search.u, search.best))
-        if self._told(best) > self._told(search.best):
+        """Move to the better of the points tried, then try the next axis; end the search below the precision."""
+        u, best = max(search.tried, key=lambda entry: self._value(entry[1]), default=(search.u, search.best))
+        if self._value(best) > self._value(search.best):
             search.u, search.best, search.gained = u, best, True
         search.tried = []
         if search.axis == self.space.dim:
@@ -222,7 +219,7 @@ class Spheres(Search):
         self._called(search)
 
     def _draw(self) -> bool:
-        """A free configuration at random."""
+        """Queue a free configuration at random; return False if there is none."""
         seed = derive_seed(self.seed, "rest", len(self.taken))
         point = free_point(self.space, self.taken, np.random.default_rng(seed))
         if point is None:
@@ -231,35 +228,23 @@ class Spheres(Search):
         return True
 
     def changed(self, evaluation: Evaluation) -> None:
-        """The status or value of a configuration is another now."""
-        if evaluation.value is not None and (self.top is None or evaluation.value > self._told(self.top)):
+        """Take in that the status or value of a configuration has changed."""
+        if evaluation.value is not None and (self.top is None or evaluation.value > self._value(self.top)):
             self.top = evaluation
         for node in evaluation.nodes:
             if isinstance(node, LocalSearch) and node.serial in self.searches:
                 self._called(node)
 
     def describe(self) -> dict[str, Any]:
-        """Where the search stands."""
+        """Return where the search stands (JSON)."""
         return {"spheres": len(self.spheres), "open": sum(map(len, self.open)), "local_searches": len(self.searches)}
 
 
-class FDA:
-    """Fractal decomposition.
+class FDA(SearchOptimizer[Spheres]):
+    """Proposes the points of spheres and of local searches in them."""
 
-    Args:
-        space: what to search.
-        settings: levels, points, local search.
-        seed: of the campaign; for what is drawn when every sphere is done.
-    """
+    name = "fda"
 
-    def __init__(self, space: Space, settings: FDASettings, seed: int) -> None:
-        self.space, self.settings, self.seed = space, settings, seed
-        self._retrace = Retrace(space, lambda: Spheres(space, settings, seed))
-
-    def ask(self, history: pd.DataFrame, n: int) -> Ask:
-        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        return self._retrace.ask(history, n, "fda")
-
-    def tree(self, history: pd.DataFrame) -> Spheres:
-        """The spheres as `history` leaves them, for drawing and analysis."""
-        return self._retrace.at(history)
+    def search(self) -> Spheres:
+        """Return the root sphere before its evaluation."""
+        return Spheres(self.space, self.settings, self.seed)

@@ -1,8 +1,8 @@
 """Simultaneous optimistic optimization: a tree of cells, of which the best leaf of each depth is cut in turn.
 
 The value at the centre stands for a cell. A sweep walks from the root's depth down and opens, at each depth, the best
-leaf, provided that no leaf opened before it in this sweep was better: so cells of all sizes are cut at once, and
-nothing need be known of how smooth the objective is. With several workers the sweep goes on while results are awaited.
+leaf, if no leaf opened before it in this sweep was better. So cells of all sizes are cut at once, and nothing need be
+known of how smooth the objective is. With several workers the sweep goes on while trials are in flight.
 
 Reference: R. Munos, "Optimistic Optimization of a Deterministic Function without the Knowledge of its Smoothness",
 NeurIPS 24, 783-791, 2011 (section 4, figure 2). The presets' origins: the authors' program oo.m of StoSOO (M. Valko,
@@ -19,41 +19,37 @@ What the paper leaves open decides everything (``docs/algorithms/soo.md`` has me
     paper       opened down to the depth that the    >           none
                 tree had when the sweep began
     reference   wait for the next sweep             >=           ceil(sqrt(t))
-    greedy      opened as soon as they are met      >=           none
+    greedy      opened as soon as they are reached  >=           none
 
 Deviations from the paper: sides are compared as shares of their axis, and never cut below `resolution` or one value;
 a child whose centre is its parent's configuration has its value without an evaluation, and so has any cell with a
 configuration that was evaluated before; ``h_max`` of `reference` follows the evaluations so far where oo.m has the
-square root of the budget; where no leaf may be opened (all too deep) the shallowest is. Leaves without a value have the
-one of their nearest ancestor that has one, so that the sweep goes on while trials are in flight; at most one evaluation
-at a time gives the sequential algorithm, exactly. A trial that diverged or was infeasible counts as the lowest value
-told, below every measured one; of one that failed nothing is known, and its leaf keeps its ancestor's value.
+square root of the budget; if no leaf may be opened (all are too deep) the shallowest is. A leaf without a value has the
+value of its nearest ancestor with one, so that the sweep goes on while trials are in flight; one evaluation at a time
+gives exactly the sequential algorithm. A trial that diverged or was infeasible counts as the lowest value measured, and
+comes after every measured one; a trial that failed has no value, and its leaf keeps the value of its ancestor.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.partition.cells import Cell, Partition
-from hpo_cluster.optimizers.partition.replayed_search import Retrace
+from hpo_cluster.optimizers.partition.replayed_search import SearchOptimizer
 from hpo_cluster.optimizers.partition.tree import Node, Tree
 from hpo_cluster.space import Space
-from hpo_cluster.trial import Ask
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Eligibility: TypeAlias = Literal["next_sweep", "frozen", "dynamic"]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the paper leaves open."""
+    """The choices that the paper leaves open."""
 
     eligibility: Eligibility
     strict: bool
@@ -94,7 +90,7 @@ class SOOSettings(OptimizerSettings):
     )
 
     def rules(self) -> Rules:
-        """The preset with what is set beside it."""
+        """Return the rules of the preset, with those that are set in their place."""
         preset = PRESETS[self.preset]
         return Rules(
             preset.eligibility if self.eligibility is None else self.eligibility,
@@ -104,7 +100,7 @@ class SOOSettings(OptimizerSettings):
 
 
 class SOOTree(Tree):
-    """The tree, its sweep, and what is awaited.
+    """The tree, its sweep, and its evaluations in flight.
 
     Args:
         space: what to search.
@@ -115,16 +111,16 @@ class SOOTree(Tree):
         super().__init__(space, Partition(space, settings.sections, settings.resolution))
         self.rules = settings.rules()
         self.deepest = 0
-        self.fresh: list[Node] = []  # made in this sweep, where they wait for the next
+        self.fresh: list[Node] = []  # made in this sweep, if they wait for the next one
         self.sweep, self.depth, self.frozen_depth = 0, 0, 0
         self.nu: float | None = None
         self.root = self._node(self.partition.whole, None)
 
     def grow(self) -> bool:
-        """Open one leaf; False where none can be cut."""
+        """Open one leaf; return False if none can be cut."""
         if not self.leaves:
             return False
-        for _ in range(2):  # what is left of this sweep, and a whole one
+        for _ in range(2):  # the rest of this sweep, and a whole one
             leaf = self._sweep_on()
             if leaf is not None:
                 self._open(leaf)
@@ -134,7 +130,7 @@ class SOOTree(Tree):
         return True
 
     def _sweep_on(self) -> Node | None:
-        """The next leaf that the sweep opens; None where it ends without one."""
+        """Return the next leaf that the sweep opens; None if it ends without one."""
         bottom = self.frozen_depth if self.rules.eligibility == "frozen" else self.deepest
         if self.rules.h_max is not None:
             bottom = min(bottom, math.ceil(math.sqrt(self.issued)) if self.rules.h_max == "sqrt" else self.rules.h_max)
@@ -142,7 +138,7 @@ class SOOTree(Tree):
             leaf = self.leaves.best(self.depth)
             self.depth += 1
             value = None if leaf is None else self.leaves.value(leaf)
-            if value is None:  # no leaf, or nothing told yet
+            if value is None:  # no leaf, or no value yet
                 continue
             if self.nu is None or value > self.nu or (value == self.nu and not self.rules.strict):
                 self.nu = value
@@ -171,27 +167,15 @@ class SOOTree(Tree):
         return node
 
     def describe(self) -> dict[str, Any]:
-        """Where the tree stands."""
+        """Return where the tree stands (JSON)."""
         return {"cells": self.nodes, "depth": self.deepest, "sweep": self.sweep, "at_depth": self.depth}
 
 
-class SOO:
-    """Simultaneous optimistic optimization.
+class SOO(SearchOptimizer[SOOTree]):
+    """Proposes the centres of the leaves of a tree that grows by simultaneous optimistic optimization."""
 
-    Args:
-        space: what to search.
-        settings: preset and sections.
-        seed: of the campaign; nothing is drawn at random.
-    """
+    name = "soo"
 
-    def __init__(self, space: Space, settings: SOOSettings, seed: int) -> None:
-        self.space, self.settings, self.seed = space, settings, seed
-        self._retrace = Retrace(space, lambda: SOOTree(space, settings))
-
-    def ask(self, history: pd.DataFrame, n: int) -> Ask:
-        """At most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        return self._retrace.ask(history, n, "soo")
-
-    def tree(self, history: pd.DataFrame) -> SOOTree:
-        """The tree as `history` leaves it, for drawing and analysis."""
-        return self._retrace.at(history)
+    def search(self) -> SOOTree:
+        """Return the tree before its first evaluation."""
+        return SOOTree(self.space, self.settings)

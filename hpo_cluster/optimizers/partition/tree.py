@@ -1,8 +1,8 @@
-"""A partition tree: its nodes, and its leaves in order of value, those in flight included.
+"""A partition tree: its nodes, and its leaves in the order of their values, also while trials are in flight.
 
-A leaf whose evaluation is not known yet has the value of its nearest ancestor that has one, so that a tree can go on
-while trials are in flight. A leaf that diverged or was infeasible has the lowest value told, and comes after those that
-have a value of their own.
+A leaf without a value has the value of its nearest ancestor with one, so that a tree can go on while trials are in
+flight. A leaf that diverged or was infeasible has the lowest value measured, and comes after the leaves with a value of
+their own.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Node:
     Args:
         cell: its sides.
         u: the point that stands for it (``d``, unit cube).
-        level: leaves of equal level are compared: the depth in the tree, or the size.
-        serial: nodes are numbered as they are made; of equals the first comes first.
+        level: depth in the tree, or size; leaves of equal level are compared.
+        serial: number of the node, in the order in which nodes are made; of equal leaves the first is the best.
         parent: None for the root.
         evaluation: of the point.
-        axes: the longest sides that can be cut; empty where none can.
-        children: once it is cut.
+        axes: the longest sides that can be cut; empty if none can.
+        children: empty before the node is cut.
         entry: number of its valid entry in the heap of its level; 0 before it takes part.
     """
 
@@ -53,7 +53,7 @@ class Node:
 
 @dataclass(eq=False, slots=True)
 class Level:
-    """The leaves of one level that can be cut, all of them and, in a heap, those that take part."""
+    """The leaves of one level that can be cut, and a heap of those that take part in the choice of the best."""
 
     leaves: dict[int, Node] = field(default_factory=dict)
     heap: list[tuple[float, int, int]] = field(default_factory=list)  # -value, serial, entry
@@ -63,45 +63,45 @@ class Leaves:
     """The leaves that can be cut, by level.
 
     Args:
-        told: value of an evaluation, None where there is none.
+        value_of: returns the value of an evaluation, None if it has none.
     """
 
-    def __init__(self, told: Callable[[Evaluation], float | None]) -> None:
-        self.told = told
+    def __init__(self, value_of: Callable[[Evaluation], float | None]) -> None:
+        self.value_of = value_of
         self.levels: dict[float, Level] = {}
 
     def __bool__(self) -> bool:
         return any(level.leaves for level in self.levels.values())
 
     def add(self, node: Node) -> None:
-        """A new leaf; it takes part once it is entered."""
+        """Add a new leaf; it takes part once it is entered."""
         node.evaluation.nodes.append(node)
         if node.axes:
             self.levels.setdefault(node.level, Level()).leaves[node.serial] = node
 
     def enter(self, node: Node) -> None:
-        """Let a leaf take part, or give it the place of its value of now."""
+        """Let a leaf take part, or move it to the place of its present value."""
         level = self.levels.get(node.level)
         if level is not None and node.serial in level.leaves:
             node.entry += 1
             heapq.heappush(level.heap, (*self.rank(node), node.entry))
 
     def remove(self, node: Node) -> None:
-        """The node is no leaf any more."""
+        """Remove a node, which is a leaf no more."""
         del self.levels[node.level].leaves[node.serial]
 
     def value(self, node: Node) -> float | None:
-        """Of its own evaluation or of the nearest ancestor's that is known; None where there is none."""
+        """Return the value of a node, or of its nearest ancestor with one; None if there is none."""
         at: Node | None = node
         while at is not None:
-            value = self.told(at.evaluation)
+            value = self.value_of(at.evaluation)
             if value is not None:
                 return value
             at = at.parent
         return None
 
     def rank(self, node: Node) -> tuple[float, int]:
-        """The lowest is the best leaf of a level."""
+        """Return what leaves of a level are sorted by: the lowest is the best."""
         at: Node | None = node
         while at is not None and at.evaluation.value is None and at.evaluation.status is not Status.LOW:
             at = at.parent
@@ -109,7 +109,7 @@ class Leaves:
         return -value, node.serial
 
     def best(self, level: float) -> Node | None:
-        """The best leaf of a level that takes part; None where none does."""
+        """Return the best leaf of a level that takes part; None if none does."""
         here = self.levels.get(level)
         while here is not None and here.heap:
             _, serial, entry = here.heap[0]
@@ -119,7 +119,7 @@ class Leaves:
         return None
 
     def changed(self, evaluation: Evaluation) -> None:
-        """Leaves that have its value get their new place, and those that borrow it too."""
+        """Move the leaves that have the value of an evaluation, their own or an ancestor's, to their new place."""
         stack = list(evaluation.nodes)
         while stack:
             node = stack.pop()
@@ -130,7 +130,7 @@ class Leaves:
 
 
 class Tree(Search):
-    """Base of the programs that cut the space into cells. A subclass makes the `root`.
+    """Base of the searches that cut the space into cells. A subclass makes the `root`.
 
     Args:
         space: what to search.
@@ -142,15 +142,15 @@ class Tree(Search):
     def __init__(self, space: Space, partition: Partition) -> None:
         super().__init__(space)
         self.partition = partition
-        self.leaves = Leaves(self.told)
+        self.leaves = Leaves(self.value_of)
         self.nodes = 0
 
     def changed(self, evaluation: Evaluation) -> None:
-        """The status or value of a configuration is another now."""
+        """Take in that the status or value of a configuration has changed."""
         self.leaves.changed(evaluation)
 
     def uncut(self) -> list[Node]:
-        """The nodes without children, as they were made."""
+        """Return the nodes without children, in the order in which they were made."""
         found, stack = list[Node](), [self.root]
         while stack:
             node = stack.pop()
@@ -160,24 +160,26 @@ class Tree(Search):
         return sorted(found, key=lambda node: node.serial)
 
     def cells(self) -> pd.DataFrame:
-        """The cells that are not cut, as they were made, a row each: together they are the space.
+        """Return a table of the cells that are not cut, in the order of their making; together they are the space.
 
-        Columns: ``NAME.low`` and ``NAME.high``, the ends of a real side, the first and last value of any other;
+        Columns: ``NAME.low`` and ``NAME.high``, the ends of a real side, the first and last value of any other (of
+        parameters that are searched);
         ``NAME``, the configuration that stands for the cell, without inactive parameters; ``status`` of its evaluation
-        (`hpo_cluster.optimizers.partition.replayed_search.Status`); ``target``, its value or the bound in place of one,
-        always maximised, NaN where there is none; ``volume``, the cell's share of the unit cube.
+        (`hpo_cluster.optimizers.partition.replayed_search.Status`); ``target``, its value or its bound,
+        always maximised, NaN if there is none; ``volume``, the cell's share of the unit cube.
         """
         import pandas as pd
 
         rows = []
         for node in self.uncut():
-            ends = dict(zip(self.space.names, self.partition.values(node.cell), strict=True))
-            told = node.evaluation
+            ends = dict(zip(self.space.axes, self.partition.values(node.cell), strict=True))
+            evaluation = node.evaluation
             rows.append(
                 {f"{name}.low": low for name, (low, _) in ends.items()}
                 | {f"{name}.high": high for name, (_, high) in ends.items()}
-                | {name: told.configuration.get(name) for name in self.space.names}
-                | {"status": str(told.status), "target": math.nan if told.value is None else told.value}
+                | {name: evaluation.configuration.get(name) for name in self.space.names}
+                | {"status": str(evaluation.status)}
+                | {"target": math.nan if evaluation.value is None else evaluation.value}
                 | {"volume": self.partition.volume(node.cell)}
             )
         return pd.DataFrame(rows)

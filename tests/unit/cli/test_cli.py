@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from hpo_cluster.cli import display
+from hpo_cluster.cli.arguments import COMMANDS
 from hpo_cluster.cli.config.groups import GROUPS, conf_dir, options
-from hpo_cluster.cli.help import COMMANDS
 from hpo_cluster.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -79,14 +79,30 @@ def test_version_and_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["rnu"], "'rnu': is no command; did you mean run? accepted: run, resume, status, why, tail"),
+        (["rnu"], "'rnu': is not a command; did you mean run? accepted: run, resume, status, why, tail"),
         (["budget=3"], "did you mean: hpo-cluster run budget=3?"),
-        (["run", "--mulitrun"], "--mulitrun: is no option of run; did you mean --multirun?"),
-        (["run", "--json"], "--json: is no option of run"),
-        (["run", "--cfg", "all"], "--cfg all: accepted: --cfg job"),
+        (["run", "--mulitrun"], "--mulitrun: is not an option of run; did you mean --multirun?"),
+        (["run", "--json"], "--json: is not an option of run"),
+        (["run", "--cfg", "all"], "--cfg all: accepted: --cfg job; Hydra's own settings"),
+        (["run", "-c"], "-c: accepted: --cfg job"),
+        (["run", "--multirun=3"], "--multirun=3: accepted: --multirun"),
+        (["run", "-p", "optimizer"], "--package: goes with --cfg job"),
+        (["run", "--resolve"], "--resolve: goes with --cfg job"),
+        (["run", "--cfg", "job", "-p", "optimiser"], "there is no optimiser; did you mean optimizer? accepted: "),
+        (["run", "--info", "default"], "--info default: did you mean defaults? accepted: all, config, defaults"),
+        (["run", "--info", "plugins"], "Hydra's plugins are not used"),
+        (["run", "-sc", "install=bash"], "-sc: is an option of Hydra's that is not needed here; type: eval \"$(hpo"),
+        (["run", "-cp", "x"], "-cp: is an option of Hydra's that is not needed here; type: --config-dir DIR"),
+        (["run", "--config-path", "x"], "type: --config-dir DIR, and --config-name NAME"),
+        (["run", "-cn", "confg"], "--config-name confg: there is no such file; did you mean config? accepted: config"),
+        (["resume", "campaigns/first", "-cn", "x"], "-cn: is not an option of resume"),
+        (
+            ["completion", "fisch"],
+            "'fisch': is not a shell that is known; did you mean fish? accepted: bash, zsh, fish",
+        ),
         (["run", "--config-dir"], "--config-dir: accepted: --config-dir DIR"),
         (["status"], "status needs the campaign's folder, such as campaigns/first"),
-        (["status", "campaigns/first"], "campaigns/first: is no campaign"),
+        (["status", "campaigns/first"], "campaigns/first: is not a campaign"),
         (["resume", "budget=3"], "resume needs the campaign's folder"),
         (["report", "nowhere", "more"], "'more': report takes nothing but a folder"),
     ],
@@ -107,7 +123,7 @@ def test_all_faults_come_in_one_message_and_nothing_is_created(here: Path, capsy
 
 def test_a_wrong_combination_stops_all(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "-m", *QUICK, "optimizer=random,boo", "seed=0,1"]) == 2
-    assert "optimizer=boo: is no option" in capsys.readouterr().err
+    assert "optimizer=boo: is not an option" in capsys.readouterr().err
     assert list(here.iterdir()) == []
 
 
@@ -120,6 +136,36 @@ def test_cfg_prints_the_configuration_and_starts_nothing(here: Path, capsys: pyt
     assert main(["run", "-m", *QUICK, "seed=0,1", "--cfg=job"]) == 0
     assert [page["seed"] for page in yaml.safe_load_all(capsys.readouterr().out)] == [0, 1]
     assert list(here.iterdir()) == []
+
+
+def test_a_part_of_the_configuration_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *QUICK, "budget=${workers}", "--cfg", "job", "--resolve", "-p", "budget"]) == 0
+    assert capsys.readouterr().out == "# @package budget\n4\n"
+    assert main(["run", *QUICK, "optimizer=lhs", "--cfg", "job", "--package", "optimizer"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("# @package optimizer\nname: lhs\n")
+    assert yaml.safe_load(printed) == {"name": "lhs", "points": 24, "optimization": "none"}
+
+
+def test_info_names_folders_and_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "conf" / "launcher").mkdir(parents=True)
+    (here / "conf" / "launcher" / "mine.yaml").write_text("# Mine\ndefaults:\n  - oar\nqueue: night\n")
+    assert main(["run", *QUICK, "launcher=mine", "--info"]) == 0
+    lines = [line.split()[:1] for line in capsys.readouterr().out.splitlines()]
+    for word in (str(conf_dir()), str(here / "conf"), "launcher/oar", "launcher/mine", "experiment/quick", "queue:"):
+        assert [word] in lines
+    assert lines.index(["launcher/oar"]) < lines.index(["launcher/mine"])
+    assert main(["run", "launcher=mine", "--info", "defaults-tree"]) == 0
+    out = capsys.readouterr().out
+    assert "\n    launcher/mine" in out
+    assert "\n      launcher/oar" in out
+    assert "queue:" not in out
+
+
+def test_options_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "-c", "job", *QUICK, "-p", "seed", "seed=3"]) == 0
+    assert main(["run", *QUICK, "--package=seed", "seed=3", "--cfg=job"]) == 0
+    assert capsys.readouterr().out == "# @package seed\n3\n" * 2
 
 
 def test_preparing_what_is_bundled_does_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,6 +190,11 @@ def test_help_imports_no_library() -> None:
         "rich",
         "submitit",
     }
+
+
+def test_completion_imports_no_library() -> None:
+    slow = {"torch", "pandas", "hydra", "omegaconf", "pydantic", "scipy", "rich", "submitit"}
+    assert not imported_by("completion", "candidates", "hpo-cluster run optimizer=lhs optimizer.") & slow
 
 
 def test_a_fault_imports_no_heavy_library() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,15 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from omegaconf import OmegaConf
+from pydantic import BaseModel
 
 from hpo_cluster.cli.commands.drive import campaign_spec
-from hpo_cluster.cli.config.compose import compose, compose_all, compose_resume, expand
-from hpo_cluster.cli.config.groups import GROUPS, conf_dir, key_comments, options
+from hpo_cluster.cli.config.compose import compose
+from hpo_cluster.cli.config.groups import GROUPS, conf_dir, key_comments, lineage, options
+from hpo_cluster.cli.config.recorded import compose_resume
 from hpo_cluster.cli.config.schema import CampaignSettings, Config, to_plain, to_yaml
-from hpo_cluster.driver.spec import decided
+from hpo_cluster.cli.config.sweep import compose_all, expand
+from hpo_cluster.driver.run_settings import Operation
+from hpo_cluster.driver.spec import choose_optimizer
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.objectives import parse_objective
-from hpo_cluster.objectives.lora.settings import LORA_MATRICES, LoraObjective
+from hpo_cluster.launchers import LAUNCHERS
+from hpo_cluster.objectives import OBJECTIVES, parse_objective
+from hpo_cluster.objectives.lora.settings import LORA_MATRICES, LoraObjective, TrainSettings
+from hpo_cluster.optimizers.registry import OPTIMIZERS, make_settings
 from hpo_cluster.space import Categorical, Float, Integer, Prior, Space
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,7 +70,7 @@ def test_options_were_found() -> None:
 def test_every_option_composes_and_is_described(choice: str) -> None:
     group, name = choice.split("=")
     config = compose([choice, *COMPANIONS.get(choice, [])], check_files=False)
-    assert yaml.safe_load(to_yaml(config)) == to_plain(config)
+    assert yaml.safe_load(to_yaml(to_plain(config))) == to_plain(config)
     option = options(group, [conf_dir()])[name]
     assert len(option.description) > 15
     assert option.path.read_text().splitlines()[0].startswith("# ")
@@ -78,14 +86,53 @@ def test_every_key_has_a_comment(choice: str) -> None:
 
 def test_config_yaml_repeats_the_typed_defaults() -> None:
     written = {k: v for k, v in yaml.safe_load((conf_dir() / "config.yaml").read_text()).items() if k != "defaults"}
-    assert written == CampaignSettings().model_dump(mode="json")
+    assert written == {**CampaignSettings().model_dump(mode="json"), **Operation().model_dump(mode="json")}
+
+
+OF_A_CLASS = [
+    *(("optimizer", name, entry.settings) for name, entry in OPTIMIZERS.items()),
+    *(("objective", name, cls) for name, cls in OBJECTIVES.items() if name != "function"),
+    *(("launcher", name, settings) for name, (settings, _) in LAUNCHERS.items()),
+    ("train", "ola2025", TrainSettings),
+]
+
+
+@pytest.mark.parametrize(("group", "name", "cls"), OF_A_CLASS)
+def test_files_and_classes_agree_on_defaults(group: str, name: str, cls: type[BaseModel]) -> None:
+    """What an option says without a word of the user is what the class says without an argument."""
+    found = options(group, [conf_dir()])
+    written: dict[str, Any] = {}
+    for option in lineage(found[name], [conf_dir()]):
+        written |= OmegaConf.to_container(OmegaConf.load(option.path))  # type: ignore[operator]
+    fields = {field.alias or key: field for key, field in cls.model_fields.items() if (field.alias or key) in written}
+    defaults = {key: field.get_default(call_default_factory=True) for key, field in fields.items()}
+    differ = {
+        key: (written[key], default)
+        for key, default in defaults.items()
+        if key not in ("kind", "name") and (list(default) if isinstance(default, tuple) else default) != written[key]
+    }
+    open_in_files = {key for key, (value, _) in differ.items() if value in ("???", None)}
+    assert {key: value for key, value in differ.items() if key not in open_in_files} == {}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_nothing_is_said_twice(choice: str) -> None:
+    """A file holds what differs from the file that it builds on."""
+    group, name = choice.split("=")
+    *ancestors, option = lineage(options(group, [conf_dir()])[name], [conf_dir()])
+    inherited: dict[str, Any] = {}
+    for ancestor in ancestors:
+        inherited |= yaml.safe_load(ancestor.path.read_text()) or {}
+    own = yaml.safe_load(option.path.read_text()) or {}
+    own.pop("defaults", None)
+    assert [key for key, value in own.items() if inherited.get(key, ...) == value] == []
 
 
 def test_the_default_campaign(here: Path) -> None:
     config = compose([], check_files=False)
     assert config.campaign_dir == here / "campaigns" / "lora-bo-0"
-    assert (config.budget, config.workers, config.optimizer.name) == (16, 2, "bo")
-    assert config.optimizer.settings["initial"] == 8
+    assert (config.operation.budget, config.operation.workers, config.optimizer.name) == (16, 2, "bo")
+    assert config.optimizer.identity()["initial"] == 10
     assert isinstance(config.objective, LoraObjective)
     assert config.resolve("bundle:village/data") == ROOT / "bundle" / "village" / "data"
     assert config.resolve("storage:x") == here / "storage" / "x"
@@ -96,7 +143,7 @@ def test_the_study_s_configuration(name: str) -> None:
     config = compose([f"experiment=ola2025_{name}", "launcher=slurm"], check_files=False)
     objective = config.objective
     assert isinstance(objective, LoraObjective)
-    assert config.budget == 50
+    assert config.operation.budget == 50
     assert objective.model.repo_id == "meta-llama/Llama-3.2-1B"
     assert (objective.tasks.validation, objective.tasks.test, objective.tasks.metric) == ("hellaswag", ("mmlu",), "acc")
     assert objective.tasks.num_fewshot is None
@@ -124,12 +171,12 @@ def test_the_study_s_configuration(name: str) -> None:
     )
     assert config.launcher.kind == "slurm"
     if name == "bo":
-        assert (config.optimizer.settings["initial"], config.optimizer.settings["acquisition"]) == (10, "log_ei")
+        assert (config.optimizer.identity()["initial"], config.optimizer.identity()["acquisition"]) == (10, "log_ei")
 
 
 def test_overrides_win_over_an_experiment() -> None:
     config = compose(["experiment=quick", "budget=3", "optimizer=lhs", "space.x1.high=0"])
-    assert (config.budget, config.optimizer.name) == (3, "lhs")
+    assert (config.operation.budget, config.optimizer.name) == (3, "lhs")
     assert config.space.parameters["x1"] == Float(-5.0, 0.0)
 
 
@@ -168,7 +215,7 @@ def test_a_space_file_of_the_working_directory_and_of_a_config_dir(here: Path) -
     assert compose(["space=mine_conf"], check_files=False).space == expected
     assert compose(["space=mine_extra"], config_dir=Path("extra"), check_files=False).space == expected
     accepted = "lora, lora_512, lora_extended, own, village, village_extended, mine_conf;"
-    assert f"space=mine_extra: is no option of space; accepted: {accepted}" in faults_of("space=mine_extra")
+    assert f"space=mine_extra: is not an option of space; accepted: {accepted}" in faults_of("space=mine_extra")
 
 
 def test_a_file_that_hydra_would_silently_ignore_is_a_fault(here: Path) -> None:
@@ -187,7 +234,7 @@ def test_relative_paths_are_fixed_when_typed(here: Path) -> None:
     config = compose(["model=local", "model.checkpoint_dir=my/model", "storage_dir=st"], check_files=False)
     assert isinstance(config.objective, LoraObjective)
     assert config.objective.model.checkpoint_dir == str(here / "my" / "model")
-    assert config.storage_dir == here / "st"
+    assert config.settings.storage_dir == here / "st"
 
 
 # --------------------------------------------------------------------------------------------------------------- faults
@@ -209,15 +256,15 @@ def test_all_faults_are_named_at_once() -> None:
     )
     assert text.startswith("11 faults:")
     for expected in (
-        "wrokers: is no key; did you mean workers?",
+        "wrokers: is not a key; did you mean workers?",
         "workers=0: must be at least 1",
         "budget='many': must be an integer",
-        "optimizer=boo: is no option of optimizer; did you mean bo? "
+        "optimizer=boo: is not an option of optimizer; did you mean bo? "
         "accepted: bamsoo, bo, direct, direct_l, fda, grid, lhs, mosaic, nevergrad, nomad, optuna, random, sobol, soo, "
         "turbo",
-        "space.lerning_rate.high: is no key; did you mean space.learning_rate.high?",
-        "space.learning_rate: empty range: low 1 must be below high 0.1",
-        "campaign='../elsewhere': is no name for a folder; accepted: letters",
+        "space.lerning_rate.high: is not a key; did you mean space.learning_rate.high?",
+        "space.learning_rate: empty range: low 1 must not be above high 0.1",
+        "campaign='../elsewhere': is not a name for a folder; accepted: letters",
         "'tasks.test=[a': cannot be read",
         "model.checkpoint_dir: " + str(Path.cwd()) + "/nowhere lacks lit_model.pth, model_config.yaml",
         "train.epochs=0: must be at least 1",
@@ -230,8 +277,8 @@ def test_all_faults_are_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["budget"], "'budget': is no override; accepted: KEY=VALUE"),
-        (["=3"], "'=3': is no override"),
+        (["budget"], "'budget': is not an override; accepted: KEY=VALUE"),
+        (["=3"], "'=3': is not an override"),
         (["budget=3.5"], "budget=3.5: must be an integer"),
         (["budget=true"], "budget=True: must be an integer"),
         (["workers=-1"], "workers=-1: must be at least 1"),
@@ -240,15 +287,15 @@ def test_all_faults_are_named_at_once() -> None:
         (["max_in_flight=0"], "max_in_flight=0: must be at least 1"),
         (["code=newest"], "code='newest': accepted: 'recorded' or 'current'"),
         (["baseline=maybe"], "baseline='maybe': must be true or false"),
-        (["campaign=.."], "campaign='..': is no name"),
-        (["campaign=a/b"], "campaign='a/b': is no name"),
-        (["campaign='a b'"], "campaign='a b': is no name"),
-        (["campaign=''"], "campaign='': is no name"),
-        (["model=llama"], "model=llama: is no option of model; did you mean llama-3.2-1b?"),
-        (["learning_rate=3"], "learning_rate: is no key; did you mean train.learning_rate?"),
-        (["hydra.run.dir=x"], "hydra.run.dir: is no key"),
+        (["campaign=.."], "campaign='..': is not a name"),
+        (["campaign=a/b"], "campaign='a/b': is not a name"),
+        (["campaign='a b'"], "campaign='a b': is not a name"),
+        (["campaign=''"], "campaign='': is not a name"),
+        (["model=llama"], "model=llama: is not an option of model; did you mean llama-3.2-1b?"),
+        (["learning_rate=3"], "learning_rate: is not a key; did you mean train.learning_rate?"),
+        (["hydra.run.dir=x"], "hydra.run.dir: is not a key"),
         (["optimizer.name=lhs"], "choose with optimizer=NAME"),
-        (["optimizer.initail=3"], "optimizer.initail: is no key; did you mean optimizer.initial?"),
+        (["optimizer.initail=3"], "optimizer.initail: is not a key; did you mean optimizer.initial?"),
         (["optimizer.initial=0"], "optimizer.initial=0: must be at least 1"),
         (
             ["optimizer.acquisition=pi"],
@@ -259,11 +306,22 @@ def test_all_faults_are_named_at_once() -> None:
         (["optimizer=grid", "optimizer.levels=100"], "lower optimizer.levels"),
         (["optimizer=lhs,bo"], "lists several values; add -m"),
         (["~optimizer"], "a group cannot be removed"),
-        (["~budget"], "only a parameter can be removed"),
+        (["~budget"], "cannot be removed; only a parameter can"),
         (["space.lora_rank.hihg=3"], "did you mean space.lora_rank.high?"),
         (["space.warmup={low: 1, high: 2}"], "to add it: '+space.warmup={low: 1, high: 2}'"),
-        (["+space.warmup_steps={low: 1, high: 2}"], "did you mean 'lr_warmup_steps'?"),
-        (["space.lora_rank=3"], "space.lora_rank=3: is no parameter"),
+        (["+space.warmup_steps={low: 1, high: 2}"], "did you mean lr_warmup_steps?"),
+        (
+            ["space.lora_rank=[3, 4]"],
+            "space.lora_rank=[3, 4]: is not a parameter; write {choices: [3, 4]}, or {choices:",
+        ),
+        (["space.lora_rank=null"], "space.lora_rank=None: is no parameter; accepted: a mapping such as {low: 1e-5,"),
+        (["space.lora_rank=many"], "space.lora_rank: the training setting does not accept 'many'"),
+        (
+            ["space=lora", "space.lora_rank.step=8"],
+            "space.lora_rank: high 64 is not reached from low 2 in steps of 8",
+        ),
+        (["space.learning_rate.step=0.1"], "space.learning_rate: step and log do not go together"),
+        (["space.warmup=16"], "space.warmup: is not a parameter of the space; to add it: '+space.warmup=16'"),
         (["space.lora_rank.low=two"], "space.lora_rank: 'two' is no number"),
         (["space={}"], "brings no space of its own"),
         (["space=own"], "space: objective=lora brings no space of its own; give space=NAME"),
@@ -287,7 +345,10 @@ def test_all_faults_are_named_at_once() -> None:
             ["launcher=slurm", "launcher.trials_per_node=4"],
             "launcher.trials_per_node=4 wants at least as",
         ),
-        (["launcher=pbs"], "launcher=pbs: is no option of launcher; accepted: local, oar, oar_besteffort, oar_chuc,"),
+        (
+            ["launcher=pbs"],
+            "launcher=pbs: is not an option of launcher; accepted: local, oar, oar_besteffort, oar_chuc,",
+        ),
         (["launcher.setup=['export HF_TOKEN=abc']"], "launcher.setup.0: holds what looks like a token or password"),
         (["tasks.test=mmlu"], "tasks.test='mmlu': must be a list"),
         (["optimizer@x=bo"], "packages (@) are not accepted"),
@@ -298,7 +359,7 @@ def test_a_fault_says_key_value_and_what_is_accepted(overrides: list[str], expec
 
 
 def test_a_wrong_config_dir_is_a_fault() -> None:
-    assert "--config-dir nowhere: is no directory" in faults_of(config_dir=Path("nowhere"))
+    assert "--config-dir nowhere: is not a directory" in faults_of(config_dir=Path("nowhere"))
 
 
 def test_faults_of_a_user_s_file(here: Path) -> None:
@@ -306,12 +367,12 @@ def test_faults_of_a_user_s_file(here: Path) -> None:
     path = here / "conf" / "experiment" / "mine.yaml"
     path.write_text("# @package _global_\n# Mine\nbudgte: 3\noptimizer: {initail: 3}\n")
     text = faults_of("experiment=mine")
-    assert "budgte: a configuration file sets it, but it is no key; did you mean budget?" in text
-    assert "optimizer.initail: is no key of optimizer; did you mean initial?" in text
+    assert "budgte: is not a key; did you mean budget?" in text
+    assert "optimizer.initail: is not a key; did you mean optimizer.initial?" in text
     path.write_text("# @package _global_\ndefaults:\n  - override /model: nowhere\n")
     assert "the configuration files do not compose" in faults_of("experiment=mine")
     path.write_text("# @package _global_\nmodel: village\n")
-    assert "model='village': is no mapping; an option is chosen with override /model: NAME" in faults_of(
+    assert "model='village': is not a mapping; an option is chosen with override /model: NAME" in faults_of(
         "experiment=mine"
     )
     path.write_text("a: [")
@@ -323,7 +384,7 @@ def test_no_configuration_names_a_python_function(here: Path) -> None:
     (here / "conf" / "objective" / "fn.yaml").write_text("# Mine\nkind: function\nfunction: os:remove\n")
     assert "a configuration names no Python function" in faults_of("objective=fn", "space={a: {low: 0, high: 1}}")
     (here / "conf" / "objective" / "target.yaml").write_text("# Mine\n_target_: os.remove\nkind: synthetic\n")
-    assert "objective._target_: is no key of objective" in faults_of("objective=target")
+    assert "objective._target_: is not a key; accepted: objective.direction" in faults_of("objective=target")
     assert not any("_target_" in path.read_text() for path in conf_dir().rglob("*.yaml"))
 
 
@@ -358,11 +419,167 @@ def test_combinations_are_all_checked_before_the_first_starts() -> None:
         compose_all(expand(["experiment=quick", "optimizer=lhs,boo", "seed=0,-1"]))
     text = str(caught.value)
     assert "[experiment=quick optimizer=lhs seed=-1] seed=-1: must be at least 0" in text
-    assert "[experiment=quick optimizer=boo seed=0] optimizer=boo: is no option" in text
+    assert "[experiment=quick optimizer=boo seed=0] optimizer=boo: is not an option" in text
     with pytest.raises(ConfigError, match="campaign=one: 2 combinations would share"):
         compose_all(expand(["experiment=quick", "campaign=one", "seed=0,1"]))
     with pytest.raises(ConfigError, match="1 fault:\n  - workers=0: must be at least 1"):
         compose_all(expand(["experiment=quick", "workers=0", "seed=0,1"]))
+
+
+# ---------------------------------------------------------------------------------------------- what Hydra's users type
+
+
+def test_values_refer_to_other_keys_and_to_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    config = compose(
+        [
+            "experiment=quick",
+            "optimizer=lhs",
+            "workers=4",
+            "budget=${workers}",
+            "campaign=${objective.function}-${optimizer.name}-${budget}",
+            "storage_dir=${oc.env:SCRATCH}/storage",
+            "optimizer.points=${space.x1.high}",
+            "space.x1.high=${budget}",
+        ]
+    )
+    assert (config.campaign, config.operation.budget) == ("himmelblau-lhs-4", 4)
+    assert config.settings.storage_dir == Path("/scratch/me/storage")
+    assert config.optimizer.identity()["points"] == 4
+    assert config.space.parameters["x1"] == Float(-5.0, 4.0)
+
+
+def test_all_values_that_refer_to_nothing_are_named() -> None:
+    told = faults_of(
+        "budget=${wrokers}", "storage_dir=${oc.env:NOT_THERE}", "grace_s=${poll_s}", "poll_s=${grace_s}", "seed=-1"
+    )
+    assert told.startswith("5 faults")
+    assert "budget=${wrokers}: Interpolation key 'wrokers' not found; did you mean workers?" in told
+    assert "Environment variable 'NOT_THERE' not found" in told
+    assert "grace_s=${poll_s}: Recursive interpolation" in told
+    assert "seed=-1: must be at least 0" in told
+
+
+@pytest.mark.parametrize("shell", ["${{HOME}}", r"\${{HOME}}", "$HOME"])
+def test_text_of_the_shell_stays_text_when_a_campaign_goes_on(shell: str) -> None:
+    words = ["objective=command", "space={lr: {low: 1e-5, high: 1e-1, log: true}}", r"launcher.setup=['A=\${B}']"]
+    config = compose([*words, f"objective.command='echo {shell} {{lr}}'"])
+    assert config.objective.model_dump()["command"] == f"echo {shell.removeprefix(chr(92))} {{lr}}"
+    again = compose_resume(config.identity(), recorded_operation(config), [], campaign_dir=config.campaign_dir)
+    assert again.identity() == config.identity()
+    assert again.launcher.setup == ("A=${B}",)
+
+
+def test_text_of_the_shell_that_hydra_would_resolve_is_a_fault() -> None:
+    told = faults_of("launcher.setup=['A=${B}', 'C=${D:-}']", "launcher.container='x ${} y'", "seed=-1")
+    assert "launcher.setup.0=A=${B}: Interpolation key 'B' not found" in told or "launcher.setup=" in told
+    assert "launcher.container='x ${} y': cannot be applied" in told
+    assert "seed=-1: must be at least 0" in told
+    assert r"\${ is the text itself" in told
+
+
+def test_nested_values_merge() -> None:
+    config = compose(
+        [
+            "optimizer={initial: 3, acquisition: ucb}",
+            "failures={code: failed}",
+            "launcher=slurm",
+            "+launcher.extra={nice: 100, exclude: 'node[03-05]'}",
+            "++launcher.extra.reservation='a b'",
+            "launcher.setup=['module load cuda', \"echo 'x,y'\"]",
+            "~launcher.extra.nice",
+            "space.learning_rate.prior.center=3e-3",
+            "space.learning_rate.prior.spread=0.2",
+        ],
+        check_files=False,
+    )
+    assert (config.optimizer.identity()["initial"], config.optimizer.identity()["acquisition"]) == (3, "ucb")
+    assert (config.operation.failures.code, config.operation.failures.node) == ("failed", "retry")
+    assert config.launcher.model_dump()["extra"] == {"exclude": "node[03-05]", "reservation": "a b"}
+    assert config.launcher.setup == ("module load cuda", "echo 'x,y'")
+    assert config.space.parameters["learning_rate"].prior == Prior(3e-3, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("seed=choice(3,1)", ["3", "1"]),
+        ("seed=range(0,6,2)", ["0", "2", "4"]),
+        ("seed=sort(3,1,2)", ["1", "2", "3"]),
+        ("seed=sort(1,2,reverse=true)", ["2", "1"]),
+        ("optimizer=glob(so*)", ["sobol", "soo"]),
+        ("optimizer=glob([d*,l*],exclude=*_l)", ["direct", "lhs"]),
+        ("tasks.test=[a,b],[c]", ["[a,b]", "[c]"]),
+        ("campaign='a,b',c", ["'a,b'", "c"]),
+        ("space={a: {low: 0, high: 1}},{b: {low: 0, high: 1}}", ["{a:{low:0,high:1}}", "{b:{low:0,high:1}}"]),
+    ],
+)
+def test_sweeps(text: str, values: list[str]) -> None:
+    key = text.partition("=")[0]
+    assert expand([text]) == [[f"{key}={value}"] for value in values]
+
+
+def test_a_shuffled_sweep_has_every_value_once() -> None:
+    assert sorted(expand(["seed=shuffle(range(0,4))"])) == [[f"seed={seed}"] for seed in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed=interval(0,1)", "seed=interval(0,1): has no end of values, and a campaign needs one; accepted: a,b"),
+        ("optimizer=glob(x*)", "optimizer=glob(x*): lists nothing"),
+        ("optimizer=glob(r*),sobol", "optimizer=glob(r*),sobol: glob stands alone; several patterns: glob([so*,d*])"),
+        ("seed=glob(*)", "glob(PATTERN) lists options of a group: experiment, space, optimizer"),
+    ],
+)
+def test_sweeps_that_are_none(text: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        expand([text, "seed=0"])
+    assert "lists several values; add -m" in faults_of(text)
+
+
+def test_combinations_that_share_a_folder_are_told_how_to_get_one_each() -> None:
+    words = ["experiment=quick", "workers=1,2", "launcher=local,slurm"]
+    with pytest.raises(
+        ConfigError, match=re.escape("put into the name what differs: 'campaign=NAME-${workers}-${laun")
+    ):
+        compose_all(expand(words))
+    configs = compose_all(expand([*words, "campaign=a-${workers}-${launcher.kind}"]))
+    assert [config.campaign for config in configs] == ["a-1-local", "a-1-slurm", "a-2-local", "a-2-slurm"]
+
+
+def test_a_configuration_of_one_s_own(here: Path) -> None:
+    (here / "extra" / "launcher").mkdir(parents=True)
+    (here / "extra" / "launcher" / "night.yaml").write_text("# Night\ndefaults:\n  - oar\nqueue: night\n")
+    path = here / "extra" / "mine.yaml"
+    path.write_text(
+        "defaults:\n  - config\n  - override optimizer: lhs\n  - override launcher: night\n  - _self_\n"
+        "budget: 5\ncampaign: ${optimizer.name}-${budget}\n"
+    )
+    for name in ("mine", "mine.yaml"):
+        config = compose(["workers=3"], config_dir=Path("extra"), config_name=name, check_files=False)
+        assert (config.campaign, config.operation.workers, config.operation.budget) == ("lhs-5", 3, 5)
+        assert config.launcher.model_dump()["queue"] == "night"
+        assert config.launcher.walltime_min == 120
+    typed = compose(["optimizer=bo", "budget=6"], config_dir=Path("extra"), config_name="mine", check_files=False)
+    assert typed.campaign == "bo-6"
+    path.rename(here / "extra" / "config.yaml")
+    assert "config.yaml: has the name of the package's own; rename it" in faults_of(config_dir=Path("extra"))
+
+
+def test_every_value_that_hydra_refuses_is_named() -> None:
+    told = faults_of("launcher=slurm", "launcher.setup.x=3", "data.fields.a.b=1", "~launcher.extra.no", "seed=-1")
+    for expected in (
+        "launcher.setup.x=3: cannot be applied",
+        "~launcher.extra.no: cannot be applied",
+        "seed=-1: must be",
+    ):
+        assert expected in told
+
+
+def test_the_study_with_another_optimizer() -> None:
+    config = compose(["experiment=ola2025", "optimizer=turbo"], check_files=False)
+    assert (config.optimizer.name, config.operation.budget) == ("turbo", 50)
 
 
 # ------------------------------------------------------------------------------------------------ identity and resuming
@@ -393,7 +610,8 @@ def test_resuming_changes_operational_keys_only() -> None:
         identity, operation, ["budget=60", "workers=8", "launcher=slurm", "launcher.partition=gpu"],
         campaign_dir=Path("campaigns/first"),
     )  # fmt: skip
-    assert (again.budget, again.workers, again.launcher.kind, again.campaign) == (60, 8, "slurm", "first")
+    assert (again.operation.budget, again.operation.workers) == (60, 8)
+    assert (again.launcher.kind, again.campaign) == ("slurm", "first")
     assert again.identity() == identity
     with pytest.raises(ConfigError) as caught:
         compose_resume(
@@ -404,7 +622,7 @@ def test_resuming_changes_operational_keys_only() -> None:
     assert text.startswith("6 faults:")
     assert "seed=1: belongs to the campaign's identity and cannot change; accepted: storage_dir, budget" in text
     assert "hpo-cluster run optimizer=lhs campaign=NEW_NAME" in text
-    assert "wrokers: is no key; did you mean workers?" in text
+    assert "wrokers: is not a key; did you mean workers?" in text
 
 
 def test_settings_that_change_no_result_may_change_when_resuming() -> None:
@@ -433,11 +651,15 @@ def test_resuming_a_python_function() -> None:
 
 
 def test_open_settings_are_decided_once() -> None:
-    assert decided("lhs", {"points": None}, 24, None) == {"points": 24}
+    def chosen(name: str, budget: int, recorded: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+        space, typed = Space({"x": Float(0.0, 1.0)}), make_settings(name, settings)
+        return choose_optimizer(name, typed, space, 0, budget=budget, recorded=recorded).identity()
+
+    assert chosen("lhs", 24)["points"] == 24
     recorded = {"optimizer": {"name": "lhs", "points": 24}}
-    assert decided("lhs", {"points": None}, 48, recorded) == {"points": 24}
-    assert decided("lhs", {"points": 7}, 48, recorded) == {"points": 7}
-    assert decided("bo", {"initial": 8}, 48, recorded) == {"initial": 8}
+    assert chosen("lhs", 48, recorded)["points"] == 24
+    assert chosen("lhs", 48, recorded, points=7)["points"] == 7
+    assert chosen("bo", 48, recorded)["initial"] == 10
 
 
 # ------------------------------------------------------------------------------ conditions, constraints, priors, starts
@@ -457,6 +679,23 @@ def test_the_extended_spaces_tune_what_the_study_did_not() -> None:
             assert any(c[f"lora_{matrix}"] for matrix in LORA_MATRICES)
             assert ("lora_alpha" in c) is (c["lora_alpha_rule"] == "free")
             assert ("lora_alpha_factor" in c) is (c["lora_alpha_rule"] != "free")
+
+
+def test_a_parameter_of_a_bundled_space_is_fixed_by_its_value() -> None:
+    config = compose(["space.lora_rank=8", "space.learning_rate=1e-3", "+space.lr_schedule=cosine"], check_files=False)
+    space = config.space
+    assert set(space.names) - set(space.axes) == {"lora_rank", "learning_rate", "lr_schedule"}
+    drawn = space.decode([0.3] * space.dim)
+    assert (drawn["lora_rank"], drawn["learning_rate"], drawn["lr_schedule"]) == (8, 1e-3, "cosine")
+    overrides = ["space=lora_extended", "space.lora_rank.choices=[8]", "space.lora_alpha_rule=rank"]
+    extended = compose([*overrides, "space.lora_dropout.step=0.05", "space.lora_query=true"], check_files=False).space
+    assert {"lora_rank", "lora_alpha_rule", "lora_query", "lora_alpha"}.isdisjoint(extended.axes)
+    for point in np.random.default_rng(0).random((50, extended.dim)):
+        drawn = extended.decode(point)
+        assert (drawn["lora_rank"], drawn["lora_query"]) == (8, True)
+        assert "lora_alpha" not in drawn
+        assert "lora_alpha_factor" in drawn
+        assert len(str(drawn["lora_dropout"])) <= len("0.15")
 
 
 def test_what_stands_beside_the_parameters_can_be_typed() -> None:
@@ -504,7 +743,7 @@ def test_all_faults_of_a_space_are_named_at_once() -> None:
         (["space.constraints=['lora_rank > 32']"], "only 0 of 10000 random configurations are allowed"),
         (["space.start=[{lora_rnak: 3}]"], "space.start[0].lora_rnak: is no parameter of the space; did you mean"),
         (["space.start=[{lora_rank: 99}]"], "space.start[0].lora_rank: 99 is no integer from 2 to 32"),
-        (["space.constrains=[x]"], "space.constrains: is no key; did you mean space.constraints?"),
+        (["space.constrains=[x]"], "space.constrains: is not a key; did you mean space.constraints?"),
         (["space.constraints=3"], "space.constraints=3: must be a list of comparisons"),
         (["space=village_extended", "space.constraints=[]"], "LoRA needs one matrix at least"),
         (["space=village_extended", "train.micro_batch_size=16", "train.global_batch_size=16"], "is no multiple of"),

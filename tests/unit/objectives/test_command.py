@@ -201,3 +201,9 @@ def test_ending_the_job_ends_its_command(tmp_path: Path) -> None:
 
 def test_an_inactive_parameter_is_an_empty_text() -> None:
     assert render("train --kind {kind} --rate {rate}", {"kind": "plain"}, 0) == "train --kind plain --rate ''"
+
+
+def test_a_standard_error_below_zero_is_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    result = read_output({"value": 1.0, "value_sem": -0.1}, "value")
+    assert result == {"metrics": {"value": 1.0}, "sems": {}}
+    assert "value_sem=-0.1 is left out" in caplog.text

@@ -50,7 +50,7 @@ def quick_fit(features: Features, observations: Observations, outcome: str):
     return SimpleNamespace(
         observations=observations,
         outcomes=values,
-        believe=lambda at, pending: posterior(points, values, at, pending),
+        posterior=lambda at, pending: posterior(points, values, at, pending),
         describe=lambda: {"observations": len(values)},
     )
 

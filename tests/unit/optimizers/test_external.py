@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hpo_cluster.driver.spec import decided
+from hpo_cluster.driver.spec import choose_optimizer
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.optimizers.ask import Points
 from hpo_cluster.optimizers.base import OptimizerSettings
+from hpo_cluster.optimizers.batch import Points
 from hpo_cluster.optimizers.dataset import Row
 from hpo_cluster.optimizers.external.base import External
-from hpo_cluster.optimizers.registry import make_optimizer
+from hpo_cluster.optimizers.registry import make_optimizer, make_settings
 from hpo_cluster.space import Categorical, Configuration, Float, Integer, Space
 
 SPACE = Space({"x": Float(1e-3, 1.0, log=True), "n": Integer(1, 30), "c": Categorical(("a", "b", "d"))})
@@ -145,8 +145,9 @@ def test_nomad_does_not_depend_on_what_ran_before_in_the_process() -> None:
     assert make_optimizer("nomad", SPACE, 1).ask(pd.DataFrame(), 3) == first
 
 
+@absent("nevergrad")
 def test_the_budget_is_decided_with_the_campaign() -> None:
-    assert decided("nevergrad", {"budget": None}, 40, None) == {"budget": 40}
-    assert decided("nevergrad", {"budget": None}, 90, {"optimizer": {"name": "nevergrad", "budget": 40}}) == {
-        "budget": 40
-    }
+    settings = make_settings("nevergrad", {})
+    assert choose_optimizer("nevergrad", settings, SPACE, 0, budget=40).identity()["budget"] == 40
+    recorded = {"optimizer": {"name": "nevergrad", "budget": 40}}
+    assert choose_optimizer("nevergrad", settings, SPACE, 0, budget=90, recorded=recorded).identity()["budget"] == 40

@@ -14,7 +14,7 @@ from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
 from hpo_cluster.optimizers.bayesian.acquisition import NoisyImprovement
 from hpo_cluster.optimizers.bayesian.mosaic import SHARES, WIDE, Credit, Mosaic, MosaicSettings
 from hpo_cluster.optimizers.bayesian.observations import VARIED
-from hpo_cluster.optimizers.dataset import Rows
+from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.optimizers.replay import Replay
 from hpo_cluster.space import Categorical, Configuration, Float, Integer, Prior, Space
@@ -36,7 +36,7 @@ def bowl(points: np.ndarray, centre: float = 0.6) -> pd.DataFrame:
 
 
 def credit(frame: pd.DataFrame, **settings: Any) -> Credit:
-    return Replay(lambda: Credit(MosaicSettings(initial=2, **settings), 0)).of(Rows.read(SQUARE, frame))
+    return Replay(lambda: Credit(MosaicSettings(initial=2, **settings), 0)).of(Dataset.read(SQUARE, frame))
 
 
 def test_the_share_follows_the_arm_that_improves() -> None:

@@ -9,8 +9,9 @@ from support import partition_references
 from support.simulated import TROUBLE, Simulation, simulation, wavy
 from support.spaces import SPACES
 
+from hpo_cluster.optimizers import dataset
 from hpo_cluster.optimizers.partition.cells import Partition
-from hpo_cluster.optimizers.partition.soo import PRESETS
+from hpo_cluster.optimizers.partition.soo import PRESETS, SOOTree
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.space import Categorical, Float, Integer, Space
 
@@ -144,17 +145,14 @@ def test_finite_sides_are_cut_between_values_and_never_below_one() -> None:
     assert rank.cut((5, 6)) == ()
 
 
-def test_an_ask_reads_what_is_new_alone() -> None:
-    import hpo_cluster.optimizers.partition.replayed_search as retrace
-
+def test_an_ask_reads_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer, run = make_optimizer("soo", SPACES["real"], preset="greedy"), simulation(SPACES["real"], 0)
     run.run(optimizer, 300, workers=4)
-    read = []
-    original = retrace.Rows.read
-    try:
-        retrace.Rows.read = lambda space, frame: read.append(len(frame)) or original(space, frame)
-        run.run(optimizer, 320, workers=4)
-    finally:
-        retrace.Rows.read = original
-    assert len(read) >= 15
-    assert max(read) <= 10
+    read, replayed = list[int](), list[int]()
+    original = dataset._row
+    monkeypatch.setattr(dataset, "_row", lambda space, cells: read.append(cells["trial"]) or original(space, cells))
+    apply = SOOTree.apply
+    monkeypatch.setattr(SOOTree, "apply", lambda tree, moment: replayed.append(1) or apply(tree, moment))
+    run.run(optimizer, 320, workers=4)
+    assert 20 <= len(read) <= 3 * 20  # a trial is read when it is proposed, when it runs and when it ends
+    assert 20 <= len(replayed) <= 3 * 20

@@ -12,7 +12,7 @@ import pytest
 from hpo_cluster.optimizers.bayesian.encoding import Features
 from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome, fitted_size, scaled, thinned
 from hpo_cluster.optimizers.bayesian.surrogate import SurrogateError, conditioned, fit, recommend, surrogate_of
-from hpo_cluster.optimizers.dataset import Rows
+from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.space import Categorical, Float, Integer, Space
 
 LINE = Space({"x": Float(0.0, 1.0)})
@@ -76,27 +76,27 @@ def test_what_is_told() -> None:
             (0.7, "completed", 1.0),
         ]
     )
-    observations = Observations.of(Rows.read(LINE, frame))
+    observations = Observations.of(Dataset.read(LINE, frame))
     assert observations.trials.tolist() == [0, 1, 5, 6]
     assert observations.targets.tolist() == [3.0, 1.0, 1.0, 1.0]  # the worst one so far for those without a value
     assert observations.measured.tolist() == [True, False, False, True]
     worse = pd.concat([frame, history([(0.9, "completed", -2.0)]).assign(trial=7)], ignore_index=True)
-    assert Observations.of(Rows.read(LINE, worse)).targets.tolist() == [3.0, -2.0, -2.0, 1.0, -2.0]
+    assert Observations.of(Dataset.read(LINE, worse)).targets.tolist() == [3.0, -2.0, -2.0, 1.0, -2.0]
 
 
 def test_nothing_measured_tells_nothing() -> None:
-    assert len(Observations.of(Rows.read(LINE, history([(0.2, "diverged", math.nan)]))).trials) == 0
+    assert len(Observations.of(Dataset.read(LINE, history([(0.2, "diverged", math.nan)]))).trials) == 0
 
 
 def test_the_first_are_those_that_ended_first() -> None:
     frame = history([(0.1 * i, s, t) for i, (s, t) in enumerate([("completed", 3.0), ("diverged", math.nan)] * 2)])
     frame = frame.assign(ended_seq=[9, 4, 7, 5])
-    first = Observations.of(Rows.read(LINE, frame)).first(3)
+    first = Observations.of(Dataset.read(LINE, frame)).first(3)
     assert first.trials.tolist() == [1, 2, 3]
     assert first.targets.tolist() == [3.0, 3.0, 3.0]
-    assert len(Observations.of(Rows.read(LINE, frame)).first(2)) == 0  # nothing measured among them
+    assert len(Observations.of(Dataset.read(LINE, frame)).first(2)) == 0  # nothing measured among them
     without = frame.drop(columns="ended_seq")
-    assert Observations.of(Rows.read(LINE, without)).first(2).trials.tolist() == [0, 1]
+    assert Observations.of(Dataset.read(LINE, without)).first(2).trials.tolist() == [0, 1]
 
 
 def test_sizes_that_are_fitted() -> None:
@@ -110,7 +110,7 @@ def test_sizes_that_are_fitted() -> None:
 def test_a_choice_of_observations_has_the_best_and_covers_the_rest() -> None:
     x = np.linspace(0.0, 1.0, 101)
     frame = history([(float(u), "completed", -((u - 0.2) ** 2)) for u in x])
-    few = thinned(Observations.of(Rows.read(LINE, frame)), 12)
+    few = thinned(Observations.of(Dataset.read(LINE, frame)), 12)
     chosen = few.points[:, 0]
     assert len(few) == 12
     assert {round(u, 9) for u in x[18:23]} <= {round(u, 9) for u in chosen}
@@ -122,18 +122,18 @@ def test_a_choice_of_observations_has_the_best_and_covers_the_rest() -> None:
 def test_conditioning_is_what_the_fit_does_after_its_fit() -> None:
     rng = np.random.default_rng(0)
     frame = history([(float(u), "completed", math.sin(6 * u)) for u in rng.random(14)])
-    rows, features, at = Rows.read(LINE, frame), Features(LINE), np.linspace(0, 1, 9)[:, None]
-    fitted = fit(features, Observations.of(rows), "soft")
-    again = conditioned(fitted, Observations.of(rows), "soft")
+    data, features, at = Dataset.read(LINE, frame), Features(LINE), np.linspace(0, 1, 9)[:, None]
+    fitted = fit(features, Observations.of(data), "soft")
+    again = conditioned(fitted, Observations.of(data), "soft")
     assert again.mean(at) == pytest.approx(fitted.mean(at), abs=1e-6)
 
 
 def test_outcomes() -> None:
     frame = history([(0.1 * i, "completed", t) for i, t in enumerate([0.0, 1.0, 2.0, 3.0, 10.0])])
-    observations = Observations.of(Rows.read(LINE, frame))
+    observations = Observations.of(Dataset.read(LINE, frame))
     assert observations.outcomes("raw").tolist() == [0, 1, 2, 3, 10]
     assert observations.outcomes("clip").tolist() == [2, 2, 2, 3, 10]
-    tied = Observations.of(Rows.read(LINE, frame.assign(target=[0.0, 1.0, 1.0, 1.0, 1.0])))
+    tied = Observations.of(Dataset.read(LINE, frame.assign(target=[0.0, 1.0, 1.0, 1.0, 1.0])))
     assert tied.outcomes("clip").tolist() == [0, 1, 1, 1, 1]
 
 
@@ -196,7 +196,7 @@ def test_winsor_is_where_the_best_half_ends() -> None:
 def test_the_fit_follows_the_data() -> None:
     x = np.linspace(0, 1, 15)
     frame = history([(float(u), "completed", float(np.sin(6 * u))) for u in x])
-    surrogate = fit(Features(LINE), Observations.of(Rows.read(LINE, frame)), "raw")
+    surrogate = fit(Features(LINE), Observations.of(Dataset.read(LINE, frame)), "raw")
     new = np.linspace(0.05, 0.95, 9)
     assert surrogate.mean(new[:, None]) == pytest.approx(np.sin(6 * new), abs=0.05)
     said = surrogate.describe()
@@ -208,7 +208,7 @@ def test_too_few_different_values() -> None:
     for values in ([], [1.0], [1.0, 1.0, 1.0]):
         frame = history([(0.1 * i, "completed", v) for i, v in enumerate(values)])
         with pytest.raises(SurrogateError, match="distinct values"):
-            fit(Features(LINE), Observations.of(Rows.read(LINE, frame)), "clip")
+            fit(Features(LINE), Observations.of(Dataset.read(LINE, frame)), "clip")
 
 
 def test_recommends_the_best_mean_not_the_luckiest_value() -> None:
@@ -232,10 +232,10 @@ def test_recommends_among_what_was_evaluated() -> None:
 def test_what_is_pending_takes_uncertainty_away_but_moves_no_mean() -> None:
     rng = np.random.default_rng(0)
     frame = history([(float(u), "completed", math.sin(6 * u)) for u in 0.5 * rng.random(8)])
-    surrogate = fit(Features(LINE), Observations.of(Rows.read(LINE, frame)), "raw")
+    surrogate = fit(Features(LINE), Observations.of(Dataset.read(LINE, frame)), "raw")
     at, pending = np.array([[0.8], [0.1]]), np.array([[0.82]])
-    mean, deviation = surrogate.believe(at, pending[:0])
-    same, less = surrogate.believe(at, pending)
+    mean, deviation = surrogate.posterior(at, pending[:0])
+    same, less = surrogate.posterior(at, pending)
     assert same == pytest.approx(mean)
     assert less[0] < 0.5 * deviation[0]
     assert less[1] == pytest.approx(deviation[1], rel=0.2)
@@ -247,17 +247,17 @@ def test_configurations_evaluated_again_tell_of_the_noise() -> None:
     x = np.repeat(np.linspace(0.05, 0.95, 10), 5)
     y = np.sin(40 * x) + 0.2 * rng.standard_normal(len(x))
     frame = history([(float(u), "completed", float(v)) for u, v in zip(x, y, strict=True)])
-    surrogate = fit(Features(LINE), Observations.of(Rows.read(LINE, frame)), "raw")
+    surrogate = fit(Features(LINE), Observations.of(Dataset.read(LINE, frame)), "raw")
     within = np.sqrt(np.mean([y[i : i + 5].var(ddof=1) for i in range(0, 50, 5)]))
     assert surrogate.describe()["noise"] == pytest.approx(within, rel=0.25)
 
 
 def test_infeasible_trials_may_be_left_out() -> None:
-    rows = Rows.read(
+    data = Dataset.read(
         LINE, history([(0.1, "completed", 3.0), (0.2, "diverged", math.nan), (0.3, "infeasible", math.nan)])
     )
-    assert Observations.of(rows).trials.tolist() == [0, 1, 2]
-    assert Observations.of(rows, infeasible=False).trials.tolist() == [0, 1]
+    assert Observations.of(data).trials.tolist() == [0, 1, 2]
+    assert Observations.of(data, infeasible=False).trials.tolist() == [0, 1]
 
 
 def test_a_model_of_a_history_predicts_configurations() -> None:

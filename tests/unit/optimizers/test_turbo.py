@@ -11,9 +11,9 @@ import pytest
 
 from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
 from hpo_cluster.optimizers.bayesian.turbo import START, Regions, Turbo
-from hpo_cluster.optimizers.dataset import Rows
+from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.optimizers.registry import make_optimizer
-from hpo_cluster.optimizers.replay import Replay, events_of
+from hpo_cluster.optimizers.replay import Replay
 from hpo_cluster.space import Float, Space
 
 LINE = Space({"x": Float(0.0, 1.0)})
@@ -31,7 +31,7 @@ def history(rows: list[tuple[float, float | None, int, int | None]], state: str 
 
 
 def regions(frame: pd.DataFrame, count: int = 1, initial: int = 2) -> Regions:
-    return Replay(lambda: Regions(count, initial, 1)).of(Rows.read(LINE, frame))
+    return Replay(lambda: Regions(count, initial, 1)).of(Dataset.read(LINE, frame))
 
 
 def sequential(targets: list[float | None], **more: Any) -> pd.DataFrame:
@@ -39,13 +39,17 @@ def sequential(targets: list[float | None], **more: Any) -> pd.DataFrame:
     return history(rows, **more)
 
 
+def events(frame: pd.DataFrame) -> list[tuple[int, bool]]:
+    """Return trials and whether they ended, in the order in which that happened."""
+    moments = Dataset.read(LINE, frame).moments()
+    return [(row.trial, ended) for moment in moments for row, ended in moment.by_trial()]
+
+
 def test_events_are_in_their_order() -> None:
     frame = history([(0.1, 1.0, 0, 5), (0.2, 2.0, 0, 3), (0.3, None, 4, None)])
-    events = [(event.row.trial, event.ended) for event in events_of(Rows.read(LINE, frame))]
-    assert events == [(0, False), (1, False), (1, True), (2, False), (0, True)]
+    assert events(frame) == [(0, False), (1, False), (1, True), (2, False), (0, True)]
     without = frame.drop(columns=["asked_seq", "ended_seq"])
-    events = [(event.row.trial, event.ended) for event in events_of(Rows.read(LINE, without))]
-    assert events == [(0, False), (0, True), (1, False), (1, True), (2, False)]
+    assert events(without) == [(0, False), (0, True), (1, False), (1, True), (2, False)]
 
 
 def test_successes_double_the_length_and_failures_halve_it() -> None:
@@ -62,7 +66,7 @@ def test_diverged_trials_are_failures_and_lost_ones_nothing() -> None:
     assert regions(sequential(targets, state="diverged")).regions[0].length == START / 2
     lost = regions(sequential(targets, state="failed")).regions[0]
     assert lost.length == START
-    assert len(lost.told) == 2
+    assert len(lost.rows) == 2
 
 
 def test_a_failure_counts_for_the_length_it_was_proposed_at() -> None:
@@ -78,7 +82,7 @@ def test_a_tiny_region_starts_again_and_forgets() -> None:
     state = regions(sequential([1.0, 2.0] + [0.0] * 28)).regions[0]
     assert state.life == 1
     assert state.length == START
-    assert state.told == []
+    assert state.rows == []
     again = regions(sequential([1.0, 2.0] + [0.0] * 28 + [0.5, 0.6])).regions[0]
     assert again.best is not None
     assert again.best.target == 0.6
@@ -93,10 +97,14 @@ def test_trials_belong_to_the_nearest_region_in_units_of_its_length() -> None:
 def test_what_is_replayed_goes_on_or_starts_again() -> None:
     frame = sequential([1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 3.0])
     replay = Replay(lambda: Regions(1, 2, 1))
-    lengths = [replay.of(Rows.read(LINE, frame[:n])).regions[0].length for n in (3, 7, 5, 6)]
+    states = [replay.of(Dataset.read(LINE, frame[:n])) for n in (3, 7)]
+    assert states[0] is states[1]
+    lengths = [replay.of(Dataset.read(LINE, frame[:n])).regions[0].length for n in (3, 7, 5, 6)]
     assert lengths == [regions(frame[:n]).regions[0].length for n in (3, 7, 5, 6)]
     changed = frame.assign(target=[1.0, 2.0, 9.0, 0.0, 0.0, 0.0, 3.0])
-    assert replay.of(Rows.read(LINE, changed)).regions[0].best == regions(changed).regions[0].best
+    best = replay.of(Dataset.read(LINE, changed)).regions[0].best
+    assert best is not None
+    assert best.target == 9.0
 
 
 def test_finds_a_valley_that_random_search_does_not() -> None:

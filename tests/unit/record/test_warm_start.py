@@ -8,7 +8,7 @@ import yaml
 
 from hpo_cluster.cli.display import PlainDisplay, status_lines
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.optimizers.dataset import Rows
+from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.record.campaign_state import Record, asked_rows
 from hpo_cluster.record.history import to_frame
@@ -230,8 +230,8 @@ def test_optimizers_do_not_ask_for_them_again(optimizer: str) -> None:
     rows = [{"trial": n, "seed": 0, "origin": "imported", "parameters": {"n": n + 1}, "value": 1.0} for n in range(4)]
     record.apply({"seq": 0, "at": "2027-01-31T18:00:00Z", "event": "created", "trials": rows})
     history = to_frame(record, space.names, maximize=True)
-    read = Rows.read(space, history)
-    assert (read.next_trial, len(read.taken()), sum(row.observed for row in read)) == (4, 4, 4)
+    data = Dataset.read(space, history)
+    assert (data.next_trial, len(data.taken()), sum(row.observed for row in data)) == (4, 4, 4)
     proposals = make_optimizer(optimizer, space).ask(history, 6).proposals
     assert {proposal.parameters["n"] for proposal in proposals} <= {5, 6}
     assert proposals

@@ -34,7 +34,12 @@ KINDS = st.sampled_from(["int", "float", "bool", "categorical"])
 ENTRIES = st.one_of(
     NESTED,
     st.fixed_dictionaries(
-        {"low": SCALARS, "high": SCALARS}, optional={"log": SCALARS, "type": KINDS, "prior": NESTED, "when": NESTED}
+        {"low": SCALARS, "high": SCALARS},
+        optional={"log": SCALARS, "step": SCALARS, "type": KINDS, "prior": NESTED, "when": NESTED},
+    ),
+    st.fixed_dictionaries(  # mostly whole
+        {"low": st.integers(-3, 3), "high": st.integers(-3, 20), "step": st.sampled_from([1, 2, 4, 0.5, 0.1, 1 / 3])},
+        optional={"type": KINDS, "log": st.booleans()},
     ),
     st.fixed_dictionaries(
         {"choices": st.lists(NESTED, max_size=4)}, optional={"ordered": NESTED, "prior": NESTED, "when": NESTED}
@@ -55,6 +60,8 @@ def test_any_plain_data_is_a_space_or_a_fault(parameters: dict[str, Any], more: 
     for point in np.random.default_rng(0).random((3, space.dim)):
         configuration = space.decode(point)
         assert np.isfinite(space.encode(configuration)).all()
+        assert space.decode(space.encode(configuration)).keys() == configuration.keys()
+        space.check(configuration)
         json.dumps(configuration, allow_nan=False)
     assert Space.from_json(json.loads(json.dumps(space.to_json()))).to_json() == space.to_json()
 
@@ -72,7 +79,7 @@ def test_any_plain_data_is_a_space_or_a_fault(parameters: dict[str, Any], more: 
         ([[64, 64], [128]], "[64, 64] is a list; name it by a text, such as '64-64'"),
         ([{"a": 1}, 2], "is a dict"),
         ([Path("x"), 2], "accepted: texts, numbers, true and false"),
-        (["a"], "needs at least two choices"),
+        ([], "needs at least one choice"),
     ],
 )
 def test_choices_that_cannot_be_told_apart_are_refused_by_every_door(choices: list[Any], said: str) -> None:

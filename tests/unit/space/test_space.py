@@ -120,7 +120,6 @@ def test_size() -> None:
     ("entry", "fault"),
     [
         ({"low": 2.0, "high": 1.0}, "empty range"),
-        ({"low": 1.0, "high": 1.0}, "empty range"),
         ({"low": 0.0, "high": 1.0, "log": True}, "low above 0"),
         ({"low": float("nan"), "high": 1.0}, "finite"),
         ({"low": 1.0}, "needs high"),
@@ -129,7 +128,20 @@ def test_size() -> None:
         ({"low": 1, "high": 3, "type": "real"}, "unknown; accepted"),
         ({"low": 1, "high": 3, "lgo": True}, "lgo: unknown"),
         ({"low": 1, "high": 3, "log": "yes"}, "true or false"),
-        ({"choices": ["a"]}, "at least two"),
+        ({"choices": []}, "at least one"),
+        (
+            {"low": 1, "high": 64, "step": 8},
+            "not reached from low 1 in steps of 8; the nearest .* 57 or 65",
+        ),
+        ({"low": 0.0, "high": 0.3, "step": 0.07}, "the nearest that can be: high 0.28 or 0.35"),
+        ({"low": 0.0, "high": 0.1, "step": 0.4}, "the nearest that can be: high 0.4$"),
+        ({"low": 8, "high": 64, "step": 8, "log": True}, r"step and log do not go together; .* \{ordered: \[8, 16"),
+        ({"low": 0.0, "high": 1.0, "step": 0}, "step=0: must be above 0"),
+        ({"low": 0.0, "high": 1.0, "step": float("nan")}, "step=nan: must be above 0"),
+        ({"low": 0.0, "high": 1.0, "step": 1e-12}, "too small"),
+        ({"low": 0, "high": 3, "step": 1.5, "type": "int"}, "integer step"),
+        ({"low": 0, "high": 3, "step": "1"}, "no number"),
+        ({"choices": [1, 2], "step": 1}, "step: unknown for type categorical"),
         ({"choices": ["a", "a"]}, "twice"),
         ({"choices": "ab"}, "must be a list"),
     ],
@@ -191,7 +203,7 @@ def test_many_points_at_once_are_each_point_alone(name: str) -> None:
     points = np.random.default_rng(0).random((300, space.dim)) * 1.2 - 0.1
     alone = [space.decode(point) for point in points]
     assert space.snap(points) == pytest.approx(np.array([space.encode(configuration) for configuration in alone]))
-    assert space.active(points).tolist() == [[name in found for name in space.names] for found in alone]
+    assert space.active(points).tolist() == [[name in found for name in space.axes] for found in alone]
     assert space.snap(points[:0]).shape == (0, space.dim)
 
 
@@ -485,3 +497,157 @@ def test_all_faults_of_conditions_constraints_and_parameters_at_once() -> None:
             }
         )
     assert len(error.value.faults) == 4
+
+
+# --------------------------------------------------------------------------------------------- steps, and what is fixed
+
+
+@pytest.mark.parametrize(
+    ("parameter", "values"),
+    [
+        (Integer(8, 64, step=8), [8, 16, 24, 32, 40, 48, 56, 64]),
+        (Float(0.0, 0.3, step=0.05), [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]),
+        (Float(-0.3, 0.3, step=0.1), [-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3]),
+        (Float(0.1, 3 * 0.1, step=0.1), [0.1, 0.2, 0.3]),
+        (Float(0.0, 1.0, step=1 / 3), [0.0, 0.33333333333333, 0.66666666666667, 1.0]),
+        (Float(1e6, 1e6 + 1, step=0.25), [1e6, 1000000.25, 1000000.5, 1000000.75, 1000001.0]),
+        (Float(2.0, 2.0, step=0.5), [2.0]),
+        (Integer(-3, 3, step=3), [-3, 0, 3]),
+    ],
+)
+def test_steps_have_exact_values_in_bins_of_equal_width(parameter: Float | Integer, values: list[float]) -> None:
+    assert repr(list(parameter.values)) == repr(values)
+    assert parameter.cardinality == len(values)
+    for i, value in enumerate(values):
+        assert parameter.encode(value) == (i + 0.5) / len(values)
+        for u in ((i + 1e-9) / len(values), (i + 0.5) / len(values), (i + 1 - 1e-9) / len(values)):
+            assert repr(parameter.decode(u)) == repr(value)
+    again = Space.from_json(json.loads(json.dumps(Space({"x": parameter}).to_json())))
+    assert again == Space({"x": parameter})
+
+
+@given(st.integers(-400, 400), st.integers(1, 300), st.integers(1, 99), st.integers(0, 5))
+def test_steps_never_show_the_noise_of_a_sum(low: int, count: int, step: int, digits: int) -> None:
+    """Decimal numbers give decimal numbers of no more digits."""
+    unit = 10**digits
+    parameter = Float(low / unit, (low + count * step) / unit, step=step / unit)
+    assert parameter.faults() == []
+    assert list(parameter.values) == [(low + i * step) / unit for i in range(count + 1)]
+
+
+def test_a_step_of_one_is_what_integers_have() -> None:
+    assert Integer(1, 64, log=True, step=1) == Integer(1, 64, log=True)
+    assert "step" not in Space({"n": Integer(1, 4, step=1)}).to_json()["n"]
+
+
+def test_a_value_between_two_steps_is_refused() -> None:
+    space = Space({"x": Float(0.0, 0.3, step=0.05), "n": Integer(8, 64, step=8)})
+    with pytest.raises(ConfigError) as error:
+        space.check({"x": 0.17, "n": 12})
+    assert list(error.value.faults) == [
+        "x: 0.17 is none of [0, 0.05, … 0.3] (step 0.05)",
+        "n: 12 is none of [8, 16, … 64] (step 8)",
+    ]
+    for value in (-0.05, 0.35, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="is none of"):
+            space.parameters["x"].encode(value)
+    space.check({"x": 0.1 + 0.05, "n": 64})  # 0.15000000000000002
+
+
+def test_the_kind_follows_from_ends_and_step() -> None:
+    space = Space.from_json({"a": {"low": 0, "high": 1, "step": 0.25}, "b": {"low": 0, "high": 8, "step": 2}})
+    assert space.decode([0.5, 0.5]) == {"a": 0.5, "b": 4}
+    assert space.size == 25
+
+
+def test_a_prior_of_steps() -> None:
+    parameter = Float(0.0, 0.3, step=0.05, prior=Prior(0.1, 0.1))
+    drawn = [parameter.decode(parameter.warp(u)) for u in np.random.default_rng(0).random(400)]
+    assert max(drawn.count(value) for value in parameter.values) == drawn.count(0.1)
+    assert parameter.prior_position[0] == pytest.approx(parameter.encode(0.1))
+
+
+def test_a_condition_on_steps() -> None:
+    space = Space({"x": Float(0.0, 0.3, step=0.1), "y": Float(0.0, 1.0, when={"x": 0.3})})
+    assert [space.decode([u, 0.5]).get("y") for u in (0.1, 0.9)] == [None, 0.5]
+    assert space.active(np.array([[0.1, 0.5], [0.9, 0.5]])).tolist() == [[True, False], [True, True]]
+    with pytest.raises(ConfigError, match=r"0\.30000000000000004 is not exactly a value of it; write 0\.3"):
+        Space({"x": Float(0.0, 0.3, step=0.1), "y": Float(0.0, 1.0, when={"x": 0.1 + 0.2})})
+
+
+def test_fixed_parameters_stand_in_every_configuration_and_have_no_axis() -> None:
+    space = Space(
+        {
+            "batch": Categorical((16,)),
+            "x": Float(0.0, 1.0),
+            "rate": Float(0.1, 0.1, log=True, prior=Prior(0.1, 0.2)),
+            "n": Integer(3, 3),
+        },
+        constraints=["x * n <= 2"],
+        start=[{"x": 0.25}],
+    )
+    assert (space.dim, space.axes, space.names) == (1, ("x",), ("batch", "x", "rate", "n"))
+    whole = {"batch": 16, "x": 0.25, "rate": 0.1, "n": 3}
+    assert space.decode([0.25]) == space.start[0] == whole
+    assert space.encode(whole).tolist() == [0.25]
+    assert not space.allows({**whole, "x": 0.75})
+    assert Space.from_json(json.loads(json.dumps(space.to_json()))) == space
+    with pytest.raises(ConfigError) as error:
+        space.check({**whole, "batch": 8, "rate": 0.2, "n": 4})
+    assert list(error.value.faults) == [
+        "batch: 8 is none of [16]",
+        "rate: 0.2 is none of [0.1]",
+        "n: 4 is no integer from 3 to 3",
+    ]
+
+
+def test_a_fixed_parent_decides_what_is_searched() -> None:
+    """As after ``space.schedule=constant`` on the command line: the conditions still name what it might have been."""
+    entries = {
+        "schedule": "cosine",
+        "warmup": {"low": 0.0, "high": 0.2, "when": {"schedule": ["cosine", "linear"]}},
+        "cycles": {"choices": [2], "when": {"warmed": True}},
+        "warmed": {"type": "bool", "when": {"schedule": "cosine"}},
+        "decay": {"low": 1, "high": 4, "when": {"cycles": 2}},
+    }
+    space = Space.from_json(entries)
+    assert space.axes == ("warmup", "warmed", "decay")
+    assert space.decode([0.5, 0.9, 0.1]) == {
+        "schedule": "cosine",
+        "warmup": 0.1,
+        "cycles": 2,
+        "warmed": True,
+        "decay": 1,
+    }
+    assert space.decode([0.5, 0.1, 0.1]) == {"schedule": "cosine", "warmup": 0.1, "warmed": False}
+    assert space.active(np.array([[0.5, 0.9, 0.1], [0.5, 0.1, 0.1]])).tolist() == [[True] * 3, [True, True, False]]
+    fixed = Space.from_json(entries | {"schedule": "constant"})
+    assert fixed.size == 1  # though `warmup` is real
+    assert fixed.decode([0.5] * fixed.dim) == {"schedule": "constant"}
+    with pytest.raises(ConfigError, match="warmup: is active only when schedule is cosine or linear"):
+        fixed.check({"schedule": "constant", "warmup": 0.1})
+
+
+def test_a_space_in_which_everything_is_fixed_has_one_configuration() -> None:
+    space = Space({"c": Categorical(("a",)), "x": Float(0.0, 0.0), "n": Integer(3, 3)})
+    assert (space.size, space.dim) == (1, 1)
+    assert (
+        list(space.combinations(space.order)) == [space.decode([u]) for u in (0.3,)] == [{"c": "a", "x": 0.0, "n": 3}]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("log", True, "is a key of a parameter: indent it under one"),
+        ("constraint", "a <= 1", "did you mean constraints?"),
+        ("batch", [8, 16], r"write \{choices: \[8, 16\]\}, or \{ordered: \[8, 16\]\}"),
+        ("batch", None, "is no parameter; accepted: a mapping such as"),
+        ("batch", "", "would mean that the parameter is not active"),
+        ("batch", float("nan"), "is not a value that can be told apart"),
+    ],
+)
+def test_bare_values_that_fix_nothing(name: str, value: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as error:
+        Space.from_json({"a": {"low": 0.0, "high": 1.0}, name: value, "bad": {"low": 1}})
+    assert "space.bad: needs high" in str(error.value)

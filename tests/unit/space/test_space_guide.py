@@ -40,7 +40,10 @@ def test_every_space_can_be_searched(spaces: list[Space]) -> None:
 
 def test_they_show_what_they_say(spaces: list[Space]) -> None:
     plain, conditional, constrained, known = spaces
-    assert [type(value) for value in plain.decode([0.5] * 6).values()] == [float, float, int, int, str, bool]
+    shown = plain.decode([0.5] * plain.dim)
+    assert [type(value) for value in shown.values()] == [float, float, int, int, float, int, str, bool, str]
+    assert (shown["batch_size"], shown["label_smoothing"], shown["train_optimizer"]) == (40, 0.15, "adamw")
+    assert plain.dim == 8
     assert conditional.decode([0.1, 0.5, 0.1, 0.5, 0.5]) == {"schedule": "constant", "use_adapter": False}
     at = {"rank": 8, "alpha": 16, "query": True, "key": False, "schedule": "linear", "warmup": 0.5}
     assert constrained.allows(at)

@@ -1,0 +1,26 @@
+"""The command that lets a shell complete what is typed."""
+
+from __future__ import annotations
+
+from hpo_cluster.cli.arguments import Arguments
+from hpo_cluster.cli.commands import OK, say
+from hpo_cluster.cli.completion import SCRIPTS, candidates
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.text import did_you_mean
+
+
+def completion(arguments: Arguments) -> int:
+    """Print the script of a shell, or, as that script asks, what a command line may become."""
+    shell, *rest = arguments.words or [""]
+    if shell == "candidates" and len(rest) == 1:
+        for candidate in candidates(rest[0]):
+            say(candidate)
+        return OK
+    faults = list(arguments.faults)
+    if shell not in SCRIPTS:
+        what = f"{shell!r}: is not a shell that is known; {did_you_mean(shell, SCRIPTS)}" if shell else ""
+        faults.append(f"{what}accepted: {', '.join(SCRIPTS)}")
+    if faults:
+        raise ConfigError(faults, 'In ~/.bashrc: eval "$(hpo-cluster completion bash)"')
+    say(SCRIPTS[shell].strip())
+    return OK

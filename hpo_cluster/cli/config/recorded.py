@@ -1,0 +1,121 @@
+"""The configuration of a campaign that exists: what is recorded, with operational keys changed by overrides."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpo_cluster.cli.config.compose import Composition, plain, section_of, text_of
+from hpo_cluster.cli.config.groups import GROUPS
+from hpo_cluster.cli.config.schema import NESTED, OPERATIONAL, PATH_KEYS, TOP_KEYS, Config
+from hpo_cluster.cli.config.with_hydra import searching, store_recorded
+from hpo_cluster.objectives import OBJECTIVES
+from hpo_cluster.objectives.base import joined
+from hpo_cluster.record.warm_start import IDENTITY_KEY
+from hpo_cluster.text import did_you_mean
+
+
+def compose_resume(
+    identity: Mapping[str, Any],
+    operation: Mapping[str, Any],
+    overrides: Sequence[str],
+    *,
+    campaign_dir: Path,
+    cwd: Path | None = None,
+    config_dir: Path | None = None,
+    check_files: bool = True,
+    here: Callable[[str], str] = str,
+) -> Config:
+    """Return the configuration of a campaign that exists, with operational keys changed.
+
+    Args:
+        identity: as in ``campaign.yaml``.
+        operation: as its last start recorded it.
+        overrides: of operational keys only: ``budget=60 workers=8 launcher=slurm``.
+        campaign_dir: the campaign's folder.
+        cwd: what relative paths are relative to.
+        config_dir: one more folder with configuration files.
+        check_files: whether model, data and tasks must be there.
+        here: gives the present place of a recorded path.
+
+    Raises:
+        ConfigError: with all faults; an override of an identity key is one.
+    """
+    composition = _Recorded(cwd, config_dir)
+    with searching(composition.dirs):
+        raw = composition.resume(identity, operation, overrides, campaign_dir, here)
+    return composition.build(raw, check_files)
+
+
+class _Recorded(Composition):
+    """A composition that begins with what is recorded."""
+
+    def resume(
+        self,
+        identity: Mapping[str, Any],
+        operation: Mapping[str, Any],
+        overrides: Sequence[str],
+        campaign_dir: Path,
+        here: Callable[[str], str],
+    ) -> dict[str, Any]:
+        """Return the composed data of a campaign that exists."""
+        campaign_dir = (self.cwd / campaign_dir).absolute()
+        cls = OBJECTIVES[str(identity["objective"].get("kind"))]
+        theirs = [
+            name if name.partition(".")[0] in NESTED else f"objective.{name}"
+            for name in (*cls.OPERATIONAL, *cls.PLACES)
+        ]
+        accepted = [*OPERATIONAL, "code", "dry_run", "launcher", *theirs]
+        allowed = []
+        for override in self.overrides(overrides):
+            text, top = text_of(override), section_of(override)
+            if top in ("campaign", "campaigns_dir"):
+                self.faults.append(f"{text}: the folder {campaign_dir} says which campaign is meant")
+            elif top in accepted or override.key_or_group in accepted:
+                allowed.append(override)
+            elif top in GROUPS or top in TOP_KEYS:
+                self.faults.append(
+                    f"{text}: belongs to the campaign's identity and cannot change; accepted: "
+                    f"{', '.join(accepted)}; for another campaign: hpo-cluster run {text} campaign=NEW_NAME"
+                )
+            else:
+                close = did_you_mean(override.key_or_group, accepted) or f"accepted: {', '.join(accepted)}"
+                self.faults.append(f"{override.key_or_group}: is not a key; {close.strip()}")
+        choices, values = self.choices(allowed)
+        raw = _recorded(identity, operation, campaign_dir, here)
+        if "launcher" in choices:
+            del raw["launcher"]
+        self.name = store_recorded(raw, choices)
+        raw, unresolved = plain(self.apply([], values))
+        self.faults += unresolved
+        return raw
+
+
+def _recorded(
+    identity: Mapping[str, Any], operation: Mapping[str, Any], campaign_dir: Path, here: Callable[[str], str]
+) -> dict[str, Any]:
+    """Return identity and operation of a campaign in the shape of ``conf/config.yaml``, with paths as they are now."""
+    objective = joined(copy.deepcopy(dict(identity["objective"])), operation.get("objective") or {})
+    sections = {name: objective.pop(name) for name in NESTED if name in objective}
+    kept = {key: value for key, value in operation.items() if key in (*OPERATIONAL, "launcher")}
+    raw = copy.deepcopy(
+        {
+            "launcher": {"kind": "local"},
+            **kept,
+            **sections,
+            "campaign": campaign_dir.name,
+            "campaigns_dir": str(campaign_dir.parent),
+            "warm_start": None if identity.get(IDENTITY_KEY) else [],
+            "seed": identity["seed"],
+            "space": identity["space"],
+            "objective": objective,
+            "optimizer": identity["optimizer"],
+        }
+    )
+    for section, key in (*PATH_KEYS, (None, "storage_dir")):
+        place = raw if section is None else raw.get(section)
+        if isinstance(place, dict) and isinstance(path := place.get(key), str):
+            place[key] = here(path)
+    return raw
