@@ -443,7 +443,7 @@ def resume(keep: Keeper) -> None:
         log.info("continuing after step %d, from %s", keep.state.step, folder)
         return
     if keep.attempt.previous:
-        log.info("training from the beginning: %d earlier attempts left no checkpoint", len(keep.attempt.previous))
+        log.info("training from the beginning: no usable checkpoint of %d earlier attempts", len(keep.attempt.previous))
 
 
 @dataclass(frozen=True)

@@ -161,13 +161,13 @@ def make_spec(
     """Return the spec of a campaign in `directory`, whether the campaign exists already or not.
 
     Args:
-        directory: of the campaign.
-        space: what is searched.
-        objective: what is optimised.
-        optimizer: what proposes.
-        seed: of the campaign.
-        launcher: where jobs run.
-        operation: how it is run now.
+        directory: folder of the campaign.
+        space: space to search.
+        objective: objective to optimise.
+        optimizer: optimizer that makes the proposals.
+        seed: seed of the campaign.
+        launcher: settings of the launcher that runs the jobs.
+        operation: settings of how the campaign is run now.
         storage_dir: shared folder of models and data.
         resolve: function that turns a configured path into an absolute one.
         warm_start: folders of earlier campaigns with whose evaluations this one begins; None: those that an existing

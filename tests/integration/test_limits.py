@@ -178,4 +178,4 @@ def test_a_walltime_shorter_than_the_start_is_told_after_the_first_attempt(tmp_p
     assert (str(trial.state), len(trial.attempts)) == ("failed", 1)
     assert trial.error is not None
     assert trial.error["kind"] == "walltime"
-    assert "more: launcher.walltime_min" in trial.error["message"]
+    assert "Raise launcher.walltime_min" in trial.error["message"]
