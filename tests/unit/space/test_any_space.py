@@ -75,7 +75,7 @@ def test_any_plain_data_is_a_space_or_a_fault(parameters: dict[str, Any], more: 
         ([False, 1, 2], "false stands among other values"),
         ([1, 1.0], "1 and 1.0 cannot be told apart"),
         (["1", 1], "'1' and 1 cannot be told apart"),
-        ([float("nan"), 1.0], "nan is not a value"),
+        ([float("nan"), 1.0], "nan is not a finite number"),
         ([[64, 64], [128]], "[64, 64] is a list; name it by a text, such as '64-64'"),
         ([{"a": 1}, 2], "is a dict"),
         ([Path("x"), 2], "accepted: texts, numbers, true and false"),
