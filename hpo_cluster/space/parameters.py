@@ -108,7 +108,7 @@ class Number(Conditional):
         """Return the faults of the range and the prior; empty if there are none."""
         found = [*_range_faults(self.low, self.high, self.log), *_step_faults(self)]
         if isinstance(self, Integer) and max(abs(self.low), abs(self.high)) > 2**53:
-            found.append(f"{self.low} to {self.high}: whole numbers beyond 2^53 cannot be told apart")
+            found.append(f"{self.low} to {self.high}: whole numbers beyond 2^53 cannot be distinguished")
         if self.prior is None or found:
             return found
         if not self.low <= self.prior.center <= self.high:
@@ -311,7 +311,7 @@ class Categorical(Conditional):
         for choice in self.choices:
             looks = {str(choice), choice}  # 1 and 1.0 are equal, and have one hash
             if other := [seen_as[look] for look in looks if look in seen_as]:
-                return [f"has a choice twice: {other[0]!r} and {choice!r} cannot be told apart in a table"]
+                return [f"has a choice twice: {other[0]!r} and {choice!r} cannot be distinguished in a table"]
             seen_as.update(dict.fromkeys(looks, choice))
         if self.prior is not None:
             if len(self.prior) != len(self.choices):
