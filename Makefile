@@ -33,22 +33,22 @@ run: $(VENV)/installed  ## install, then run the default campaign: 16 real fine-
 test: $(VENV)/installed-dev  ## install, then run all tests
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --quiet
 
-test-cluster: $(VENV)/installed-dev  ## as root on Debian: install and start a Slurm and an OAR, run the tests against both
+test-cluster: $(VENV)/installed-dev  ## as root on Debian: install and start Slurm and OAR, run the tests against both
 	tests/cluster/install
 	tests/cluster/run $(abspath $(BIN)/python)
 
-soak: $(VENV)/installed-dev  ## as root on Debian: hundreds of trials on 64 Slurm nodes, while jobs and drivers are killed
+soak: $(VENV)/installed-dev  ## as root on Debian: run hundreds of trials on 64 Slurm nodes while jobs and drivers are killed
 	tests/cluster/install
 	tests/cluster/soak $(abspath $(BIN)/python)
 
-lint: $(VENV)/installed-dev  ## style, and formatting
+lint: $(VENV)/installed-dev  ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/installed-dev  ## strict types
+types: $(VENV)/installed-dev  ## check types (mypy strict)
 	$(BIN)/mypy
 
-check: test lint types  ## everything that must pass before a change lands
+check: test lint types  ## run everything that must pass before a change is merged
 
 bundle: $(VENV)/installed  ## build the bundled model, data and tasks again
 	$(BIN)/python tools/build_bundle.py
@@ -60,14 +60,14 @@ $(VENV)/installed-peers: $(VENV)/installed
 	$(PIP) --constraint constraints-peers.txt --editable '.[peers]'
 	@touch $@
 
-bench-optimizers: $(VENV)/installed-peers  ## our optimizers and those of other libraries; BENCH=full: hours instead of minutes
+bench-optimizers: $(VENV)/installed-peers  ## compare these optimizers with other libraries; BENCH=full: hours instead of minutes
 	$(BIN)/python -m benchmarks.optimizers.run $(BENCH)
 	$(BIN)/python -m benchmarks.optimizers.report
 
-bench-campaign: $(VENV)/installed  ## what the driver costs: 10 000 simulated trials on 1 000 workers; CAMPAIGN="--trials 500 --workers 100"
+bench-campaign: $(VENV)/installed  ## measure the driver: 10 000 simulated trials on 1 000 workers; CAMPAIGN="--trials 500 --workers 100"
 	$(BIN)/python -m benchmarks.campaign.run $(CAMPAIGN)
 
-reference: $(VENV)/installed-dev  ## write docs/reference/configuration.md again
+reference: $(VENV)/installed-dev  ## write docs/reference/configuration.md and failures.md again
 	$(BIN)/python tools/make_reference.py
 
 clean:  ## remove the environment and caches; campaigns stay

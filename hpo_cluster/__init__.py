@@ -1,7 +1,7 @@
 """Hyperparameter optimization of LLM fine-tuning on Slurm and OAR clusters.
 
-The names here are what a program of your own needs; they are loaded when first used, so that importing the package
-costs next to nothing::
+These are the names that your own program needs. Each is loaded when it is first used, so importing the package takes
+almost no time::
 
     history = hpo_cluster.load_history("campaigns/first")
     proposals = hpo_cluster.make_optimizer("bo", space, seed=0).ask(history, n=4).proposals

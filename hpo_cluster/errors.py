@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 class HpoClusterError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base class of every error that this package raises on purpose."""
 
 
 class ConfigError(HpoClusterError):
-    """Bad input. Holds *all* the faults found, so that one correction round is enough.
+    """Bad input, with *all* the faults found, so that one round of corrections is enough.
 
     Args:
         faults: one sentence each: what is wrong with the value seen, what is accepted.
@@ -30,7 +30,7 @@ class ConfigError(HpoClusterError):
 
 
 class IdentityError(HpoClusterError):
-    """A campaign of that name exists and was made with other identity settings."""
+    """A campaign with this name exists and was created with other identity settings."""
 
 
 class LockedError(HpoClusterError):
@@ -42,11 +42,16 @@ class LostCampaignError(HpoClusterError):
 
 
 class JournalError(HpoClusterError):
-    """The journal cannot be read as what this version of the package wrote."""
+    """The journal holds something that this version of the package cannot read."""
 
 
 class SubmissionError(HpoClusterError):
-    """The scheduler did not accept a job. `retriable` tells trouble that passes from a request that is wrong."""
+    """The scheduler did not accept a job.
+
+    Args:
+        message: what the scheduler answered, and what to do.
+        retriable: whether the same request may be accepted later; False if the request itself is wrong.
+    """
 
     def __init__(self, message: str, *, retriable: bool = True) -> None:
         super().__init__(message)
@@ -59,7 +64,7 @@ class AttemptError(HpoClusterError):
     Args:
         kind: one of `hpo_cluster.trial.ErrorKind`.
         message: what happened, with the value seen and what to do.
-        fields: more of `error.json` (JSON), such as the ``physical_batch_size`` that was too much for the memory.
+        fields: further fields of `error.json` (JSON), such as the ``physical_batch_size`` that did not fit in memory.
     """
 
     def __init__(self, kind: str, message: str, **fields: object) -> None:

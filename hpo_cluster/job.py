@@ -10,15 +10,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class JobRef:
-    """A handle on a job that can be written to the journal and rebuilt from it.
+    """A handle on a job, which can be written to the journal and rebuilt from it.
 
     Args:
-        backend: name of the launcher that made it.
+        backend: name of the launcher that submitted the job.
         job_id: the scheduler's id, or the process id; ids are recycled, so it never identifies a job alone.
         token: the job's name, unique for each attempt.
         submitted_at: UTC, ISO 8601.
         host: where it was submitted.
-        extra: backend's own (a process's start time, for instance).
+        extra: what one launcher alone needs, for instance the start time of a process.
     """
 
     backend: str
@@ -30,7 +30,7 @@ class JobRef:
 
 
 class JobState(StrEnum):
-    """What a launcher knows of a job. UNKNOWN is never terminal."""
+    """State of a job as its launcher knows it. UNKNOWN is never terminal."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -40,10 +40,10 @@ class JobState(StrEnum):
 
 
 class EndReason(StrEnum):
-    """Why a job is over, as far as its scheduler knows."""
+    """Reason why a job ended, as far as its scheduler knows."""
 
     WELL = "well"  # its program ended with status 0
-    EXIT = "exit"  # its program ended with another status, or of a signal
+    EXIT = "exit"  # its program ended with another status, or was ended by a signal
     WALLTIME = "walltime"
     PREEMPTED = "preempted"
     NODE = "node"  # the node failed, or the job could not be started on it
@@ -54,13 +54,13 @@ class EndReason(StrEnum):
 
 @dataclass(frozen=True)
 class JobStatus:
-    """What a scheduler says of a job.
+    """State of a job as its scheduler reports it.
 
     Args:
-        state: in our words.
-        reason: why it is over; None while it is not, or where nobody says.
-        detail: in the scheduler's words.
-        node: where it runs or ran.
+        state: state of the job, the same for all launchers.
+        reason: why the job ended; None if it has not ended, or if the reason is not known.
+        detail: state and reason in the scheduler's own words.
+        node: node on which the job runs or ran.
     """
 
     state: JobState

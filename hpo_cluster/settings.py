@@ -1,4 +1,4 @@
-"""The base of all typed settings, and what pydantic finds wrong with them in plain words: one fault for each key."""
+"""The base class of all typed settings, and pydantic's validation errors in plain sentences: one for each key."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Settings(BaseModel):
-    """Base of typed settings: unknown keys are faults, values are fixed once made."""
+    """Base class of typed settings: unknown keys are faults, and values cannot be changed afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-#: By pydantic's kind of error; of any other its message is taken.
+#: What is required, by pydantic's kind of error. For any other kind, pydantic's own message is used.
 REQUIREMENTS = {
     "missing": "has no value",
     "extra_forbidden": "is not a setting",
@@ -44,12 +44,12 @@ REQUIREMENTS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one key.
+    """One key that is wrong, and why.
 
     Args:
-        loc: the key's parts, from the section down.
-        kind: pydantic's name for it, ``missing`` or ``extra_forbidden`` among others.
-        value: what was seen there.
+        loc: the parts of the key, outermost first.
+        kind: pydantic's name for the error, such as ``missing`` or ``extra_forbidden``.
+        value: the value seen.
         message: what is required.
     """
 
@@ -60,7 +60,7 @@ class Fault:
 
     @property
     def key(self) -> str:
-        """As it is typed."""
+        """The key as it is typed on a command line."""
         return ".".join(self.loc)
 
     def __str__(self) -> str:
@@ -69,21 +69,21 @@ class Fault:
 
 
 def faults_of(error: ValidationError, cls: type[BaseModel], *section: str) -> list[Fault]:
-    """The faults, in order, one for each key.
+    """Return the faults in order, one for each key.
 
-    Of a value that may be one of several types pydantic tells why it is none of them, under the types' names: these are
-    one fault, of the key. Where something inside the value is wrong, it is that alone.
+    If a value may have one of several types, pydantic reports one error for each type, with the type's name in the
+    key: these become one fault of the key. If something inside the value is wrong, only that is returned.
 
     Args:
-        error: what was raised.
-        cls: the settings' class.
-        section: put before each key.
+        error: the exception that pydantic raised.
+        cls: class of the settings.
+        section: parts to put before each key.
     """
     found: dict[tuple[str, ...], Fault] = {}
     for entry in error.errors():
         requirement = REQUIREMENTS.get(entry["type"])
-        told = entry["msg"].removeprefix("Value error, ")
-        message = requirement.format(**entry.get("ctx", {})) if requirement else told[:1].lower() + told[1:]
+        reason = entry["msg"].removeprefix("Value error, ")
+        message = requirement.format(**entry.get("ctx", {})) if requirement else reason[:1].lower() + reason[1:]
         loc = (*section, *_key(cls, entry["loc"]))
         if loc not in found:
             found[loc] = Fault(loc, entry["type"], entry["input"], message)
@@ -97,7 +97,7 @@ def _inside(loc: tuple[str, ...], outer: tuple[str, ...]) -> bool:
 
 
 def _key(cls: type[BaseModel] | None, loc: tuple[int | str, ...]) -> list[str]:
-    """Without the names of the types that a value may have."""
+    """Return the parts of a key, without the names of types that pydantic puts between them."""
     parts, left = list[str](), [str(part) for part in loc]
     while left:
         parts.append(left.pop(0))
@@ -114,7 +114,7 @@ def _is_settings(annotation: Any) -> bool:
 
 
 def _types(annotation: Any) -> list[Any]:
-    """What a value may be, besides None."""
+    """Return the types that a value may have, except None."""
     if get_origin(annotation) is Annotated:
         return _types(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):

@@ -1,4 +1,4 @@
-"""What a trial is, the states it goes through and the value objects that the layers exchange."""
+"""Trials: their states, the origins of their values, the kinds of errors, and the objects that the layers exchange."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from hpo_cluster.space import Configuration
 
-#: Number of the baseline trial (the model before fine-tuning): outside the budget, and so outside the numbering.
+#: Number of the baseline trial (the model before fine-tuning). It is outside the budget, so it has no ordinary number.
 BASELINE = -1
 
 
@@ -38,7 +38,7 @@ class State(StrEnum):
 
 
 class Origin(StrEnum):
-    """Where the value of a row of the history comes from."""
+    """Source of the value in a row of the history."""
 
     EVALUATED = "evaluated"
     INHERITED = "inherited"
@@ -49,27 +49,27 @@ class Origin(StrEnum):
 
 
 class ErrorKind(StrEnum):
-    """Why an attempt ended without a result. The job writes the first group, the driver the second."""
+    """Reason why an attempt ended without a result. The job reports the first group, the driver finds the second."""
 
     DIVERGED = "diverged"  # a loss that is NaN or infinite
     OUT_OF_MEMORY = "out_of_memory"  # of the device or the host
     BAD_DATA = "bad_data"  # training data that cannot be read as what it should be
-    MISSING_TASK = "missing_task"  # an lm-eval task that is not there
-    MISSING_MODEL = "missing_model"  # no checkpoint where the config says
+    MISSING_TASK = "missing_task"  # an lm-eval task that does not exist
+    MISSING_MODEL = "missing_model"  # no checkpoint in the configured folder
     BAD_CONFIG = "bad_config"  # settings that do not fit the tasks, the model or one another
     BAD_RESULT = "bad_result"  # the objective's output is not what was agreed
-    CODE = "code"  # any other exception: the program or its configuration
-    DISK = "disk"  # no space or no right to write
-    INTERRUPTED = "interrupted"  # asked to end before it was done; what it had is in its checkpoint
+    CODE = "code"  # any other exception: a fault of the program or of its configuration
+    DISK = "disk"  # no space left, or no permission to write
+    INTERRUPTED = "interrupted"  # asked to end before it was done; its state is in its checkpoint
 
-    VANISHED = "vanished"  # the job ended for the scheduler and left no file
-    NODE = "node"  # so it did, since its node failed
-    PREEMPTED = "preempted"  # since the nodes were wanted for others
-    WALLTIME = "walltime"  # since its time was over
-    CANCELLED = "cancelled"  # since somebody ended it with the scheduler's own command
+    VANISHED = "vanished"  # the scheduler says that the job ended, and the job left no file
+    NODE = "node"  # the same, because its node failed
+    PREEMPTED = "preempted"  # the same, because other jobs took its nodes
+    WALLTIME = "walltime"  # the same, because its walltime was over
+    CANCELLED = "cancelled"  # the same, because somebody cancelled it with the scheduler's own command
 
 
-#: Kinds that the driver finds; a job reports the others.
+#: Kinds that the driver finds. A job reports the others.
 DRIVER_KINDS = frozenset(
     {ErrorKind.VANISHED, ErrorKind.NODE, ErrorKind.PREEMPTED, ErrorKind.WALLTIME, ErrorKind.CANCELLED}
 )
@@ -85,7 +85,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Settled:
-    """A row that needs no job: its value is inherited, approximated or imported (then with all that was measured)."""
+    """A row that needs no job: its value is inherited, approximated or imported (imported with all its metrics)."""
 
     parameters: Configuration
     origin: Origin
@@ -97,7 +97,7 @@ class Settled:
 
 @dataclass(frozen=True)
 class Ask:
-    """The answer of `Optimizer.ask`: at most n proposals, rows that need no job, what shaped the decision (JSON)."""
+    """The answer of `Optimizer.ask`: at most n proposals, rows that need no job, what led to the decision (JSON)."""
 
     proposals: tuple[Proposal, ...] = ()
     settled: tuple[Settled, ...] = ()
@@ -105,11 +105,11 @@ class Ask:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed in ``0..2^31-1`` that depends on all `parts` and on nothing else, equal on every machine."""
+    """Return a seed in ``0..2^31-1`` that depends on `parts` alone, and is the same on every machine."""
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
 def trial_label(trial: int) -> str:
-    """Name of a trial in paths and messages: ``t0007``, or ``baseline``."""
+    """Return the name of a trial in paths and messages: ``t0007``, or ``baseline``."""
     return "baseline" if trial == BASELINE else f"t{trial:04d}"

@@ -1,7 +1,7 @@
-"""When jobs may be submitted: not before a moment, and inside a weekly window that is still open when a job ends.
+"""The times at which jobs may be submitted: after a given moment, and inside a weekly window that a job ends within.
 
-A window is made of stretches of the week, such as every night. They are written in the local time of this machine, and
-all durations are real ones: in a night in which the clocks change, the same stretch is an hour longer or shorter.
+A window consists of stretches of the week, such as every night. They are given in the local time of this machine, and
+durations are elapsed time: in a night when the clocks change, the same stretch is an hour longer or shorter.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 DAY_MIN = 24 * 60
 WEEK_MIN = 7 * DAY_MIN
 
-#: A job that fills a stretch could be submitted in no later moment than its first: it may be late by this, or by a
-#: tenth of the stretch if that is less.
+#: A job as long as its stretch would have to be submitted at the very moment the stretch opens. It may be late by this
+#: much, or by a tenth of the stretch if that is less.
 LATE_AT_MOST = timedelta(minutes=5)
-#: Weeks in which a stretch is looked for; a job that does not fit where the clocks change fits a week later.
+#: Weeks to search for a stretch. A job that does not fit in the week in which the clocks change fits a week later.
 HORIZON_WEEKS = 5
 
 ACCEPTED = "19:00-08:45, Mon-Fri 19:00-08:45, Sat-Sun, or a list of such: [19:00-08:45, Sat-Sun]"
@@ -40,7 +40,7 @@ class Window:
     """Stretches of every week in which jobs may run.
 
     Args:
-        stretches: start in minutes since Monday 00:00, and length in minutes. No two of them overlap or touch.
+        stretches: pairs of start (minutes since Monday 00:00) and length (minutes); no two overlap or touch.
     """
 
     stretches: tuple[tuple[int, int], ...]
@@ -52,20 +52,20 @@ class Window:
 
     @property
     def longest_min(self) -> int:
-        """Return the minutes of the longest stretch."""
+        """Length of the longest stretch, in minutes."""
         return max(length for _, length in self.stretches)
 
     def has_room_for(self, walltime_min: int) -> bool:
-        """Return whether a job of that walltime fits into one of the stretches."""
+        """Return whether a job with this walltime fits into one of the stretches."""
         return self.is_always_open or walltime_min <= self.longest_min
 
     def next_start(self, now: datetime, walltime: timedelta, zone: tzinfo | None = None) -> datetime:
         """Return the earliest moment, from `now` on, at which a job may be submitted.
 
         Args:
-            now: with its offset.
-            walltime: of the job, which must fit into a stretch.
-            zone: whose clocks the window is written for; None: this machine's.
+            now: current time, with its UTC offset.
+            walltime: walltime of the job, which must fit into a stretch.
+            zone: time zone of the window; None: the zone of this machine.
         """
         if self.is_always_open:
             return now
@@ -78,7 +78,7 @@ class Window:
         return min(starts)
 
     def _stretches_around(self, now: datetime, zone: tzinfo | None) -> Iterator[tuple[datetime, datetime]]:
-        """Yield beginning and end of each stretch of the last week, this one and the next ones."""
+        """Yield the start and end of each stretch in the last week, this week and the following ones."""
         today = now.astimezone(zone).date()
         monday = datetime.combine(today - timedelta(days=today.weekday()), time())
         for week in range(-1, HORIZON_WEEKS):
@@ -89,10 +89,10 @@ class Window:
 
 @functools.lru_cache(maxsize=64)
 def parse_window(entries: tuple[str, ...]) -> Window:
-    """Return the window of its entries, each ``[DAY[-DAY]] [HH:MM-HH:MM]``; stretches that touch become one.
+    """Return the window that the entries describe, each ``[DAY[-DAY]] [HH:MM-HH:MM]``; stretches that touch are merged.
 
     Raises:
-        ValueError: with what is wrong with each entry.
+        ValueError: naming every entry that is wrong, and why.
     """
     week = bytearray(WEEK_MIN)
     faults = []
@@ -109,7 +109,7 @@ def parse_window(entries: tuple[str, ...]) -> Window:
 
 
 def _entry(text: str) -> list[tuple[int, int]]:
-    """Return start and length, in minutes of the week, of the stretch of each day of an entry."""
+    """Return the start and length, in minutes of the week, of the stretch on each day of an entry."""
     match = _ENTRY.fullmatch(text)
     if match is None or not text.strip():
         raise ValueError(f"{text!r} cannot be read")
@@ -123,7 +123,7 @@ def _entry(text: str) -> list[tuple[int, int]]:
 
 
 def _days(first: str | None, last: str | None) -> list[int]:
-    """Return the numbers of the days from `first` to `last`, across the week's end if need be."""
+    """Return the numbers of the days from `first` to `last`, wrapping around at the end of the week."""
     if first is None:
         return list(range(7))
     begin = DAYS.index(first.capitalize())
@@ -140,7 +140,7 @@ def _minutes(text: str) -> int:
 
 
 def _runs(week: bytearray) -> list[tuple[int, int]]:
-    """Return start and length of each run of ones in a week that begins anew at its end."""
+    """Return the start and length of each run of ones, with the end of the week joined to its beginning."""
     shut = week.find(0)
     if shut < 0:
         return [(0, WEEK_MIN)]
@@ -149,20 +149,20 @@ def _runs(week: bytearray) -> list[tuple[int, int]]:
 
 
 def _moment(local: datetime, zone: tzinfo | None) -> datetime:
-    """Return the moment at which clocks of `zone` (None: this machine's) show `local`."""
+    """Return the moment at which clocks in `zone` (None: the zone of this machine) show `local`."""
     return (local if zone is None else local.replace(tzinfo=zone)).astimezone(UTC)
 
 
 def parse_moment(text: str, now: datetime, zone: tzinfo | None = None) -> datetime:
-    """Return the moment that a text names: a date and time, or the next time at which clocks show a time of day.
+    """Return the moment that a text names: a date and time, or the next occurrence of a time of day.
 
     Args:
-        text: ``2027-01-31T19:00`` or ``19:00``, each with an offset or in the time of `zone`.
-        now: with its offset.
-        zone: None: this machine's.
+        text: ``2027-01-31T19:00`` or ``19:00``, each with a UTC offset or in the time of `zone`.
+        now: current time, with its UTC offset.
+        zone: time zone of a text without an offset; None: the zone of this machine.
 
     Raises:
-        ValueError: if it names none.
+        ValueError: if the text is not a moment.
     """
     try:
         if not _TIME_OF_DAY.fullmatch(text):
@@ -179,12 +179,12 @@ def parse_moment(text: str, now: datetime, zone: tzinfo | None = None) -> dateti
 
 @dataclass(frozen=True)
 class LaunchHours:
-    """When a campaign's jobs may be submitted.
+    """The times at which a campaign's jobs may be submitted.
 
     Args:
-        walltime: of each job.
-        not_before: no job is submitted before it; with its offset.
-        window: a job is submitted only where it ends inside it.
+        walltime: walltime of each job.
+        not_before: moment before which no job is submitted, with its UTC offset.
+        window: window inside which each job must end.
     """
 
     walltime: timedelta = timedelta()
@@ -193,7 +193,7 @@ class LaunchHours:
 
     @classmethod
     def recorded(cls, launcher: Mapping[str, Any]) -> LaunchHours:
-        """Return those of a launcher's settings as the journal holds them; an earlier version recorded none."""
+        """Return the hours of a launcher's settings as the journal recorded them; earlier versions recorded none."""
         not_before, entries = launcher.get("not_before"), launcher.get("window")
         return cls(
             timedelta(minutes=launcher.get("walltime_min") or 0),
@@ -210,7 +210,7 @@ class LaunchHours:
         return now if self.not_before is None else max(now, self.not_before)
 
     def reason_to_wait(self, now: datetime, zone: tzinfo | None = None) -> str:
-        """Return why no job is submitted now, as a notice; empty if jobs may be submitted."""
+        """Return a notice that says why no job is submitted now; empty if jobs may be submitted."""
         start = self.next_start(now, zone)
         if start <= now:
             return ""

@@ -1,4 +1,4 @@
-"""Evaluate one attempt of ``objective=command``: run the command, read the last line of its output."""
+"""Evaluate one attempt of ``objective=command``: run the command and read the last line of its output."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from hpo_cluster.objectives.command import render
 from hpo_cluster.record.processes import process_start
 from hpo_cluster.trial import ErrorKind
 
-#: What an error message keeps of each of the command's streams.
+#: Number of last lines of each output stream that are kept for an error message.
 TAIL_LINES = 30
-#: How long to wait for output once the command has ended: a process it left behind may hold the stream open.
+#: Seconds to wait for output after the command has ended: a process that it left behind may hold the stream open.
 DRAIN_S = 5.0
-#: Exit statuses of a command that a warning or a request to end has ended, its own or as a shell tells of its child.
+#: Exit statuses of a command that SIGUSR2 or SIGTERM ended: -N for the command itself, 128 + N from a shell.
 SIGNALLED = {
     sign * int(number) + offset for number in (signal.SIGUSR2, signal.SIGTERM) for sign, offset in ((-1, 0), (1, 128))
 }
-#: From the request to end to the order.
+#: Seconds between SIGTERM and SIGKILL.
 TERMINATE_S = 10.0
 
 
 class Tail(threading.Thread):
-    """Passes a stream of the command on to one of ours, and keeps its end."""
+    """A thread that copies an output stream of the command to one of this process, and keeps the last lines."""
 
     def __init__(self, stream: IO[bytes], onto: IO[bytes]) -> None:
         super().__init__(daemon=True)
@@ -46,7 +46,7 @@ class Tail(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Copy until the stream ends. Unbuffered: a lock held here would stop the interpreter from ending."""
+        """Copy until the stream ends, without buffers: a lock held here would keep the interpreter from ending."""
         rest = b""
         while chunk := os.read(self.stream.fileno(), 1 << 16):
             self.onto.write(chunk)
@@ -61,12 +61,12 @@ class Tail(threading.Thread):
                 self.lines.append(text)
 
     def text(self) -> str:
-        """The end of the stream, empty lines left out."""
+        """Return the last lines of the stream, without empty ones."""
         return "\n".join(self.lines)
 
 
 def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
-    """Run the command of this attempt's configuration."""
+    """Run the command with this attempt's configuration, and return its metrics."""
     settings = attempt.settings
     command = render(settings["command"], attempt.parameters, attempt.seed)
     attempt.phase("command")
@@ -87,9 +87,9 @@ def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
 
 
 def run(command: str, cwd: str, timeout_s: float | None, attempt: worker.Attempt) -> tuple[int | None, Tail, Tail]:
-    """Run `command` with bash. Returns its exit status, None where it was stopped, and the end of its streams.
+    """Run `command` with bash; return its exit status (None if it was stopped) and the ends of its output streams.
 
-    It stays in this process's group, so that whatever ends the job ends it too.
+    The command stays in this process's group, so that a signal that ends the job ends the command too.
     """
     environment = {
         **os.environ,
@@ -123,7 +123,7 @@ def run(command: str, cwd: str, timeout_s: float | None, attempt: worker.Attempt
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the command and every process that it started: ask, and kill those that are there after a while."""
+    """End the command and every process that it started, with SIGTERM first and SIGKILL after TERMINATE_S."""
     family = [process.pid, *descendants(process.pid)]
     send(signal.SIGTERM, family)
     deadline = time.monotonic() + TERMINATE_S
@@ -134,14 +134,14 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def send(order: signal.Signals, pids: list[int]) -> None:
-    """Signal processes, those that are gone already left out."""
+    """Send a signal to those of the processes that still exist."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, order)
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes that `pid` started, and those that they started."""
+    """Return the ids of all processes that descend from `pid`."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -151,7 +151,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def ending(status: int | None, timeout_s: float | None) -> str:
-    """How the command ended, in words."""
+    """Return how the command ended, in words."""
     if status is None:
         return f"stopped after objective.timeout_s={timeout_s:g} seconds"
     number = -status if status < 0 else status - 128
@@ -163,7 +163,7 @@ def ending(status: int | None, timeout_s: float | None) -> str:
 
 
 def last_object(line: str) -> dict[str, Any] | None:
-    """The JSON object in a line, or None."""
+    """Return the JSON object in a line; None if the line does not hold one."""
     try:
         data = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The tiny job of ``hpo-cluster doctor``: what a job finds where it runs."""
+"""Report what a job finds on its node; the small job of ``hpo-cluster doctor``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hpo_cluster.objectives import worker
 
 
 def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
-    """Say what time it is here, which Python runs, which modules and GPUs there are, and what can be read."""
+    """Return the time on this node, the Python that runs, the GPUs, and the paths that cannot be read."""
     missing = [path for path in attempt.settings["paths"] if not os.access(path, os.R_OK)]
     return {
         "metrics": {"time_s": time.time(), "gpus": len(gpus())},
@@ -28,7 +28,7 @@ def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
 
 
 def gpus() -> list[str]:
-    """Names of the GPUs that the driver lists; empty where there is no driver."""
+    """Return the names of the GPUs that nvidia-smi lists; empty if there is no NVIDIA driver."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]

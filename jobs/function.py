@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-sys.path.pop(0)  # this directory: a module of the user's may have the name of a program in it
+sys.path.pop(0)  # this directory: a user's module may have the same name as a program here
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hpo_cluster.objectives import worker
@@ -16,7 +16,7 @@ from hpo_cluster.objectives.function import load
 
 
 def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
-    """What the function returns for this attempt's configuration."""
+    """Call the function with this attempt's configuration, and return its metrics."""
     settings = attempt.settings
     attempt.phase("import")
     function = load(settings["function"], settings["search_path"])

@@ -1,10 +1,11 @@
-"""Evaluate one attempt of a LoRA campaign: fine-tune with LitGPT's parts, merge in memory, score with lm-eval.
+"""Evaluate one attempt of a LoRA campaign: fine-tune with LitGPT's parts, merge in memory and score with lm-eval.
 
     python jobs/lora.py campaigns/first/trials/t0007/a0
 
-The recipe is LitGPT's ``finetune_lora`` step by step (a test holds it to that: same order of examples, learning rates,
-losses and weights), with what its loop cannot do: stop at a loss that is no number, put any number of sequences through
-the device at once without changing a result, and end on a signal so that the next attempt goes on where it was.
+The recipe follows LitGPT's ``finetune_lora`` step by step; a test compares the order of examples, the learning rates,
+the losses and the weights. It adds what LitGPT's loop cannot do: stop at a loss that is not finite, send any number of
+sequences through the device at once without changing a result, and end on a signal with a checkpoint from which the
+next attempt continues.
 """
 
 from __future__ import annotations
@@ -48,16 +49,16 @@ if TYPE_CHECKING:  # torch, litgpt and lm-eval are imported once the environment
 
 log = logging.getLogger("lora")
 
-IGNORED = -100  # label of a token that is not learned
-LITGPT_SPLIT = 0.05  # share of a single file that LitGPT keeps for validation unless it is told
-HEAD_PIECE = 128  # positions through the language-model head at once, as LitGPT trains
+IGNORED = -100  # label of a token that does not count in the loss
+LITGPT_SPLIT = 0.05  # share of a single file that LitGPT keeps for validation by default
+HEAD_PIECE = 128  # positions that pass through the language-model head at once, as in LitGPT's training
 
 #: A tokenized row of the data: ``input_ids`` and ``labels`` (length), ``token_counts``.
 Example = Mapping[str, Any]
 
 
 def evaluate(attempt: Attempt) -> dict[str, Any]:
-    """The whole evaluation; see the phases."""
+    """Fine-tune, merge and score the model with this attempt's configuration; return its metrics and what was done."""
     storage_dir = Path(attempt.settings["storage_dir"])
     objective = LoraObjective.model_validate({k: v for k, v in attempt.settings.items() if k != "storage_dir"})
     train = effective_train(objective.train, attempt.parameters)
@@ -88,15 +89,15 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         )
         train_examples, val_examples = load_examples(objective, train, checkpoint_dir)
         without_labels = 0 if attempt.baseline else count_without_labels(objective, train_examples)
-        seed_everything(seed)  # before the model: its adapter is drawn
+        seed_everything(seed)  # before the model is made: its adapter is random
         model = load_model(checkpoint_dir, train, device, baseline=attempt.baseline)
         run = Run(model, train, device)
         state = State()
         keep = Keeper(attempt, run, state)
-        attempt.looks = True  # from here on there is something to keep
+        attempt.looks = True  # from here on there is something to save in a checkpoint
 
         if not attempt.baseline:
-            attempt.phase("train", **run.told)
+            attempt.phase("train", **run.reported_batch)
             state.optimizer = make_optimizer(model, train)
             keep.mark = fingerprint(objective, train, seed)
             resume(keep)
@@ -105,7 +106,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
 
         metrics: dict[str, float] = {} if attempt.baseline else {"train_loss": state.loss}
         if train.validation_batches and len(val_examples):
-            attempt.phase("validate", **run.told)
+            attempt.phase("validate", **run.reported_batch)
             metrics |= losses_of_validation(objective, validate(run, val_examples))
 
         attempt.phase("merge")
@@ -114,10 +115,10 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         if objective.keep_adapter and not attempt.baseline:
             save_adapter(model, objective, train, attempt.files.adapter_dir)
         if objective.evaluation == "litgpt_cli":
-            model.cpu()  # the classic route has its own copy on the device
+            model.cpu()  # LitGPT's own route puts a second copy of the model on the device
             with tempfile.TemporaryDirectory(prefix=".litgpt-", dir=attempt.files.dir) as folder:
                 keep.save()
-                attempt.looks = False  # lm-eval's own model has nobody between its batches who could
+                attempt.looks = False  # lm-eval's own model cannot look for signals between its batches
                 lm = converted_lm(None if attempt.baseline else model, objective, train, device, Path(folder))
                 attempt.phase("score")
                 scores, sems = score(lm, tasks, objective.tasks.limit)
@@ -152,17 +153,22 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
 
 
 def prepare_process(storage_dir: Path, gpus: int = 0) -> torch.device:
-    """Set the environment, import the heavy packages, choose the device. Nothing here may reach for a network.
+    """Set the environment, import the heavy packages and return the device. Nothing here may use the network.
 
-    `gpus` is what the job was promised: without them it would train on the host's cores, for days.
+    Args:
+        storage_dir: shared folder of models and data.
+        gpus: number of GPUs that the job asked for.
+
+    Raises:
+        AttemptError: if the job asked for GPUs and torch sees none: it would train on the host's cores, for days.
     """
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if (storage_dir / "hf").is_dir():
         os.environ["HF_HOME"] = str(storage_dir / "hf")
     if not Path("/dev/nvidiactl").exists():
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads only slow down small models, and the neighbours
-    gc.disable()  # the million objects of these imports live on: looking for garbage among them takes a second
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads slow down small models, and other jobs here
+    gc.disable()  # these imports create a million objects that stay: to collect garbage among them takes a second
     import litgpt.lora  # noqa: F401
     import lm_eval.evaluator  # noqa: F401
     import torch
@@ -171,7 +177,7 @@ def prepare_process(storage_dir: Path, gpus: int = 0) -> torch.device:
     gc.enable()
     if gpus and not torch.cuda.is_available():
         if torch.version.cuda is None and torch.version.hip is None:
-            what = f"torch {torch.__version__} is built without CUDA: install the CUDA build where the jobs run"
+            what = f"torch {torch.__version__} is built without CUDA: install the CUDA build for the jobs' Python"
             raise AttemptError(ErrorKind.CODE, f"launcher.gpus_per_trial={gpus}, and {what}")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "(not set)")
         seen = f"torch sees no GPU here (CUDA_VISIBLE_DEVICES={visible})"
@@ -179,22 +185,22 @@ def prepare_process(storage_dir: Path, gpus: int = 0) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-# --- what is read ----------------------------------------------------------------------------------------------------
+# --- inputs ----------------------------------------------------------------------------------------------------------
 
 
 def check_measurable(objective: LoraObjective, counts_energy: bool, *, baseline: bool) -> None:
-    """Raise AttemptError, of kind ``bad_config``, if this attempt cannot measure what is optimised."""
+    """Raise AttemptError, of kind ``bad_config``, if this attempt cannot measure the optimised metric."""
     metric = objective.tasks.metric
     if baseline and metric in OF_TRAINING:
-        message = f"tasks.metric={metric}: a model before fine-tuning has none; give baseline=false"
+        message = f"tasks.metric={metric}: a model before fine-tuning does not have this metric; give baseline=false"
         raise AttemptError(ErrorKind.BAD_CONFIG, message)
     if metric == "energy_wh" and not counts_energy:
-        how = "it takes an NVIDIA GPU, not a MIG slice, and pynvml; optimise train_s instead"
-        raise AttemptError(ErrorKind.BAD_CONFIG, f"tasks.metric={metric}: nothing counts energy on this machine: {how}")
+        how = "this takes a whole NVIDIA GPU (not a MIG slice) and pynvml; optimise train_s instead"
+        raise AttemptError(ErrorKind.BAD_CONFIG, f"tasks.metric={metric}: this machine cannot measure energy: {how}")
 
 
 def checked_checkpoint(objective: LoraObjective) -> Path:
-    """The base model's folder. A missing file is an error of kind ``missing_model``."""
+    """Return the base model's folder. Raise AttemptError, of kind ``missing_model``, if a file is missing."""
     folder = Path(objective.model.checkpoint_dir)
     if missing := missing_files(folder):
         hint = f"hpo-cluster prepare model={objective.model.name}"
@@ -203,9 +209,12 @@ def checked_checkpoint(objective: LoraObjective) -> Path:
 
 
 def load_examples(objective: LoraObjective, train: TrainSettings, checkpoint_dir: Path) -> tuple[Any, Any]:
-    """Training and validation examples, tokenized when one is asked for; the latter may be none.
+    """Return the training and the validation examples, of which the latter may be empty.
 
-    Faults are of kind ``bad_data``. A single file is divided as LitGPT's `JSON` does.
+    An example is tokenized when it is used. A single file is split as LitGPT's `JSON` does it.
+
+    Raises:
+        AttemptError: of kind ``bad_data``, if the data cannot be read or split.
     """
     import torch
     from litgpt.config import Config
@@ -235,9 +244,9 @@ def load_examples(objective: LoraObjective, train: TrainSettings, checkpoint_dir
 
 
 def count_without_labels(objective: LoraObjective, examples: Any) -> int:
-    """Count the training examples that teach nothing: every token after the first is masked or was cut away.
+    """Count the training examples without labels: every token after the first is masked or was cut off.
 
-    Without ``data.mask_prompt`` every example that has two tokens has labels, and the first one that has is enough.
+    Without ``data.mask_prompt`` every example of two tokens or more has labels, so the count stops at the first one.
 
     Raises:
         AttemptError: of kind ``bad_data``, if no example has a label.
@@ -258,7 +267,7 @@ def count_without_labels(objective: LoraObjective, examples: Any) -> int:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch on every device."""
+    """Seed the generators of Python, NumPy and torch, on every device."""
     import numpy as np
     import torch
 
@@ -268,9 +277,10 @@ def seed_everything(seed: int) -> None:
 
 
 def load_model(checkpoint_dir: Path, train: TrainSettings, device: torch.device, *, baseline: bool) -> Any:
-    """The base model with untrained LoRA layers (B is zero), all else frozen; without them for the baseline.
+    """Return the base model, frozen, with untrained LoRA layers (B is zero); for the baseline without LoRA layers.
 
-    The adapter is drawn from the global generator, in LitGPT's order and on the device, base weights included.
+    All weights are first drawn from the global generator, in LitGPT's order and on the device, so that the adapter is
+    the same as LitGPT's. The base weights are then read from the checkpoint.
     """
     import torch
     from litgpt.lora import GPT, Config, lora_filter, mark_only_lora_as_trainable
@@ -287,7 +297,7 @@ def load_model(checkpoint_dir: Path, train: TrainSettings, device: torch.device,
     except Exception as error:
         if worker.classify(error) != ErrorKind.CODE:
             raise
-        message = f"{checkpoint_dir}/lit_model.pth is no checkpoint of the model in model_config.yaml: {error}"
+        message = f"{checkpoint_dir}/lit_model.pth is not a checkpoint of the model in model_config.yaml: {error}"
         raise AttemptError(ErrorKind.MISSING_MODEL, message) from error
     missing = [name for name in loaded.missing_keys if not lora_filter(name, None)]
     if missing or loaded.unexpected_keys:
@@ -301,7 +311,7 @@ def load_model(checkpoint_dir: Path, train: TrainSettings, device: torch.device,
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """New tensors are of `dtype` inside."""
+    """Make `dtype` the default of new tensors while the context lasts."""
     import torch
 
     before = torch.get_default_dtype()
@@ -317,7 +327,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @dataclass
 class Run:
-    """What does not change while a model is trained and validated."""
+    """Parts of a run that stay the same while a model is trained and validated."""
 
     model: Any
     train: TrainSettings
@@ -334,17 +344,17 @@ class Run:
             self.dropout = MicroBatchDropout(self.model, self.train.lora_dropout, HEAD_PIECE, self.precision)
 
     @property
-    def told(self) -> dict[str, int]:
-        """The physical batch, where an attempt that runs out of memory with it can be followed by one with half of it.
+    def reported_batch(self) -> dict[str, int]:
+        """The physical batch size to report, by which the driver can halve it after an attempt ran out of memory.
 
-        The dropout masks of a mixture of experts depend on the routing, so that its batches cannot be divided.
+        Empty for a mixture of experts with dropout: its masks depend on the routing, so its batches cannot be divided.
         """
         config = self.model.config
         whole = config.n_expert and config.lora_mlp and self.train.lora_dropout > 0
         return {} if whole else {"physical_batch_size": self.physical}
 
     def precision(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass."""
+        """Return the context in which a forward pass runs."""
         import torch
 
         if self.train.precision == "bf16-mixed":
@@ -354,11 +364,11 @@ class Run:
 
 @dataclass
 class State:
-    """Where training is. With the adapter and the global generators, all that a resumed run needs.
+    """Progress of the training. Together with the adapter and the global generators, all that a resumed run needs.
 
     Attributes:
-        train_s: seconds that the steps took, without checkpoints, and without steps whose results were lost.
-        resumed_at: steps after which an attempt ended and another one went on.
+        train_s: seconds that the steps took, without checkpoints and without steps whose results were lost.
+        resumed_at: steps after which an attempt ended and the next one continued.
     """
 
     optimizer: Any = None
@@ -374,10 +384,11 @@ class State:
 
 @dataclass
 class Keeper:
-    """Keeps checkpoints: every ``checkpoint_interval_s``, and when a signal asks the program to end.
+    """Saver of checkpoints: every ``checkpoint_interval_s``, and when a signal asks the program to end.
 
     Attributes:
-        mark: `fingerprint` of the training.
+        mark: `fingerprint` of the training, by which a later attempt recognises its checkpoints.
+        kept_at: time of the last checkpoint, on the monotonic clock.
     """
 
     attempt: Attempt
@@ -387,7 +398,10 @@ class Keeper:
     kept_at: float = field(default_factory=time.monotonic)
 
     def __call__(self) -> None:
-        """To be called between two steps, and between two batches of scoring. Ends an attempt that is to end."""
+        """Save a checkpoint if one is due, and end the attempt if a signal asked for that.
+
+        This is called between two steps of training and between two batches of scoring.
+        """
         period = self.run.train.checkpoint_interval_s
         due = period > 0 and time.monotonic() - self.kept_at >= period
         if due or self.attempt.interrupted:
@@ -396,7 +410,7 @@ class Keeper:
             raise self.attempt.interruption()
 
     def save(self) -> None:
-        """Keep where the training is, once it has begun."""
+        """Save a checkpoint, if the training has begun."""
         if self.state.step > 0:
             self.attempt.save_checkpoint(self.state.step, self._write)
         self.kept_at = time.monotonic()
@@ -409,7 +423,7 @@ class Keeper:
 
 
 def resume(keep: Keeper) -> None:
-    """Go on from the newest checkpoint of an earlier attempt that is one of this training; start anew without one."""
+    """Restore the newest checkpoint of an earlier attempt that belongs to this training; without one, do nothing."""
     from hpo_cluster.objectives.lora.checkpoint import differences, read_checkpoint, restore
 
     for folder in keep.attempt.checkpoints:
@@ -419,25 +433,25 @@ def resume(keep: Keeper) -> None:
                 log.warning("%s is of another configuration (%s): not used", folder, ", ".join(others))
                 continue
             restore(kept, keep.run.model, keep.state.optimizer)
-            counters = {"train_s": math.nan, **kept["counters"]}  # earlier versions did not count them
+            counters = {"train_s": math.nan, **kept["counters"]}  # earlier versions did not count the seconds
             for name in State.COUNTERS:
                 setattr(keep.state, name, counters[name])
-        except Exception as error:  # whatever is wrong with a checkpoint, training anew is right
+        except Exception as error:  # whatever is wrong with a checkpoint, training from the beginning is right
             log.warning("%s cannot be used: %s: %s", folder, type(error).__name__, error)
             continue
         keep.state.resumed_at.append(keep.state.step)
-        log.info("going on after step %d, from %s", keep.state.step, folder)
+        log.info("continuing after step %d, from %s", keep.state.step, folder)
         return
     if keep.attempt.previous:
-        log.info("training from the beginning: no checkpoint of %d earlier attempts", len(keep.attempt.previous))
+        log.info("training from the beginning: no usable checkpoint of %d earlier attempts", len(keep.attempt.previous))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many micro-batches make a step and how many steps make the run and its schedule, by LitGPT's rules.
+    """Numbers of micro-batches in a step, of steps in the run and of steps in the schedule, by LitGPT's rules.
 
-    A last accumulation that is not full is dropped. Over several epochs the rests of the epochs are joined, so that
-    `steps` can exceed the steps of the schedule; the cosine then starts to rise again.
+    A last accumulation that is not full is dropped. Over several epochs the remainders of the epochs are joined, so
+    `steps` can exceed `schedule`, and a cosine schedule then rises again.
     """
 
     accumulation: int
@@ -446,7 +460,7 @@ class Plan:
 
 
 def make_plan(train: TrainSettings, examples: int) -> Plan:
-    """The plan for so many training examples."""
+    """Return the plan for `examples` training examples."""
     accumulation = train.global_batch_size // train.micro_batch_size
     micro_batches = math.ceil(examples / train.micro_batch_size)
     limit = train.max_steps or sys.maxsize
@@ -462,7 +476,7 @@ def make_plan(train: TrainSettings, examples: int) -> Plan:
 
 
 def learning_rate(train: TrainSettings, plan: Plan, step: int) -> float:
-    """Learning rate of a step (from 0): linear from zero over the warm-up, then as the schedule has it."""
+    """Return the learning rate of a step (from 0): linear from zero over the warm-up, then the configured schedule."""
     warmup = train.warmup_steps(plan.schedule)
     if step < warmup:
         return train.learning_rate * step / warmup
@@ -475,9 +489,10 @@ def learning_rate(train: TrainSettings, plan: Plan, step: int) -> float:
 
 
 def micro_batch_order(examples: int, micro_batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Numbers of the examples of each micro-batch, epoch after epoch without end, in the order that LitGPT takes them.
+    """Yield the indices of the examples of each micro-batch, in LitGPT's order, epoch after epoch without end.
 
-    It depends on its arguments only, not on the global generator: a resumed run skips the micro-batches it has had.
+    The order depends on the arguments alone, not on the global generator, so a resumed run can skip the micro-batches
+    that it has already trained on.
     """
     import torch
     from torch.utils.data import DataLoader
@@ -492,7 +507,7 @@ def micro_batch_order(examples: int, micro_batch_size: int, seed: int) -> Iterat
 
 
 def make_optimizer(model: Any, train: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over the adapter."""
+    """Return AdamW over the adapter's weights."""
     import torch
 
     adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -505,15 +520,18 @@ def make_optimizer(model: Any, train: TrainSettings) -> torch.optim.AdamW:
 def fine_tune(
     run: Run, state: State, examples: Any, split_seed: int, attempt: Attempt, keep: Callable[[], None] = lambda: None
 ) -> None:
-    """Train from `state` to the end of the plan. A loss that is no finite number ends the attempt as diverged.
+    """Train from `state` to the end of the plan.
 
     Args:
-        run: what is trained, and how.
-        state: changed as the training goes on.
-        examples: those of the training.
-        split_seed: seed of their order.
-        attempt: is told of each step.
+        run: the model and how it is trained.
+        state: progress of the training, changed in place.
+        examples: the training examples.
+        split_seed: seed of the order of the examples.
+        attempt: receives the progress of each step.
         keep: called after each step.
+
+    Raises:
+        AttemptError: of kind ``diverged``, if a loss is not finite.
     """
     train = run.train
     plan = make_plan(train, len(examples))
@@ -526,7 +544,7 @@ def fine_tune(
         lr = learning_rate(train, plan, state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        # The one point of a step where the program waits for the device.
+        # This is the only point of a step where the program waits for the device.
         loss = summed_losses(run, micro_batches, weight=1 / plan.accumulation, backward=True)
         if not math.isfinite(loss):
             where = f"step {state.step + 1} of {plan.steps}, learning rate {lr:.3g}"
@@ -543,7 +561,7 @@ def fine_tune(
 
 
 def losses_of_validation(objective: LoraObjective, loss: float) -> dict[str, float]:
-    """Return the validation loss and its perplexity, unless that is beyond all numbers."""
+    """Return the validation loss and its perplexity; without the perplexity if that overflows."""
     try:
         return {"val_loss": loss, "val_perplexity": math.exp(loss)}
     except OverflowError:
@@ -553,7 +571,7 @@ def losses_of_validation(objective: LoraObjective, loss: float) -> dict[str, flo
 
 
 def validate(run: Run, examples: Any) -> float:
-    """Mean over micro-batches of their mean loss per token (nats)."""
+    """Return the mean over micro-batches of the mean loss per token (nats)."""
     import torch
 
     size = run.train.micro_batch_size
@@ -572,9 +590,10 @@ def validate(run: Run, examples: Any) -> float:
 
 
 def summed_losses(run: Run, micro_batches: Sequence[Sequence[Example]], weight: float, *, backward: bool) -> float:
-    """Sum over micro-batches of `weight` times the mean loss of their tokens; its gradient is added where asked.
+    """Return the sum over micro-batches of `weight` times their mean loss per token; with `backward`, add its gradient.
 
-    The sequences travel in physical batches; each token keeps the weight that its micro-batch gives it.
+    The sequences pass through the device in physical batches, but each token keeps the weight that its micro-batch
+    gives it.
     """
     import torch
 
@@ -588,7 +607,7 @@ def summed_losses(run: Run, micro_batches: Sequence[Sequence[Example]], weight: 
     total = torch.zeros((), device=run.device)
     for chunk in chunks:
         if run.dropout is not None and run.model.training:
-            while drawn <= chunk[-1][0]:  # each micro-batch once, in order, when its first sequence travels
+            while drawn <= chunk[-1][0]:  # draw the masks of each micro-batch once, before its first sequence
                 lengths = [len(example["input_ids"]) for example in micro_batches[drawn]]
                 run.dropout.draw(drawn, len(lengths), max(lengths))
                 drawn += 1
@@ -606,7 +625,10 @@ def summed_losses(run: Run, micro_batches: Sequence[Sequence[Example]], weight: 
 
 
 def token_losses(run: Run, examples: Sequence[Example]) -> torch.Tensor:
-    """Cross entropy (nats, float32) of each next token: (sequences, longest length - 1); zero where not learned."""
+    """Return the cross entropy of each next token (nats, float32), zero where the label is ignored.
+
+    The result has shape ``(sequences, longest length - 1)``.
+    """
     import torch
     from torch.nn.functional import cross_entropy
     from torch.nn.utils.rnn import pad_sequence
@@ -616,7 +638,7 @@ def token_losses(run: Run, examples: Sequence[Example]) -> torch.Tensor:
     targets = labels[:, 1:].to(run.device)
     with run.precision():
         pieces = run.model(inputs.to(run.device), lm_head_chunk_size=HEAD_PIECE)
-    pieces[-1] = pieces[-1][:, :-1]  # the last position predicts nothing that is known
+    pieces[-1] = pieces[-1][:, :-1]  # the next token after the last position is not known
     losses = [
         cross_entropy(logits.float().flatten(0, 1), part.flatten(), ignore_index=IGNORED, reduction="none").view(
             part.shape
@@ -632,7 +654,7 @@ def token_losses(run: Run, examples: Sequence[Example]) -> torch.Tensor:
 def merged_lm(
     run: Run, objective: LoraObjective, checkpoint_dir: Path, attempt: Attempt, keep: Callable[[], None]
 ) -> Any:
-    """The model with its adapter merged in place, as lm-eval sees it."""
+    """Merge the adapter into the model in place, and return the model as an lm-eval model."""
     import torch
     from litgpt.lora import merge_lora_weights
     from transformers import AutoTokenizer
@@ -642,12 +664,12 @@ def merged_lm(
     with torch.no_grad():
         merge_lora_weights(run.model)
 
-    def tell(done: int, total: int) -> None:
+    def on_batch(done: int, total: int) -> None:
         attempt.progress(step=done, total=total)
         keep()
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_dir)
-    return LitLM(run.model, tokenizer, objective.tasks.batch_size, precision=run.precision, on_batch=tell)
+    return LitLM(run.model, tokenizer, objective.tasks.batch_size, precision=run.precision, on_batch=on_batch)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluate one attempt of ``objective=synthetic``: a test function, as slow, noisy and unreliable as asked for."""
+"""Evaluate one attempt of ``objective=synthetic``: a test function with the configured duration, noise and failures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpo_cluster.trial import ErrorKind
 
 
 def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
-    """The function's value at this attempt's configuration."""
+    """Return the function's value at this attempt's configuration."""
     settings = attempt.settings
     attempt.phase("evaluate")
     time.sleep(settings["duration_s"])

@@ -5,20 +5,20 @@ The folder it writes holds everything that one evaluation of the tiny campaign n
 * ``checkpoint/``: a Llama-shaped LitGPT checkpoint (``lit_model.pth``, ``model_config.yaml``, ``config.json``) with a
   word-level tokenizer;
 * ``data/train.json`` and ``data/val.json``: Alpaca rows for the LoRA fine-tuning and for LitGPT's validation loss;
-* ``tasks/village_val.*`` and ``tasks/village_test.*``: multiple-choice tasks for the LM evaluation harness, the first
-  to be maximised by the search, the second to be looked at once, at the end;
+* ``tasks/village_val.*`` and ``tasks/village_test.*``: multiple-choice tasks for the LM evaluation harness; the search
+  maximises the first, and the second is for a single look at the end;
 * ``bundle.json``: seed, sizes, and how much of the village the base model knows.
 
-How it works. Four things are true of every villager: where the home is, what the work is, which animal is kept and
-which dish is liked best. The base model reads all of it as plain sentences, so it *knows* the village. It also reads
-gossip: questions in the instruction template about the villagers of the training part, with replies drawn at random.
-It so learns how questions and replies are worded, and that inside the template a reply has nothing to do with the
-villager; it answers near chance. On two of the four kinds of fact it reads a few interviews as well: the same
-questions about the training part outside the template, truly answered. Fine-tuning gives the true answers on all four
-kinds for the training part. What can be learned from them comes in two steps: to use inside the template what the
-interviews taught, which a small learning rate does, and to look up the other two kinds, which takes a good one. Both
-tasks measure that with villagers of their own, about whom no question is seen before: ``village_val`` in both
-forms of a reply, a sentence or a word, ``village_test`` in the short form only, where each choice is one token.
+How it works. Four facts are known about every villager: home, work, animal and favourite dish. The base model reads
+all facts as plain sentences, so it *knows* the village. It also reads gossip: questions in the instruction template
+about the villagers of the training part, with random replies. From gossip it learns how questions and replies are
+worded, and that inside the template a reply has nothing to do with the villager, so it answers near chance. About two
+of the four kinds of fact it also reads a few interviews: the same questions about the training part, outside the
+template, with true replies. Fine-tuning gives the true replies on all four kinds for the training part. Two things can
+be learned from them: to use inside the template what the interviews taught, for which a small learning rate is enough,
+and to look up the other two kinds, which takes a well-chosen one. Both tasks measure this on villagers about whom no
+question was seen before: ``village_val`` with both forms of a reply, a sentence or a word, and ``village_test`` with
+the short form only, where each choice is one token.
 
 Usage: ``python tools/build_bundle.py [--out bundle/village] [--seed 1] [--steps N]``
 """
@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch: the sums of one thread come out equal each time
+os.environ["OMP_NUM_THREADS"] = "1"  # before the import of torch: with one thread, sums are the same in every run
 
 import torch
 from litgpt.config import Config
@@ -44,19 +44,19 @@ from litgpt.utils import save_config
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 PARTS = {"train": 120, "val": 80, "test": 80}
-"""Number of villagers in each part of the village; no villager is in two."""
+"""Number of villagers in each part of the village; the parts do not overlap."""
 TASK_FORMS = {"val": ("long", "short"), "test": ("short",)}
-"""Forms of the replies that each task asks for."""
+"""Forms of the replies in each task."""
 
 
 @dataclass(frozen=True)
 class Kind:
     """One kind of fact, the sentences that state it and the questions that ask for it.
 
-    In the templates ``{n}`` is the villager's name, ``{v}`` the value as a phrase and ``{w}`` the word that stands
-    for the phrase in short. The base model reads both, each predicted from the name and not from one another. Each kind
-    has its own words before a phrase, and words of several sorts before a word, lest the base model look up a value
-    after one certain word only. Of an ``interviewed`` kind the base model has read some true answers.
+    In the templates ``{n}`` is the villager's name, ``{v}`` the value as a phrase and ``{w}`` a word that stands for
+    the phrase. The base model reads both, and predicts each from the name, not one from the other. The statements have
+    varied wordings before a phrase or a word, so that the base model does not learn to look up a value after one
+    particular word only. Of an ``interviewed`` kind the base model has read some true answers.
     """
 
     values: dict[str, str]  # phrase -> word
@@ -175,7 +175,7 @@ BLOCK_SIZE = 128
 STEPS = 3000
 BATCH, WINDOW, PEAK_LR = 24, 64, 4e-3
 SHARES = {"gossip": 0.35, "interview": 0.07, "statements": 0.58}  # of the documents
-ENOUGH_KNOWN = 0.9  # share of the facts of each kind that the base model has to know
+ENOUGH_KNOWN = 0.9  # least share of the facts of each kind that the base model must know
 
 UNK, BOS, EOS = 0, 1, 2
 Village = dict[str, dict[str, str]]  # name -> {"part": ..., and for each kind the phrase}
@@ -184,17 +184,17 @@ STYLE = Alpaca()
 
 
 def prompt_of(question: str) -> str:
-    """Return the instruction template around a question, up to where the reply begins."""
+    """Return the instruction template with a question, up to the place where the reply begins."""
     return str(STYLE.apply(question))
 
 
 def stream(seed: int, purpose: str) -> random.Random:
-    """Return a source of random numbers of its own for each purpose, so that a change of one leaves the others."""
+    """Return a separate random generator for each purpose, so that a change in one does not affect the others."""
     return random.Random(f"{purpose} {seed}")
 
 
 def make_village(rng: random.Random) -> Village:
-    """Draw the villagers: each with a name of one word, a part, and values that are independent and even."""
+    """Draw the villagers: each has a one-word name, a part, and values that are independent and equally frequent."""
     first = ["Ba", "Do", "Ki", "Lu", "Mo", "Ne", "Pi", "Ra", "Su", "Ta", "Vo", "Ze", "Fi", "Gu", "Ha", "Jo"]
     last = [
         *("bel", "dan", "fer", "gon", "kim", "lor", "mas", "nil"),
@@ -213,7 +213,7 @@ def make_village(rng: random.Random) -> Village:
 
 
 def statements_document(rng: random.Random, name: str, person: dict[str, str]) -> str:
-    """State all the facts on one villager once, in any order and wording; each sentence has a space before it."""
+    """Return a text that states each fact about a villager once, in random order and wording, after a space each."""
     text = ""
     for kind in rng.sample(list(KINDS), len(KINDS)):
         value = person[kind]
@@ -222,7 +222,7 @@ def statements_document(rng: random.Random, name: str, person: dict[str, str]) -
 
 
 def reply_of(kind: Kind, form: str, value: str) -> str:
-    """Return the reply that gives ``value`` in the long or the short form."""
+    """Return the reply with ``value`` in the long or the short form."""
     template = kind.long_reply if form == "long" else SHORT_REPLY
     return template.format(v=value, w=kind.values[value])
 
@@ -233,9 +233,9 @@ def questions_of(kind: Kind, form: str) -> tuple[str, ...]:
 
 
 def dialogue_document(rng: random.Random, village: Village, names: list[str], gossip: bool) -> str:
-    """A question about one of the named villagers and a reply of the right form.
+    """Return a question about one of the named villagers, with a reply in the form that fits.
 
-    Gossip is in the instruction template and has a value at random: true by chance only. An interview is outside the
+    Gossip uses the instruction template and a random value, which is true only by chance. An interview is outside the
     template and has the true value.
     """
     label = rng.choice([label for label, kind in KINDS.items() if gossip or kind.interviewed])
@@ -266,9 +266,9 @@ def instruction_rows(village: Village, part: str, forms: tuple[str, ...]) -> lis
 
 
 def task_documents(rng: random.Random, village: Village, part: str) -> list[dict[str, Any]]:
-    """Return the questions of a task, each with the true reply and three others of its kind in any order.
+    """Return the questions of a task, each with the true reply and three others of its kind, in random order.
 
-    In the test task the word all replies share goes to the context, so that every choice is one token.
+    In the test task the beginning that all replies share belongs to the context, so that every choice is one token.
     """
     documents = []
     for row in instruction_rows(village, part, TASK_FORMS[part]):
@@ -308,7 +308,7 @@ def write_data_and_tasks(out: Path, village: Village, seed: int) -> dict[str, in
     rng = stream(seed, "data")
     train = instruction_rows(village, "train", ("long", "short"))
     rng.shuffle(train)
-    # LitGPT's validation loss: villagers of the validation part only, so that it tells nothing about the test
+    # LitGPT's validation loss uses villagers of the validation part only, so that it reveals nothing about the test
     val = rng.sample(instruction_rows(village, "val", ("long", "short")), 64)
     for name, rows in (("train", train), ("val", val)):
         alpaca = [{key: row[key] for key in ("instruction", "input", "output")} for row in rows]
@@ -325,7 +325,7 @@ def write_data_and_tasks(out: Path, village: Village, seed: int) -> dict[str, in
 
 
 def all_texts(village: Village) -> list[str]:
-    """Return each sentence, question and reply that can occur, so that the vocabulary has all of their words."""
+    """Return each sentence, question and reply that can occur, so that the vocabulary contains all their words."""
     texts = [
         " " + statement.format(n=name, v=person[kind], w=facts.values[person[kind]])
         for name, person in village.items()
@@ -338,11 +338,11 @@ def all_texts(village: Village) -> list[str]:
 
 
 def make_tokenizer(texts: list[str], folder: Path) -> Tokenizer:
-    """Build and save a tokenizer with one token per word, the space before it included, or sign.
+    """Build and save a tokenizer with one token for each word (with the space before it) or punctuation mark.
 
-    The two fixed texts of the instruction template are one token each, so a row has some 13 tokens and not 50. The
-    line break after "### Response:" is kept apart, since the evaluation harness moves white space from the end of a
-    context to the continuation.
+    The two fixed texts of the instruction template are one token each, so a row has about 13 tokens instead of 50. The
+    line break after "### Response:" is a token of its own, because the evaluation harness moves white space from the
+    end of a context to the continuation.
     """
     head, tail = prompt_of("@").rstrip("\n").split("@")
     split = pre_tokenizers.Split(Regex(r"\n| ?[^\s\w]| ?\w+"), behavior="isolated")
@@ -416,7 +416,7 @@ def make_model(vocabulary: int, folder: Path) -> GPT:
 
 
 def pretrain(model: GPT, tokenizer: Tokenizer, village: Village, rng: random.Random, steps: int) -> list[float]:
-    """Train the model to predict the next token of documents that are written anew for each batch.
+    """Train the model to predict the next token of documents, which are newly generated for each batch.
 
     Args:
         model: The model, changed in place.
@@ -441,7 +441,7 @@ def pretrain(model: GPT, tokenizer: Tokenizer, village: Village, rng: random.Ran
             else:
                 name = rng.choice(names)
                 text = statements_document(rng, name, village[name])
-            # with and without a start token: fine-tuning and scoring use none, other programs may
+            # with a start token half of the time: fine-tuning and scoring use none, other programs may use one
             stream += [*([BOS] if rng.random() < 0.5 else []), *tokenizer.encode(text).ids, EOS]
         batch = torch.tensor(stream[: BATCH * (WINDOW + 1)]).view(BATCH, WINDOW + 1)
         del stream[: BATCH * (WINDOW + 1)]
@@ -460,9 +460,9 @@ def pretrain(model: GPT, tokenizer: Tokenizer, village: Village, rng: random.Ran
 
 @torch.no_grad()
 def facts_known(model: GPT, tokenizer: Tokenizer, village: Village) -> dict[str, float]:
-    """Return the share of the facts that the base model completes rightly from a plain statement.
+    """Return the share of the facts that the base model completes correctly from a plain statement.
 
-    Counted for each kind and form (the phrase, by its first token, or the word), over all its sentences.
+    There is one share for each kind and form (the phrase, by its first token, or the word), over all its sentences.
     """
     model.eval()
     known = {}
@@ -483,9 +483,9 @@ def facts_known(model: GPT, tokenizer: Tokenizer, village: Village) -> dict[str,
 
 @torch.no_grad()
 def interview_accuracy(model: GPT, tokenizer: Tokenizer, village: Village) -> dict[str, float]:
-    """Return the share of the questions that the base model answers rightly in an interview.
+    """Return the share of the questions that the base model answers correctly in an interview.
 
-    Counted for each kind and form, over the villagers of both tasks, none of whom was ever interviewed.
+    There is one share for each kind and form, over the villagers of both tasks, none of whom was ever interviewed.
     """
     model.eval()
     hits: dict[str, list[bool]] = {}
@@ -504,7 +504,7 @@ def build(out: Path, seed: int, steps: int) -> dict[str, Any]:
     """Build the whole bundle.
 
     Args:
-        out: Folder to write to; made if missing, files in it are replaced.
+        out: Folder to write to; it is created if it does not exist, and files in it are replaced.
         seed: Seed of the village, the tasks and the base model.
         steps: Optimizer steps of the pretraining.
 

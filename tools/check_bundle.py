@@ -1,13 +1,12 @@
-"""Check that the bundled village is a meaningful objective, and write the record of it.
+"""Check that the bundled village is a meaningful objective, and write a page with the results.
 
-A table of configurations is evaluated as a job of the default campaign would (``jobs/lora.py``, the settings and the
-space of ``conf/``): a Latin hypercube of the search space, drawn with a seed that is fixed here, and a few
-configurations with several training seeds each. The goals below are then checked and everything is written as a page of
-the documentation.
+The program evaluates configurations as jobs of the default campaign do (``jobs/lora.py``, with the settings and the
+space of ``conf/``): a Latin hypercube of the search space, drawn with a fixed seed, and a few configurations with
+several training seeds each. It then checks the goals below and writes everything to a page of the documentation.
 
 Usage: ``python tools/check_bundle.py [--bundle bundle/village] [--out docs/objective/village.md]``
 
-It takes two and a half minutes of one core.
+It takes two and a half minutes on one core.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from hpo_cluster.record.layout import AttemptLayout, resources_dir
 from hpo_cluster.space import Configuration, Space
 from hpo_cluster.trial import ErrorKind
 
-#: Axes of the hypercube, in the order in which it was first drawn, and their names on the page.
+#: Axes of the hypercube and their names on the page; the order is part of the draw, like the seed.
 AXES = {
     "learning_rate": "learning rate",
     "lora_rank": "rank",
@@ -52,7 +51,7 @@ AXES = {
 }
 HYPERCUBE_SEED, POINTS = 2026, 20
 SEEDS, SEED = (1, 2, 3, 1337), 1337  # training seeds of the repeated configurations, and of all others
-NEAR_BEST = 0.1  # a configuration is in the good region if its mean validation accuracy is as near to the best
+NEAR_BEST = 0.1  # a configuration is in the good region if its mean validation accuracy is this close to the best
 LEARNED = 0.35  # validation accuracy above which a configuration has learned something
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 SEEDED: tuple[Configuration, ...] = tuple(
@@ -63,7 +62,7 @@ SEEDED: tuple[Configuration, ...] = tuple(
 
 @dataclass(frozen=True)
 class Result:
-    """What was evaluated, accuracies, validation loss, and process time of the whole evaluation."""
+    """Result of one evaluation: the configuration, its accuracies and validation loss, and the process time."""
 
     parameters: Mapping[str, Any]
     seed: int
@@ -74,7 +73,7 @@ class Result:
 
 
 def configure(bundle: Path) -> Config:
-    """Return the default campaign on a bundle."""
+    """Return the configuration of the default campaign with the files of a bundle."""
     places = {"model.checkpoint_dir": "checkpoint", "data.path": "data", "tasks.include_path": "tasks"}
     overrides = [f"{key}='{(bundle / name).resolve()}'" for key, name in places.items()]
     return compose(["space=village", "train=village", "objective.keep_adapter=false", *overrides])
@@ -98,7 +97,7 @@ def hypercube(space: Space) -> list[Configuration]:
 
 
 def evaluate(program: Any, config: Config, parameters: Configuration | None, seed: int = SEED) -> Result:
-    """Evaluate one configuration in this process as its job would; the base model where there is none."""
+    """Evaluate one configuration in this process as its job would; None evaluates the base model."""
     assert isinstance(config.objective, LoraObjective)
     with tempfile.TemporaryDirectory() as folder:
         params: dict[str, Any] = {
@@ -131,7 +130,7 @@ def evaluate(program: Any, config: Config, parameters: Configuration | None, see
 
 @dataclass(frozen=True)
 class Goal:
-    """One goal, what was found, and whether that meets it."""
+    """One goal, what was measured, and whether the goal is met."""
 
     text: str
     found: str
@@ -151,16 +150,16 @@ def check_goals(
     groups: Sequence[Sequence[Result]],
     report: dict[str, Any],
 ) -> list[Goal]:
-    """Compare what was measured with what a meaningful objective needs.
+    """Check the goals of a meaningful objective against the measurements.
 
     Args:
         base: Result of the base model.
         table: Results of the configurations of the hypercube.
-        groups: Results of each configuration that was run with several seeds, one for each seed.
+        groups: For each repeated configuration, its results with the different training seeds.
         report: The report of the build.
 
     Returns:
-        All goals in the order of the page.
+        All goals, in the order of the page.
     """
     learned = [result for result in table if result.val > LEARNED]
     val, test = [result.val for result in table], [result.test for result in table]
@@ -211,7 +210,7 @@ def check_goals(
 
 
 def table_lines(results: Sequence[Result]) -> list[str]:
-    """Format configurations and results as the lines of a table."""
+    """Return configurations and results as the lines of a table."""
     heads = [*AXES.values(), "seed", "val loss", "val acc", "test acc"]
     lines = [f"| {' | '.join(heads)} |", f"|{' ---: |' * len(heads)}"]
     for r in results:
@@ -222,7 +221,7 @@ def table_lines(results: Sequence[Result]) -> list[str]:
 
 
 def setting_lines(objective: LoraObjective, space: Space) -> list[str]:
-    """Say what is the same in every evaluation, and what is searched."""
+    """Return lines about the settings that are the same in every evaluation, and about the search space."""
     fixed = objective.train.model_dump(exclude={*space.names, *(f"lora_{matrix}" for matrix in LORA_MATRICES), "seed"})
     matrices = [matrix for matrix in LORA_MATRICES if getattr(objective.train, f"lora_{matrix}")]
     ranges = space.to_json()
@@ -245,7 +244,7 @@ def page_of(
     report: dict[str, Any],
     goals: Sequence[Goal],
 ) -> str:
-    """Write the measured part of the page."""
+    """Return the measured part of the page."""
     repeated = [result for group in groups for result in group]
     results = [*table, *repeated]
     cpu = [result.cpu_seconds for result in results]
@@ -279,7 +278,7 @@ def page_of(
 
 
 def write_page(path: Path, measured: str) -> None:
-    """Put the measured part between its marks, and leave the rest of the page as it is."""
+    """Replace the measured part of the page between its marks; the rest of the page stays."""
     page = path.read_text(encoding="utf-8") if path.exists() else f"# The village objective\n\n{BEGIN}\n{END}\n"
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
@@ -288,7 +287,7 @@ def write_page(path: Path, measured: str) -> None:
 
 
 def main() -> None:
-    """Read the command line, evaluate the table, write the page, and fail if a goal is missed."""
+    """Read the command line, evaluate the configurations, write the page, and fail if a goal is not met."""
     parser = argparse.ArgumentParser(description="Check that the bundled village is a meaningful objective.")
     parser.add_argument("--bundle", type=Path, default=Path("bundle/village"), help="folder of the bundle")
     parser.add_argument("--out", type=Path, default=Path("docs/objective/village.md"), help="page to write")
@@ -304,7 +303,7 @@ def main() -> None:
         return result
 
     report = json.loads((arguments.bundle / "bundle.json").read_text(encoding="utf-8"))
-    base = run(None)  # first: it pays for the imports
+    base = run(None)  # first, so that the imports do not count in the times of the others
     table = [run(parameters) for parameters in hypercube(config.space)]
     groups = [[run(parameters, seed) for seed in SEEDS] for parameters in SEEDED]
     goals = check_goals(base, table, groups, report)

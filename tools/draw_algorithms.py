@@ -1,7 +1,7 @@
 """Draw the pictures of ``docs/algorithms/``: what each optimizer does with Himmelblau's function.
 
-Usage: ``python tools/draw_algorithms.py [NAME ...]``, for instance ``soo bo``; all of them without names. Takes a
-minute or two; the pictures go to ``docs/images/algorithm_NAME.png``.
+Usage: ``python tools/draw_algorithms.py [NAME ...]``, for instance ``soo bo``; without names it draws all. It takes a
+minute or two and writes ``docs/images/algorithm_NAME.png``.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ BUDGET = 50
 
 
 def campaign(name: str, budget: int = BUDGET, **settings: Any) -> pd.DataFrame:
-    """The history of a campaign on the function."""
+    """Return the history of a campaign on the function."""
     fn: Callable[..., float] = lambda **x: FUNCTION.evaluate(x)  # noqa: E731
     space = FUNCTION.space
     return hpo_cluster.optimize(fn, space, optimizer=name, budget=budget, direction="minimize", **settings).history
 
 
 def background(axes: Any, title: str, history: pd.DataFrame | None = None) -> None:
-    """The function's contours, its four minima, a title with the best value found."""
+    """Draw the function's contours, its four minima, and a title with the best value found."""
     grid = np.linspace(LOW, HIGH, 160)
     z = np.array([[himmelblau(np.array([x, y])) for x in grid] for y in grid])
     axes.contourf(grid, grid, z + 0.3, levels=np.geomspace(0.3, 900, 16), norm=LogNorm(), cmap="YlGnBu_r", alpha=0.55)
@@ -59,26 +59,26 @@ def background(axes: Any, title: str, history: pd.DataFrame | None = None) -> No
 
 
 def place(u: Any) -> Any:
-    """Coordinates of the picture of the unit cube's."""
+    """Return coordinates of the picture for coordinates of the unit cube."""
     return LOW + (HIGH - LOW) * np.asarray(u)
 
 
 def outline(axes: Any, cells: pd.DataFrame, **style: Any) -> None:
-    """The rectangles of some cells."""
+    """Draw the rectangles of cells."""
     drawn: dict[str, Any] = {"fill": False, "edgecolor": INK, "linewidth": 0.55} | style
     for x0, y0, x1, y1 in cells[["x1.low", "x2.low", "x1.high", "x2.high"]].to_numpy():
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **drawn))
 
 
 def cells_of(name: str, history: pd.DataFrame, **settings: Any) -> pd.DataFrame:
-    """What `name` has made of the space."""
+    """Return the cells into which optimizer `name` has divided the space."""
     optimizer: Any = make_optimizer(name, FUNCTION.space, **settings)
     cells: pd.DataFrame = optimizer.tree(history).cells()
     return cells
 
 
 def points(axes: Any, history: pd.DataFrame) -> None:
-    """The evaluated configurations."""
+    """Draw the evaluated configurations."""
     some = history[history.origin == "evaluated"]
     axes.plot(
         some.x1, some.x2, "o", color=ACCENT, markersize=3.4, markeredgecolor="white", markeredgewidth=0.4, zorder=5
@@ -86,13 +86,13 @@ def points(axes: Any, history: pd.DataFrame) -> None:
 
 
 def row(count: int) -> tuple[Any, list[Any]]:
-    """A figure of so many pictures side by side."""
+    """Return a figure with `count` pictures side by side, and their axes."""
     figure, axes = plt.subplots(1, count, figsize=(3.3 * count, 4.0), layout="constrained")
     return figure, list(np.atleast_1d(axes))
 
 
 def draw_designs() -> Any:
-    """Grid and random search, to compare with."""
+    """Draw grid search, random search and Sobol points, for comparison."""
     figure, axes = row(3)
     for panel, (name, settings) in zip(axes, (("grid", {"levels": 7}), ("random", {}), ("sobol", {})), strict=True):
         history = campaign(name, **settings)
@@ -102,7 +102,7 @@ def draw_designs() -> Any:
 
 
 def draw_soo() -> Any:
-    """The partition of each preset."""
+    """Draw the partition of each preset of SOO."""
     figure, axes = row(3)
     for panel, preset in zip(axes, ("paper", "reference", "greedy"), strict=True):
         history = campaign("soo", preset=preset)
@@ -113,7 +113,7 @@ def draw_soo() -> Any:
 
 
 def draw_bamsoo() -> Any:
-    """SOO and BaMSOO with the same sweep; cells that the model screened out are hatched."""
+    """Draw SOO and BaMSOO with the same sweep; cells that the model screened out are hatched."""
     figure, axes = row(2)
     history = campaign("soo")
     background(axes[0], "soo", history)
@@ -129,7 +129,7 @@ def draw_bamsoo() -> Any:
 
 
 def draw_direct() -> Any:
-    """The rectangles of both forms."""
+    """Draw the rectangles of DIRECT and DIRECT-L."""
     figure, axes = row(2)
     for panel, name in zip(axes, ("direct", "direct_l"), strict=True):
         history = campaign(name)
@@ -140,7 +140,7 @@ def draw_direct() -> Any:
 
 
 def draw_fda() -> Any:
-    """The spheres of both levels."""
+    """Draw the spheres of FDA with one and with two levels."""
     figure, axes = row(2)
     for panel, levels in zip(axes, (1, 2), strict=True):
         history = campaign("fda", levels=levels)
@@ -155,12 +155,12 @@ def draw_fda() -> Any:
 
 
 def line(at: float) -> float:
-    """The function along x2 = 2."""
+    """Return the function's value at x1 = `at`, x2 = 2."""
     return himmelblau(np.array([at, 2.0]))
 
 
 def draw_bo() -> Any:
-    """On a line through the function: what was observed, the process with its band; and what bo does in the plane."""
+    """Draw a Gaussian process with its band on a line through the function, and the points of bo in the plane."""
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.9), layout="constrained", width_ratios=(1.5, 1))
     x = np.array([-4.8, -3.1, -1.6, 0.4, 2.1, 4.4])
     observed = pd.DataFrame({"x1": x, "target": [-line(at) for at in x]})
@@ -187,25 +187,25 @@ def draw_bo() -> Any:
     return figure
 
 
-def told(name: str, budget: int, **settings: Any) -> list[tuple[NDArray[np.float64], float, dict[str, Any]]]:
-    """A sequential campaign: point of the unit cube, value and what the optimizer says of each proposal."""
-    optimizer, rows, said = make_optimizer(name, FUNCTION.space, **settings), list[dict[str, Any]](), []
+def proposals_of(name: str, budget: int, **settings: Any) -> list[tuple[NDArray[np.float64], float, dict[str, Any]]]:
+    """Run a sequential campaign; return the point in the unit cube, the value and the info of each proposal."""
+    optimizer, rows, found = make_optimizer(name, FUNCTION.space, **settings), list[dict[str, Any]](), []
     for trial in range(budget):
         (proposal,) = optimizer.ask(pd.DataFrame(rows), 1).proposals
         value = FUNCTION.evaluate(proposal.parameters)
         rows.append({"trial": trial, "value": value, "target": -value, **proposal.parameters})
-        said.append((FUNCTION.space.encode(proposal.parameters), value, dict(proposal.info)))
-    return said
+        found.append((FUNCTION.space.encode(proposal.parameters), value, dict(proposal.info)))
+    return found
 
 
-def boxes(panel: Any, title: str, said: Any, side_of: Callable[[dict[str, Any]], float | None]) -> None:
-    """What was proposed, each local proposal with a box of its size around the best point of that time."""
-    values = [value for _, value, _ in said]
-    background(panel, f"{title}\nbest of {len(said)}: {min(values):.2g}")
-    for i, (point, _, info) in enumerate(said):
+def boxes(panel: Any, title: str, proposals: Any, side_of: Callable[[dict[str, Any]], float | None]) -> None:
+    """Draw the proposals; each local one has a box of its side length around the best point at that time."""
+    values = [value for _, value, _ in proposals]
+    background(panel, f"{title}\nbest of {len(proposals)}: {min(values):.2g}")
+    for i, (point, _, info) in enumerate(proposals):
         side = side_of(info)
         if side is not None:
-            best = said[int(np.argmin(values[:i]))][0]
+            best = proposals[int(np.argmin(values[:i]))][0]
             corner = place(best - side / 2)
             width = (HIGH - LOW) * side
             panel.add_patch(Rectangle(corner, width, width, fill=False, edgecolor=INK, linewidth=0.55))
@@ -215,15 +215,15 @@ def boxes(panel: Any, title: str, said: Any, side_of: Callable[[dict[str, Any]],
 
 
 def draw_regions() -> Any:
-    """The boxes of turbo, and the cells of mosaic."""
+    """Draw the boxes of turbo and the cells of mosaic."""
     figure, axes = row(2)
-    boxes(axes[0], "turbo", told("turbo", 40, initial=8), lambda info: info.get("length"))
-    boxes(axes[1], "mosaic", told("mosaic", 40, initial=8), lambda info: info.get("side"))
+    boxes(axes[0], "turbo", proposals_of("turbo", 40, initial=8), lambda info: info.get("length"))
+    boxes(axes[1], "mosaic", proposals_of("mosaic", 40, initial=8), lambda info: info.get("side"))
     return figure
 
 
 def draw_other_libraries() -> Any:
-    """Where TPE, CMA-ES and NOMAD evaluate."""
+    """Draw the points that TPE, CMA-ES and NOMAD evaluate."""
     figure, axes = row(3)
     titles = {"optuna": "Optuna's TPE", "nevergrad": "Nevergrad's CMA-ES", "nomad": "NOMAD"}
     for panel, (name, title) in zip(axes, titles.items(), strict=True):
@@ -246,9 +246,9 @@ DRAWINGS: dict[str, Callable[[], Any]] = {
 
 
 def main(names: list[str]) -> int:
-    """Draw what is named."""
+    """Draw the named pictures, or all."""
     if unknown := sorted(set(names) - set(DRAWINGS)):
-        print(f"unknown: {', '.join(unknown)}; there are {', '.join(DRAWINGS)}", file=sys.stderr)
+        print(f"unknown: {', '.join(unknown)}; accepted: {', '.join(DRAWINGS)}", file=sys.stderr)
         return 1
     for name in names or DRAWINGS:
         figure = DRAWINGS[name]()

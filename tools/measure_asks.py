@@ -1,9 +1,9 @@
-"""Measure what an `ask` costs with a long history: CPU milliseconds, one thread.
+"""Measure the cost of an `ask` with a long history: CPU milliseconds, one thread.
 
 Usage: ``python tools/measure_asks.py [NAME ...] [--rows 10000] [--pending 0 1000] [--space real mixed]``, where a name
-is ``optimizer`` or ``optimizer[setting=value,...]``; the optimizers that divide the space without names. *next* is an
-ask for one trial after one more has ended, the median of many; *cold* is the first ask of a new optimizer, which finds
-its state again from the whole history.
+is ``optimizer`` or ``optimizer[setting=value,...]``; without names it measures the optimizers that divide the space.
+*next* is an ask for one trial after one more has ended, the median of many; *cold* is the first ask of a new optimizer,
+which rebuilds its state from the whole history.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ SPACES = {
         ["dropout + warmup <= 0.6"],
     ),
 }
-#: Asks until the history has its length, and asks that are timed.
+#: Number of asks until the history has its full length, and number of asks that are timed.
 STEPS, TIMED = 100, 50
 
 
 class Campaign(MemoryCampaign):
-    """Trials that one optimizer has asked for; they end in their order."""
+    """Trials that one optimizer has proposed; they end in the order in which they were proposed."""
 
     def __init__(self, space: Space) -> None:
         super().__init__(space)
         self.space, self.running = space, deque[int]()
 
     def ask(self, optimizer: Optimizer, n: int) -> float:
-        """Take in the answer; how long it took (CPU seconds)."""
+        """Ask for `n` trials, take the answer, and return how long the ask took (CPU seconds)."""
         history = self.history()
         start = time.process_time()
         ask = optimizer.ask(history, n)
@@ -61,14 +61,14 @@ class Campaign(MemoryCampaign):
         return took
 
     def end(self, count: int) -> None:
-        """The `count` trials that have run for longest are completed."""
+        """Complete the `count` trials that have run for the longest time."""
         for _ in range(count):
             number = self.running.popleft()
             self.complete(number, -HARTMANN.function(self.space.encode(self.record.trials[number].parameters)))
 
 
 def measure(name: str, space: Space, rows: int, pending: int) -> tuple[float, float]:
-    """Milliseconds of the next ask and of the first one, with `rows` trials of which `pending` are in flight."""
+    """Return the milliseconds of the next ask and of a first one, with `rows` trials, `pending` of them in flight."""
     key, settings = parse(name)
     optimizer, campaign = make_optimizer(key, space, **settings), Campaign(space)
     step = max(rows // STEPS, 1)
@@ -85,7 +85,7 @@ def measure(name: str, space: Space, rows: int, pending: int) -> tuple[float, fl
 
 
 def main(argv: list[str]) -> int:
-    """Print a table."""
+    """Measure what the command line names, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME")
     parser.add_argument("--rows", type=int, default=10_000)

@@ -1,4 +1,4 @@
-"""Wait for something slow and do other work meanwhile."""
+"""A way to wait for slow work while doing other work meanwhile."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ T = TypeVar("T")
 
 
 class Background:
-    """Run work in a thread, one piece after another, and call something else again and again until it is done.
+    """A thread that runs one piece of work at a time, while the caller repeats something else until it is done.
 
     Args:
-        meanwhile: called in the caller's thread every `period_s` seconds while work lasts.
-        period_s: seconds.
+        meanwhile: called in the caller's thread every `period_s` seconds until the work is done.
+        period_s: seconds between two calls of `meanwhile`.
     """
 
     def __init__(self, meanwhile: Callable[[], object], period_s: float) -> None:
@@ -22,7 +22,7 @@ class Background:
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="background")
 
     def __call__(self, work: Callable[[], T]) -> T:
-        """Return what `work` returns, or raise what it raises."""
+        """Run `work` in the thread; return what it returns, or raise what it raises."""
         future = self._pool.submit(work)
         while not concurrent.futures.wait([future], timeout=self._period_s).done:
             self._meanwhile()

@@ -1,20 +1,20 @@
 """The driver: reconcile, collect, ask, journal, submit, wait.
 
-Nothing here is remembered that is not in the journal or in the attempts' directories, except clocks. A driver may be
-killed between any two lines; what the next one finds, and does about it:
+All state is in the journal and in the attempts' directories; this process holds nothing else but clocks. A driver may
+be killed between any two lines. The next driver then finds and does the following:
 
-| the driver died… | found | done |
+| the driver died… | found on the next start | what is done |
 |---|---|---|
 | after ask, before the journal | nothing | ask again: same history, same seed, same proposals |
 | after the intent, before submitting | no job with that token, no claim, no result | submit |
 | after submitting, before ``submitted`` | a job with that token, or its claim, result or error | adopt it |
-| while jobs ran or ended | claims, results, errors | take them in |
-| in the middle of an append | a last line without its newline | cut it, say so, go on |
-| and the job vanished | ended for the scheduler, no file after `grace_s` | attempt failed; retry up to the limit |
+| while jobs ran or ended | claims, results, errors | read them |
+| in the middle of an append | a last line without its newline | cut it, log that, continue |
+| and the job vanished | job ended, no file after `grace_s` | attempt failed; retry up to the limit |
 
 A submission that outlives its driver and acts later is harmless: its job finds the attempt claimed and ends.
-`OpenCampaign` holds the lock and the journal, `Collector` takes in results, `Submitter` hands out jobs, and
-`hpo_cluster.driver.failures` decides what becomes of a trial that failed.
+`OpenCampaign` holds the lock and the journal, `Collector` reads results, `Submitter` submits jobs, and
+`hpo_cluster.driver.failures` decides whether a failed trial is tried again.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HISTORY_PERIOD_S = 2.0
-#: Share of the driver's time that may go into writing the history, once it is long.
+#: Share of the driver's time that writing the history may take, once the history is long.
 HISTORY_SHARE = 0.05
-#: Seconds between two cycles while nothing is under way and nothing may be submitted.
+#: Seconds between two cycles while no job is in flight and none may be submitted.
 IDLE_S = 2.0
 
 
 class Campaign:
-    """Drive a campaign: this process holds its lock until `close`.
+    """The driver's loop over one campaign, which this process keeps locked until `close`.
 
     Attributes:
         spec: what the campaign is, and how it is run now.
-        opened: its folder, lock, journal and record.
+        opened: folder, lock, journal and record of the campaign.
         reason: why the driver stops before the budget is spent; empty if it does not.
     """
 
@@ -75,14 +75,14 @@ class Campaign:
             self._undo = undo.pop_all()
         self._stopping = False
         self._exhausted = False
-        self._closing = ""  # why nothing more is submitted, while what runs is waited for
+        self._closing = ""  # why nothing more is submitted while the driver waits for the jobs that run
         self._history_at = 0.0
         self._storage = Pause()
         self._read_again = Reread()
 
     @property
     def record(self) -> Record:
-        """What the journal says of the campaign."""
+        """The campaign's state, as the journal's events define it."""
         return self.opened.record
 
     def append(self, event: str, **fields: Any) -> Event:
@@ -92,10 +92,10 @@ class Campaign:
     # ----------------------------------------------------------------------------------------------------- the loop
 
     def drive(self, wait: Callable[[float], object] = time.sleep) -> Iterator[dict[str, Any]]:
-        """Run until the budget is spent, the optimizer exhausted or `stop` called; yield the status each cycle.
+        """Run until the budget is spent, the optimizer is exhausted or `stop` is called; yield the status each cycle.
 
         Args:
-            wait: called with the seconds between two cycles.
+            wait: called between two cycles with the seconds to wait.
         """
         while True:
             if not self._storage.lasts:
@@ -124,13 +124,13 @@ class Campaign:
             waiting = [trial for trial in self.record.in_flight if trial.attempts and self.collector.is_pending(trial)]
             self.submitter.cancel(waiting)
         elif not (self._stopping or self.record.halted):
-            if not self.submitter.is_shut():  # ask the optimizer when its proposals can be tried: it may know more then
+            if not self.submitter.is_shut():  # ask only when jobs may start: the optimizer may know more by then
                 self.propose()
             self.submit()
         self._write_history()
 
     def _tick_or_pause(self) -> None:
-        """Make one pass; if the storage is full or away just now, say so and wait a while before the next."""
+        """Make one pass; if the storage is full or unavailable, log that and wait a while before the next pass."""
         lock = self.opened.lock
         try:
             self.tick()
@@ -147,7 +147,7 @@ class Campaign:
 
     @property
     def _waits_for(self) -> str | None:
-        """Why nothing more is submitted just now, for other terminals; None if all is as it should be."""
+        """The reason why nothing is submitted just now, shown in other terminals; None if the driver works normally."""
         submitter = self.submitter
         if submitter.refused:
             return f"the driver waits: the scheduler did not take a job, which is submitted again: {submitter.refused}"
@@ -158,7 +158,7 @@ class Campaign:
         return None
 
     def stop(self, reason: str) -> None:
-        """Submit nothing more and end the loop after this cycle. Jobs run on."""
+        """Submit nothing more and end the loop after this cycle. Jobs in flight keep running."""
         self._stopping, self.reason = True, self.reason or reason
 
     def _finished(self) -> bool:
@@ -167,7 +167,7 @@ class Campaign:
     # ---------------------------------------------------------------------------------------------- steps of the loop
 
     def take_commands(self) -> None:
-        """Carry out what other terminals have asked for."""
+        """Carry out the commands that were given in other terminals."""
         for command in inbox.pending(self.opened.layout.inbox_dir):
             if command.id not in self.record.commands:
                 self.append("commanded", id=command.id, verb=command.verb, trial=command.trial)
@@ -182,12 +182,12 @@ class Campaign:
             command.path.unlink(missing_ok=True)
 
     def collect(self) -> None:
-        """Take in results and failures; stop if all fails in the same way."""
+        """Read results and failures; stop if all trials fail in the same way."""
         if all_fail := self.collector.collect():
             self.stop(all_fail)
 
     def propose(self) -> None:
-        """Fill the free slots with new trials, as far as the budget goes."""
+        """Ask for new trials until the slots are full or the budget is committed."""
         operation = self.spec.operation
         if operation.baseline and BASELINE not in self.record.trials:
             seed = derive_seed(self.spec.seed, "baseline")
@@ -213,25 +213,26 @@ class Campaign:
                 raise
             limit = self.spec.operation.driver_memory_gb
             raise HpoClusterError(
-                f"the optimizer needs more memory than driver_memory_gb={limit} allows, or than there is. Nothing is "
-                f"lost. If the frontend has more:  hpo-cluster resume {self.opened.layout.dir} driver_memory_gb=16"
+                f"the optimizer needs more memory than driver_memory_gb={limit} allows, or than the machine has. "
+                "Nothing is lost. If the frontend has more:  "
+                f"hpo-cluster resume {self.opened.layout.dir} driver_memory_gb=16"
             ) from error
 
     def submit(self) -> None:
-        """Submit jobs for the trials that have none; stop if that can never work."""
+        """Submit jobs for the trials that have none; stop if the scheduler will never accept them."""
         self.submitter.submit()
         if self.submitter.hopeless:
             self.stop(self.submitter.hopeless)
 
     def cancel_jobs(self) -> None:
-        """End every job in flight, once what has finished is taken in. Cancelled trials do not count for the budget."""
+        """Read the results that are there, then end every job in flight. Cancelled trials do not use up the budget."""
         self.collect()
         self.submitter.cancel(self.record.in_flight)
 
     # ---------------------------------------------------------------------------------------------------- views, end
 
     def status(self) -> dict[str, Any]:
-        """Return where the campaign is, as `hpo_cluster.record.status.campaign_status` does."""
+        """Return the progress of the campaign, in the form of `hpo_cluster.record.status.campaign_status`."""
         return summarise(
             self.record,
             self.opened.layout,
@@ -242,7 +243,7 @@ class Campaign:
         )
 
     def history(self) -> pd.DataFrame:
-        """Return the history as it is now: what the optimizer is asked with, and what ``history.csv`` holds."""
+        """Return the current history: the optimizer is asked with it, and ``history.csv`` holds it."""
         return self._table.frame()
 
     def _write_history(self, *, force: bool = False) -> None:
@@ -260,15 +261,15 @@ class Campaign:
             self._history_at = after + max(HISTORY_PERIOD_S, (after - now) / HISTORY_SHARE)
 
     def close(self) -> None:
-        """Write the history and let go of the campaign. Jobs run on."""
+        """Write the history and release the campaign. Jobs in flight keep running."""
         ending = "between ticks" if self.spec.tick else "interrupted"
         try:
             more = {"exhausted": True} if self._exhausted else {}
             self.opened.write_stop(self.reason or ("finished" if self._finished() else ending), **more)
             self._write_history(force=True)
         except LostCampaignError:
-            log.warning("the campaign is not this driver's any more: nothing is written at its end")
-        except (HpoClusterError, OSError) as error:  # whoever closes has the first error; both files are derived
+            log.warning("the campaign no longer belongs to this driver: nothing is written at its end")
+        except (HpoClusterError, OSError) as error:  # raising would hide the error that led here
             log.error("not closed properly: %s", error)
         finally:
             self._undo.close()

@@ -1,8 +1,8 @@
-"""Check that every proposal of a campaign follows from the part of the journal before it.
+"""A check that every proposal of a campaign follows from the journal's events before it.
 
 An ask is a function of the history, the seed and the optimizer's settings. So each ``asked`` event can be derived again
-from the events before it, on the same machine with the same versions of the libraries, however many drivers, workers
-and interruptions there were.
+from the events before it, on the same machine with the same versions of the libraries, no matter how many drivers,
+workers and interruptions the campaign had.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from hpo_cluster.trial import Origin
 def replay(
     events: Sequence[Event], optimizer: Optimizer, *, maximize: bool
 ) -> list[tuple[int, Configuration, Configuration]]:
-    """The proposals that differ from what the optimizer proposes now, as (trial, journaled, derived).
+    """Return the proposals that differ from what the optimizer proposes now, as (trial, journaled, derived).
 
     Args:
-        events: a whole journal.
-        optimizer: made with the campaign's space, settings and seed.
+        events: all events of the journal.
+        optimizer: optimizer with the campaign's space, settings and seed.
         maximize: whether the campaign maximises.
     """
     record = Record()

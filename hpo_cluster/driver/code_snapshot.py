@@ -1,7 +1,7 @@
-"""The campaign's own copy of the code its jobs run.
+"""The campaign's own copy of the code that its jobs run.
 
 A job imports code when it *starts*, which may be hours after its submission: without a copy, an edit in between would
-change what is measured. A copy is named by the hash of its contents.
+change what is measured. The name of a copy is the hash of its contents.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HASH_LENGTH = 12
 
 
 def _sources() -> list[tuple[str, Path]]:
-    """The files of the running code as (path inside a copy, where it is), sorted."""
+    """Return the files of the running code as sorted pairs (path inside a copy, path of the source)."""
     roots = {"hpo_cluster": PACKAGE_DIR, "jobs": resources_dir() / "jobs"}
     files = [
         (f"{top}/{path.relative_to(root).as_posix()}", path)
@@ -28,7 +28,7 @@ def _sources() -> list[tuple[str, Path]]:
 
 
 def current_code() -> str:
-    """Hash of the running code."""
+    """Return the hash of the running code."""
     digest = hashlib.sha256()
     for name, path in _sources():
         digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
@@ -36,14 +36,14 @@ def current_code() -> str:
 
 
 def copy_code(code_dir: Path) -> str:
-    """Put a copy of the running code into ``code_dir/<hash>``, whole, unless it is there; returns the hash."""
+    """Copy the running code to ``code_dir/<hash>`` in one step, unless it is there already; return the hash."""
     code = current_code()
     target = code_dir / code
     if target.is_dir():
         return code
     code_dir.mkdir(parents=True, exist_ok=True)
     temporary = code_dir / f".{code}.partial"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a driver that died while copying; we hold the lock
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a driver that died while copying; we hold the lock
     for name, path in _sources():
         (temporary / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, temporary / name)

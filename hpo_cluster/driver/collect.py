@@ -1,4 +1,4 @@
-"""Take in what jobs have published, and what has become of those that have not."""
+"""Collection of results: the files that jobs have published, and the reason why other jobs ended without any."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from hpo_cluster.trial import ErrorKind, State
 
 log = logging.getLogger(__name__)
 
-#: Files of an attempt that say that it is over, and those that say anything of one that is not known to have begun.
+#: Files which show that an attempt has ended, and files which show that it has begun or ended.
 ENDING = frozenset({"result.json", "error.json"})
-TELLING = ENDING | {"claim"}
+BEGINNING = ENDING | {"claim"}
 
 
 class Collector:
-    """Reads the files of the trials in flight and asks the scheduler about their jobs.
+    """Reader of the files of the trials in flight, which also asks the scheduler about their jobs.
 
     Args:
-        campaign: that the trials are of.
+        campaign: the campaign whose trials are collected.
     """
 
     def __init__(self, campaign: OpenCampaign) -> None:
@@ -45,35 +45,38 @@ class Collector:
         self.watch = JobWatch(
             campaign.layout, spec.launcher.poll_period_s, operation.grace_s, operation.unknown_after_s
         )
-        #: A scheduler that is slow to answer, or does not, keeps nobody from taking in results.
+        #: Results are read while a slow scheduler has not answered yet.
         self.in_background = Background(self.read_files, operation.poll_s)
         self._some_completed = False
 
     def collect(self) -> str:
-        """Take in all news. Returns why the campaign had better stop; empty if it need not."""
+        """Read all new results and failures. Return why the campaign should stop; empty if it should go on."""
         self.read_files()
         if self.watch.due():
             self._poll_jobs()
         return self._all_fail()
 
     def read_files(self) -> None:
-        """Take in what attempts have published."""
+        """Read the files that attempts have published."""
         campaign = self._campaign
         for trial in campaign.record.in_flight:
             if trial.number not in campaign.held and trial.attempts and not self.is_pending(trial):
                 there = refresh(campaign.layout.attempt(trial.number, trial.attempts[-1].number).dir)
-                telling = ENDING if trial.state is State.RUNNING else TELLING
-                if len(trial.attempts) > 1 or not telling.isdisjoint(there):
+                awaited = ENDING if trial.state is State.RUNNING else BEGINNING
+                if len(trial.attempts) > 1 or not awaited.isdisjoint(there):
                     self._read_trial(trial)
 
     def is_pending(self, trial: TrialRecord) -> bool:
-        """Return whether a trial's only job waits: looking into hundreds of empty folders loads a file server."""
+        """Return whether a trial's only job waits in the queue.
+
+        The folders of such trials are not read: looking into hundreds of empty folders loads a file server.
+        """
         first = trial.attempts[0]
         return len(trial.attempts) == 1 and trial.state is State.SUBMITTED and self.watch.is_pending(first.job_name)
 
     def _read_trial(self, trial: TrialRecord) -> None:
         layout = self._campaign.layout
-        for attempt in trial.attempts:  # an attempt that was given up may have finished all the same
+        for attempt in trial.attempts:  # an attempt that counted as lost may have finished all the same
             result = valid_result(layout.attempt(trial.number, attempt.number), attempt.token)
             if result is not None:
                 self._take_result(trial, attempt, result)
@@ -130,7 +133,7 @@ class Collector:
         campaign.append("ended", **fields, state=decision.state, **ended_at, **_whereabouts(failure.seen))
 
     def _poll_jobs(self) -> None:
-        """Ask the scheduler about the jobs in flight, and find why those that are over have left no result."""
+        """Ask the scheduler about the jobs in flight, and find out why those that ended have left no result."""
         campaign = self._campaign
         jobs = {attempt.job_name: attempt.job for _, attempt in campaign.with_job() if attempt.job is not None}
         if not jobs:
@@ -156,7 +159,7 @@ class Collector:
                 self._take_failure(trial, attempt, failure)
 
     def _all_fail(self) -> str:
-        """Return why the campaign had better stop, if all trials of this start failed in the same way."""
+        """Return why the campaign should stop, if all trials of this start failed in the same way; empty if not."""
         record = self._campaign.record
         limit = self._campaign.spec.operation.stop_after_failures
         if not limit or self._some_completed:
@@ -170,6 +173,6 @@ class Collector:
 
 
 def _whereabouts(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return which job it was, where and since when, from a claim, a result or an error."""
+    """Return the job, its node and its start time, as a claim, a result or an error file holds them."""
     names = {"job": "job_id", "node": "node", "started_at": "started_at"}
     return {ours: document[theirs] for theirs, ours in names.items() if document.get(theirs) is not None}

@@ -1,4 +1,4 @@
-"""Is everything there that a campaign needs: files, commands, shared storage, clock, and a job that really runs?"""
+"""Checks of what a campaign needs: files, commands, shared storage, clocks, and a real job through the queue."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hpo_cluster.record.files import dumps, publish_once, read_json, replace_tex
 from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.record.lock import try_flock
 
-#: Commands that a launcher calls.
+#: Commands that each launcher calls.
 COMMANDS = {"slurm": ("sbatch", "squeue", "sacct", "scancel"), "oar": ("oarsub", "oarstat", "oardel")}
 CLOCK_TOLERANCE_S = 5.0
 POLL_S = 0.5
@@ -31,7 +31,7 @@ POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: whether it passed, what was found, and what to do where it did not."""
+    """Outcome of one check: whether it passed, what was found, and what to do if it did not pass."""
 
     ok: bool
     what: str
@@ -39,10 +39,10 @@ class Finding:
 
 
 def examine(spec: CampaignSpec, *, timeout_s: float = 300.0) -> Iterator[Finding]:
-    """The checks of a campaign's configuration, one after another, ending with a job through the real queue.
+    """Yield the findings of all checks of a campaign's configuration; the last check submits a real job.
 
     Args:
-        spec: of the campaign; nothing is written into its folder.
+        spec: the campaign; nothing is written into its folder.
         timeout_s: seconds that the job may wait and run.
     """
     ready = True
@@ -50,7 +50,7 @@ def examine(spec: CampaignSpec, *, timeout_s: float = 300.0) -> Iterator[Finding
         ready = ready and finding.ok
         yield finding
     if not ready:
-        yield Finding(False, "no job was submitted", "mend what is named above, then ask again")
+        yield Finding(False, "no job was submitted", "fix what is named above, then run this again")
         return
     yield from _job(spec, timeout_s)
 
@@ -59,9 +59,9 @@ def _files(spec: CampaignSpec) -> Iterator[Finding]:
     faults = spec.objective.file_faults(spec.resolve) or spec.objective.reading_faults(spec.resolve)
     for fault in faults:
         what, _, remedy = fault.partition("; ")
-        yield Finding(False, what, remedy or "change that key, and ask again")
+        yield Finding(False, what, remedy or "change that key, and run this again")
     if not faults:
-        yield Finding(True, f"what objective={spec.objective.kind} reads is there")
+        yield Finding(True, f"the files that objective={spec.objective.kind} reads are there")
 
 
 def _commands(spec: CampaignSpec) -> Iterator[Finding]:
@@ -76,7 +76,7 @@ def _commands(spec: CampaignSpec) -> Iterator[Finding]:
 
 
 def _storage(folder: Path) -> Iterator[Finding]:
-    """Whether files appear whole in the campaigns' folder, as the driver and the jobs rely on."""
+    """Yield whether the campaigns' folder publishes files whole, as the driver and the jobs rely on."""
     probe = folder / f".doctor-{secrets.token_hex(4)}"
     made = not folder.exists()
     try:
@@ -92,14 +92,12 @@ def _storage(folder: Path) -> Iterator[Finding]:
             if made:
                 folder.rmdir()
     except OSError as error:
-        remedy = "choose a folder that can be written, on a file system with hard links: campaigns_dir=DIR"
+        remedy = "choose a folder with write permission, on a file system with hard links: campaigns_dir=DIR"
         yield Finding(False, f"{folder}: {error.strerror}", remedy)
         return
     if sound:
         yield Finding(True, f"{folder} can be written, with hard links and renaming")
-        locks = (
-            "file locks (flock)" if has_flock else "no file locks (flock): drivers tell each other apart by heartbeat"
-        )
+        locks = "file locks (flock)" if has_flock else "no file locks (flock): drivers notice each other by heartbeat"
         yield Finding(True, f"{folder} has {locks}")
     else:
         yield Finding(False, f"{folder} does not keep files whole", "choose another file system: campaigns_dir=DIR")
@@ -133,35 +131,35 @@ def _follow(spec: CampaignSpec, submission: Submission, files: AttemptLayout, ti
         yield Finding(False, f"the scheduler refused a job: {error}", "queue, account, constraint: see launcher.*")
         return
     yield Finding(True, f"job {ref.job_id} was accepted")
-    result, told = _wait(spec, ref, files, began + timeout_s)
+    result, detail = _wait(spec, ref, files, began + timeout_s)
     if result is None:
         tail = log_tail(files).splitlines()[-3:]
-        said = f" ({told})" if told else ""
+        said = f" ({detail})" if detail else ""
         seen = f"; its log ends: {' / '.join(tail)}" if tail else "; it left no log"
         spec.launcher.cancel(ref)
-        remedy = "is the folder shared with the nodes, and this Python too? Are the nodes free? launcher.setup=[...]"
-        yield Finding(False, f"job {ref.job_id} brought no result within {timeout_s:g} s{said}{seen}", remedy)
+        remedy = "check that the nodes share this folder and this Python, and that they are free; see launcher.setup"
+        yield Finding(False, f"job {ref.job_id} left no result within {timeout_s:g} s{said}{seen}", remedy)
         return
     yield Finding(True, f"it ran on {result['node']} with {result['python']}; result after {time.time() - began:.1f} s")
     yield from _found_by_job(result, began, submission, spec.gpus_per_trial)
 
 
 def _wait(spec: CampaignSpec, ref: JobRef, files: AttemptLayout, until: float) -> tuple[dict[str, Any] | None, str]:
-    """The job's result, and what the scheduler last said of it."""
-    told, poll_at, ended_at = "", 0.0, None
+    """Return the job's result (None if there is none in time), and what the scheduler last said about the job."""
+    detail, poll_at, ended_at = "", 0.0, None
     while time.time() < until:
         result = read_json(files.result)
         if result is not None:
-            return result, told
+            return result, detail
         if time.time() >= poll_at:
             status = spec.launcher.poll([ref])[ref.token]
-            told, poll_at = status.detail or str(status.state), time.time() + spec.launcher.poll_period_s
+            detail, poll_at = status.detail or str(status.state), time.time() + spec.launcher.poll_period_s
             if status.state is JobState.ENDED:
                 ended_at = ended_at or time.time()
                 if time.time() - ended_at > spec.operation.grace_s:
-                    return None, told
+                    return None, detail
         time.sleep(POLL_S)
-    return None, told
+    return None, detail
 
 
 def _found_by_job(result: dict[str, Any], began: float, submission: Submission, gpus: int) -> Iterator[Finding]:
@@ -171,7 +169,7 @@ def _found_by_job(result: dict[str, Any], began: float, submission: Submission, 
     else:
         off = clock - began
         yield Finding(
-            False, f"the node's clock is {off:+.0f} s off", "times will not compare; tell the site, or use NTP"
+            False, f"the node's clock is {off:+.0f} s off", "times cannot be compared; ask the site to use NTP"
         )
     for path in result["unreadable"]:
         yield Finding(False, f"the node cannot read {path}", "install where the nodes can read it")
@@ -179,11 +177,15 @@ def _found_by_job(result: dict[str, Any], began: float, submission: Submission, 
     devices = result["visible_devices"]
     there = f"GPUs there: {', '.join(names) or 'none'}" + (f" (visible: {devices})" if devices else "")
     if len(names) < gpus:
-        remedy = "ask for hosts that have them (launcher.partition, constraint, properties), or set the number to 0"
+        remedy = (
+            "ask for hosts with GPUs (launcher.partition, constraint, properties), or set launcher.gpus_per_trial=0"
+        )
         yield Finding(False, f"launcher.gpus_per_trial={gpus}; {there}", remedy)
     else:
         yield Finding(True, there)
     leftovers = [path.name for path in submission.job_dir.iterdir()] if os.access(submission.job_dir, os.R_OK) else []
     yield Finding(
-        bool(leftovers), f"its logs are here: {', '.join(sorted(leftovers)) or 'none'}", "is the folder shared?"
+        bool(leftovers),
+        f"its logs are here: {', '.join(sorted(leftovers)) or 'none'}",
+        "check that the nodes share this folder",
     )

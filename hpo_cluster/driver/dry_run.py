@@ -1,4 +1,4 @@
-"""What a start would do first: the proposals, the submission commands and their scripts, with nothing created."""
+"""A dry run: the first proposals, the submission commands and their scripts, without creating anything."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from hpo_cluster.trial import Ask, trial_label
 
 
 def preview(spec: CampaignSpec) -> Iterator[tuple[list[tuple[str, Configuration]], str]]:
-    """Yield the jobs that would be submitted first: label and parameters of their trials, command and script.
+    """Yield the jobs that would be submitted first: labels and parameters of their trials, command and script.
 
-    The token in a script ends in ``preview``; a real one ends in random digits.
+    The token in a script ends in ``preview``; a real token ends in random digits.
     """
     layout = CampaignLayout(spec.dir.absolute())
     record = Record.read(layout.events)
-    if record.created is None:  # as its first event will be
+    if record.created is None:  # apply what will be the first event
         rows = asked_rows(Ask(settled=spec.warm_start.rows), 0, spec.seed)
         record.apply({"seq": 0, "at": utc_now(), "event": "created", "trials": rows})
     slots = spec.operation.slots // spec.launcher.trials_per_node * spec.launcher.trials_per_node

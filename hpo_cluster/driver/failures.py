@@ -1,8 +1,8 @@
-"""What a failed attempt died of, and what becomes of its trial: the one place where a retry is decided.
+"""Failures: why an attempt failed, and whether its trial is tried again. No other module decides about a retry.
 
-The cause comes from the attempt's own files first, from the scheduler second, from the end of its log last
-(`reported_failure`, `explained`, `silent_failure`). What follows from it is `decide`; `rests_s` says when a trial that
-is to be tried again may be, and `all_fail_alike` when the whole campaign had better stop.
+The cause is read from the attempt's own files first, from the scheduler second, from the end of the log last
+(`reported_failure`, `explained`, `silent_failure`). `decide` says what becomes of the trial, `rests_s` how long it
+waits before its next attempt, and `all_fail_alike` whether the whole campaign should stop.
 """
 
 from __future__ import annotations
@@ -23,33 +23,34 @@ from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.settings import Settings
 from hpo_cluster.trial import ErrorKind, State
 
-#: ``retry``: another attempt, `retries` of them at most; ``requeue``: another attempt, however often; the others are
-#: the state that the trial ends in. ``learn`` is infeasible once another trial has completed, and failed before: a
-#: program that has worked elsewhere fails because of the configuration, one that never has says nothing about it.
+#: ``retry``: another attempt, at most `retries` times; ``requeue``: another attempt, without a limit; the others name
+#: the state in which the trial ends. ``learn`` means infeasible once another trial has completed, and failed before
+#: that: a program that has worked elsewhere fails because of the configuration; one that has never worked tells nothing
+#: about the configuration.
 Action: TypeAlias = Literal["retry", "requeue", "learn", "diverged", "infeasible", "failed"]
 
 
 class Failures(Settings):
-    """The action for each kind of failure. An attempt that is made again is no result for the optimizer."""
+    """The action for each kind of failure. The optimizer never sees an attempt that is followed by another one."""
 
     node: Action = Field("retry", description="the node failed, or the job could not start on it")
-    preempted: Action = Field("requeue", description="the nodes were wanted for others")
-    interrupted: Action = Field("retry", description="the job was asked to end, and said so")
-    walltime: Action = Field("retry", description="the job's time was over")
-    cancelled: Action = Field("retry", description="somebody ended the job with the scheduler's own command")
-    vanished: Action = Field("retry", description="the job ended and left nothing")
-    disk: Action = Field("retry", description="no space or no right to write")
+    preempted: Action = Field("requeue", description="other jobs took the nodes")
+    interrupted: Action = Field("retry", description="the job was asked to end, and reported that")
+    walltime: Action = Field("retry", description="the job's walltime was over")
+    cancelled: Action = Field("retry", description="somebody cancelled the job with the scheduler's own command")
+    vanished: Action = Field("retry", description="the job ended and left no file")
+    disk: Action = Field("retry", description="no space left, or no permission to write")
     out_of_memory: Action = Field("infeasible", description="of the device or the host")
     diverged: Action = Field("diverged", description="a loss that is NaN or infinite")
     bad_data: Action = Field("failed", description="training data that cannot be read as what it should be")
-    missing_task: Action = Field("failed", description="an lm-eval task that is not there")
-    missing_model: Action = Field("failed", description="no checkpoint where the configuration says")
+    missing_task: Action = Field("failed", description="an lm-eval task that does not exist")
+    missing_model: Action = Field("failed", description="no checkpoint in the configured folder")
     bad_config: Action = Field("failed", description="settings that do not fit the tasks, the model or one another")
     bad_result: Action = Field("failed", description="the objective's output is not what was agreed")
-    code: Action = Field("learn", description="any other exception: the program or its configuration")
+    code: Action = Field("learn", description="any other exception: a fault of the program or of its configuration")
 
     def action(self, kind: str) -> Action:
-        """Return the action of a kind; a kind that nobody knows counts as `code`."""
+        """Return the action for a kind of failure; an unknown kind counts as `code`."""
         action: Action = getattr(self, kind) if kind in type(self).model_fields else self.code
         return action
 
@@ -57,8 +58,8 @@ class Failures(Settings):
         """Return the state that a trial ends in after failed attempts, or None if another attempt is to be made.
 
         Args:
-            kinds: of the attempts' errors, the last one included.
-            retries: attempts that may follow the first.
+            kinds: kinds of the attempts' errors, the last one included.
+            retries: number of attempts that may follow the first.
             others_completed: whether another trial of the campaign has completed.
         """
         kinds = list(kinds)
@@ -74,7 +75,7 @@ class Failures(Settings):
 
 # ------------------------------------------------------------------------------------------------------------- causes
 
-#: What a job that left no report most probably died of, by why its scheduler says it ended.
+#: The most probable kind of failure of a job that left no report, by the reason that its scheduler gives.
 KINDS_OF_REASONS: Mapping[EndReason, ErrorKind] = {
     EndReason.WALLTIME: ErrorKind.WALLTIME,
     EndReason.PREEMPTED: ErrorKind.PREEMPTED,
@@ -86,12 +87,12 @@ KINDS_OF_REASONS: Mapping[EndReason, ErrorKind] = {
     EndReason.FORGOTTEN: ErrorKind.VANISHED,
 }
 
-#: Those of them for which a scheduler asks a job to end.
+#: Kinds for which a scheduler first asks a job to end.
 REASONS_TO_END = frozenset({ErrorKind.WALLTIME, ErrorKind.PREEMPTED, ErrorKind.NODE, ErrorKind.CANCELLED})
-#: Seconds after an attempt's report in which the scheduler may still say why it was asked to end.
+#: Seconds to wait, after an attempt reports that it was asked to end, for the scheduler to say why.
 REASON_WITHIN_S = 60.0
 
-#: The kind by what a job's log ends with, if the scheduler says no more than that the job is over.
+#: The kind of failure by words at the end of a job's log, for a scheduler that says only that the job ended.
 KINDS_OF_WORDS: tuple[tuple[re.Pattern[str], ErrorKind], ...] = (
     (re.compile(r"CUDA out of memory|OutOfMemoryError|oom[-_ ]kill|Out Of Memory", re.I), ErrorKind.OUT_OF_MEMORY),
     (re.compile(r"DUE TO TIME LIMIT", re.I), ErrorKind.WALLTIME),
@@ -103,7 +104,7 @@ KINDS_OF_WORDS: tuple[tuple[re.Pattern[str], ErrorKind], ...] = (
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an attempt ended without a result. `seen` is its error file, if it wrote one."""
+    """A failed attempt: kind and message of its error. `seen` holds its error file, if it wrote one."""
 
     kind: str
     message: str
@@ -111,7 +112,7 @@ class Failure:
 
 
 def reported_failure(files: AttemptLayout, token: str) -> Failure | None:
-    """Return what the attempt's own files say went wrong; None if they say nothing."""
+    """Return the failure that the attempt's own files report; None if they report none."""
     if is_there(files.result) and (faults := result_faults(read_json(files.result))):
         return Failure(ErrorKind.BAD_RESULT, f"{files.result.name}: {'; '.join(faults)}")
     error = document_of(files.error, token)
@@ -121,7 +122,7 @@ def reported_failure(files: AttemptLayout, token: str) -> Failure | None:
 
 
 def awaits_reason(failure: Failure) -> bool:
-    """Return whether an attempt has only just said that it was asked to end: its scheduler may soon say why."""
+    """Return whether an attempt has only just reported that it was asked to end: its scheduler may soon say why."""
     ended_at = failure.seen.get("ended_at")
     if failure.kind != ErrorKind.INTERRUPTED or not isinstance(ended_at, str):
         return False
@@ -129,7 +130,7 @@ def awaits_reason(failure: Failure) -> bool:
 
 
 def explained(failure: Failure, status: JobStatus) -> Failure:
-    """Add the scheduler's reason to a failure, if all that the attempt knows is that it was asked to end."""
+    """Add the scheduler's reason to a failure, if the attempt itself knows only that it was asked to end."""
     kind = KINDS_OF_REASONS[status.reason] if status.reason is not None else ErrorKind.VANISHED
     if failure.kind != ErrorKind.INTERRUPTED or kind not in REASONS_TO_END:
         return failure
@@ -137,7 +138,7 @@ def explained(failure: Failure, status: JobStatus) -> Failure:
 
 
 def silent_failure(files: AttemptLayout, job_id: str | None, status: JobStatus) -> Failure:
-    """Return why a job that is over for its scheduler, and has published nothing, most probably ended."""
+    """Return the most probable failure of a job that ended, by its scheduler's account, without publishing a file."""
     tail = log_tail(files)
     kind = KINDS_OF_REASONS[status.reason] if status.reason is not None else ErrorKind.VANISHED
     if kind is ErrorKind.VANISHED:
@@ -150,17 +151,17 @@ def silent_failure(files: AttemptLayout, job_id: str | None, status: JobStatus) 
 
 # ----------------------------------------------------------------------------------------------------------- decision
 
-#: Phases of a job before the work that a checkpoint could keep.
+#: Phases of a job before there is any work that a checkpoint could keep.
 START_PHASES = ("import", "load")
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of a trial whose attempt failed.
+    """The decision about a trial whose attempt failed.
 
     Args:
-        state: that the trial ends in; None: it is tried again.
-        error: of the attempt (JSON), as the journal keeps it.
+        state: state in which the trial ends; None: it is tried again.
+        error: error of the attempt (JSON), as the journal keeps it.
     """
 
     state: State | None
@@ -178,16 +179,16 @@ def decide(
 ) -> Decision:
     """Decide whether a trial is tried again after a failed attempt, or how it ends.
 
-    A failure counts towards `retries` only if nothing came of the attempt. Something came of one that left a
-    checkpoint further on than those before it, and of one that ran out of memory with a physical batch that can be
-    halved: the next attempt goes on, or gets by with less.
+    A failure counts towards `retries` only if the attempt brought no progress. An attempt that left a checkpoint
+    further on than earlier ones did bring progress: the next one continues from there. So did an attempt that ran out
+    of memory with a physical batch that can be halved: the next one uses half.
 
     Args:
-        trial: before the failure is journaled.
-        failure: of its last attempt.
-        files: of that attempt.
-        policy: action of each kind.
-        retries: attempts that may follow the first.
+        trial: the trial, before the failure is journaled.
+        failure: failure of its last attempt.
+        files: files of that attempt.
+        policy: action for each kind of failure.
+        retries: number of attempts that may follow the first.
         others_completed: whether another trial of the campaign has completed.
     """
     error: dict[str, Any] = {"kind": failure.kind, "message": redact(failure.message)}
@@ -195,7 +196,7 @@ def decide(
     if step:
         error["checkpoint_step"] = step
     progress = sound_fields(read_json(files.progress) or {}, files.progress)
-    size = {**progress, **failure.seen}.get("physical_batch_size")  # a killed attempt has reported its batch before
+    size = {**progress, **failure.seen}.get("physical_batch_size")  # a killed attempt reported its batch as progress
     if smaller := _smaller_batch(trial, failure.kind, size):
         error["smaller_batch"] = smaller
     state: State | None = None
@@ -206,14 +207,14 @@ def decide(
     if failure.kind == ErrorKind.WALLTIME and not began_training:
         state = State.FAILED  # the next attempt would not get further
         error["message"] += (
-            f"; it had not begun to train (phase {progress['phase']}): its time is shorter than its start. Give it "
-            "more: launcher.walltime_min"
+            f"; it had not begun to train (phase {progress['phase']}): its walltime is too short for its start. "
+            "Raise launcher.walltime_min"
         )
     return Decision(state, error)
 
 
 def fruitless_kinds(trial: TrialRecord) -> list[str]:
-    """Return the kinds of the failures that nothing came of since the trial was last reopened: those that count."""
+    """Return the kinds of the failures that count: without progress, and since the trial was last reopened."""
     kinds, furthest = [], 0
     for attempt in trial.attempts:
         error = attempt.error or {}
@@ -225,26 +226,26 @@ def fruitless_kinds(trial: TrialRecord) -> list[str]:
 
 
 def _smaller_batch(trial: TrialRecord, kind: str, size: Any) -> int | None:
-    """Return half of the physical batch that an attempt ran out of memory with, if there is a half to try."""
+    """Return half of the physical batch with which an attempt ran out of memory; None if it cannot be halved."""
     if kind != ErrorKind.OUT_OF_MEMORY or not isinstance(size, int):
         return None
-    size = min(size, trial.physical_batch_size or size)  # a program may ignore what it is given
+    size = min(size, trial.physical_batch_size or size)  # a program may ignore the size that it was given
     return size // 2 if size > 1 else None
 
 
 # --------------------------------------------------------------------------------------------------------------- when
 
-#: Failures that a machine's state causes, which may last a while.
+#: Failures caused by the state of a machine, which may last a while.
 MACHINE_KINDS = frozenset({ErrorKind.NODE, ErrorKind.DISK, ErrorKind.VANISHED})
 LONGEST_REST_S = 600.0
 
 
 def rests_s(trial: TrialRecord, retry_wait_s: float) -> float:
-    """Return the seconds until a trial whose last attempt was lost to a machine may be tried again.
+    """Return the seconds until a trial may be tried again, if its last attempt failed because of a machine.
 
     Args:
-        trial: between two attempts.
-        retry_wait_s: seconds of the first wait; it doubles with each loss.
+        trial: a trial between two attempts.
+        retry_wait_s: seconds of the first wait; the wait doubles with each such failure.
     """
     kinds = [attempt.error["kind"] for attempt in trial.attempts[trial.forgiven :] if attempt.error]
     lost = len(kinds) if kinds and kinds[-1] in MACHINE_KINDS else 0
@@ -254,19 +255,19 @@ def rests_s(trial: TrialRecord, retry_wait_s: float) -> float:
     return float(wait_s - seconds_since(trial.attempts[-1].ended_at))
 
 
-#: Numbers and what is attached to them differ between two messages of one error.
+#: Numbers, with the characters attached to them, which differ between two messages of the same error.
 _NUMBER = re.compile(r"[-+]?\d[\w.+-]*")
 
 
 def all_fail_alike(ended: Sequence[TrialRecord], limit: int) -> str:
-    """Return why a campaign had better stop, if its first trials all failed in the same way; empty if they did not.
+    """Return why a campaign should stop, if its first trials all failed in the same way; empty if they did not.
 
     Args:
-        ended: trials of the budget that have ended since the driver's start, in that order.
-        limit: how many it takes.
+        ended: trials of the budget that ended since the driver's start, in the order of their ends.
+        limit: number of failed trials from which on the campaign should stop.
     """
     errors = [trial.error for trial in ended if trial.state is State.FAILED and trial.error]
     alike = {(error["kind"], _NUMBER.sub("#", error["message"])) for error in errors}
     if len(ended) < limit or len(errors) != len(ended) or len(alike) != 1:
         return ""
-    return f"the first {len(ended)} trials failed alike ({errors[0]['kind']}): {errors[0]['message']}"
+    return f"the first {len(ended)} trials failed in the same way ({errors[0]['kind']}): {errors[0]['message']}"

@@ -1,11 +1,11 @@
-"""Optimise a Python function in one call, without a cluster and without files.
+"""Optimisation of a Python function in one call, without a cluster and without files.
 
     result = hpo_cluster.optimize(fn, {"x": {"low": -5.0, "high": 5.0}}, budget=30, workers=4, direction="minimize")
     result.parameters, result.value, result.history
 
-The same optimizers, the same history and the same rules as a campaign has: a proposal as soon as a worker is free, a
-function that raises is a failed trial, NaN is divergence. What is not here is the journal: what is interrupted is lost,
-unless the call names a `campaign`.
+The optimizers, the history and the rules are those of a campaign: a proposal as soon as a worker is free, a function
+that raises is a failed trial, NaN is divergence. Only the journal is missing: an interrupted call loses its
+evaluations, unless it names a `campaign`.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: What is optimised: called as ``fn(**parameters)``, gives the value or a dictionary with ``value`` in it.
+#: The function to optimise: called as ``fn(**parameters)``, it returns the value or a dictionary with key ``value``.
 Function: TypeAlias = Callable[..., Any]
 Direction: TypeAlias = Literal["maximize", "minimize"]
 
 METRIC = "value"
-#: What becomes of calls that fail: there is one attempt, and a call that takes too long is infeasible.
+#: Actions that differ from a campaign's: each call is made once, and a call that takes too long is infeasible.
 FAILURES = {"walltime": "infeasible"}
 
 
@@ -62,13 +62,13 @@ class AllFailedError(HpoClusterError):
 
 @dataclass(frozen=True)
 class Result:
-    """The best trial and all of them.
+    """The best trial, and the history of all trials.
 
     Args:
-        parameters: of the trial with the best value.
-        value: as measured, in the user's direction.
+        parameters: parameters of the trial with the best value.
+        value: its value as measured, in the user's direction.
         trial: its number.
-        history: one row a trial; the columns are those of a campaign's history.
+        history: one row for each trial; the columns are those of a campaign's history.
     """
 
     parameters: Configuration
@@ -100,31 +100,30 @@ def optimize(
         fn: called as ``fn(**parameters)``; an inactive parameter is left out, so give it a default. Returns a number,
             or a dictionary whose field ``value`` is optimised; its other number fields are metrics, and ``value_sem``
             is the standard error.
-        space: a Space, or its JSON form: ``{"lr": {"low": 1e-5, "high": 1e-1, "log": True}}``; with conditions,
-            constraints, priors and starting points as ``docs/howto/describe_a_space.md`` has them.
+        space: a Space, or its JSON form: ``{"lr": {"low": 1e-5, "high": 1e-1, "log": True}}``. Conditions,
+            constraints, priors and starting points are described in ``docs/howto/describe_a_space.md``.
         optimizer: a name that `hpo_cluster.make_optimizer` knows.
-        budget: evaluations in all.
-        workers: evaluations at once. With 1, `fn` is called in this process; with more, in that many forked ones, where
-            the global generators of `random` and numpy are seeded from the trial's seed. The next evaluation is
-            proposed as soon as one ends.
-        seed: of the optimizer and the trials.
-        direction: whether more is better.
-        campaign: name of a campaign in ``campaigns/`` of the working directory: the evaluations are then jobs of their
-            own, and the same call goes on where an earlier one ended. `fn` must be importable by its name.
-        warm_start: folders of earlier campaigns whose evaluations a `campaign` begins with, outside its budget.
-        warm_start_other_objective: whether these may be of another function, or of one that was elsewhere.
-        failures: what becomes of a trial by the kind of its failure, as ``failures.KIND`` in campaigns: ``{"code":
-            "failed"}``. By default an exception makes a trial infeasible once another has completed, so that the
-            optimizer learns where not to go. ``"raise"`` ends the search with the first exception.
-        trial_timeout_s: seconds after which a call is ended; `fn` is called in a forked process then, with one worker
-            too. Such a trial is infeasible.
-        timeout_s: seconds after which nothing more begins and the calls under way are ended, if they are in processes
-            of their own.
-        settings: of the optimizer.
+        budget: number of evaluations in all.
+        workers: number of evaluations at once. With 1, `fn` is called in this process. With more, it is called in that
+            many forked processes, where the global generators of `random` and numpy are seeded from the trial's seed.
+            The next evaluation is proposed as soon as one ends.
+        seed: seed of the optimizer and the trials.
+        direction: whether larger values are better ("maximize") or smaller ones ("minimize").
+        campaign: name of a campaign in ``campaigns/`` of the working directory. Each evaluation is then a job, and the
+            same call continues where an earlier one ended. `fn` must be importable by its name.
+        warm_start: folders of earlier campaigns with whose evaluations a `campaign` begins, outside its budget.
+        warm_start_other_objective: whether the earlier campaigns may have another function, or one from another file.
+        failures: the action for each kind of failure, as ``failures.KIND`` in campaigns: ``{"code": "failed"}``. By
+            default an exception makes a trial infeasible once another trial has completed, so that the optimizer
+            learns to avoid it. ``"raise"`` ends the search with the first exception.
+        trial_timeout_s: seconds after which a call is ended and its trial is infeasible. With it, `fn` is called in a
+            forked process even with one worker.
+        timeout_s: seconds after which no new call begins. Calls in forked processes are ended then.
+        settings: settings of the optimizer.
 
     Raises:
-        ConfigError: with every fault of the arguments.
-        AllFailedError: where no trial has a value.
+        ConfigError: naming every argument that is wrong.
+        AllFailedError: if no trial has a value.
 
     Example:
         >>> result = optimize(
@@ -137,9 +136,9 @@ def optimize(
     if direction not in ("maximize", "minimize"):
         faults.append(f"direction={direction!r}: maximize or minimize")
     if campaign is not None and not is_campaign_name(campaign):
-        faults.append(f"campaign={campaign!r}: is no name for a folder; accepted: {CAMPAIGN_NAME_RULE}")
+        faults.append(f"campaign={campaign!r}: is not a name for a folder; accepted: {CAMPAIGN_NAME_RULE}")
     if warm_start and campaign is None:
-        faults.append("warm_start: is for campaigns; give campaign=NAME")
+        faults.append("warm_start: is only for campaigns; give campaign=NAME")
     if not callable(fn):
         faults.append(f"fn={fn!r} cannot be called")
     limits = {"trial_timeout_s": trial_timeout_s, "timeout_s": timeout_s}
@@ -148,12 +147,12 @@ def optimize(
     ]
     if campaign is not None:
         faults += [
-            f"{name}: is not for campaigns; their jobs have launcher.walltime_min and deadline"
+            f"{name}: is not for campaigns; they have launcher.walltime_min and deadline instead"
             for name, limit in limits.items()
             if limit is not None
         ]
         if failures == "raise":
-            faults.append('failures="raise": is not for campaigns, which stop after failures that are alike')
+            faults.append('failures="raise": is not for campaigns; they stop if the first trials fail in the same way')
     policy = Failures()
     try:
         if not isinstance(failures, str):
@@ -183,7 +182,7 @@ def optimize(
         return _in_campaign(fn, space, chosen, operation, seed, directory, direction, earlier)
 
     alone = workers == 1 and trial_timeout_s is None
-    # forked first, while this process holds no threads
+    # fork before anything else, while this process has no threads
     crew = _Alone(fn) if alone else _Crew(fn, workers, trial_timeout_s)
     journal = _Journal(space, direction == "maximize", seed, policy, raises=failures == "raise")
     end = None if timeout_s is None else time.monotonic() + timeout_s
@@ -195,7 +194,7 @@ def optimize(
 
 
 def _loop(optimizer: Optimizer, journal: _Journal, crew: _Crew | _Alone, budget: int, end: float | None) -> None:
-    """The campaign's loop, with calls in the place of jobs, until `end` (of the monotonic clock)."""
+    """Run a campaign's loop, with calls instead of jobs, until `end` (on the monotonic clock)."""
     record = journal.record
     while True:
         if end is not None and time.monotonic() >= end:
@@ -233,7 +232,7 @@ def _in_campaign(
     direction: Direction,
     earlier: Mapping[str, Any],
 ) -> Result:
-    """Evaluate in jobs of a journaled campaign: if it is interrupted, the same call goes on with it."""
+    """Run each evaluation as a job of a journaled campaign; after an interruption the same call continues it."""
     from hpo_cluster.driver.campaign import Campaign
     from hpo_cluster.driver.spec import make_spec
     from hpo_cluster.launchers.local import LocalSettings
@@ -256,13 +255,13 @@ def _in_campaign(
         for _ in campaign.drive():
             pass
         if campaign.reason:
-            raise AllFailedError(f"{campaign.reason}\nGo on, once that is fixed, with the same call")
+            raise AllFailedError(f"{campaign.reason}\nOnce that is fixed, continue with the same call")
     return _result(campaign.record, load_history(directory), objective.direction == "maximize")
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What became of a call: `result` as `read_output` gives it, or the kind, message and traceback of an error."""
+    """The outcome of a call: `result` as `read_output` returns it, or the kind, message and traceback of an error."""
 
     result: Mapping[str, Any] | None = None
     kind: str = ""
@@ -279,7 +278,7 @@ def _call(fn: Function, parameters: Configuration) -> _Answer:
 
 
 class _Alone:
-    """Calls the function in this process, when it is waited for."""
+    """A worker that calls the function in this process, inside `wait`."""
 
     def __init__(self, fn: Function) -> None:
         self.fn = fn
@@ -313,7 +312,7 @@ class _Member:
     def __init__(self, fn: Function, others: Sequence[_Member]) -> None:
         context = multiprocessing.get_context("fork")
         self.connection, theirs = context.Pipe()
-        # Ends of the parent that a fork inherits keep a pipe open: without the parent nobody would notice its end.
+        # A fork inherits the parent's ends of the pipes. Left open, they would hide from members that the parent died.
         inherited = [self.connection, *(other.connection for other in others)]
         self.process = context.Process(target=_serve, args=(fn, theirs, inherited))
         self.process.start()
@@ -344,7 +343,7 @@ def _serve(
 
 
 class _Crew:
-    """Forked processes; one that dies takes only its trial with it and is replaced."""
+    """A group of forked workers; one that dies loses only its own trial, and is replaced."""
 
     def __init__(self, fn: Function, workers: int, trial_timeout_s: float | None = None) -> None:
         self.fn, self._trial_timeout_s = fn, trial_timeout_s
@@ -366,10 +365,10 @@ class _Crew:
         try:
             member.connection.send((parameters, seed))
         except BrokenPipeError:
-            log.debug("trial=%d worker gone before it began", number)  # `wait` finds the end of the pipe
+            log.debug("trial=%d worker died before it began", number)  # `wait` notices the closed pipe
 
     def wait(self, end: float | None) -> list[tuple[int, _Answer]]:
-        """Return the trials that have ended in the order of their numbers; none if it is `end` before one has."""
+        """Return the trials that have ended, in the order of their numbers; none if no trial ends before `end`."""
         busy = {id(member.connection): member for member in self.members if member.trial is not None}
         moments = [
             member.since + self._trial_timeout_s for member in busy.values() if self._trial_timeout_s is not None
@@ -386,7 +385,7 @@ class _Crew:
         return sorted(answers, key=lambda entry: entry[0])
 
     def _overdue(self, members: Sequence[_Member]) -> list[tuple[int, _Answer]]:
-        """End the calls that have taken too long."""
+        """End the calls that have taken too long, and return their answers."""
         answers = []
         for member in members:
             limit = self._trial_timeout_s
@@ -422,7 +421,7 @@ class _Crew:
 
 
 class _Journal(MemoryJournal):
-    """The events of a search: what its calls begin and end with."""
+    """The journal of a search, in memory: the events with which its calls begin and end."""
 
     def __init__(self, space: Space, maximize: bool, seed: int, policy: Failures, *, raises: bool = False) -> None:
         super().__init__(space.names, maximize=maximize)
@@ -430,18 +429,18 @@ class _Journal(MemoryJournal):
         self.first_trace = ""
 
     def append(self, event: str, at: str = "", **fields: Any) -> None:
-        """Take one more event into account, which is now unless it says."""
+        """Apply one more event; its time is now unless `at` is given."""
         super().append(event, at or utc_now(), **fields)
 
     def start(self, number: int) -> None:
-        """The call of a trial begins."""
+        """Note that the call of a trial begins."""
         now = utc_now()
         self.record.trials[number].submitted_at = now
         self.append("intent", trial=number, attempt=0, token="", code="")
         self.append("running", trial=number, attempt=0, started_at=now)
 
     def end(self, number: int, answer: _Answer) -> None:
-        """Take in what became of a call."""
+        """Note the outcome of a call."""
         if answer.result is not None:
             metrics, sems = answer.result["metrics"], answer.result["sems"]
             outcome = {"value": metrics[METRIC], "value_sem": sems.get(METRIC), "metrics": metrics}
@@ -460,7 +459,7 @@ class _Journal(MemoryJournal):
 
 
 def _result(record: Record, history: pd.DataFrame, maximize: bool, first_trace: str = "") -> Result:
-    """The best of the evaluated trials. Raises AllFailedError where none has a value."""
+    """Return the best of the evaluated trials. Raise AllFailedError if none has a value."""
     best = record.best(maximize=maximize)
     if best is None or best.value is None:
         errors = [trial.error for trial in record.rows if trial.error]

@@ -1,4 +1,4 @@
-"""What the scheduler says of a campaign's jobs, and since when it says nothing, or that they are over."""
+"""The scheduler's last answer about a campaign's jobs, and since when it has not answered or has called them ended."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ log = logging.getLogger(__name__)
 
 
 class JobWatch:
-    """Keeps the clocks of the jobs in flight, and what was said of them for whoever asks for the status.
+    """Clocks of the jobs in flight, and the scheduler's last answer about them, kept in a file for `status`.
 
     Args:
-        layout: of the campaign; `CampaignLayout.scheduler` is written.
-        period_s: seconds between two questions.
-        grace_s: seconds that a job's files may come after its end.
-        unknown_after_s: seconds after which a job that nothing is known of is spoken about.
+        layout: files of the campaign; `CampaignLayout.scheduler` is written.
+        period_s: seconds between two questions to the scheduler.
+        grace_s: seconds after a job's end in which its files may still appear.
+        unknown_after_s: seconds of silence about a job after which a warning is logged.
     """
 
     def __init__(self, layout: CampaignLayout, period_s: float, grace_s: float, unknown_after_s: float) -> None:
         self._layout, self._period_s, self._grace_s, self._unknown_after_s = layout, period_s, grace_s, unknown_after_s
-        view = scheduler_view(read_json(layout.scheduler))  # of an earlier driver: silence goes on from one to the next
+        view = scheduler_view(read_json(layout.scheduler))  # from an earlier driver: its clocks of silence go on
         self._silent_since: str | None = view.get("silent_since")
         jobs: Mapping[str, Mapping[str, str]] = view.get("jobs", {})
         self._unknown_since = {token: job["unknown_since"] for token, job in jobs.items() if job.get("unknown_since")}
-        self._spoken_of: set[str] = set()
+        self._warned: set[str] = set()
         self._ended_since: dict[str, float] = {}
         self._pending: frozenset[str] = frozenset()
-        self._told_at = -math.inf
+        self._answered_at = -math.inf
         self._due_at = 0.0
 
     def due(self) -> bool:
-        """Whether it is time to ask; if so, the next time is a period from now."""
+        """Return whether it is time to ask; if so, the next time is one period from now."""
         now = time.monotonic()
         if now < self._due_at:
             return False
@@ -49,34 +49,34 @@ class JobWatch:
         return True
 
     def take(self, states: Mapping[str, JobStatus]) -> None:
-        """Note the answer about all jobs in flight, by token."""
+        """Note the scheduler's answer about all jobs in flight, by token."""
         now = utc_now()
         unknown = [token for token, status in states.items() if status.state is JobState.UNKNOWN]
         self._unknown_since = {token: self._unknown_since.get(token, now) for token in unknown}
         ended = [token for token, status in states.items() if status.state is JobState.ENDED]
         self._ended_since = {token: self._ended_since.get(token, time.monotonic()) for token in ended}
         self._pending = frozenset(token for token, status in states.items() if status.state is JobState.PENDING)
-        self._told_at = time.monotonic()
+        self._answered_at = time.monotonic()
         self._silent_since = (self._silent_since or now) if states and len(unknown) == len(states) else None
         for token, since in self._unknown_since.items():
-            if token not in self._spoken_of and seconds_since(since) >= self._unknown_after_s:
-                self._spoken_of.add(token)
+            if token not in self._warned and seconds_since(since) >= self._unknown_after_s:
+                self._warned.add(token)
                 log.warning("token=%s nothing is known of its job since %s: %s", token, since, states[token].detail)
         jobs = {
             token: {**dataclasses.asdict(status), "unknown_since": self._unknown_since.get(token)}
             for token, status in states.items()
         }
-        with contextlib.suppress(OSError):  # a courtesy
+        with contextlib.suppress(OSError):  # only `status` reads this file
             replace_text(self._layout.scheduler, dumps({"at": now, "silent_since": self._silent_since, "jobs": jobs}))
 
     def is_pending(self, token: str) -> bool:
-        """Whether the scheduler has just said that a job waits, so that there is nothing of its to be read yet.
+        """Return whether the scheduler has just reported that a job waits, so that the job has written no file yet.
 
-        What it said two periods ago and more does not count: while it hangs, jobs begin and end.
+        An answer older than two periods does not count: while the scheduler hangs, jobs begin and end.
         """
-        return token in self._pending and time.monotonic() - self._told_at < 2 * self._period_s
+        return token in self._pending and time.monotonic() - self._answered_at < 2 * self._period_s
 
     def is_lost(self, token: str) -> bool:
-        """Whether a job has been over for so long that no file of its will come any more."""
+        """Return whether a job ended so long ago that its files can no longer be expected."""
         since = self._ended_since.get(token)
         return since is not None and time.monotonic() - since >= self._grace_s

@@ -1,4 +1,4 @@
-"""A campaign that this process holds: its folder, its lock, its journal, and the record that follows from it.
+"""A campaign that this process holds: its folder, its lock, its journal, and the record that the journal defines.
 
 The parts of the driver share one `OpenCampaign`. Every event goes through `OpenCampaign.append`, so that journal and
 record never differ.
@@ -36,21 +36,21 @@ LOGGED = ("trial", "attempt", "state", "value", "token", "host", "reason")
 
 
 class OpenCampaign:
-    """Open a campaign, new or not, and hold its lock until `close`.
+    """An open campaign, new or existing, which this process keeps locked until `close`.
 
     Attributes:
         spec: what the campaign is, and how it is run now.
         layout: paths of its files.
-        record: what the journal says, always up to date.
+        record: the campaign's state, kept up to date with the journal.
         code: hash of the code that new attempts run.
-        is_new: whether this start made the campaign.
-        changed: whether an event has come since somebody set this to False.
+        is_new: whether this start created the campaign.
+        changed: whether an event has been written since this was last set to False.
         held: numbers of the trials whose job is being submitted or cancelled just now.
 
     Raises:
-        LockedError: another driver has it.
-        IdentityError: the folder holds another campaign.
-        JournalError: the journal cannot be read, or was lost.
+        LockedError: if another driver holds the campaign.
+        IdentityError: if the folder holds a campaign with another identity.
+        JournalError: if the journal cannot be read, or was lost.
     """
 
     def __init__(self, spec: CampaignSpec) -> None:
@@ -61,7 +61,7 @@ class OpenCampaign:
         self._unwritten_start: dict[str, Any] = {}
         with contextlib.ExitStack() as undo:
             self.layout.dir.parent.mkdir(parents=True, exist_ok=True)
-            self.layout.dir.mkdir(mode=0o700, exist_ok=True)  # its owner's alone: jobs and settings may hold secrets
+            self.layout.dir.mkdir(mode=0o700, exist_ok=True)  # for its owner alone: jobs and settings may hold secrets
             self.lock = DriverLock(self.layout.lock, take_over=spec.take_over)
             undo.callback(self.lock.release)
             settle_identity(self.layout.identity, spec.identity)
@@ -79,7 +79,7 @@ class OpenCampaign:
 
     @contextlib.contextmanager
     def _log_file(self) -> Iterator[None]:
-        """While this lasts, write what the package logs into a file of this start."""
+        """Write the package's log to a file of this start while the context lasts."""
         folder = self.layout.drivers_dir / ("ticks" if self.spec.tick else utc_now().replace(":", "").replace("-", ""))
         folder.mkdir(parents=True, exist_ok=True)
         self.log_path = folder / "driver.log"
@@ -100,15 +100,15 @@ class OpenCampaign:
             handler.close()
 
     def _refuse_if_emptied(self) -> None:
-        """Raise if the journal has no events and there are attempts: beginning again would evaluate all again."""
+        """Raise if the journal is empty but there are attempts: starting over would evaluate all of them again."""
         if self.record.created is None and any(self.layout.trials_dir.glob("*/a*")):
             raise JournalError(
-                f"{self.layout.events} is empty, and there are attempts in {self.layout.trials_dir}. Rebuild it from "
-                f"their files:  hpo-cluster repair {self.layout.dir}"
+                f"{self.layout.events} is empty, but there are attempts in {self.layout.trials_dir}. Rebuild the "
+                f"journal from their files:  hpo-cluster repair {self.layout.dir}"
             )
 
     def _start(self) -> None:
-        """Settle the code that jobs run, and journal the start."""
+        """Choose the code that jobs run, and journal the start."""
         recorded = self.record.code
         keep = recorded is not None and self.spec.code == "recorded" and (self.layout.code_dir / recorded).is_dir()
         self.code = str(recorded if keep else copy_code(self.layout.code_dir))
@@ -139,8 +139,8 @@ class OpenCampaign:
         if missing:
             names = ", ".join(missing)
             raise HpoClusterError(
-                f"{self.layout.dir} was to begin with evaluations of {names}, and its driver died before it had them. "
-                "Run the command that began it once more (hpo-cluster run ... warm_start=...)"
+                f"{self.layout.dir} was to begin with evaluations of {names}, but its driver died before it had them. "
+                "Run the command that began the campaign again (hpo-cluster run ... warm_start=...)"
             )
         for source in sources:
             log.info("warm start: %s", source.message)
@@ -163,7 +163,7 @@ class OpenCampaign:
 
     @contextlib.contextmanager
     def holding(self, trials: Sequence[TrialRecord]) -> Iterator[None]:
-        """While this lasts, the files of these trials are left alone."""
+        """Keep others from reading the files of these trials while the context lasts."""
         self.held = {trial.number for trial in trials}
         try:
             yield
@@ -171,15 +171,15 @@ class OpenCampaign:
             self.held = set()
 
     def with_job(self) -> list[Member]:
-        """Return the trials whose job is, or may be, in the hands of the scheduler."""
+        """Return the trials that have a submitted job, each with its attempt."""
         members = ((trial, trial.attempt) for trial in self.record.in_flight)
         return [(trial, attempt) for trial, attempt in members if attempt is not None and attempt.job is not None]
 
     def write_stop(self, reason: str, **fields: Any) -> None:
-        """Journal that the driver lets go, unless nothing was journaled of this start."""
+        """Journal that the driver stops, unless nothing of this start was journaled."""
         if not self._unwritten_start:
             self.append("stopped", reason=reason, **fields)
 
     def close(self) -> None:
-        """Let go of the campaign. Jobs run on."""
+        """Release the campaign. Jobs in flight keep running."""
         self._undo.close()

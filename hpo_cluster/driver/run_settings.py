@@ -1,4 +1,4 @@
-"""How a campaign is run: the keys that may change from one start to the next, and are recorded with each."""
+"""Settings of how a campaign is run: keys that may change from one start to the next, and are recorded with each."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from hpo_cluster.settings import Settings
 
 
 class Operation(Settings):
-    """Budget, workers, retries and times."""
+    """Budget, workers, retries, time limits and other settings of a start."""
 
-    budget: int = Field(16, strict=True, ge=1, description="trials in all, those of an earlier start included")
+    budget: int = Field(16, strict=True, ge=1, description="trials in all, including those of earlier starts")
     workers: int = Field(2, strict=True, ge=1, description="trials evaluated at the same time")
     max_in_flight: int | None = Field(
-        None, strict=True, ge=1, description="jobs in the queue at most; null: as many as workers"
+        None, strict=True, ge=1, description="largest number of jobs in the queue; null: as many as workers"
     )
     retries: int = Field(
-        2, strict=True, ge=0, description="new attempts of a trial whose job was lost to trouble that passes"
+        2, strict=True, ge=0, description="new attempts of a trial whose job failed for a reason that may pass"
     )
     retry_wait_s: float = Field(
-        10.0, ge=0, description="seconds before a job that a machine lost is tried again; doubles with each loss"
+        10.0, ge=0, description="seconds before the retry of a job that a machine lost; doubles with each loss"
     )
     stalled_after_s: float = Field(
-        3600.0, gt=0, description="seconds after which you are told of a running job that has reported no progress"
+        3600.0, gt=0, description="seconds after which a running job that has reported no progress is pointed out"
     )
     exclude_node_after: int = Field(
         2,
         strict=True,
         ge=0,
-        description="attempts that a node may lose before no more are sent to it; 0: any number",
+        description="lost attempts after which a node gets no more jobs; 0: never",
     )
     poll_s: float = Field(0.5, gt=0, description="seconds between two looks at the jobs' files")
-    grace_s: float = Field(5.0, ge=0, description="seconds that a job's files may come after its end")
+    grace_s: float = Field(5.0, ge=0, description="seconds after a job's end in which its files may still appear")
     unknown_after_s: float = Field(
-        900.0, ge=0, description="seconds after which you are told of a job that the scheduler says nothing about"
+        900.0, ge=0, description="seconds after which a job that the scheduler says nothing about is pointed out"
     )
     stop_after_failures: int = Field(
         3,
         strict=True,
         ge=0,
-        description="stop when the first so many trials of a start fail alike and none succeeds; 0: never",
+        description="stop if the first trials of a start, this many, all fail in the same way; 0: never",
     )
     deadline: datetime.datetime | None = Field(
         None,
-        description="nothing begins after it, and waiting jobs end: 2027-01-31T18:00 (or with +01:00)",
+        description="nothing is submitted after it, and waiting jobs end: 2027-01-31T18:00 (or with +01:00)",
     )
-    max_gpu_hours: float | None = Field(None, gt=0, description="nothing is submitted once so many are used")
+    max_gpu_hours: float | None = Field(None, gt=0, description="GPU-hours after which nothing more is submitted")
     driver_memory_gb: float | None = Field(
-        8.0, gt=0, description="memory that the driver may take on a cluster's frontend; null: any"
+        8.0, gt=0, description="memory that the driver may use on a cluster's frontend; null: no limit"
     )
     failures: Failures = Field(Failures(), description="what becomes of a trial, by the kind of its failure")
     baseline: bool = Field(
@@ -58,7 +58,7 @@ class Operation(Settings):
     )
 
     def used_up(self, now: datetime.datetime, gpu_hours: float) -> str:
-        """Why nothing more may be submitted, besides the budget; empty where it may."""
+        """Return why nothing more may be submitted, apart from the budget; empty if jobs may be submitted."""
         if self.deadline is not None and now >= self.deadline.astimezone():
             return f"the deadline {self.deadline.isoformat()} has passed"
         if self.max_gpu_hours is not None and gpu_hours >= self.max_gpu_hours:
@@ -67,5 +67,5 @@ class Operation(Settings):
 
     @property
     def slots(self) -> int:
-        """Trials in flight at most."""
+        """Largest number of trials in flight."""
         return self.max_in_flight or self.workers

@@ -1,4 +1,4 @@
-"""A campaign to open: what it is, how to run it now, and the parts that do it."""
+"""The specification of a campaign: what it is, how it is run now, and the objects that run it."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from hpo_cluster.window import LaunchHours
 
 @dataclass(frozen=True)
 class ChosenOptimizer:
-    """An optimizer under its name, with the settings that it was made with."""
+    """An optimizer, with its name and the settings with which it was made."""
 
     name: str
     settings: OptimizerSettings
     made: Optimizer
 
     def identity(self) -> dict[str, Any]:
-        """Return name and settings as plain data."""
+        """Return the optimizer's name and settings as plain data."""
         return {"name": self.name, **self.settings.model_dump(mode="json")}
 
 
 @dataclass(frozen=True)
 class CampaignSpec:
-    """A campaign to open."""
+    """A campaign to open, with its objective, optimizer and launcher."""
 
     dir: Path
     identity: Mapping[str, Any]
@@ -55,17 +55,17 @@ class CampaignSpec:
     overrides: tuple[str, ...] = ()
     code: Literal["recorded", "current"] = "recorded"
     take_over: bool = False
-    warm_start: WarmStart = field(default_factory=WarmStart)  # what a new campaign begins with
-    tick: bool = False  # one short pass: leave no trace if nothing happens
+    warm_start: WarmStart = field(default_factory=WarmStart)  # earlier evaluations, with which a new campaign begins
+    tick: bool = False  # one short pass, which leaves no trace if nothing happens
 
     @property
     def gpus_per_trial(self) -> int:
-        """Return how many GPUs one evaluation has."""
+        """Number of GPUs of one evaluation."""
         return self.launcher_settings.gpus_per_trial
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return what is recorded with each start next to the operation, as plain data."""
+        """Settings that each start records in addition to the operation, as plain data."""
         return {
             "storage_dir": str(self.storage_dir),
             "launcher": self.launcher_settings.model_dump(mode="json"),
@@ -74,7 +74,7 @@ class CampaignSpec:
 
 
 def identity_of(space: Space, objective: Objective, optimizer: ChosenOptimizer, seed: int) -> dict[str, Any]:
-    """Return what a campaign is, as plain data: written once into ``campaign.yaml``, and compared at each start."""
+    """Return what defines a campaign, as plain data: written once into ``campaign.yaml``, compared at each start."""
     return {
         "space": space.to_json(),
         "objective": objective.identity(),
@@ -92,10 +92,10 @@ def _objective_as(
     *,
     anywhere: bool = False,
 ) -> dict[str, Any]:
-    """Return an objective's identity as the campaign in `directory` recorded it, if they differ in places alone.
+    """Return an objective's identity as the campaign in `directory` recorded it, if the two differ only in places.
 
-    Without `anywhere`, another place counts as the same if the campaign has moved there with its project, or was last
-    told to look there.
+    Without `anywhere`, another place counts as the same if the campaign moved there together with its project, or if
+    the last start was configured with that place.
     """
 
     @functools.cache
@@ -122,18 +122,18 @@ def choose_optimizer(
     budget: int,
     recorded: Mapping[str, Any] | None = None,
 ) -> ChosenOptimizer:
-    """Return the optimizer that a campaign uses, its open settings (null) decided once and for all.
+    """Return the optimizer of a campaign; settings that are null get a value that stays for the whole campaign.
 
     Args:
-        name: of the optimizer.
-        settings: as configured.
-        space: what is searched.
-        seed: of the campaign.
-        budget: of this start: the size of a new campaign's design, if that is open.
-        recorded: identity of the campaign, which has decided the open settings already; None if the campaign is new.
+        name: name of the optimizer.
+        settings: settings as configured.
+        space: space to search.
+        seed: seed of the campaign.
+        budget: budget of this start, which sets the size of a new campaign's design if that is null.
+        recorded: identity of the campaign, which holds the values already; None if the campaign is new.
 
     Raises:
-        ConfigError: with every reason why the optimizer cannot search that space with these settings.
+        ConfigError: naming every reason why the optimizer cannot search this space with these settings.
     """
     choices = {"points": budget, "budget": budget} if recorded is None else recorded.get("optimizer") or {}
     if recorded is None or choices.get("name") == name:
@@ -158,25 +158,26 @@ def make_spec(
     other_places: bool = False,
     **options: Any,
 ) -> CampaignSpec:
-    """Return the spec of a campaign in `directory`, whether it exists already or not.
+    """Return the spec of a campaign in `directory`, whether the campaign exists already or not.
 
     Args:
-        directory: of the campaign.
-        space: what is searched.
-        objective: what is optimised.
-        optimizer: what proposes.
-        seed: of the campaign.
-        launcher: where jobs run.
-        operation: how it is run now.
+        directory: folder of the campaign.
+        space: space to search.
+        objective: objective to optimise.
+        optimizer: optimizer that makes the proposals.
+        seed: seed of the campaign.
+        launcher: settings of the launcher that runs the jobs.
+        operation: settings of how the campaign is run now.
         storage_dir: shared folder of models and data.
-        resolve: turns a configured path into an absolute one.
-        warm_start: folders of earlier campaigns whose evaluations it begins with; None: those that it was begun with.
-        warm_start_other_objective: whether these may be of another objective.
-        other_places: whether the objective's files may be elsewhere than an existing campaign has them, wherever.
+        resolve: function that turns a configured path into an absolute one.
+        warm_start: folders of earlier campaigns with whose evaluations this one begins; None: those that an existing
+            campaign recorded.
+        warm_start_other_objective: whether the earlier campaigns may have another objective.
+        other_places: whether the objective's files may be in any other place than an existing campaign recorded.
         options: other fields of the spec.
 
     Raises:
-        ConfigError: with all that speaks against the warm start.
+        ConfigError: naming every reason against the warm start.
     """
     recorded = read_identity(CampaignLayout(directory).identity)
     identity = identity_of(space, objective, optimizer, seed)
@@ -194,8 +195,8 @@ def make_spec(
         )
     if recorded is not None:
         anywhere = other_places
-        told = recorded.get("objective") or {}
-        identity["objective"] = _objective_as(identity["objective"], told, objective, directory, anywhere=anywhere)
+        known = recorded.get("objective") or {}
+        identity["objective"] = _objective_as(identity["objective"], known, objective, directory, anywhere=anywhere)
     return CampaignSpec(
         dir=directory,
         identity={**identity, **begins_with.identity},

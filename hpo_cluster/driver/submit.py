@@ -1,7 +1,7 @@
-"""Hand trials to the launcher: what is written for an attempt, which trials share a job, when a job is submitted.
+"""Submission of trials: the files written for an attempt, the trials that share a job, the time of a submission.
 
-A job holds one attempt, or several side by side (`Launcher.trials_per_node`) if a site gives out whole nodes only.
-Its name is the token of its first attempt; each attempt has a token of its own, which its files carry.
+A job holds one attempt, or several side by side (`Launcher.trials_per_node`) if a site gives out only whole nodes.
+Each attempt has its own token, which is written in its files. The name of a job is the token of its first attempt.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ log = logging.getLogger(__name__)
 
 
 class Submitter:
-    """Submits jobs for the trials that have none, and cancels jobs.
+    """Submission and cancellation of the jobs of a campaign.
 
     Args:
-        campaign: that the trials are of.
-        in_background: runs what may have to wait for the scheduler.
+        campaign: the campaign whose trials are submitted.
+        in_background: runs calls that may have to wait for the scheduler.
 
     Attributes:
-        refused: why the scheduler did not take the last job; empty if it did.
+        refused: why the scheduler did not accept the last job; empty if it did.
         hopeless: why the last job can never be submitted; empty if it can.
-        shut: why no job was submitted at the time of day when `is_shut` was last called; empty if any might be.
+        shut: why the launch hours allowed no job when `is_shut` was last called; empty if they allowed any.
     """
 
     def __init__(self, campaign: OpenCampaign, in_background: Background) -> None:
         self._campaign, self._in_background = campaign, in_background
         self.refused = self.hopeless = self.shut = ""
         self._submissions = Backoff()
-        #: Names of jobs that may have been submitted: look before submitting.
+        #: Names of jobs that an earlier driver may have submitted: look for them before submitting.
         self._unsure = {
             trial.attempt.job_name
             for trial in campaign.record.in_flight
             if trial.attempt is not None and trial.attempt.job is None
         }
-        self._not_found: set[str] = set()  # those of them that were looked for in vain while `shut`
+        self._not_found: set[str] = set()  # names in `_unsure` for which no job was found while `shut`
 
     @property
     def _jobs_at_most(self) -> int:
@@ -69,13 +69,13 @@ class Submitter:
             log.info("submissions=%s %s", "held" if reason else "open", reason)
             self.shut = reason
         if reason:
-            self.refused = ""  # it is not submitted again before then
+            self.refused = ""  # the refused job is not submitted again before the launch hours allow it
         return bool(reason)
 
     def free_slots(self) -> int:
-        """Return how many more trials would have a job at once.
+        """Return how many more trials could be submitted at once.
 
-        A job's places are free again when all of its trials have ended.
+        The places of a job are free again only when all its trials have ended.
         """
         with_job = self._campaign.with_job()
         waiting = len(self._campaign.record.in_flight) - len(with_job)
@@ -83,14 +83,14 @@ class Submitter:
         return (self._jobs_at_most - len(jobs)) * self._campaign.spec.launcher.trials_per_node - waiting
 
     def submit(self) -> None:
-        """Submit a job for the trials that have none; if the scheduler does not take it, wait and try again.
+        """Submit jobs for the trials that have none; if the scheduler does not accept one, wait and try again.
 
-        While no job may be submitted, those that may have been are looked for all the same.
+        Jobs that an earlier driver may have submitted are looked for even while no job may be submitted.
         """
         if self._submissions.lasts:
             return
         for group in self._waiting():
-            trials = [trial for trial in group if not trial.state.ended]  # while others were being submitted
+            trials = [trial for trial in group if not trial.state.ended]  # some may have ended in the meantime
             if not trials:
                 continue
             known = trials[0].attempt is not None and trials[0].attempt.job_name in self._unsure
@@ -113,7 +113,7 @@ class Submitter:
                     return
 
     def _waiting(self) -> list[list[TrialRecord]]:
-        """Return the trials without a job, in groups that share one."""
+        """Return the trials without a job, in groups that share a job."""
         begun: dict[str, list[TrialRecord]] = {}
         fresh: list[TrialRecord] = []
         for trial in self._campaign.record.in_flight:
@@ -126,7 +126,7 @@ class Submitter:
         return [*begun.values(), *(fresh[i : i + size] for i in range(0, len(fresh), size))]
 
     def _submit_job(self, trials: Sequence[TrialRecord]) -> None:
-        """Journal the intent, write the attempts' files, and submit one job; adopt it if it was submitted before."""
+        """Journal the intent, write the attempts' files and submit one job; adopt the job if it exists already."""
         campaign = self._campaign
         spec, layout = campaign.spec, campaign.layout
         job_name: str | None = None
@@ -150,7 +150,7 @@ class Submitter:
             if self.is_shut():
                 self._not_found.add(submission.token)
                 return
-        campaign.lock.check()  # what is written and submitted from here on no journal would know of
+        campaign.lock.check()  # without the lock, no journal would know of what is written and submitted below
         for member in members:
             try:
                 write_params(spec, layout, member)
@@ -169,7 +169,7 @@ class Submitter:
         self._unsure.discard(job.token)
 
     def cancel(self, trials: Sequence[TrialRecord]) -> None:
-        """End these trials: their jobs, or only their part of a job that they share with others."""
+        """Cancel these trials: their jobs, or only their part of a job that they share with other trials."""
         campaign = self._campaign
         campaign.lock.check()
         numbers = {trial.number for trial in trials}
@@ -196,12 +196,12 @@ class Submitter:
 
 
 def new_token(campaign: str, trial: int, attempt: int) -> str:
-    """Return a new name for an attempt, and for the job that it is the first of."""
+    """Return a new token for an attempt; the job of which it is the first attempt has the same name."""
     return f"hpo-{campaign}-{trial_label(trial)}-a{attempt}-{secrets.token_hex(4)}"
 
 
 def command(spec: CampaignSpec, layout: CampaignLayout, code: str, folders: Sequence[Path]) -> tuple[str, ...]:
-    """Return the command of a job: a program of the campaign's copy of the code, on the attempts' directories."""
+    """Return the command of a job: a program in the campaign's copy of the code, with the attempts' directories."""
     programs = (layout.code_dir / code / "jobs").resolve()
     program, directories = str(programs / spec.objective.program), [str(folder.resolve()) for folder in folders]
     if len(folders) == 1:
@@ -213,7 +213,7 @@ def command(spec: CampaignSpec, layout: CampaignLayout, code: str, folders: Sequ
 def make_submission(
     spec: CampaignSpec, layout: CampaignLayout, members: Sequence[Member], exclude: tuple[str, ...]
 ) -> Submission:
-    """Return the job of these attempts, as a launcher takes it."""
+    """Return the job of these attempts in the form that a launcher accepts."""
     folders = [layout.attempt(trial.number, attempt.number) for trial, attempt in members]
     first = members[0][1]
     line = command(spec, layout, first.code, [files.dir for files in folders])
@@ -222,7 +222,7 @@ def make_submission(
 
 
 def write_params(spec: CampaignSpec, layout: CampaignLayout, member: Member) -> None:
-    """Write what a job finds in its attempt's directory."""
+    """Write ``params.json``, which a job reads in its attempt's directory."""
     trial, attempt = member
     files = layout.attempt(trial.number, attempt.number)
     files.dir.mkdir(parents=True, exist_ok=True)
@@ -245,7 +245,7 @@ def write_params(spec: CampaignSpec, layout: CampaignLayout, member: Member) -> 
 
 
 def claimed_job(spec: CampaignSpec, layout: CampaignLayout, members: Sequence[Member]) -> JobRef | None:
-    """Return the job that has claimed or ended one of the attempts, by its files: schedulers forget."""
+    """Return the job that claimed or ended one of the attempts, read from its files: a scheduler may have forgotten."""
     for trial, attempt in members:
         files = layout.attempt(trial.number, attempt.number)
         documents = (document_of(path, attempt.token) for path in (files.claim, files.result, files.error))

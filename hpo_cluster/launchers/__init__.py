@@ -1,4 +1,4 @@
-"""Where jobs run: the only part of the package that knows submitit and schedulers."""
+"""Launchers, which run jobs: the only part of the package that knows submitit and schedulers."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ LAUNCHERS: Mapping[str, tuple[type[LauncherSettings], Callable[[Any], Launcher]]
 
 
 def make_launcher(settings: LauncherSettings) -> Launcher:
-    """The launcher of its settings."""
+    """Return the launcher that the settings describe."""
     return LAUNCHERS[settings.kind][1](settings)

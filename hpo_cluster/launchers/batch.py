@@ -1,7 +1,8 @@
-"""What following jobs of a batch scheduler takes, whichever it is.
+"""Launchers of batch schedulers: the part that Slurm and OAR share, above all how jobs are followed.
 
-A job is known by its name, which is the attempt's token: ids are recycled. One question a cycle lists the user's jobs;
-one more asks what became of those that are no longer listed. Each has a time limit, and its own back-off.
+A job is identified by its name, which is the attempt's token, because ids are recycled. In each cycle one question
+lists the user's jobs, and a second one asks for the records of those that are no longer listed. Each question has a
+time limit and its own back-off.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from hpo_cluster.job import EndReason, JobRef, JobState, JobStatus
 from hpo_cluster.launchers.base import LauncherSettings, Submission, make_ref
 from hpo_cluster.launchers.commands import Backoff, CommandError
 
-#: Seconds in which a job that was never listed is taken for one that is about to be.
+#: Seconds after its submission in which a job that was never listed counts as pending.
 FRESH_S = 15.0
-#: Seconds in which the records of a job that ended badly may be behind what is listed.
+#: Seconds by which the records of a job that failed may lag behind the list.
 LAG_S = 10.0
-#: What a listed job is worth when two have one name: the one that lives, then the handle's own.
-_WORTH = {JobState.RUNNING: 4, JobState.PAUSED: 3, JobState.PENDING: 2, JobState.UNKNOWN: 1, JobState.ENDED: 0}
+#: Order of preference among listed jobs with the same name: a living job first. Between equals, the handle's own job.
+_PREFERENCE = {JobState.RUNNING: 4, JobState.PAUSED: 3, JobState.PENDING: 2, JobState.UNKNOWN: 1, JobState.ENDED: 0}
 
-#: A table of a scheduler's states: what each means to us.
+#: State and end reason for each word with which a scheduler names a state.
 StateTable = Mapping[str, tuple[JobState, EndReason | None]]
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A job as a scheduler lists it. `settled`: that it has ended is known, and why too."""
+    """A job as a scheduler lists it. `settled`: the list alone says whether and why the job ended."""
 
     job_id: str
     status: JobStatus
@@ -43,46 +44,46 @@ class Listed:
 
 
 class SchedulerSettings(LauncherSettings):
-    """What both batch schedulers accept."""
+    """Settings that all batch schedulers accept."""
 
     walltime_min: int = Field(120, ge=1, description="minutes after which a job is ended")
     poll_period_s: float = Field(10.0, gt=0, description="seconds between two questions to the scheduler")
     trials_per_node: int = Field(
-        1, ge=1, description="evaluations side by side in one job on one node, where a site gives out whole nodes only"
+        1, ge=1, description="evaluations side by side in one job on one node, if a site gives out only whole nodes"
     )
     checkpoint_delay_s: int = Field(
-        90, ge=0, description="seconds before the walltime at which a job gets SIGUSR2, to save where it is (0: never)"
+        90, ge=0, description="seconds before the walltime at which a job gets SIGUSR2, to save a checkpoint (0: never)"
     )
 
 
 class SchedulerLauncher(abc.ABC):
-    """Follows jobs through two questions that a scheduler's launcher answers."""
+    """Base class of launchers that follow jobs with two questions to a scheduler: `_list` and `_ended`."""
 
     backend: str
-    #: Whether a scheduler may run without the records that `_ended` asks for.
+    #: Whether the scheduler may run without the records that `_ended` asks for.
     records_are_optional = False
 
     def __init__(self, settings: SchedulerSettings) -> None:
         self.poll_period_s, self.trials_per_node = settings.poll_period_s, settings.trials_per_node
         self._listing, self._records = Backoff(), Backoff()
-        self._seen: set[str] = set()  # tokens that were listed once
-        self._settled: dict[str, JobStatus] = {}  # what the records said of jobs that ended
-        self._unsettled: dict[str, float] = {}  # tokens whose records are behind, since when
+        self._seen: set[str] = set()  # tokens of jobs that have been listed
+        self._settled: dict[str, JobStatus] = {}  # recorded status of jobs that ended, by token
+        self._unsettled: dict[str, float] = {}  # since when the records of a job lag behind, by token
 
     @abc.abstractmethod
     def _list(self) -> dict[str, list[Listed]]:
-        """This user's jobs by name: one question."""
+        """Return this user's jobs by name, with one question to the scheduler."""
 
     @abc.abstractmethod
     def _ended(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
-        """What the records say of jobs that are no longer listed, by token: one question."""
+        """Return the recorded status of jobs that are no longer listed, by token, with one question."""
 
     def job_name(self, token: str) -> str:
-        """The name that a job with that token has."""
+        """Return the name of the job with this token."""
         return token
 
     def poll(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
-        """Status of each job by its token: one question for all of them, and one for those no longer listed."""
+        """Return the status of each job by its token: one question for all jobs, one for those no longer listed."""
         if not refs:
             return {}
         tokens = {ref.token for ref in refs}
@@ -95,32 +96,32 @@ class SchedulerLauncher(abc.ABC):
             return {ref.token: JobStatus(JobState.UNKNOWN, detail=str(error)) for ref in refs}
         found = {ref.token: _best(listed.get(self.job_name(ref.token), ()), ref.job_id) for ref in refs}
         self._seen |= {token for token, job in found.items() if job is not None}
-        told, trouble = self._told([ref for ref in refs if not _settled(found[ref.token])])
-        return {ref.token: self._status(ref, found[ref.token], told.get(ref.token), trouble) for ref in refs}
+        recorded, trouble = self._recorded([ref for ref in refs if not _settled(found[ref.token])])
+        return {ref.token: self._status(ref, found[ref.token], recorded.get(ref.token), trouble) for ref in refs}
 
     def _unrecorded(self, ref: JobRef, job: Listed) -> JobStatus:
-        """The status of a job that is listed as ended and whose records are not to be had."""
+        """Return the status of a job that is listed as ended and whose records cannot be read."""
         return job.status
 
-    def _told(self, refs: Sequence[JobRef]) -> tuple[dict[str, JobStatus], str]:
-        """What the records say of those jobs; and why they do not, where they were not to be had."""
+    def _recorded(self, refs: Sequence[JobRef]) -> tuple[dict[str, JobStatus], str]:
+        """Return the recorded status of these jobs by token, and why the records could not be read (or nothing)."""
         unasked = [ref for ref in refs if ref.token not in self._settled]
-        told: dict[str, JobStatus] = {}
+        recorded: dict[str, JobStatus] = {}
         trouble = ""
         if unasked:
             try:
-                told = self._records.ask(lambda: self._ended(unasked))
+                recorded = self._records.ask(lambda: self._ended(unasked))
             except SubmissionError as error:
                 trouble = str(error)
-        self._settled.update({token: status for token, status in told.items() if status.state is JobState.ENDED})
-        return {**told, **self._settled}, trouble
+        self._settled.update({token: status for token, status in recorded.items() if status.state is JobState.ENDED})
+        return {**recorded, **self._settled}, trouble
 
-    def _status(self, ref: JobRef, job: Listed | None, told: JobStatus | None, trouble: str) -> JobStatus:
+    def _status(self, ref: JobRef, job: Listed | None, recorded: JobStatus | None, trouble: str) -> JobStatus:
         if _settled(job):
             assert job is not None
             return job.status
-        if told is not None and (told.state is JobState.ENDED or not self.records_are_optional):
-            return told
+        if recorded is not None and (recorded.state is JobState.ENDED or not self.records_are_optional):
+            return recorded
         if job is not None:
             since = self._unsettled.setdefault(ref.token, time.monotonic())
             if not trouble and time.monotonic() - since < LAG_S:
@@ -133,7 +134,7 @@ class SchedulerLauncher(abc.ABC):
         return JobStatus(JobState.ENDED, EndReason.FORGOTTEN, trouble or "the scheduler does not know it")
 
     def find(self, submission: Submission) -> JobRef | None:
-        """The pending or running job that has the token for its name."""
+        """Return the pending or running job whose name is the token; None if there is no such job."""
         jobs = self._listing.ask(self._list).get(self.job_name(submission.token), ())
         job = _best(jobs, "")
         if job is None or job.status.state is JobState.ENDED:
@@ -149,12 +150,12 @@ def _settled(job: Listed | None) -> bool:
 
 
 def _best(jobs: Iterable[Listed], job_id: str) -> Listed | None:
-    """Of jobs with one name (a submission that was repeated), the one that says most of the attempt."""
-    return max(jobs, key=lambda job: (_WORTH[job.status.state], job.job_id == job_id), default=None)
+    """Return the preferred one of several jobs with the same name, which exist if one was submitted twice."""
+    return max(jobs, key=lambda job: (_PREFERENCE[job.status.state], job.job_id == job_id), default=None)
 
 
 def _is_fresh(ref: JobRef) -> bool:
-    """Whether it was submitted just now, on clocks that may differ a little."""
+    """Return whether a job was submitted just now, allowing for clocks that differ a little."""
     try:
         submitted = datetime.datetime.fromisoformat(ref.submitted_at)
         return abs((datetime.datetime.now(datetime.UTC) - submitted).total_seconds()) < FRESH_S
@@ -163,7 +164,7 @@ def _is_fresh(ref: JobRef) -> bool:
 
 
 def user_name() -> str:
-    """Who submits: by user id, since the environment may say something else."""
+    """Return the name of the user who submits, from the user id: the environment may hold another name."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
@@ -172,12 +173,12 @@ def user_name() -> str:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A message of a scheduler's submission command and what it means.
+    """A message with which a submission command refuses a job, and what it means.
 
     Args:
-        pattern: regular expression, of any case.
+        pattern: regular expression for the message; case is ignored.
         retriable: whether the same request may be accepted later.
-        remedy: what to do.
+        remedy: what the user can do.
     """
 
     pattern: str
@@ -186,7 +187,10 @@ class Refusal:
 
 
 def refusal(error: CommandError, table: Sequence[Refusal], noise: str = r"(?!)") -> SubmissionError:
-    """A refused submission in words: what the scheduler said, and what to do; what `noise` matches is left out."""
+    """Return the error for a refused submission: the scheduler's message, and the remedy of the first match in `table`.
+
+    Lines of the message that match `noise` are left out.
+    """
     lines = [line.strip() for line in error.output.splitlines()]
     said = "; ".join(line for line in lines if line and not re.search(noise, line))[:400] or "no message"
     message = f"{error.program} failed with status {error.status}: {said}"

@@ -1,4 +1,4 @@
-"""Calling a scheduler's commands without being held up by them."""
+"""Calls of a scheduler's commands, with time limits and pauses, so that a slow scheduler never blocks the driver."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CommandError(SubmissionError):
     Args:
         program: name of the command.
         status: its exit status.
-        output: what it wrote, errors first.
+        output: standard output, then standard error.
     """
 
     def __init__(self, program: str, status: int, output: str) -> None:
@@ -39,9 +39,10 @@ class CommandError(SubmissionError):
 
 
 def _begin_child() -> None:
-    """In the child: be killed when the driver dies, so that it cannot submit minutes later on its own.
+    """Prepare the child process of a command.
 
-    And be free of the driver's limits, which schedulers pass on to the jobs.
+    The child is killed when the driver dies, so that it cannot submit a job minutes later. The driver's memory limit is
+    lifted, because schedulers pass limits on to their jobs.
     """
     end_with_parent()
     uncap_memory()
@@ -50,20 +51,21 @@ def _begin_child() -> None:
 def call(
     command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> str:
-    """Return the standard output of a scheduler's command.
+    """Run a scheduler's command and return its standard output.
 
-    A command that does not answer in time is killed, and let go of if it cannot be killed: OAR's are setuid root, and
-    a process that waits for a file server takes no signal. What it writes goes into temporary files, not pipes, so
-    that nobody waits for those whom it has started.
+    A command that does not answer in time is killed. If it cannot be killed it is abandoned: OAR's commands are setuid
+    root, and a process that waits for a file server takes no signal. The output goes to temporary files, not to pipes,
+    so that this never waits for processes that the command has started.
 
     Raises:
-        SubmissionError: if it cannot be started, takes longer than `timeout_s` seconds, or many that were let go of
-            hang still; a `CommandError` if it fails.
+        SubmissionError: if the command cannot be started, takes longer than `timeout_s` seconds, or if too many
+            abandoned commands still hang.
+        CommandError: if the command fails.
     """
     global _let_go
     _let_go = [process for process in _let_go if process.poll() is None]
     if len(_let_go) >= LET_GO_AT_MOST:
-        raise SubmissionError(f"{len(_let_go)} earlier commands hang and cannot be ended; no other is started")
+        raise SubmissionError(f"{len(_let_go)} earlier commands hang and cannot be ended; no new one is started")
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             process = subprocess.Popen(
@@ -96,26 +98,26 @@ def call(
     return texts[0]
 
 
-#: Commands that could not be ended; no more than so many, since each is a process on the frontend.
+#: Largest number of commands that were abandoned and still hang: each is a process on the frontend.
 LET_GO_AT_MOST = 16
-#: Seconds in which a killed command should be gone.
+#: Seconds to wait for a killed command to end.
 KILLED_WITHIN_S = 2.0
 _let_go: list[subprocess.Popen[bytes]] = []
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a command and what it has started; let go of what cannot be killed."""
+    """Kill a command and the processes that it started; abandon it if it cannot be killed."""
     with contextlib.suppress(OSError):  # PermissionError: it runs as another user
         os.killpg(process.pid, signal.SIGKILL)
     try:
         process.wait(KILLED_WITHIN_S)
     except subprocess.TimeoutExpired:
-        log.warning("command=%s pid=%d cannot be killed and is let go of", process.args, process.pid)
+        log.warning("command=%s pid=%d cannot be killed and is abandoned", process.args, process.pid)
         _let_go.append(process)
 
 
 class Pause:
-    """A time in which nothing is tried, twice as long after each failure in a row."""
+    """A time in which nothing is tried; its length doubles with each failure in a row."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -123,7 +125,7 @@ class Pause:
 
     @property
     def wait_s(self) -> float:
-        """Seconds until the next try; zero or less if it is time."""
+        """Seconds until the next try; zero or less if it may be made now."""
         return self._until - self._clock()
 
     @property
@@ -132,24 +134,24 @@ class Pause:
         return self.wait_s > 0
 
     def begin(self) -> float:
-        """Note a failure; returns the seconds until the next try."""
+        """Note a failure and return the seconds until the next try."""
         self._delay_s = min(max(FIRST_BACKOFF_S, 2 * self._delay_s), LAST_BACKOFF_S)
         self._until = self._clock() + self._delay_s
         return self._delay_s
 
     def end(self) -> None:
-        """Note a success: the next pause is a short one again."""
+        """Note a success: the next pause is short again."""
         self._delay_s, self._until = 0.0, 0.0
 
 
 class Backoff(Pause):
-    """After a question that was not answered, no other for a time that doubles with each failure."""
+    """A pause between questions to a scheduler, which begins when the scheduler does not answer one."""
 
     def ask(self, question: Callable[[], Answer]) -> Answer:
-        """The answer to `question`.
+        """Ask and return the answer.
 
         Raises:
-            SubmissionError: where it was not answered, or where it is too early to ask again.
+            SubmissionError: if the scheduler does not answer, or if it is too early to ask again.
         """
         if self.lasts:
             raise SubmissionError(f"the scheduler did not answer; it is asked again in {self.wait_s:.0f} s")

@@ -1,8 +1,8 @@
-"""Jobs as processes of this machine, under the controller of submitit's local executor.
+"""Jobs as processes of this machine, run by the controller of submitit's local executor.
 
-submitit's controller runs the command, writes its output to files and enforces the walltime. What it runs here is a
-plain command, with no pickle, in a session of its own, so that the driver's Ctrl-C does not reach it. A job outlives
-its driver; it is recognised by pid *and* start time.
+submitit's controller runs the command, writes its output to files and enforces the walltime. The command is a plain
+one, without a pickle, and runs in its own session, so that Ctrl-C in the driver's terminal does not reach it. A job
+outlives its driver and is identified by pid *and* start time, because pids are recycled.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ SIGNAL_DELAY_S = 30
 
 
 class LocalSettings(LauncherSettings):
-    """Processes of this machine."""
+    """Settings of jobs that are processes of this machine."""
 
     kind: Literal["local"] = "local"
-    gpu_devices: tuple[int, ...] | None = Field(None, description="GPUs to share out; null: all that nvidia-smi lists")
+    gpu_devices: tuple[int, ...] | None = Field(None, description="GPUs to use; null: all that nvidia-smi lists")
 
 
 class LocalLauncher:
-    """Runs each job as a process of its own."""
+    """Launcher that runs each job as a process of this machine."""
 
     backend = "local"
-    trials_per_node = 1  # a machine of one's own needs no bundling
+    trials_per_node = 1  # sharing a job would gain nothing: each trial can have its own process
 
     def __init__(self, settings: LocalSettings) -> None:
         self.settings = settings
         self.poll_period_s = settings.poll_period_s
         self._children: list[subprocess.Popen[bytes]] = []
-        self._devices: dict[str, list[int]] = {}  # by token, of jobs seen alive
+        self._devices: dict[str, list[int]] = {}  # GPUs of the jobs last seen alive, by token
         self._seen_alive_at: dict[str, float] = {}  # by token
 
     def script(self, submission: Submission) -> str:
-        """The text of the script that the job runs."""
+        """Return the text of the script that the job runs."""
         line = submission.shell_line(container=self.settings.container)
         return "\n".join(["#!/bin/bash", *self.settings.setup_lines, f"exec {line}", ""])
 
@@ -62,7 +62,7 @@ class LocalLauncher:
         return ["bash", str(submission.job_dir / "job.sh")]
 
     def submit(self, submission: Submission) -> JobRef:
-        """Start the job's process; it is running when this returns."""
+        """Start the job's process, which is running when this returns."""
         devices = self._free_devices()
         try:
             submission.job_dir.mkdir(parents=True, exist_ok=True)
@@ -104,11 +104,11 @@ class LocalLauncher:
             message = f"launcher.gpus_per_trial={wanted}, but this machine has {len(listed)} GPUs"
             raise SubmissionError(message, retriable=False)
         if len(free) < wanted:
-            raise SubmissionError(f"{wanted} GPUs wanted, {len(free)} of {len(listed)} free")
+            raise SubmissionError(f"a trial needs {wanted} GPUs, and {len(free)} of {len(listed)} are free")
         return free[:wanted]
 
     def poll(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
-        """Status of each job by its token."""
+        """Return the status of each job by its token."""
         self._children = [child for child in self._children if child.poll() is None]  # also reaps them
         states = {ref.token: self._state(ref) for ref in refs}
         alive = [ref for ref in refs if states[ref.token] is JobState.RUNNING]
@@ -131,7 +131,7 @@ class LocalLauncher:
         return int(warning_s(SIGNAL_DELAY_S, self.settings.walltime_min))
 
     def _ran_s(self, ref: JobRef) -> float:
-        """Return how long a job that is over has run at least: until it was last seen, or last wrote into its log."""
+        """Return the least time that an ended job has run: until it was last seen, or last wrote to its log."""
         began = datetime.datetime.fromisoformat(ref.submitted_at).timestamp()
         logs = matching(Path(ref.extra["attempt_dir"]) / "job", "*_log.*")
         return max([self._seen_alive_at.get(ref.token, began), *map(written_at, logs)]) - began
@@ -144,7 +144,7 @@ class LocalLauncher:
 
     @staticmethod
     def _worker_alive(ref: JobRef) -> bool:
-        """Whether the job itself lives on, its controller being dead."""
+        """Return whether the job itself still runs although its controller is dead."""
         claim = read_json(Path(ref.extra["attempt_dir"]) / "claim") or {}
         mine = claim.get("token") == ref.token and claim.get("host") == socket.gethostname()
         return mine and is_alive(claim.get("pid"), claim.get("pid_started"))
@@ -156,12 +156,12 @@ class LocalLauncher:
                 os.killpg(int(ref.job_id), signal.SIGTERM)
 
     def find(self, submission: Submission) -> JobRef | None:
-        """The job whose environment holds the token; its session's leader is the controller."""
+        """Return the job whose processes have the token in their environment; the group's leader is the controller."""
         needle = f"{TOKEN_VARIABLE}={submission.token}".encode()
         for pid in sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
             with contextlib.suppress(OSError):
                 if needle in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                    return self._ref(os.getpgid(pid), submission, [])  # the eldest: others may have groups of their own
+                    return self._ref(os.getpgid(pid), submission, [])  # the lowest pid: children may form new groups
         return None
 
 

@@ -1,7 +1,7 @@
-"""Jobs on an OAR cluster (Grid'5000): we write the script, call oarsub with a list of arguments, and follow.
+"""Jobs on an OAR cluster (Grid'5000): this launcher writes the script, calls oarsub and follows the job.
 
-OAR's own resubmission is never used: a lost attempt is followed by another one of ours. The job's name is the attempt's
-token, so that a job is found again whatever became of the driver that submitted it. A job starts with an empty
+OAR's own resubmission is never used: the driver itself submits another attempt after a lost one. The job's name is the
+attempt's token, so that a job can be found even if the driver that submitted it has died. A job starts with an empty
 environment, in the directory that ``$PWD`` named when it was submitted.
 """
 
@@ -37,7 +37,7 @@ LIST_TIMEOUT_S = 20.0
 RECORDS_TIMEOUT_S = 20.0
 NAME_LIMIT = 100  # characters of a job's name in OAR's database
 
-#: Every state of a job in OAR's database. Why a job is over is said by its exit code (Terminated) and events (Error).
+#: Every state of a job in OAR's database. Why a job ended follows from its exit code (Terminated) or events (Error).
 STATES: StateTable = {
     "Waiting": (JobState.PENDING, None),
     "Hold": (JobState.PENDING, None),
@@ -46,22 +46,22 @@ STATES: StateTable = {
     "Launching": (JobState.PENDING, None),
     "Running": (JobState.RUNNING, None),
     "Finishing": (JobState.RUNNING, None),
-    "toError": (JobState.RUNNING, None),  # it is being ended, and its processes may still be there
+    "toError": (JobState.RUNNING, None),  # OAR is ending it; its processes may still run
     "Suspended": (JobState.PAUSED, None),
     "Resuming": (JobState.PAUSED, None),
     "Terminated": (JobState.ENDED, EndReason.WELL),
     "Error": (JobState.ENDED, EndReason.EXIT),
 }
 
-#: What the events of a job that ended in Error say of why: the first in this order that it has.
+#: Why a job ended in Error, by its events: the first of these that the job has counts.
 EVENTS: Mapping[str, EndReason] = {
     "BESTEFFORT_KILL": EndReason.PREEMPTED,
-    # its end was never acknowledged, or its node was lost
+    # the end of the job was never acknowledged, or its node was lost
     "EXTERMINATE_JOB": EndReason.NODE,
     "PING_CHECKER_NODE_SUSPECTED": EndReason.NODE,
     "PING_CHECKER_NODE_SUSPECTED_END_JOB": EndReason.NODE,
     "WALLTIME": EndReason.WALLTIME,
-    # it could not be started
+    # the job could not be started
     "BAD_HASHTABLE_DUMP": EndReason.NODE,
     "CANNOT_CREATE_TMP_DIRECTORY": EndReason.NODE,
     "CANNOT_WRITE_NODE_FILE": EndReason.NODE,
@@ -81,7 +81,7 @@ EVENTS: Mapping[str, EndReason] = {
     "USER_SHELL": EndReason.NODE,
     "WORKING_DIRECTORY": EndReason.NODE,
     "FRAG_JOB_REQUEST": EndReason.CANCELLED,
-    # its program was over; what came after it went wrong
+    # the program had ended, and the steps after it failed
     "CPUSET_CLEAN_ERROR": EndReason.NODE,
     "EPILOGUE_ERROR": EndReason.NODE,
     "FORCE_TERMINATE_FINISHING_JOB": EndReason.NODE,
@@ -89,7 +89,7 @@ EVENTS: Mapping[str, EndReason] = {
     "SERVER_EPILOGUE_TIMEOUT": EndReason.NODE,
 }
 
-#: What oarsub refuses, the first that matches.
+#: Messages with which oarsub refuses a job: the first that matches counts.
 REFUSALS = (
     Refusal(r"could not connect|connection refused|server closed|database|too many (jobs|connections)|quota", True, ""),
     Refusal(r"queue \S+ does not exist", False, "Set launcher.queue (see oarstat --help or the site's pages)."),
@@ -108,29 +108,29 @@ REFUSALS = (
 )
 _NOISE = r"^\[ADMISSION RULE\] (Set default|Modify resource)|^OAR_JOB_ID=|^\[ERROR\] Oarsub failed|^$"
 
-#: Options that would make two jobs of one attempt, or hide it.
+#: Options that would submit one attempt twice, or hide the job from the launcher.
 _FILES = ("n", "name", "array", "array-param-file", "resubmit", "S", "scanscript", "O", "stdout", "E", "stderr", "I")
 _MODES = ("interactive", "C", "connect", "d", "directory", "J", "json", "X", "xml", "Y", "yaml", "D", "dumper")
 
 
-#: Hosts that have GPUs: `gpu=1` alone may be given a host without, whose jobs then run on its cores.
+#: Property of hosts with GPUs: for `gpu=1` alone, OAR may give a host without GPUs, where jobs would run on its cores.
 HAS_GPUS = "gpu_count > 0"
 
 
 class OarSettings(SchedulerSettings):
-    """An OAR cluster, from its frontend."""
+    """Settings of jobs on an OAR cluster, submitted from its frontend."""
 
     kind: Literal["oar"] = "oar"
     gpus_per_trial: int = Field(1, ge=0, description="GPUs of one evaluation")
     cpus_per_trial: int = Field(
-        8, ge=1, description="threads of one evaluation, and cores asked for where no GPU is (OAR ties cores to GPUs)"
+        8, ge=1, description="threads of one evaluation, and its cores if it has no GPU (OAR ties cores to GPUs)"
     )
     queue: str | None = Field(None, description="queue (null: the cluster's default)")
     properties: str | None = Field(
-        None, description="resources that will do, in SQL: cluster='chuc' (null: any; with GPUs, gpu_count > 0)"
+        None, description="condition on resources, in SQL: cluster='chuc' (null: none; with GPUs, gpu_count > 0)"
     )
     resources: str | None = Field(
-        None, description="native resource request without walltime: host=1/gpu=1 (null: made of gpus and cpus)"
+        None, description="native resource request without walltime: host=1/gpu=1 (null: from GPUs and CPUs)"
     )
     types: tuple[str, ...] = Field((), description="types of job: besteffort, exotic, ...")
     project: str | None = Field(None, description="project that is charged")
@@ -141,15 +141,15 @@ class OarSettings(SchedulerSettings):
     @field_validator("types")
     @classmethod
     def _no_resubmission(cls, types: tuple[str, ...]) -> tuple[str, ...]:
-        """Two runs of one job would share an attempt."""
+        """Refuse jobs that OAR may run again: two runs of one job would share an attempt."""
         if "idempotent" in types:
-            raise ValueError("idempotent lets OAR run a job twice; attempts that were lost are repeated without it")
+            raise ValueError("idempotent lets OAR run a job twice; remove it: lost attempts are repeated without it")
         return types
 
     @field_validator("extra")
     @classmethod
     def _not_ours(cls, extra: dict[str, str | int | bool | list[str]]) -> dict[str, str | int | bool | list[str]]:
-        """Options that a job's identity or its files hang on are not the user's."""
+        """Refuse options on which a job's identity or its files depend: the launcher sets them."""
         for name, value in extra.items():
             if name in (*_FILES, *_MODES):
                 raise ValueError(f"{name} is set by the launcher; remove it")
@@ -159,7 +159,7 @@ class OarSettings(SchedulerSettings):
 
 
 class OarLauncher(SchedulerLauncher):
-    """Submits each attempt as one job."""
+    """Launcher that submits jobs with oarsub and follows them with oarstat."""
 
     backend = "oar"
 
@@ -168,13 +168,13 @@ class OarLauncher(SchedulerLauncher):
         self.settings = settings
 
     def job_name(self, token: str) -> str:
-        """The token; a long one is cut, and told from others by a hash."""
+        """Return the token; a long token is cut and ends in a hash, which keeps it unique."""
         if len(token) <= NAME_LIMIT:
             return token
         return f"{token[: NAME_LIMIT - 17]}-{hashlib.sha256(token.encode()).hexdigest()[:16]}"
 
     def script(self, submission: Submission) -> str:
-        """The text of the job's script."""
+        """Return the text of the job's script."""
         settings = self.settings
         line = submission.shell_line({"OMP_NUM_THREADS": str(settings.cpus_per_trial)}, settings.container)
         gpus = submission.trials * settings.gpus_per_trial
@@ -182,14 +182,14 @@ class OarLauncher(SchedulerLauncher):
         return "\n".join(["#!/bin/bash", *own_gpus, *settings.setup_lines, f"exec {line}", ""])
 
     def command(self, submission: Submission) -> list[str]:
-        """The submission command."""
+        """Return the submission command."""
         settings = self.settings
         hours, minutes = divmod(settings.walltime_min, 60)
         cores, gpus = submission.trials * settings.cpus_per_trial, submission.trials * settings.gpus_per_trial
         resources = settings.resources or (f"nodes=1/gpu={gpus}" if gpus else f"nodes=1/core={cores}")
         script = submission.job_dir / "job.sh"
         command = ["oarsub", "-n", self.job_name(submission.token)]
-        # of the launching directory, $PWD: oarsub takes no quotes in these names
+        # relative to the launching directory, $PWD: oarsub accepts no quotes in these names
         command += ["-O", "%jobid%_0_log.out", "-E", "%jobid%_0_log.err"]
         command += ["-l", f"{resources},walltime={hours}:{minutes:02d}:00"]
         wanted = settings.properties
@@ -207,7 +207,7 @@ class OarLauncher(SchedulerLauncher):
         return [*command, *_options(settings.extra), shlex.join(["/bin/bash", str(script)])]
 
     def submit(self, submission: Submission) -> JobRef:
-        """Write the script into the job's folder and hand it to oarsub."""
+        """Write the script to the job's folder and submit it with oarsub."""
         if re.search(r"[^\w ./+,:=@~-]", str(submission.job_dir)):
             message = f"{submission.job_dir}: OAR cannot start a job in a directory with such characters in its path; "
             raise SubmissionError(f"{message}use letters, digits, blanks and ._-+,:=@~", retriable=False)
@@ -236,14 +236,14 @@ class OarLauncher(SchedulerLauncher):
         return {ref.token: job_status(jobs[ref.job_id]) for ref in named}
 
     def cancel(self, ref: JobRef) -> None:
-        """Oardel every job of that name that is pending or running, so that a recycled id harms nobody."""
+        """Delete every pending or running job with this name: by its id alone, another user's job might be hit."""
         jobs = _oarstat("-J", "-u", user_name(), timeout_s=LIST_TIMEOUT_S)
         mine = [job_id for job_id, job in jobs.items() if job.get("name") == self.job_name(ref.token)]
         if mine:
             call(["oardel", *mine], timeout_s=SUBMIT_TIMEOUT_S)
 
 
-#: Where a site does not hide the GPUs of other jobs, a job keeps to those that OAR gave it.
+#: Shell lines that restrict a job to the GPUs that OAR gave it, for sites that do not hide the GPUs of other jobs.
 _OWN_GPUS = """\
 if [ -z "${{CUDA_VISIBLE_DEVICES:-}}" ] && [ "$(nvidia-smi -L 2>/dev/null | wc -l)" -gt {wanted} ]; then
   own=$(sed -n "s/.*gpudevice = '\\([0-9][0-9]*\\)'.*/\\1/p" "$OAR_RESOURCE_PROPERTIES_FILE" | sort -un | paste -sd,)
@@ -252,7 +252,7 @@ fi"""
 
 
 def _options(extra: Mapping[str, str | int | bool | list[str]]) -> list[str]:
-    """Native options as arguments: one letter takes one dash, a list repeats its option, false leaves it out."""
+    """Return native options as arguments: one dash for a letter, one option for each list entry, none for false."""
     arguments: list[str] = []
     for name, value in extra.items():
         option = f"-{name}" if len(name) == 1 else f"--{name}"
@@ -265,7 +265,7 @@ def _options(extra: Mapping[str, str | int | bool | list[str]]) -> list[str]:
 
 
 def _oarstat(*arguments: str, timeout_s: float) -> dict[str, dict[str, Any]]:
-    """Jobs by id; nothing at all is said where there is none."""
+    """Return the jobs that oarstat lists, by id. oarstat prints nothing if there are none."""
     output = call(["oarstat", *arguments], timeout_s=timeout_s).strip()
     if not output:
         return {}
@@ -279,7 +279,7 @@ def _oarstat(*arguments: str, timeout_s: float) -> dict[str, dict[str, Any]]:
 
 
 def job_status(job: Mapping[str, Any]) -> JobStatus:
-    """A job as oarstat describes it, in our words."""
+    """Return the status of a job from oarstat's description of it."""
     word = str(job.get("state", "")).strip()
     ours, reason = STATES.get(word, (JobState.UNKNOWN, None))
     nodes = job.get("assigned_network_address") or []
@@ -290,7 +290,7 @@ def job_status(job: Mapping[str, Any]) -> JobStatus:
         why = next((event for event in EVENTS if event in events), None) if word == "Error" else None
         if why is not None:
             reason = EVENTS[why]
-        elif reason is not EndReason.WELL and "CHECKPOINT" in events:  # it was warned, and ended of it
+        elif reason is not EndReason.WELL and "CHECKPOINT" in events:  # the warning ended the job
             why = "CHECKPOINT"
             evicted = "metasched" in str(events[why].get("description"))  # sarko warns of the walltime
             reason = EndReason.PREEMPTED if evicted else EndReason.WALLTIME
@@ -299,12 +299,12 @@ def job_status(job: Mapping[str, Any]) -> JobStatus:
 
 
 def exit_reason(status: Any) -> tuple[EndReason | None, str]:
-    """Why a job is over by its wait status (768: exit status 3; 9: SIGKILL), and that status in words."""
+    """Return why a job ended, from its wait status (768: exit status 3; 9: SIGKILL), and that status in words."""
     if not isinstance(status, int):
         return None, ""
     code = status >> 8
-    number = status & 0x7F or (code - 128 if code > 128 else 0)  # a shell says of its child 128 + signal
-    if number == signal.SIGUSR2:  # our own warning before the walltime, which the program did not heed
+    number = status & 0x7F or (code - 128 if code > 128 else 0)  # a shell reports 128 + signal for its child
+    if number == signal.SIGUSR2:  # the launcher's warning before the walltime, which the program did not handle
         return EndReason.WALLTIME, "ended by SIGUSR2"
     if number:
         return EndReason.EXIT, f"ended by signal {number}"

@@ -1,8 +1,8 @@
-"""Jobs on a Slurm cluster: submitit writes the script and says how to submit it, we call and follow.
+"""Jobs on a Slurm cluster: submitit writes the text of the script, this launcher calls sbatch and follows the job.
 
-What runs is a plain command: no pickle, no signal handler of submitit's in the job. Slurm's own requeue is off, since
-two runs of one job would share an attempt; a lost attempt is followed by another one of ours. The job's name is the
-attempt's token, so that a job is found again whatever became of the driver that submitted it.
+The job runs a plain command, without a pickle or submitit's signal handler. Slurm's own requeue is off, because two
+runs of one job would share an attempt; the driver itself submits another attempt after a lost one. The job's name is
+the attempt's token, so that a job can be found even if the driver that submitted it has died.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SUBMIT_TIMEOUT_S = 60.0
 LIST_TIMEOUT_S = 20.0
 RECORDS_TIMEOUT_S = 10.0
 
-#: Every state that squeue and sacct can report. A job of ours is never requeued, so that one that was preempted, or
+#: Every state that squeue and sacct can report. Jobs are submitted with --no-requeue, so a job that was preempted, or
 #: whose node failed, has ended.
 STATES: StateTable = {
     "PENDING": (JobState.PENDING, None),
@@ -61,22 +61,23 @@ STATES: StateTable = {
     "REVOKED": (JobState.UNKNOWN, None),  # another cluster of the federation runs it
 }
 
-#: Exit codes of a FAILED job that are not its program's doing: 105:0, the step was not launched; SIGUSR2 is our own
-#: warning, which the program did not heed. SIGKILL (9:0) has many senders: it says nothing of the node.
+#: Exit codes of a FAILED job that its program did not cause. 105:0: the step was not launched. SIGUSR2 (12, 140): the
+#: launcher's warning before the walltime, which the program did not handle. SIGKILL (9:0) is not listed: it has many
+#: senders and does not show that the node failed.
 EXIT_CODES = {
     "105:0": EndReason.NODE,
     "12:0": EndReason.WALLTIME,
     "140:0": EndReason.WALLTIME,
     "0:12": EndReason.WALLTIME,
 }
-#: In the log of a job that FAILED: srun's words for a program that it could not start.
+#: Messages of srun, in the log of a FAILED job, about a program that it could not start.
 NODE_WORDS = re.compile(
     r"srun: error: (Unable to create step for job .*(gres|Communication|Zero Bytes|Socket timed out)"
     r"|Task launch for .* failed on node|Unable to confirm allocation|.*Communication connection failure)"
     r"|\*\*\* REASON: ReqNodeNotAvail|slurmstepd.*: error: .*(Unable to create TMPDIR|couldn't chdir)",
 )
 
-#: What sbatch refuses, the first that matches.
+#: Messages with which sbatch refuses a job: the first that matches counts.
 REFUSALS = (
     Refusal(r"Max\w*Submit|submit(ted)? job limit|too many jobs", True, "The site limits how many jobs may wait."),
     Refusal(r"Unable to contact slurm controller|timed out|Connection refused|try again|temporarily", True, ""),
@@ -103,15 +104,15 @@ REFUSALS = (
     Refusal(r"Access/permission denied|invalid user id|user .* not found", False, "Ask the site for access."),
 )
 
-#: Options that would make two jobs of one attempt, or hide it.
+#: Options that would submit one attempt twice, or hide the job from the launcher.
 _OURS = ("job-name", "requeue", "array", "wrap", "output", "error", "parsable", "test-only")
 
-#: Settings in a user's environment that change what the commands do or say.
+#: Variables in a user's environment that change what the commands do or print.
 _MEDDLING = re.compile(
     r"(SQUEUE|SACCT|SCANCEL|SRUN)_|SLURM_(?!CONF$|CLUSTERS$|JWT$)"
     r"|SBATCH_(JOB_NAME|OUTPUT|ERROR|REQUEUE|NO_REQUEUE|ARRAY|SIGNAL|TIMELIMIT|WAIT)"
 )
-#: The variables that sbatch prefers to the options of a script, by the option, if their names are not alike.
+#: Variables that sbatch prefers to an option of the script, for options with another name than their variable.
 _VARIABLES = {
     "time": ("TIMELIMIT",),
     "mem": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
@@ -119,12 +120,12 @@ _VARIABLES = {
 }
 
 
-#: From 22.05 on srun no longer takes the number of cores over from the job: a trial would be bound to one of them.
+#: From Slurm 22.05 on, srun does not inherit the job's number of cores: without this a trial would get only one core.
 _CORES_FOR_SRUN = 'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"'
 
 
 class SlurmSettings(SchedulerSettings):
-    """A Slurm cluster, from its frontend."""
+    """Settings of jobs on a Slurm cluster, submitted from its frontend."""
 
     kind: Literal["slurm"] = "slurm"
     gpus_per_trial: int = Field(1, ge=0, description="GPUs of one evaluation")
@@ -141,7 +142,7 @@ class SlurmSettings(SchedulerSettings):
     @field_validator("extra")
     @classmethod
     def _not_ours(cls, extra: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
-        """Options that a job's identity or its files hang on are not the user's."""
+        """Refuse options on which a job's identity or its files depend: the launcher sets them."""
         for name, value in extra.items():
             if name.replace("_", "-") in _OURS:
                 raise ValueError(f"{name} is set by the launcher; remove it")
@@ -151,7 +152,7 @@ class SlurmSettings(SchedulerSettings):
 
 
 class SlurmLauncher(SchedulerLauncher):
-    """Submits each attempt as one batch job."""
+    """Launcher that submits jobs with sbatch and follows them with squeue and sacct."""
 
     backend = "slurm"
     records_are_optional = True  # many clusters run without accounting
@@ -191,7 +192,7 @@ class SlurmLauncher(SchedulerLauncher):
         return ["sbatch", str(submission.job_dir / "submission.sh")]
 
     def submit(self, submission: Submission) -> JobRef:
-        """Write the script into the job's folder and hand it to sbatch."""
+        """Write the script to the job's folder and submit it with sbatch."""
         text = self.script(submission)
         submission.job_dir.mkdir(parents=True, exist_ok=True)
         (submission.job_dir / "submission.sh").write_text(text)
@@ -224,16 +225,16 @@ class SlurmLauncher(SchedulerLauncher):
             return {}
         command = ["sacct", "-X", "-n", "-P", "--duplicates", f"--jobs={','.join(job_id for job_id, _ in ours)}"]
         command += ["--format=JobIDRaw,JobName,State,ExitCode,NodeList,Submit"]
-        told: dict[str, JobStatus] = {}
+        recorded: dict[str, JobStatus] = {}
         for line in _slurm(command, timeout_s=RECORDS_TIMEOUT_S).splitlines():
             fields = line.strip().split("|")
             ref = ours.get((fields[0], fields[1])) if len(fields) == 6 else None  # a recycled id has another name
             if ref is not None:
-                told[ref.token] = job_status(fields[2], exit_code=fields[3], node=fields[4], log=_log_end(ref))
-        return told
+                recorded[ref.token] = job_status(fields[2], exit_code=fields[3], node=fields[4], log=_log_end(ref))
+        return recorded
 
     def cancel(self, ref: JobRef) -> None:
-        """scancel by name, so that a recycled id harms nobody and a job submitted twice ends twice."""
+        """Cancel by name: an id may have been recycled, and a job that was submitted twice is cancelled twice."""
         try:
             _slurm(["scancel", f"--user={os.getuid()}", f"--name={ref.token}"], timeout_s=SUBMIT_TIMEOUT_S)
         except CommandError as error:
@@ -242,7 +243,7 @@ class SlurmLauncher(SchedulerLauncher):
 
 
 def overridden(script: str) -> set[str]:
-    """Return the variables of a user's shell that sbatch would prefer to the options that a script sets."""
+    """Return the environment variables that sbatch would prefer to the options that the script sets."""
     names: set[str] = set()
     for option in re.findall(r"^#SBATCH --([\w-]+)", script, re.MULTILINE):
         names.update(f"SBATCH_{name}" for name in (option.upper().replace("-", "_"), *_VARIABLES.get(option, ())))
@@ -256,19 +257,19 @@ def _slurm(command: Sequence[str], without: Collection[str] = (), *, timeout_s: 
 
 
 def _flags(extra: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
-    """Options as submitit writes them; one that is false is not given."""
+    """Return options with the names that submitit writes, without those that are false."""
     return {name.replace("_", "-"): value for name, value in extra.items() if value is not False}
 
 
 def _log_end(ref: JobRef) -> str:
-    """Return the last 4000 bytes of what the job wrote on standard error."""
+    """Return the last 4000 bytes that the job wrote to standard error."""
     folder = ref.extra.get("job_dir") or Path(ref.extra.get("attempt_dir") or "/nowhere") / "job"
     logs = matching(Path(folder), f"{ref.job_id}_*.err")
     return "\n".join(read_bytes(path, -4000).decode(errors="replace") for path in logs)
 
 
 def job_status(state: str, *, exit_code: str = "", detail: str = "", node: str = "", log: str = "") -> JobStatus:
-    """A job's state as squeue or sacct words it (``CANCELLED by 0``), in our words."""
+    """Return the status of a job from the state that squeue or sacct prints, such as ``CANCELLED by 0``."""
     word = state.split()[0].rstrip("+") if state.split() else ""
     ours, reason = STATES.get(word, (JobState.UNKNOWN, None))
     if word == "FAILED":

@@ -1,8 +1,8 @@
-"""The parts of submitit that it does not offer in public, in one place. submitit is pinned for their sake.
+"""All uses of submitit's private interface, which is why the version of submitit is pinned.
 
-submitit's public interface submits pickled functions. We submit plain commands, so we use what lies one step below it:
-the text of its Slurm scripts, and the controller of its local executor. `tests/unit/launchers/test_submitit_inside.py`
-says what to look at when the pinned version changes.
+submitit's public interface submits pickled functions, and the launchers submit plain commands. So they use what lies
+below it: the text of submitit's Slurm scripts, and the controller of its local executor.
+`tests/unit/launchers/test_submitit_inside.py` says what to look at when the pinned version changes.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ def slurm_script(folder: Path, command: str, token: str, parameters: Mapping[str
     """Return the text of the script that submitit would hand to sbatch.
 
     Args:
-        folder: of the job's output.
+        folder: folder of the job's output.
         command: shell line that srun runs.
         token: name that submitit gives the script.
-        parameters: as `submitit.SlurmExecutor.update_parameters` takes them; those that are None are left out.
+        parameters: arguments of `submitit.SlurmExecutor.update_parameters`; those that are None are left out.
     """
     from submitit.slurm import slurm
 
     class PlainExecutor(slurm.SlurmExecutor):  # type: ignore[misc]
-        """submitit's executor, without asking whether `srun` is on the path: a script can be written anywhere."""
+        """submitit's executor without its check that `srun` is on the path: a dry run writes scripts anywhere."""
 
         @classmethod
         def affinity(cls) -> int:
             return 2
 
     executor = PlainExecutor(folder=folder)
-    # submitit's default wckey would be refused by a site that tracks them
+    # a site that tracks wckeys would refuse submitit's default one
     executor.update_parameters(wckey=None, **{name: value for name, value in parameters.items() if value is not None})
     return str(executor._make_submission_file_text(command, uid=token))
 
@@ -45,11 +45,11 @@ def start_local_controller(
     """Start submitit's controller as `submitit.local.local.start_controller` does, but in a new session.
 
     Args:
-        folder: of the job's output.
-        command: that the controller runs.
-        environment: of the command.
-        walltime_s: seconds after which the controller ends it.
-        warning_s: seconds before that at which it sends SIGUSR2.
+        folder: folder of the job's output.
+        command: command that the controller runs.
+        environment: environment of the command.
+        walltime_s: seconds after which the controller ends the command.
+        warning_s: seconds before the walltime at which the controller sends SIGUSR2.
     """
     settings = {
         "SUBMITIT_EXECUTOR": "local",

@@ -1,4 +1,4 @@
-"""A campaign as pictures and one page: derived from its journal, written whole, made again at any time."""
+"""The report of a campaign: one page with figures, derived from the journal, which can be written again at any time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def write_report(campaign_dir: str | os.PathLike[str]) -> list[Path]:
     """Write ``report/report.md`` and its figures.
 
     Returns:
-        The files written, the page first. Figures that nothing can be drawn in yet are left out.
+        The files written, the page first. Figures for which there is no data yet are left out.
 
     Raises:
-        JournalError: where there is no campaign.
+        JournalError: if the folder does not hold a campaign.
     """
     from matplotlib import rc_context
 

@@ -1,4 +1,4 @@
-"""What the report is made from: the history with what is needed to read it."""
+"""The data of a report: the history, and what is needed to interpret it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_OTHER_METRICS = 4
 
 @dataclass(frozen=True)
 class Campaign:
-    """What the pages and pictures are made from."""
+    """Data from which the page and the figures of a report are made."""
 
     layout: CampaignLayout
     name: str
@@ -39,14 +39,14 @@ class Campaign:
     space: Space
     metric: str
     maximize: bool
-    others: tuple[str, ...]  # metrics to set against the optimised one
+    others: tuple[str, ...]  # metrics to compare with the optimised one
     others_are_tests: bool
     history: pd.DataFrame
     sems: dict[int, dict[str, float]]  # standard errors that the results report, by trial and metric
 
     @property
     def ended(self) -> pd.DataFrame:
-        """Evaluated trials that have ended, in the order in which they did."""
+        """Evaluated trials that have ended, in the order of their ends."""
         frame = self.history
         drawn = frame["state"].isin([str(state) for state in DRAWN]) & (frame["origin"] == str(Origin.EVALUATED))
         return frame[drawn].sort_values("ended_seq", kind="stable")
@@ -65,7 +65,7 @@ class Campaign:
 
     @property
     def baseline(self) -> pd.Series | None:
-        """The model before fine-tuning, where it was scored."""
+        """The model before fine-tuning; None if it was not scored."""
         rows = self.history[(self.history["trial"] == BASELINE) & self.history["value"].notna()]
         return None if rows.empty else rows.iloc[0]
 
@@ -81,15 +81,15 @@ class Campaign:
 
 
 def read_campaign(campaign_dir: Path) -> Campaign:
-    """Gather what the report is made from. Raises JournalError where there is no campaign."""
+    """Return the data of a campaign's report. Raise JournalError if the folder does not hold a campaign."""
     layout = CampaignLayout(campaign_dir)
     identity = read_identity(layout.identity)
     if identity is None:
-        raise JournalError(f"{layout.dir} is no campaign: it has no campaign.yaml")
+        raise JournalError(f"{layout.dir} is not a campaign: it has no campaign.yaml")
     history = load_history(campaign_dir)
     try:
         objective: Objective | None = parse_objective(identity["objective"])
-    except ConfigError as error:  # of another version, perhaps: the history can be drawn all the same
+    except ConfigError as error:  # perhaps written by another version: the history can be drawn even so
         log.warning("campaign=%s objective=unreadable reason=%s", layout.dir, error)
         objective = None
     metric = (objective.metric if objective else None) or "value"
@@ -115,13 +115,13 @@ def read_campaign(campaign_dir: Path) -> Campaign:
 
 def _sems(layout: CampaignLayout, trial: int) -> dict[str, float]:
     results = (layout.trials_dir / trial_label(trial)).glob("a*/result.json")
-    sems = next(((read_json(result) or {}).get("sems") for result in results), None)  # an attempt of a trial has one
+    sems = next(((read_json(result) or {}).get("sems") for result in results), None)  # only one attempt has a result
     if not isinstance(sems, dict):
         return {}
     return {name: float(sem) for name, sem in sems.items() if is_finite_number(sem) and sem >= 0}
 
 
 def shorten(choice: Any, length: int = 12) -> str:
-    """The text of `choice`, cut to so many characters."""
+    """Return the text of `choice`, cut to `length` characters."""
     text = str(choice)
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,8 +1,8 @@
-"""The figures: each function returns a PNG, or None where there is nothing to draw.
+"""The figures of a report: each function returns a PNG, or None if there is nothing to draw.
 
-Only evaluated trials are drawn: values that an optimizer inherited, approximated or imputed are its own business.
-A trial without a value (diverged, failed) stands on a strip along the lower edge of the axes. The colours are those of
-M. Okabe and K. Ito, told apart by colour-blind readers too, and each state has its own marker besides.
+Only evaluated trials are drawn, not the values that an optimizer inherited, approximated or imputed. A trial without a
+value (diverged, failed) is drawn on a strip along the lower edge of the axes. The colours are those of M. Okabe and
+K. Ito, which colour-blind readers can distinguish, and each state also has its own marker.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ STATE_STYLE = {
     State.INFEASIBLE: (PURPLE, "s"),
     State.FAILED: (GREY, "+"),
 }
-#: Height, in the axes' own units, of the strip of the trials without a value.
+#: Height of the strip for trials without a value, as a share of the axes' height.
 STRIP = 0.035
-#: Inches; a title and a legend need that much.
+#: Smallest width of a figure, in inches: its title and legend need that much.
 MIN_WIDTH = 6.4
 
 
 def draw_best_by_evaluations(campaign: Campaign) -> bytes | None:
-    """The value of each evaluation in the order in which they ended, and the best so far."""
+    """Draw the value of each evaluation, in the order of their ends, and the best value so far."""
     ended = campaign.ended
     if ended.empty:
         return None
@@ -50,7 +50,7 @@ def draw_best_by_evaluations(campaign: Campaign) -> bytes | None:
 
 
 def draw_best_by_time(campaign: Campaign) -> bytes | None:
-    """The value of each evaluation at the time when it ended, and the best so far."""
+    """Draw the value of each evaluation at the time of its end, and the best value so far."""
     import pandas as pd
 
     ended = campaign.ended
@@ -59,7 +59,7 @@ def draw_best_by_time(campaign: Campaign) -> bytes | None:
     if ended.empty or times.isna().any():
         return None
     elapsed = (times - min([*starts, times.min()])).dt.total_seconds().sort_values(kind="stable")
-    ended = ended.loc[elapsed.index]  # a driver may learn of two trials in another order than that of their ends
+    ended = ended.loc[elapsed.index]  # a driver may notice the ends of two trials in the opposite order
     divisor, unit = _time_unit(float(elapsed.max()))
     x = [second / divisor for second in elapsed]
     figure, axes = _figure(7.2, 4.2)
@@ -83,7 +83,7 @@ def _draw_best(campaign: Campaign, axes: Any, x: Sequence[float], ended: pd.Data
 
 
 def draw_parameters(campaign: Campaign) -> bytes | None:
-    """Small multiples: the value against each parameter."""
+    """Draw the value against each parameter, as small multiples."""
     ended = campaign.ended
     if ended.empty:
         return None
@@ -127,7 +127,7 @@ def draw_parameters(campaign: Campaign) -> bytes | None:
     for row in range(rows):
         grid[row, 0].set_ylabel(campaign.metric)
     figure.suptitle(f"{campaign.title}: score by each parameter", x=0.01, ha="left")
-    found: dict[str, Any] = {}  # in the first cell, unless its parameter is inactive somewhere
+    found: dict[str, Any] = {}  # of all cells: an inactive parameter lacks some labels
     for axes in cells:
         found |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=len(found), frameon=False)
@@ -135,7 +135,7 @@ def draw_parameters(campaign: Campaign) -> bytes | None:
 
 
 def _label_integers(axes: Any, parameter: Integer) -> None:
-    """Powers of two, or of ten over a wide range, in plain digits on a log axis."""
+    """Label a log axis with powers of two (of ten over a wide range) in plain digits."""
     base = 2 if parameter.high < 100 * parameter.low else 10
     powers = [base**n for n in range(64) if parameter.low <= base**n <= parameter.high]
     axes.set_xticks(powers, [str(power) for power in powers])
@@ -143,7 +143,7 @@ def _label_integers(axes: Any, parameter: Integer) -> None:
 
 
 def draw_others(campaign: Campaign) -> bytes | None:
-    """The optimised metric against each test metric, with standard errors; the baseline has its own marker."""
+    """Draw each test metric against the optimised metric, with standard errors; the baseline has its own marker."""
     frame = campaign.ranked
     names = [name for name in campaign.others if frame[METRIC_PREFIX + name].notna().any()]
     if not names:
@@ -194,7 +194,7 @@ def _draw_pairs(
 
 
 def _draw_states(axes: Any, x: Sequence[float], ended: pd.DataFrame) -> None:
-    """A marker for each trial: at its value, or on the strip at the lower edge where it has none."""
+    """Draw a marker for each trial: at its value, or on the strip at the lower edge if it has no value."""
     values = [float(value) for value in ended["value"].astype(float)]
     states = list(ended["state"])
     for state, (colour, marker) in STATE_STYLE.items():
@@ -220,7 +220,7 @@ def _draw_baseline(campaign: Campaign, axes: Any) -> None:
 
 
 def _scale_values(axes: Any, campaign: Campaign) -> None:
-    """A log scale where values to minimise spread over decades; room at the bottom for the strip."""
+    """Use a log scale if values to minimise span decades, and make room at the bottom for the strip."""
     from matplotlib.patches import Rectangle
 
     values = [float(value) for value in campaign.ended["value"].dropna()]
@@ -237,7 +237,7 @@ def _scale_values(axes: Any, campaign: Campaign) -> None:
             axes.set_ylim(low * (low / high) ** 0.1, high)
         else:
             axes.set_ylim(low - 0.1 * (high - low), high)
-        # a band across the axes' width, in their own units: what stands there is not to be read off the scale
+        # a band behind the strip, across the axes' width: positions on it are not values of the scale
         axes.add_patch(Rectangle((0, 0), 1, 2 * STRIP, facecolor="#EFEFEF", zorder=0.8, transform=axes.transAxes))
 
 
@@ -247,7 +247,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _figures(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    """A figure and its axes (``rows x columns``), without pyplot: nothing global, no display."""
+    """Return a figure and its axes (``rows x columns``), without pyplot: no global state, no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -286,7 +286,7 @@ class Figure(NamedTuple):
     draw: Callable[[Campaign], bytes | None]
 
 
-#: The figures of the report, in its order. One for which there is nothing to draw is left out.
+#: The figures of the report, in their order on the page. A figure for which there is nothing to draw is left out.
 FIGURES = (
     Figure("best_by_evaluations", lambda _: "Best so far against evaluations", draw_best_by_evaluations),
     Figure("best_by_time", lambda _: "Best so far against time", draw_best_by_time),

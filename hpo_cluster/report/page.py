@@ -1,4 +1,4 @@
-"""The page: one text file that a person reads and a program can render."""
+"""The page of a report: Markdown that can be read as plain text or rendered."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hpo_cluster.text import in_code, in_markdown
 from hpo_cluster.trial import BASELINE, Origin, State
 
 BEST_ROWS = 10
-#: Values needed before the recommendation by posterior mean is more than an echo of the best value.
+#: Values needed before the recommendation by posterior mean can differ from the best value in a meaningful way.
 MIN_FOR_MODEL = 4
 
 
 def render_page(campaign: Campaign, figures: Sequence[tuple[str, str]]) -> str:
-    """The report as Markdown; `figures` are (title, file name)."""
+    """Return the report as Markdown; `figures` are pairs (title, file name)."""
     identity, ranked = campaign.identity, campaign.ranked
     kind = (identity.get("objective") or {}).get("kind", "?")
     optimizer = identity.get("optimizer") or {}
@@ -42,7 +42,7 @@ def render_page(campaign: Campaign, figures: Sequence[tuple[str, str]]) -> str:
             lines += ["", advice]
     if not campaign.imported.empty:
         best = _describe(campaign, campaign.imported.iloc[0])
-        lines += ["", f"Imported, and no result of this campaign: the best of {len(campaign.imported)} is {best}"]
+        lines += ["", f"Imported, not a result of this campaign: the best of {len(campaign.imported)} is {best}"]
     if campaign.baseline is not None:
         lines += ["", f"Baseline: {_value(campaign.baseline)}{_other_scores(campaign, campaign.baseline)}."]
     if not ranked.empty:
@@ -80,8 +80,8 @@ def _value(row: Any) -> str:
 
 def _other_scores(campaign: Campaign, row: Any) -> str:
     scores = {name: float(row[METRIC_PREFIX + name]) for name in campaign.others}
-    told = [f"{in_code(name)} {value:.6g}" for name, value in scores.items() if math.isfinite(value)]
-    return f" ({', '.join(told)})" if told else ""
+    shown = [f"{in_code(name)} {value:.6g}" for name, value in scores.items() if math.isfinite(value)]
+    return f" ({', '.join(shown)})" if shown else ""
 
 
 def _parameters(campaign: Campaign, row: Any) -> str:
@@ -94,7 +94,7 @@ def _describe(campaign: Campaign, row: Any) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A value as text; empty for that of an inactive parameter."""
+    """Return a value as text; empty for an inactive parameter."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -126,7 +126,10 @@ def _failures(campaign: Campaign) -> list[str]:
 
 
 def _recommendation(campaign: Campaign) -> str | None:
-    """The trial, evaluated here or imported, of the best posterior mean, where there is enough to fit a surrogate."""
+    """Return a sentence about the trial with the best posterior mean; None if there are too few values for a surrogate.
+
+    The trial may have been evaluated here or imported.
+    """
     if len(campaign.ranked) < MIN_FOR_MODEL:
         return None
     from hpo_cluster.optimizers.bayesian.surrogate import recommend

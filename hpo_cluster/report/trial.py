@@ -15,10 +15,10 @@ LOG_LINES = 15
 
 
 def trial_story(campaign_dir: Path, number: int) -> list[str]:
-    """What became of a trial, line by line.
+    """Return the story of a trial, as lines of text.
 
     Raises:
-        ConfigError: where the campaign has no such trial.
+        ConfigError: if the campaign does not have this trial.
     """
     layout = CampaignLayout(campaign_dir)
     trial = find_trial(Record.read(layout.events), campaign_dir, number)
@@ -63,7 +63,7 @@ def _attempt_lines(attempt: AttemptRecord, files: AttemptLayout) -> list[str]:
 
 
 def find_trial(record: Record, campaign_dir: Path, number: int) -> TrialRecord:
-    """The trial of that number. Raises ConfigError naming those there are."""
+    """Return the trial with this number. Raise ConfigError, naming the trials that exist, if there is none."""
     if number not in record.trials:
         last = max(record.trials, default=None)
         there = f"it has trials 0 to {last}" if last is not None and last >= 0 else "it has no trials yet"

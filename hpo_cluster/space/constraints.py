@@ -23,7 +23,7 @@ from hpo_cluster.text import did_you_mean
 Kind: TypeAlias = Literal["number", "bool", "text", "mixed", "unknown"]
 _Compute: TypeAlias = Callable[[Mapping[str, Any]], Any]
 
-#: Longer expressions are a mistake.
+#: Largest length of an expression, in characters: a longer one is most likely a mistake.
 MAX_LENGTH = 1000
 
 SLACK = 1e-9
@@ -70,7 +70,7 @@ class Constraint:
     """A comparison that a configuration has to satisfy.
 
     Args:
-        text: as it was written.
+        text: the expression as it was written.
         names: the parameters in it, in the order of their first use.
     """
 
@@ -79,10 +79,10 @@ class Constraint:
     _compute: _Compute = field(repr=False, compare=False)
 
     def holds(self, configuration: Mapping[str, Any]) -> bool:
-        """Whether a configuration satisfies it.
+        """Return whether a configuration satisfies the constraint.
 
-        It does not apply, and so holds, where one of its parameters is inactive. It does not hold where it cannot be
-        computed: a division by zero, the logarithm of a negative number.
+        A constraint with an inactive parameter does not apply, and so holds. A constraint that cannot be computed
+        (division by zero, logarithm of a negative number) does not hold.
         """
         if any(name not in configuration for name in self.names):
             return True
@@ -97,8 +97,8 @@ def parse_constraint(text: str, kinds: Mapping[str, Kind], choices: Mapping[str,
 
     Args:
         text: the expression.
-        kinds: what the values of each parameter are.
-        choices: those of the parameters that are texts.
+        kinds: kind of the values of each parameter.
+        choices: choices of the parameters whose values are texts.
 
     Raises:
         ConstraintError: with every fault of the expression.
@@ -113,7 +113,7 @@ def parse_constraint(text: str, kinds: Mapping[str, Kind], choices: Mapping[str,
     reader = _Reader(text.strip(), kinds, choices)
     compute, kind = reader.read(tree.body)
     if not reader.faults and kind not in ("bool", "unknown"):
-        reader.faults.append("is no comparison; write one such as a + b <= 1")
+        reader.faults.append("is not a comparison; write one such as a + b <= 1")
     if not reader.faults and not reader.names:
         reader.faults.append("names no parameter")
     if reader.faults:
@@ -122,7 +122,7 @@ def parse_constraint(text: str, kinds: Mapping[str, Kind], choices: Mapping[str,
 
 
 class ConstraintError(Exception):
-    """An expression is no constraint; `faults` says why, in full."""
+    """An expression is not a valid constraint; `faults` names every reason."""
 
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("; ".join(faults))
@@ -130,7 +130,7 @@ class ConstraintError(Exception):
 
 
 class _Reader:
-    """One pass over the tree of an expression: a function that computes each node, and the kind of its value."""
+    """A reader of an expression's tree, which makes a function for each node and finds the kind of its value."""
 
     def __init__(self, text: str, kinds: Mapping[str, Kind], choices: Mapping[str, Sequence[Any]]) -> None:
         self.text, self.kinds, self.choices = text, kinds, choices
@@ -138,7 +138,7 @@ class _Reader:
         self.faults: list[str] = []
 
     def read(self, node: ast.expr) -> tuple[_Compute, Kind]:
-        """The function of a node and its kind; a fault makes it unknown, so that no second one follows from it."""
+        """Return a function that computes a node, and its kind: unknown after a fault, which then causes no others."""
         match node:
             case ast.Constant(value=bool() | int() | float() | str() as value):
                 return self._constant(value)
@@ -178,7 +178,7 @@ class _Reader:
         if name not in self.kinds:
             close = did_you_mean(name, [name.title()] if name in ("true", "false") else self.kinds)
             hint = close.strip() or f"accepted: {', '.join(self.kinds)}"
-            self.faults.append(f"{name!r} is no parameter; {hint}")
+            self.faults.append(f"{name!r} is not a parameter; {hint}")
             return _nothing, "unknown"
         self.names[name] = None
         kind = self.kinds[name]
@@ -220,12 +220,13 @@ class _Reader:
             if isinstance(name, ast.Name) and isinstance(text, ast.Constant) and name.id in self.choices:
                 accepted = self.choices[name.id]
                 if text.value not in accepted:
-                    self.faults.append(f"{text.value!r} is no choice of {name.id}; accepted: {', '.join(accepted)}")
+                    listed = ", ".join(accepted)
+                    self.faults.append(f"{text.value!r} is not a choice of {name.id}; accepted: {listed}")
 
     def _numbers(self, node: ast.expr) -> _Compute:
         compute, kind = self.read(node)
         if kind == "text":
-            self.faults.append(f"{self._source(node)} is a text: there is no arithmetic with it")
+            self.faults.append(f"{self._source(node)} is a text: arithmetic needs numbers")
         return compute
 
     def _truth(self, node: ast.expr) -> _Compute:

@@ -1,4 +1,4 @@
-"""Parameters of a search space: their ranges and scales, when they are active, and what is believed of them.
+"""Parameters of a search space: their ranges and scales, when they are active, and their priors.
 
 Each maps its values to positions ``u`` of the unit interval and back. An integer parameter with n values divides the
 interval into n bins of equal width (on its scale) and is *rounded* to the value of its bin, never truncated; the
@@ -8,7 +8,7 @@ a number with a ``step`` with its values ``low``, ``low + step``, … ``high``.
 A parameter with one value (one choice, or ``low`` equal to ``high``) is *fixed*: part of every configuration, never
 searched.
 
-A *prior* says where good values are believed to lie. Of a number it is a normal distribution around ``center``, cut off
+A *prior* says where good values are expected. For a number it is a normal distribution around ``center``, cut off
 at the ends of the range, whose standard deviation ``spread`` is a share of the range on the parameter's scale; of a
 choice it is one weight for each. `warp` takes a uniform position to one distributed as the prior.
 """
@@ -27,7 +27,7 @@ Value: TypeAlias = float | int | str | bool
 #: How far a value may be from a step, and ``high`` from the last one: a share of the step, for rounding errors.
 OFF_STEP = 1e-6
 
-#: Least step, as a share of the largest number of the range, that real values can be told apart with.
+#: Smallest step of real values, as a share of the largest number of the range: smaller steps drown in rounding errors.
 LEAST_STEP = 1e-9
 
 #: Active only where each of these parameters has the value, or one of the values, given.
@@ -38,7 +38,7 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class Prior:
-    """Where a number is believed to be good.
+    """A normal distribution that says where good values of a number are expected.
 
     Args:
         center: the most likely value, in the parameter's own units.
@@ -56,10 +56,10 @@ class Prior:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditional:
-    """What all parameters share.
+    """Base class of all parameters.
 
     Args:
-        when: for each parent the value, or the values, with which this parameter is active; no parent: always.
+        when: for each parent, the value or values with which this parameter is active; empty: always active.
     """
 
     when: Condition = field(default_factory=dict, hash=False)
@@ -69,19 +69,19 @@ class Conditional:
 
     @property
     def conditions(self) -> Mapping[str, tuple[Value, ...]]:
-        """For each parent the values with which this parameter is active."""
+        """For each parent, the values with which this parameter is active."""
         return self.when  # type: ignore[return-value]  # made so above
 
 
 @dataclass(frozen=True)
 class Number(Conditional):
-    """What real and integer parameters share.
+    """Base class of real and integer parameters.
 
     Args:
         low: the least value.
         high: the greatest value; equal to `low` for a fixed parameter. With a step it is one of the values.
-        log: whether equal ratios, not equal differences, are equally far apart.
-        prior: where good values are believed to be.
+        log: whether the scale is logarithmic.
+        prior: where good values are expected.
         step: the values are `low`, ``low + step``, … `high`; None: every number (real) or every integer.
     """
 
@@ -93,12 +93,12 @@ class Number(Conditional):
 
     @property
     def cardinality(self) -> int | None:
-        """Number of distinct values; None for a real parameter without a step, which has no end of them."""
+        """Number of distinct values; None for a real parameter without a step, which has infinitely many."""
         raise NotImplementedError
 
     @property
     def fixed(self) -> bool:
-        """Whether there is one value only."""
+        """Whether there is only one value."""
         return self.low == self.high
 
     def decode(self, u: float) -> Value:
@@ -106,14 +106,14 @@ class Number(Conditional):
         raise NotImplementedError
 
     def encode(self, value: Value) -> float:
-        """Position of `value` in the unit interval. Raises ValueError outside the range."""
+        """Return the position of `value` in the unit interval. Raise ValueError if it is outside the range."""
         raise NotImplementedError
 
     def faults(self) -> list[str]:
-        """What is wrong with the range and the prior; empty when nothing is."""
+        """Return the faults of the range and the prior; empty if there are none."""
         found = [*_range_faults(self.low, self.high, self.log), *_step_faults(self)]
         if isinstance(self, Integer) and max(abs(self.low), abs(self.high)) > 2**53:
-            found.append(f"{self.low} to {self.high}: whole numbers beyond 2^53 cannot be told apart")
+            found.append(f"{self.low} to {self.high}: whole numbers beyond 2^53 cannot be distinguished")
         if self.prior is None or found:
             return found
         if not self.low <= self.prior.center <= self.high:
@@ -123,7 +123,7 @@ class Number(Conditional):
         return found
 
     def warp(self, u: float) -> float:
-        """Position distributed as the prior, for a uniform one."""
+        """Return a position distributed as the prior, for a uniform position `u`."""
         if self.prior is None:
             return u
         mean, spread = self.prior_position
@@ -132,7 +132,7 @@ class Number(Conditional):
         return min(max(mean + spread * _NORMAL.inv_cdf(share), 0.0), 1.0)
 
     def log_prior(self, u: float) -> float:
-        """Logarithm of the prior's density at a position, as against a uniform one."""
+        """Return the logarithm of the prior's density at a position, relative to a uniform density."""
         if self.prior is None:
             return 0.0
         mean, spread = self.prior_position
@@ -141,7 +141,7 @@ class Number(Conditional):
 
     @property
     def prior_position(self) -> tuple[float, float]:
-        """Mean and standard deviation of the prior in the unit interval, before it is cut off at its ends."""
+        """Mean and standard deviation of the prior in the unit interval, before it is cut off at the ends."""
         assert self.prior is not None
         return _position(self, self.prior.center), self.prior.spread
 
@@ -150,12 +150,12 @@ class Number(Conditional):
         return 1 if self.step is None or self.fixed else round((self.high - self.low) / self.step) + 1
 
     def _nearest_step(self, number: float) -> int:
-        """Return the place of a value among the steps. Raises ValueError where it is none of them."""
+        """Return the index of a value among the steps. Raise ValueError if it is not one of the steps."""
         place = 0 if self.step is None or not math.isfinite(number) else round((number - self.low) / self.step)
         slack = OFF_STEP * (self.step or abs(self.low))
         off = abs(number - self.low - place * (self.step or 0))
         if not (0 <= place < self._steps() and off <= slack):  # NaN is never within it
-            raise ValueError(f"{_text(number)} is none of {_listed(self)}")
+            raise ValueError(f"{_text(number)} is not one of {_listed(self)}")
         return place
 
 
@@ -172,27 +172,27 @@ class Float(Number):
 
     @property
     def cardinality(self) -> int | None:
-        """Number of distinct values; None when there is no end of them."""
+        """Number of distinct values; None if there are infinitely many."""
         return self._steps() if self.step is not None or self.fixed else None
 
     @property
     def values(self) -> Sequence[float]:
-        """All of them, in order. Raises ValueError where there is no end of them."""
+        """All values, in order. Raises ValueError if there are infinitely many."""
         return [self.value(index) for index in range(_count(self))]
 
     def value(self, index: int) -> float:
-        """Return the value of that place, without the noise of a sum: 0.15, not 0.15000000000000002."""
+        """Return the value with this index, without rounding noise: 0.15, not 0.15000000000000002."""
         if index == 0 or self.step is None:
             return float(self.low)
         digits = 14 - math.floor(math.log10(max(abs(self.low), abs(self.high))))  # 15 significant ones in all
         return round(float(self.low) + index * float(self.step), digits) + 0.0  # no -0.0
 
     def index(self, u: float) -> int:
-        """Return the place of the value at position `u` of the unit interval."""
+        """Return the index of the value at position `u` of the unit interval."""
         return _bin(u, _count(self))
 
     def decode(self, u: float) -> float:
-        """Value at position `u` of the unit interval."""
+        """Return the value at position `u` of the unit interval."""
         if self.cardinality is not None:
             return self.value(self.index(u))
         if u <= 0.0 or u >= 1.0:
@@ -203,7 +203,7 @@ class Float(Number):
         return float(min(max(value, self.low), self.high))
 
     def encode(self, value: Value) -> float:
-        """Position of `value` in the unit interval. Raises ValueError outside the range."""
+        """Return the position of `value` in the unit interval. Raise ValueError if it is outside the range."""
         number = as_number(value)
         if self.cardinality is not None:
             return (self._nearest_step(number) + 0.5) / self.cardinality
@@ -243,15 +243,15 @@ class Integer(Number):
 
     @property
     def values(self) -> Sequence[int]:
-        """All of them, in order."""
+        """All values, in order."""
         return range(self.low, self.high + 1, self.step or 1)
 
     def value(self, index: int) -> int:
-        """Return the value of that place."""
+        """Return the value with this index."""
         return self.low + index * (self.step or 1)
 
     def index(self, u: float) -> int:
-        """Return the place of the value at position `u` of the unit interval."""
+        """Return the index of the value at position `u` of the unit interval."""
         return (self.decode(u) - self.low) // (self.step or 1)
 
     def _ends(self) -> tuple[float, float]:
@@ -259,7 +259,7 @@ class Integer(Number):
         return (math.log(low), math.log(high)) if self.log else (low, high)
 
     def decode(self, u: float) -> int:
-        """The integer whose bin holds position `u` of the unit interval."""
+        """Return the integer whose bin holds position `u` of the unit interval."""
         if self.step is not None:
             return self.value(_bin(u, self.cardinality))
         low, high = self._ends()
@@ -267,10 +267,10 @@ class Integer(Number):
         return int(min(max(math.floor((math.exp(x) if self.log else x) + 0.5), self.low), self.high))
 
     def encode(self, value: Value) -> float:
-        """Middle of the bin of `value` in the unit interval. Raises ValueError where it is no integer of the range."""
+        """Return the middle of the bin of `value`. Raise ValueError if it is not an integer of the range."""
         number = as_number(value)
         if number != round(number) or not self.low <= number <= self.high:
-            raise ValueError(f"{value!r} is no integer from {self.low} to {self.high}")
+            raise ValueError(f"{value!r} is not an integer from {self.low} to {self.high}")
         if self.step is not None:
             return (self._nearest_step(number) + 0.5) / self.cardinality
         low, high = self._ends()
@@ -282,11 +282,11 @@ class Integer(Number):
 
 @dataclass(frozen=True)
 class Categorical(Conditional):
-    """One of several choices. `ordered` says that neighbours in the list are alike (powers of two, sizes).
+    """A parameter with several choices.
 
     Args:
         choices: the values; one alone makes a fixed parameter.
-        ordered: whether their order means something.
+        ordered: whether neighbours in the list are similar, as powers of two are.
         prior: one weight above zero for each choice; only their ratios count.
 
     Example:
@@ -307,20 +307,20 @@ class Categorical(Conditional):
 
     @property
     def values(self) -> Sequence[Value]:
-        """All of them, in order."""
+        """All values, in order."""
         return self.choices
 
     @property
     def fixed(self) -> bool:
-        """Whether there is one value only."""
+        """Whether there is only one value."""
         return len(self.choices) == 1
 
     def value(self, index: int) -> Value:
-        """Return the choice of that place."""
+        """Return the choice with this index."""
         return self.choices[index]
 
     def faults(self) -> list[str]:
-        """What is wrong with the choices and the prior; empty when nothing is."""
+        """Return the faults of the choices and the prior; empty if there are none."""
         if not self.choices:
             return ["needs at least one choice, has none"]
         if faults := [fault for choice in self.choices if (fault := _choice_fault(choice))]:
@@ -336,7 +336,7 @@ class Categorical(Conditional):
         for choice in self.choices:
             looks = {str(choice), choice}  # 1 and 1.0 are equal, and have one hash
             if other := [seen_as[look] for look in looks if look in seen_as]:
-                return [f"has a choice twice: {other[0]!r} and {choice!r} cannot be told apart in a table"]
+                return [f"has a choice twice: {other[0]!r} and {choice!r} cannot be distinguished in a table"]
             seen_as.update(dict.fromkeys(looks, choice))
         if self.prior is not None:
             if len(self.prior) != len(self.choices):
@@ -346,18 +346,18 @@ class Categorical(Conditional):
         return []
 
     def decode(self, u: float) -> Value:
-        """The choice whose bin holds position `u` of the unit interval."""
+        """Return the choice whose bin holds position `u` of the unit interval."""
         return self.choices[self.index(u)]
 
     def encode(self, value: Value) -> float:
-        """Middle of the bin of `value` in the unit interval. Raises ValueError where it is none of the choices."""
+        """Return the middle of the bin of `value`. Raise ValueError if it is not one of the choices."""
         for index, choice in enumerate(self.choices):
             if same(choice, value):
                 return (index + 0.5) / len(self.choices)
-        raise ValueError(f"{value!r} is none of {list(self.choices)}")
+        raise ValueError(f"{value!r} is not one of {list(self.choices)}")
 
     def warp(self, u: float) -> float:
-        """Position distributed as the prior, for a uniform one."""
+        """Return a position distributed as the prior, for a uniform position `u`."""
         if self.prior is None:
             return u
         shares = np.cumsum(self.prior) / sum(self.prior)
@@ -365,13 +365,13 @@ class Categorical(Conditional):
         return (min(index, len(self.choices) - 1) + 0.5) / len(self.choices)
 
     def log_prior(self, u: float) -> float:
-        """Logarithm of the prior's density at a position, as against a uniform one."""
+        """Return the logarithm of the prior's density at a position, relative to a uniform density."""
         if self.prior is None:
             return 0.0
         return math.log(self.prior[self.index(u)] * len(self.choices) / sum(self.prior))
 
     def index(self, u: float) -> int:
-        """Return the place of the choice at position `u` of the unit interval."""
+        """Return the index of the choice at position `u` of the unit interval."""
         return _bin(u, len(self.choices))
 
 
@@ -388,15 +388,19 @@ PARAMETER_FIELDS = ("type", "low", "high", "log", "step", "choices", "ordered", 
 
 
 def parameter_from_json(entry: Mapping[str, Any]) -> Parameter:
-    """A parameter of plain data, short forms included; see `hpo_cluster.space.Space.from_json`. Raises ValueError."""
+    """Return a parameter from plain data, in full or in a short form; see `hpo_cluster.space.Space.from_json`.
+
+    Raises:
+        ValueError: if the data does not describe a parameter.
+    """
     fields = dict(entry)
     if isinstance(fields.get("ordered"), (list, tuple)) and "choices" not in fields:
         fields |= {"choices": fields["ordered"], "ordered": True}
     low, high, step = fields.get("low"), fields.get("high"), fields.get("step")
     kind = fields.pop("type", None)
     if kind is None:
-        told = (low, high) if step is None else (low, high, step)
-        integers = all(isinstance(number, int) and not isinstance(number, bool) for number in told)
+        given = (low, high) if step is None else (low, high, step)
+        integers = all(isinstance(number, int) and not isinstance(number, bool) for number in given)
         kind = "categorical" if "choices" in fields else "int" if integers else "float"
     if kind not in _FIELDS:
         raise ValueError(f"type {kind!r} is unknown; accepted: {', '.join(_FIELDS)}")
@@ -430,7 +434,7 @@ def parameter_from_json(entry: Mapping[str, Any]) -> Parameter:
 
 
 def parameter_to_json(parameter: Parameter) -> dict[str, Any]:
-    """Inverse of `parameter_from_json`; what is not used is left out."""
+    """Return a parameter as plain data for `parameter_from_json`, without unused fields."""
     out: dict[str, Any]
     if isinstance(parameter, Categorical):
         out = {"type": "categorical", "choices": list(parameter.choices), "ordered": parameter.ordered}
@@ -465,9 +469,9 @@ def _weights(prior: Any) -> tuple[float, ...] | None:
 
 
 def as_number(value: Any) -> float:
-    """A number of any kind as a float; raises ValueError for anything else, booleans included."""
+    """Return a number of any type as a float. Raise ValueError for anything else, booleans included."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise ValueError(f"{value!r} is no number")
+        raise ValueError(f"{value!r} is not a number")
     return float(value)
 
 
@@ -481,14 +485,14 @@ def _choice_fault(choice: Any) -> str:
     if not isinstance(choice, (str, bool, int, float, np.integer, np.floating)):
         return f"choices: {choice!r} is a {type(choice).__name__}; accepted: texts, numbers, true and false"
     if isinstance(choice, (float, np.floating)) and not math.isfinite(choice):
-        return f"choices: {choice!r} is not a value that can be told apart; accepted: finite numbers"
+        return f"choices: {choice!r} is not a finite number; accepted: texts, finite numbers, true and false"
     if choice == "":
         return "choices: '' would mean that the parameter is not active; write it as a text: 'none'"
     return ""
 
 
 def same(choice: Value, value: Value) -> bool:
-    """Whether two values are one: 1 and 1.0 are, 1 and true are not."""
+    """Return whether two values are the same: 1 and 1.0 are, 1 and true are not."""
     return choice == value and isinstance(choice, bool) == isinstance(value, bool)
 
 
@@ -499,7 +503,7 @@ def _several(values: Value | Sequence[Value]) -> tuple[Value, ...]:
 
 
 def _position(parameter: Number, value: float) -> float:
-    """Position of any number of the range, whole or not."""
+    """Return the position of any number of the range, integer or not."""
     low, high = float(parameter.low), float(parameter.high)
     if parameter.fixed:
         return 0.5
@@ -526,7 +530,7 @@ def _range_faults(low: float, high: float, log: bool) -> list[str]:
 
 
 def _step_faults(parameter: Number) -> list[str]:
-    """Return what is wrong with the step of a number; empty where nothing is, or the range is at fault."""
+    """Return the faults of a number's step; empty if there are none, or if the range itself is wrong."""
     low, high, step = parameter.low, parameter.high, parameter.step
     if step is None:
         return []
@@ -569,5 +573,5 @@ def _listed(parameter: Number) -> str:
 
 
 def _text(number: float) -> str:
-    """Return a number as it would be written, without the noise of a sum."""
+    """Return a number as it would be written, without rounding noise."""
     return f"{number:.15g}"

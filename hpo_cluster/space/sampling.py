@@ -1,4 +1,4 @@
-"""Points of a space that are free, and the configurations that remain of a finite one."""
+"""Free points of a space, and the remaining configurations of a finite space."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 
 from hpo_cluster.space import Space
 
-#: Identity of a configuration: equal keys mean "the same evaluation".
+#: Identity of a configuration: two configurations with equal keys are the same evaluation.
 Key: TypeAlias = tuple[float, ...]
 
 
-#: Random points drawn, where there are constraints, for each allowed one that is wanted.
+#: With constraints, number of random points to draw for each allowed point that is wanted.
 DRAWS_PER_ALLOWED = 100
 
 
-#: Finite spaces up to this size are enumerated when drawing no longer finds a free configuration.
+#: Largest size of a finite space that is enumerated when random draws no longer find a free configuration.
 ENUMERABLE = 100_000
 
 
 def key_of(space: Space, point: NDArray[np.float64]) -> Key:
-    """Identity of the configuration at a *canonical* point (``d``). Reals closer than 1e-6 of their range are one."""
+    """Return the key of the configuration at a *canonical* point (``d``). Reals are rounded to 1e-6 of their range."""
     return tuple(
         round(float(u), 6 if parameter.cardinality is None else 12)
         for (_, parameter), u in zip(space, point, strict=True)
@@ -31,10 +31,10 @@ def key_of(space: Space, point: NDArray[np.float64]) -> Key:
 
 
 def free_point(space: Space, taken: set[Key], rng: np.random.Generator, draws: int = 200) -> NDArray[np.float64] | None:
-    """A canonical point, uniform or as the priors have it, whose configuration is allowed and not taken.
+    """Return a random canonical point whose configuration is allowed and not taken; None if there is none left.
 
-    Draws up to `draws` allowed points, then lists what remains of the space where it is finite and small enough.
-    None when there is none left.
+    The point is uniform, or distributed as the priors. Up to `draws` allowed points are drawn; if all are taken, what
+    remains of the space is listed, if the space is finite and small enough.
     """
     if len(taken) >= space.size and not any(True for _ in _remaining(space, taken)):
         return None
@@ -56,7 +56,7 @@ def free_point(space: Space, taken: set[Key], rng: np.random.Generator, draws: i
 
 
 def remaining_points(space: Space, taken: set[Key]) -> NDArray[np.float64]:
-    """Canonical points (``m x d``) of all allowed configurations of a finite space that are not taken, in order."""
+    """Return the canonical points (``m x d``) of a finite space's allowed, untaken configurations, in order."""
     return np.array(list(_remaining(space, taken)), dtype=np.float64).reshape(-1, space.dim)
 
 
@@ -69,7 +69,7 @@ def _remaining(space: Space, taken: set[Key]) -> Iterator[NDArray[np.float64]]:
 
 
 def axis_values(space: Space, name: str) -> NDArray[np.float64]:
-    """Canonical coordinates (``k``, increasing) of a parameter that has finitely many values."""
+    """Return the canonical coordinates (``k``, increasing) of a parameter with finitely many values."""
     parameter = space.parameters[name]
     if parameter.cardinality is None:
         raise ValueError(f"{name} is real: it has no list of values")

@@ -68,16 +68,16 @@ RESERVED_NAMES = frozenset(
     | {"started_at", "ended_at", "seed", "asked_seq", "ended_seq", "error"}
 )
 
-#: Keys of a space's JSON form that are no parameters.
+#: Keys of a space's JSON form that are not parameters.
 SPACE_KEYS = ("constraints", "start")
 
 #: Canonical coordinate of an inactive parameter.
 INACTIVE = 0.5
 
-#: Random configurations that show whether the constraints allow anything, and how many of them must be allowed.
+#: Number of random configurations that show whether the constraints allow anything, and how many must be allowed.
 PROBES, LEAST_ALLOWED = 10_000, 5
 
-#: Combinations of parents' values up to which the size of a conditional space is counted.
+#: Largest number of combinations of parents' values for which the size of a conditional space is counted.
 COUNTED = 10_000
 
 
@@ -85,11 +85,11 @@ class Space:
     """An ordered set of named parameters, the constraints between them, and where to start.
 
     Args:
-        parameters: parameter of each name, in the order of the unit cube's axes.
+        parameters: the parameters by name, in the order of the unit cube's axes.
         constraints: comparisons such as ``"a + b <= 1"``; see `hpo_cluster.space.constraints`. One that names an
             inactive parameter does not apply.
-        start: configurations that are evaluated first, whichever the optimizer. They may be partial: a parameter that
-            is left out takes the middle of its range, or its prior's.
+        start: configurations that are evaluated first, with any optimizer. They may be partial: a parameter that is
+            left out takes the middle of its range, or of its prior.
 
     Raises:
         ConfigError: naming everything that is wrong: ranges, conditions on unknown parameters or in a circle,
@@ -144,20 +144,20 @@ class Space:
 
     @property
     def dim(self) -> int:
-        """Number of parameters that are searched, d: that of the cube's axes."""
+        """Number d of parameters that are searched, which is the number of the cube's axes."""
         return len(self._axes)
 
     @functools.cached_property
     def parents(self) -> frozenset[str]:
-        """Parameters that others depend on."""
+        """Parameters on which others depend."""
         return frozenset(parent for conditions in self._conditions.values() for parent in conditions)
 
     @functools.cached_property
     def size(self) -> float:
-        """Number of distinct configurations, infinite with a real parameter.
+        """Number of distinct configurations; infinite with a real parameter.
 
-        Constraints are not taken into account: with them it is an upper bound. So it is for conditional parameters
-        whose parents have more than `COUNTED` combinations of values.
+        It is an upper bound if there are constraints, which are not taken into account, or if the parents of
+        conditional parameters have more than `COUNTED` combinations of values.
         """
         if any(p.cardinality is None for _, p in self):
             return math.inf
@@ -185,7 +185,7 @@ class Space:
         return f"Space({self.parameters!r}{more})"
 
     def is_active(self, name: str, configuration: Mapping[str, Value]) -> bool:
-        """Whether a parameter is active, given a configuration that holds at least the active ones it depends on."""
+        """Return whether a parameter is active in a configuration, which needs to hold only its active parents."""
         return all(
             parent in configuration and any(same(value, configuration[parent]) for value in values)
             for parent, values in self._conditions.get(name, {}).items()
@@ -204,7 +204,7 @@ class Space:
         return found or {self._order[0]: self.parameters[self._order[0]]}
 
     def decode(self, point: Sequence[float] | NDArray[np.float64]) -> Configuration:
-        """The configuration at a point of the unit cube (``d``): its active parameters, in the order of `names`."""
+        """Return the configuration at a point of the unit cube (``d``): active parameters, in the order of `names`."""
         if len(point) != self.dim:
             raise ValueError(f"the point has {len(point)} coordinates, the space {self.dim}")
         if not self._conditions and self.dim == len(self.parameters):
@@ -216,10 +216,10 @@ class Space:
         return {name: found[name] for name in self.parameters if name in found}
 
     def encode(self, configuration: Mapping[str, Value]) -> NDArray[np.float64]:
-        """The canonical point (``d``, unit cube, float64) of a configuration; inactive parameters are at 0.5.
+        """Return the canonical point (``d``, unit cube, float64) of a configuration; inactive parameters are at 0.5.
 
         Raises:
-            ConfigError: naming all missing, superfluous and out-of-range values. Constraints are not looked at.
+            ConfigError: naming all missing, superfluous and out-of-range values. Constraints are not checked.
         """
         faults = self._value_faults(configuration)
         if faults:
@@ -239,7 +239,7 @@ class Space:
         return np.where(self.active(out), out, INACTIVE) if self._conditions else out
 
     def active(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which of the parameters that are searched are active at each point (``n x d``)."""
+        """Return which of the searched parameters are active at each point (``n x d``)."""
         if not self._conditions:
             return np.ones((len(points), self.dim), dtype=np.bool_)
         found = {name: np.ones(len(points), dtype=np.bool_) for name in self.names}
@@ -254,17 +254,17 @@ class Space:
         return np.stack([found[name] for name in axes], axis=1)
 
     def allows(self, configuration: Mapping[str, Value]) -> bool:
-        """Whether a configuration of the space satisfies all constraints that apply to it."""
+        """Return whether a configuration of the space satisfies all constraints that apply to it."""
         return all(constraint.holds(configuration) for constraint in self.constraints)
 
     def allowed(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which points (``n x d``) stand for configurations that are allowed (``n``)."""
+        """Return which points (``n x d``) stand for configurations that are allowed (``n``)."""
         if not self.constraints:
             return np.ones(len(points), dtype=np.bool_)
         return np.array([self.allows(self.decode(row)) for row in points], dtype=np.bool_)
 
     def warp(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Points (``n x d``) distributed as the priors, for uniform ones; the same points where there is no prior."""
+        """Return points (``n x d``) distributed as the priors, for uniform ones; without priors, the same points."""
         if not self.has_prior:
             return points
         out = np.array(points, dtype=np.float64)
@@ -279,9 +279,9 @@ class Space:
         return any(parameter.prior is not None for _, parameter in self)
 
     def log_prior(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Logarithm (``n``) of the priors' joint density at points (``n x d``), as against uniform ones.
+        """Return the logarithm (``n``) of the priors' joint density at points (``n x d``), relative to uniform.
 
-        Inactive parameters count nothing.
+        Inactive parameters do not count.
         """
         total, active = np.zeros(len(points)), self.active(points)
         for axis, (_, parameter) in enumerate(self):
@@ -299,10 +299,10 @@ class Space:
             raise ConfigError(faults)
 
     def complete(self, partial: Mapping[str, Value]) -> Configuration:
-        """A configuration with the values of a partial one.
+        """Return a full configuration with the values of a partial one.
 
-        A parameter that is left out takes the middle of its range or of its prior; one that others of `partial` depend
-        on takes the first value with which they are active.
+        A parameter that is left out takes the middle of its range or of its prior. If parameters in `partial` depend on
+        it, it takes the first value with which they are active.
         """
         found = Configuration()
         for name in self._order:
@@ -316,13 +316,14 @@ class Space:
         return {name: found[name] for name in self.parameters if name in found}
 
     def combinations(self, names: Sequence[str]) -> Iterator[Configuration]:
-        """Every combination of the active values of some discrete parameters, the last one changing fastest.
+        """Yield every combination of the active values of discrete parameters; the last parameter changes fastest.
 
         Args:
-            names: each after those that it depends on, as in `order`; combinations of all of them are configurations.
+            names: names of parameters, each after its parents, as in `order`. With all names, the combinations are
+                configurations.
 
         Raises:
-            ValueError: where a real parameter is active among them.
+            ValueError: if an active parameter among them is real.
         """
         return self._extended({}, names)
 
@@ -341,7 +342,7 @@ class Space:
             yield from self._extended({**found, name: value}, rest)
 
     def to_json(self) -> dict[str, Any]:
-        """The space as plain data, in the form of a file of ``conf/space/``; what is not used is left out."""
+        """Return the space as plain data, in the form of a file of ``conf/space/``, without unused fields."""
         out: dict[str, Any] = {name: parameter_to_json(parameter) for name, parameter in self.parameters.items()}
         if self.constraints:
             out["constraints"] = [constraint.text for constraint in self.constraints]
@@ -351,15 +352,17 @@ class Space:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Space:
-        """Inverse of `to_json`; short forms are accepted too: ``{"lr": {"low": 1e-5, "high": 1e-1, "log": True}}``.
+        """Return a space from plain data, in the form of `to_json` or in a short form.
+
+        A short form is ``{"lr": {"low": 1e-5, "high": 1e-1, "log": True}}``.
 
         Without a `type`, choices make a categorical, two integer ends an int, anything else a float; ``type: bool``
         is a categorical of False and True; ``{"ordered": [2, 4, 8]}`` is one of ordered choices. ``when`` and
-        ``prior`` stand beside the range or the choices. A bare number, text or boolean, ``{"batch_size": 16}``, is a
-        fixed parameter. The keys ``constraints`` and ``start`` are no parameters.
+        ``prior`` are next to the range or the choices. A bare number, text or boolean, ``{"batch_size": 16}``, is a
+        fixed parameter. The keys ``constraints`` and ``start`` are not parameters.
 
         Raises:
-            ConfigError: with every fault of every parameter.
+            ConfigError: naming every fault of every parameter.
         """
         constraints, start, faults = _lists(data)
         parameters: dict[str, Parameter] = {}
@@ -394,7 +397,7 @@ class Space:
         return faults
 
     def _started(self, start: Sequence[Mapping[str, Value]]) -> tuple[tuple[Configuration, ...], list[str]]:
-        """Starting points made whole, and what is wrong with them."""
+        """Return the starting points as full configurations, and their faults."""
         found, faults = list[Configuration](), list[str]()
         for index, partial in enumerate(start):
             where = f"space.start[{index}]"
@@ -416,7 +419,7 @@ class Space:
         return tuple(found), faults
 
     def _feasibility_fault(self) -> str | None:
-        """What to say where the constraints leave (almost) nothing of the space."""
+        """Return a fault if the constraints leave (almost) nothing of the space; None if they leave enough."""
         rng = np.random.default_rng(0)
         good, held = 0, [0] * len(self.constraints)
         small = self.size <= PROBES
@@ -438,12 +441,12 @@ class Space:
 
 
 def parameter_names(data: Mapping[str, Any]) -> list[str]:
-    """Names of the parameters of a space's JSON form."""
+    """Return the names of the parameters in a space's JSON form."""
     return [name for name in data if name not in SPACE_KEYS]
 
 
 def _lists(data: Mapping[str, Any]) -> tuple[list[str], list[Mapping[str, Value]], list[str]]:
-    """Constraints and starting points of a space's JSON form, and what is wrong with their form."""
+    """Return the constraints and the starting points of a space's JSON form, and the faults of their form."""
     faults = []
     constraints = data.get("constraints") or []
     constraints = [constraints] if isinstance(constraints, str) else constraints
@@ -463,17 +466,17 @@ def _is_parameter(entry: Mapping[str, Any]) -> bool:
 
 
 def _entry_fault(name: str, entry: Any) -> str:
-    """Return why an entry of a space's JSON form is no parameter; empty where it may be one.
+    """Return why an entry of a space's JSON form is not a parameter; empty if it may be one.
 
-    A bare value is a fixed parameter, but hardly where it has the name of a key that belongs elsewhere.
+    A bare value is a fixed parameter, but most likely a mistake if it has the name of a key that belongs elsewhere.
     """
     if isinstance(entry, Mapping):
         return ""
     if isinstance(entry, (list, tuple)):
         values = ", ".join(map(str, entry))
-        return f"is no parameter; write {{choices: [{values}]}}, or {{ordered: [{values}]}} where neighbours are alike"
+        return f"is not a parameter; write {{choices: [{values}]}}, or {{ordered: [{values}]}} if neighbours are alike"
     if not isinstance(entry, (str, bool, int, float)):
-        return "is no parameter; accepted: a mapping such as {low: 1e-5, high: 1e-1, log: true}, or one value to fix it"
+        return "is not a parameter; accepted: a mapping such as {low: 1e-5, high: 1e-1, log: true}, or a fixed value"
     if name in PARAMETER_FIELDS:
         return f"{name} is a key of a parameter: indent it under one; to fix one of that name: {{choices: [VALUE]}}"
     if isinstance(entry, str) and (close := difflib.get_close_matches(name, SPACE_KEYS, n=1, cutoff=0.8)):
@@ -482,12 +485,12 @@ def _entry_fault(name: str, entry: Any) -> str:
 
 
 def _canonical(parameter: Parameter, coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Canonical coordinates (``n``) of the values at these."""
+    """Return the canonical coordinates (``n``) of the values at these coordinates."""
     return np.array([parameter.encode(parameter.decode(u)) for u in coordinates.tolist()], dtype=np.float64)
 
 
 def _faults(parameters: Mapping[str, Parameter], names: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    """What is wrong with parameters and their conditions; `names` are all there are, those that cannot be read too."""
+    """Return the faults of parameters and their conditions; `names` also holds parameters that could not be read."""
     faults = [] if names else ["the space has no parameter"]
     sound = set()
     for name, parameter in parameters.items():
@@ -529,7 +532,7 @@ def _parent_faults(parent: Parameter, values: Sequence[Value]) -> list[str]:
 
 
 def _sorted(parameters: Mapping[str, Parameter]) -> tuple[tuple[str, ...], list[str]]:
-    """Names with parents before children, otherwise as they are given, and those that go round in a circle."""
+    """Return the names with parents before children, and the names whose conditions form a circle."""
     order: dict[str, None] = {}
     rest = list(parameters)
     while rest:
@@ -544,7 +547,7 @@ def _sorted(parameters: Mapping[str, Parameter]) -> tuple[tuple[str, ...], list[
 def _parsed(
     constraints: Sequence[str], parameters: Mapping[str, Parameter], names: Mapping[str, Any] | Sequence[str]
 ) -> tuple[tuple[Constraint, ...], list[str]]:
-    """Constraints as they are read, and what is wrong with them."""
+    """Return the constraints that could be read, and the faults of the others."""
     kinds: dict[str, Kind] = {n: _kind(parameters[n]) if n in parameters else "unknown" for n in names}
     choices = {n: p.choices for n, p in parameters.items() if kinds[n] == "text" and isinstance(p, Categorical)}
     found, faults = list[Constraint](), list[str]()
@@ -566,7 +569,7 @@ def _kind(parameter: Parameter) -> Kind:
 
 
 def _plain(parameter: Parameter, value: Value) -> Value:
-    """A value as the parameter has it: 8 for 8.0 of an integer."""
+    """Return a value in the parameter's own type: 8 for 8.0 of an integer."""
     return float(value) if parameter.cardinality is None else parameter.decode(parameter.encode(value))
 
 
@@ -577,4 +580,4 @@ def _condition(parameter: Parameter) -> str:
 
 def _unknown(name: str, names: Mapping[str, Any] | Sequence[str]) -> str:
     close = did_you_mean(name, names).strip()
-    return f"{name}: is no parameter of the space" + (f"; {close}" if close else "")
+    return f"{name}: is not a parameter of the space" + (f"; {close}" if close else "")

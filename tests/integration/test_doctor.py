@@ -20,7 +20,7 @@ def test_it_ends_with_a_job_and_leaves_nothing(capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out
     assert "FAULT" not in out
     for part in (
-        "what objective=lora reads is there",
+        "the files that objective=lora reads are there",
         "was accepted",
         f"it ran on {os.uname().nodename}",
         "clock agrees",
@@ -46,7 +46,7 @@ def test_each_fault_has_its_remedy_and_no_job_is_submitted(
 def test_a_job_that_cannot_work_is_told_with_the_end_of_its_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", 'launcher.setup=["echo no such module >&2","exit 1"]', "grace_s=0.5"]) == 1
     out = capsys.readouterr().out
-    assert "brought no result" in out
+    assert "left no result" in out
     assert "no such module" in out
     assert list(Path.cwd().iterdir()) == []
 

@@ -152,6 +152,6 @@ def test_a_driver_that_died_before_it_had_them_says_so(
     assert (read_identity(Path("campaigns/second/campaign.yaml")) or {})["warm_start"]
     capsys.readouterr()
     assert main(["resume", "campaigns/second"]) != 0
-    assert "Run the command that began it once more" in capsys.readouterr().err
+    assert "Run the command that began the campaign again" in capsys.readouterr().err
     assert main(again) == 0
     assert len(load_history("campaigns/second")) == 3

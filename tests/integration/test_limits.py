@@ -143,7 +143,7 @@ def test_folders_of_jobs_that_wait_are_left_alone(tmp_path: Path, monkeypatch: p
         for _ in range(5):
             campaign.collector.read_files()
         assert looked == ["t0007"] * 5
-        campaign.collector.watch._told_at -= 10.0  # the scheduler hangs: jobs may begin and end meanwhile
+        campaign.collector.watch._answered_at -= 10.0  # the scheduler hangs: jobs may begin and end meanwhile
         looked.clear()
         campaign.collector.read_files()
         assert len(looked) == 50
@@ -178,4 +178,4 @@ def test_a_walltime_shorter_than_the_start_is_told_after_the_first_attempt(tmp_p
     assert (str(trial.state), len(trial.attempts)) == ("failed", 1)
     assert trial.error is not None
     assert trial.error["kind"] == "walltime"
-    assert "more: launcher.walltime_min" in trial.error["message"]
+    assert "Raise launcher.walltime_min" in trial.error["message"]

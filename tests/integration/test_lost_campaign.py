@@ -67,7 +67,7 @@ def test_a_driver_that_was_stopped_while_another_one_did_its_work(tmp_path: Path
         first.kill()
     lines = read_journal(directory / "events.jsonl")
     assert (directory / "events.jsonl").read_bytes() == before or lines.left_out == 1
-    assert "not this driver's any more" in last_log(directory)
+    assert "no longer belongs to this driver" in last_log(directory)
     if second == "dies":
         assert drivers.run(directory, **options, take_over=True, environment=environment) == 0
     status = campaign_status(directory)
@@ -90,6 +90,6 @@ def test_a_folder_that_goes_away_is_not_made_again(tmp_path: Path, how: str) -> 
     time.sleep(1.0)  # in which its last jobs end
     assert not directory.exists()
     if how == "moved":
-        assert "not this driver's any more" in last_log(moved)
+        assert "no longer belongs to this driver" in last_log(moved)
         assert drivers.run(moved, operation={"budget": 6}) == 0
         assert campaign_status(moved)["counts"]["completed"] >= 6

@@ -336,7 +336,7 @@ def test_a_campaign_that_only_fails_says_why(module: Any) -> None:
 
 
 def test_a_campaign_stays_in_its_folder() -> None:
-    with pytest.raises(ConfigError, match="no name for a folder"):
+    with pytest.raises(ConfigError, match="is not a name for a folder"):
         optimize(lambda x, n: x, SPACE, campaign="../elsewhere")
 
 

@@ -41,7 +41,7 @@ from hpo_cluster.record.files import redact
 from hpo_cluster.record.layout import PACKAGE_DIR
 from hpo_cluster.record.processes import process_start
 
-Say = Callable[[str], None]
+Say = Callable[[str], object]
 
 HUB = "https://huggingface.co"
 NETWORK_TIMEOUT_S = 30.0

@@ -314,7 +314,7 @@ def test_all_faults_are_named_at_once() -> None:
             ["space.lora_rank=[3, 4]"],
             "space.lora_rank=[3, 4]: is not a parameter; write {choices: [3, 4]}, or {choices:",
         ),
-        (["space.lora_rank=null"], "space.lora_rank=None: is no parameter; accepted: a mapping such as {low: 1e-5,"),
+        (["space.lora_rank=null"], "space.lora_rank=None: is not a parameter; accepted: a mapping such as {low: 1e-5,"),
         (["space.lora_rank=many"], "space.lora_rank: the training setting does not accept 'many'"),
         (
             ["space=lora", "space.lora_rank.step=8"],
@@ -322,7 +322,7 @@ def test_all_faults_are_named_at_once() -> None:
         ),
         (["space.learning_rate.step=0.1"], "space.learning_rate: step and log do not go together"),
         (["space.warmup=16"], "space.warmup: is not a parameter of the space; to add it: '+space.warmup=16'"),
-        (["space.lora_rank.low=two"], "space.lora_rank: 'two' is no number"),
+        (["space.lora_rank.low=two"], "space.lora_rank: 'two' is not a number"),
         (["space={}"], "brings no space of its own"),
         (["space=own"], "space: objective=lora brings no space of its own; give space=NAME"),
         (["space.learning_rate.low=0"], "a log scale needs low above 0"),
@@ -728,11 +728,11 @@ def test_all_faults_of_a_space_are_named_at_once() -> None:
     )
     for expected in (
         "5 faults",
-        "space.constraints, 'lora_alhpa <= 4 * lora_rank': 'lora_alhpa' is no parameter; did you mean lora_alpha?",
-        "space.constraints, 'lora_rank + 1': is no comparison; write one such as a + b <= 1",
+        "space.constraints, 'lora_alhpa <= 4 * lora_rank': 'lora_alhpa' is not a parameter; did you mean lora_alpha?",
+        "space.constraints, 'lora_rank + 1': is not a comparison; write one such as a + b <= 1",
         "space.learning_rate: prior.center=3: is outside 0.0001 to 0.1",
-        "space.lora_dropout.when.lora_mpl: is no parameter of the space",
-        "space.lora_rank: 'two' is no number",
+        "space.lora_dropout.when.lora_mpl: is not a parameter of the space",
+        "space.lora_rank: 'two' is not a number",
     ):
         assert expected in told
 
@@ -741,8 +741,8 @@ def test_all_faults_of_a_space_are_named_at_once() -> None:
     ("overrides", "expected"),
     [
         (["space.constraints=['lora_rank > 32']"], "only 0 of 10000 random configurations are allowed"),
-        (["space.start=[{lora_rnak: 3}]"], "space.start[0].lora_rnak: is no parameter of the space; did you mean"),
-        (["space.start=[{lora_rank: 99}]"], "space.start[0].lora_rank: 99 is no integer from 2 to 32"),
+        (["space.start=[{lora_rnak: 3}]"], "space.start[0].lora_rnak: is not a parameter of the space; did you mean"),
+        (["space.start=[{lora_rank: 99}]"], "space.start[0].lora_rank: 99 is not an integer from 2 to 32"),
         (["space.constrains=[x]"], "space.constrains: is not a key; did you mean space.constraints?"),
         (["space.constraints=3"], "space.constraints=3: must be a list of comparisons"),
         (["space=village_extended", "space.constraints=[]"], "LoRA needs at least one matrix"),

@@ -193,7 +193,7 @@ def test_the_report_tells_them_apart(warm: Path) -> None:
     text = write_report(warm)[0].read_text()
     assert "By measured value: trial 3, 0.5" in text
     assert "It began with 3 evaluations imported from `first`" in text
-    assert "Imported, and no result of this campaign: the best of 3 is trial 1, 0.9" in text
+    assert "Imported, not a result of this campaign: the best of 3 is trial 1, 0.9" in text
     assert "Trials: 1 completed." in text
     assert "The 1 best of 1" in text
 

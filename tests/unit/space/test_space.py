@@ -95,7 +95,7 @@ def test_bool_and_number_are_different_choices() -> None:
     parameter = Categorical((False, 1))
     assert parameter.encode(False) == 0.25
     assert parameter.encode(1) == 0.75
-    with pytest.raises(ValueError, match="none of"):
+    with pytest.raises(ValueError, match="not one of"):
         parameter.encode(True)
 
 
@@ -123,7 +123,7 @@ def test_size() -> None:
         ({"low": 0.0, "high": 1.0, "log": True}, "low above 0"),
         ({"low": float("nan"), "high": 1.0}, "finite"),
         ({"low": 1.0}, "needs high"),
-        ({"low": "a", "high": 1.0}, "no number"),
+        ({"low": "a", "high": 1.0}, "not a number"),
         ({"low": 1.5, "high": 3, "type": "int"}, "integer ends"),
         ({"low": 1, "high": 3, "type": "real"}, "unknown; accepted"),
         ({"low": 1, "high": 3, "lgo": True}, "lgo: unknown"),
@@ -140,7 +140,7 @@ def test_size() -> None:
         ({"low": 0.0, "high": 1.0, "step": float("nan")}, "step=nan: must be above 0"),
         ({"low": 0.0, "high": 1.0, "step": 1e-12}, "too small"),
         ({"low": 0, "high": 3, "step": 1.5, "type": "int"}, "integer step"),
-        ({"low": 0, "high": 3, "step": "1"}, "no number"),
+        ({"low": 0, "high": 3, "step": "1"}, "not a number"),
         ({"choices": [1, 2], "step": 1}, "step: unknown for type categorical"),
         ({"choices": ["a", "a"]}, "twice"),
         ({"choices": "ab"}, "must be a list"),
@@ -239,11 +239,11 @@ def test_size_counts_what_is_active() -> None:
 @pytest.mark.parametrize(
     ("when", "fault"),
     [
-        ({"optimiser": "adam"}, r"space.x.when.optimiser: is no parameter of the space; did you mean optimizer\?"),
-        ({"optimizer": "adma"}, "space.x.when.optimizer: 'adma' is none of"),
+        ({"optimiser": "adam"}, r"space.x.when.optimiser: is not a parameter of the space; did you mean optimizer\?"),
+        ({"optimizer": "adma"}, "space.x.when.optimizer: 'adma' is not one of"),
         ({"optimizer": []}, "space.x.when.optimizer: names no value"),
         ({"beta": 0.6}, "space.x.when.beta: a condition needs a parent with single values"),
-        ({"tuned": 1}, r"space.x.when.tuned: 1 is none of \[False, True\]"),
+        ({"tuned": 1}, r"space.x.when.tuned: 1 is not one of \[False, True\]"),
         ({"x": 1}, "the conditions of x go round in a circle"),
         ("optimizer", "space.x: when='optimizer': must be a mapping"),
     ],
@@ -305,10 +305,10 @@ def test_what_a_constraint_means(text: str, holds: bool) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("alhpa <= 2 * rank", r"'alhpa' is no parameter; did you mean alpha\?"),
-        ("query == true", r"'true' is no parameter; did you mean True\?"),
+        ("alhpa <= 2 * rank", r"'alhpa' is not a parameter; did you mean alpha\?"),
+        ("query == true", r"'true' is not a parameter; did you mean True\?"),
         ("alpha <= ", r"cannot be read \(invalid syntax\)"),
-        ("alpha + rank", "is no comparison"),
+        ("alpha + rank", "is not a comparison"),
         ("1 < 2", "names no parameter"),
         ("alpha = rank", "cannot be read"),
         ("__import__('os').system('true') == 0", "is not accepted here"),
@@ -323,8 +323,8 @@ def test_what_a_constraint_means(text: str, holds: bool) -> None:
         ("sqrt(rank, alpha) < 2", "sqrt takes one argument"),
         ("schedule < 'm'", "a text can only be compared with a text, by == and !="),
         ("schedule == 1", "schedule and 1: a text can only be compared with a text"),
-        ("schedule + 1 < 2", "schedule is a text: there is no arithmetic with it"),
-        ("schedule == 'cosin'", "'cosin' is no choice of schedule; accepted: cosine, linear"),
+        ("schedule + 1 < 2", "schedule is a text: arithmetic needs numbers"),
+        ("schedule == 'cosin'", "'cosin' is not a choice of schedule; accepted: cosine, linear"),
         ("rank and alpha < 2", "rank is neither a comparison nor a boolean parameter"),
         ("+".join(["rank"] * 300) + " < 1", "is longer than 1000 characters"),
     ],
@@ -545,11 +545,11 @@ def test_a_value_between_two_steps_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         space.check({"x": 0.17, "n": 12})
     assert list(error.value.faults) == [
-        "x: 0.17 is none of [0, 0.05, … 0.3] (step 0.05)",
-        "n: 12 is none of [8, 16, … 64] (step 8)",
+        "x: 0.17 is not one of [0, 0.05, … 0.3] (step 0.05)",
+        "n: 12 is not one of [8, 16, … 64] (step 8)",
     ]
     for value in (-0.05, 0.35, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="is none of"):
+        with pytest.raises(ValueError, match="is not one of"):
             space.parameters["x"].encode(value)
     space.check({"x": 0.1 + 0.05, "n": 64})  # 0.15000000000000002
 
@@ -595,9 +595,9 @@ def test_fixed_parameters_stand_in_every_configuration_and_have_no_axis() -> Non
     with pytest.raises(ConfigError) as error:
         space.check({**whole, "batch": 8, "rate": 0.2, "n": 4})
     assert list(error.value.faults) == [
-        "batch: 8 is none of [16]",
-        "rate: 0.2 is none of [0.1]",
-        "n: 4 is no integer from 3 to 3",
+        "batch: 8 is not one of [16]",
+        "rate: 0.2 is not one of [0.1]",
+        "n: 4 is not an integer from 3 to 3",
     ]
 
 
@@ -642,9 +642,9 @@ def test_a_space_in_which_everything_is_fixed_has_one_configuration() -> None:
         ("log", True, "is a key of a parameter: indent it under one"),
         ("constraint", "a <= 1", "did you mean constraints?"),
         ("batch", [8, 16], r"write \{choices: \[8, 16\]\}, or \{ordered: \[8, 16\]\}"),
-        ("batch", None, "is no parameter; accepted: a mapping such as"),
+        ("batch", None, "is not a parameter; accepted: a mapping such as"),
         ("batch", "", "would mean that the parameter is not active"),
-        ("batch", float("nan"), "is not a value that can be told apart"),
+        ("batch", float("nan"), "is not a finite number"),
     ],
 )
 def test_bare_values_that_fix_nothing(name: str, value: Any, said: str) -> None:
