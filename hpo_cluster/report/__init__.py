@@ -21,7 +21,7 @@ def write_report(campaign_dir: str | os.PathLike[str]) -> list[Path]:
         The files written, the page first. Figures that nothing can be drawn in yet are left out.
 
     Raises:
-        JournalError: where there is no campaign.
+        JournalError: if there is no campaign.
     """
     from matplotlib import rc_context
 

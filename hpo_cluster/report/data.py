@@ -82,11 +82,11 @@ class Campaign:
 
 
 def read_campaign(campaign_dir: Path) -> Campaign:
-    """Gather what the report is made from. Raises JournalError where there is no campaign."""
+    """Gather what the report is made from. Raise JournalError if there is no campaign."""
     layout = CampaignLayout(campaign_dir)
     identity = read_identity(layout.identity)
     if identity is None:
-        raise JournalError(f"{layout.dir} is no campaign: it has no campaign.yaml")
+        raise JournalError(f"{layout.dir} is not a campaign: it has no campaign.yaml")
     history = load_history(campaign_dir)
     try:
         objective: Objective | None = parse_objective(identity["objective"])

@@ -205,5 +205,5 @@ def test_figures_of_an_earlier_report_that_no_longer_hold_are_removed(tmp_path: 
 
 
 def test_no_campaign_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(JournalError, match="is no campaign"):
+    with pytest.raises(JournalError, match="is not a campaign"):
         write_report(tmp_path)
