@@ -1,4 +1,4 @@
-"""The problems: test functions, cliffs made for this benchmark, and a surrogate of real fine-tunings if its data exists.
+"""The problems: test functions, cliffs made for this benchmark, and, with its data, a surrogate of real fine-tunings.
 
 A problem is always maximised here. Its *regret* at a configuration is the best known value minus the true one.
 
@@ -70,7 +70,7 @@ ISLAND_CENTRE = (0.74, 0.74, 0.35, 0.5, 0.5)
 
 
 def island(x: Array) -> float:
-    """Return the height of a plateau, a cliff to chance, and a narrow island behind it that is higher than the plateau; ``x``: 5.
+    """Return a plateau, a cliff to chance and, behind it, a narrow island higher than the plateau, at ``x`` (5).
 
     With ``s = (x1 + x2) / 2``: a slope from chance up to a plateau that rises by 0.02 towards its edge at 0.62, where
     it falls to chance within 0.01. Behind it, at 0.74, lies the island: 0.06 wide in ``s``, and 0.5 in ``x1 - x2`` and
@@ -219,7 +219,7 @@ def _trees(folder: Path) -> Trees:
 
 
 def surrogate_problems(folder: Path, store: Path | None = None) -> dict[str, Problem]:
-    """Return the three problems made from the evaluations in `folder`; their best values are searched once and kept in `store`."""
+    """Return the three problems made from the evaluations in `folder`; their best values are kept in `store`."""
     blur = _blur()
 
     def raw(points: Array) -> Array:

@@ -22,7 +22,7 @@ ALPHA = 0.05
 
 
 def regrets(observed: Sequence[float], true: Sequence[float], best: float) -> Array:
-    """Return the simple regret after each evaluation (``n``): of the best *observed* so far, by its true value; never below 0."""
+    """Return the simple regret (``n``) of the best *observed* so far, by its true value; never below 0."""
     seen, held = -np.inf, -np.inf
     out = []
     for o, t in zip(observed, true, strict=True):

@@ -106,7 +106,7 @@ class TrialRecord:
 
 
 def _sem(row: Mapping[str, Any]) -> float | None:
-    """Return the standard error of a row's value; None if there is none, or one below zero, which means nothing."""
+    """Return the standard error of a row's value; None if it is missing or negative."""
     sem: float | None = row.get("value_sem")
     return None if sem is None or sem < 0 else sem
 

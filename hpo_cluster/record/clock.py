@@ -21,7 +21,7 @@ def seconds_since(at: str) -> float:
 
 
 def is_time(value: object) -> bool:
-    """Return whether a value is a time as we write it: ISO 8601 with its offset from UTC."""
+    """Return whether a value is a time in ISO 8601 with an offset from UTC, the format of our files."""
     try:
         return isinstance(value, str) and datetime.datetime.fromisoformat(value).tzinfo is not None
     except ValueError:

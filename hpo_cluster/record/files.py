@@ -22,7 +22,7 @@ PASSING = STORAGE | {
     *(errno.EACCES, errno.EPERM, errno.EKEYEXPIRED, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOLCK, errno.EAGAIN),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
 }
-#: Something else lies where a file or a folder belongs.
+#: Errors of a path at which there is something other than the expected file or folder.
 IN_THE_WAY = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 
 
@@ -134,12 +134,12 @@ def listing(directory: Path) -> list[str]:
 
 
 def matching(directory: Path, pattern: str) -> list[Path]:
-    """Return what in a directory has a name like `pattern`, in order; nothing if it cannot be read."""
+    """Return the paths in a directory whose names match `pattern`, sorted; empty if it cannot be read."""
     return [directory / name for name in sorted(fnmatch.filter(refresh(directory), pattern))]
 
 
 def is_there(path: Path) -> bool:
-    """Return whether something is at `path`, as far as we may look: `Path.exists` raises where we may not."""
+    """Return whether `path` exists; False without access rights, for which `Path.exists` raises."""
     return os.path.exists(path)  # noqa: PTH110
 
 

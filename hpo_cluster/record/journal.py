@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 Event: TypeAlias = dict[str, Any]
 
-_WAY_OUT = "Rebuild it from what is whole and from the jobs' files:"
+_WAY_OUT = "Rebuild it from its valid lines and the jobs' files:"
 
 
 @dataclass

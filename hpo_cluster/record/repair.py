@@ -106,7 +106,7 @@ def _is_whole(layout: CampaignLayout) -> bool:
 
 
 def _data(path: Path) -> bytes:
-    """Return what is in the old journal; nothing if it is not a file."""
+    """Return the content of the old journal; empty if it is not a file."""
     try:
         return read_data(path)
     except JournalError:

@@ -37,7 +37,7 @@ def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def scheduler_view(data: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what the scheduler last said, without what no driver writes there; empty if there is nothing."""
+    """Return what the scheduler last said, without entries that a driver never writes; empty if unknown."""
     if not data:
         return {}
     jobs = data.get("jobs")
