@@ -206,7 +206,7 @@ class NevergradPeer:
 
 
 class CmaPeer:
-    """CMA-ES (pycma) on the unit cube, from its middle with step 0.25; the values of a generation are reported together."""
+    """CMA-ES (pycma) on the unit cube, from its middle with step 0.25; a generation's values are reported together."""
 
     def __init__(self, space: Space, seed: int) -> None:
         import cma
