@@ -1,4 +1,4 @@
-"""A launcher whose jobs are no processes: they publish their files when a simulated clock says that they end."""
+"""A launcher whose jobs are not processes: their files are published when they end on a simulated clock."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from hpo_cluster.record.layout import AttemptLayout
 
 
 class SimulatedCluster:
-    """As many nodes as there are jobs; each writes a claim at its submission and a result at its end.
+    """A cluster with a node for each job. A job writes its claim at its submission and its result at its end.
 
     Attributes:
-        cpu_s: CPU seconds that went into the jobs and the scheduler, which are no part of the driver.
+        cpu_s: CPU seconds of the simulated jobs and scheduler, which do not belong to the driver.
 
     Args:
         function: test function that the jobs evaluate.
@@ -43,15 +43,15 @@ class SimulatedCluster:
         self._job = {**job_identity(), "node": "simulated"}
 
     def script(self, submission: Submission) -> str:
-        """Jobs are no processes: there is no script."""
+        """Return an empty script: jobs are not processes."""
         return ""
 
     def command(self, submission: Submission) -> list[str]:
-        """No command either."""
+        """Return an empty command."""
         return []
 
     def submit(self, submission: Submission) -> JobRef:
-        """Begin the job at once."""
+        """Start the job at once, and return it."""
         with self._apart():
             params = read_json(submission.attempt_dir / "params.json")
             assert params is not None
@@ -65,21 +65,21 @@ class SimulatedCluster:
             return make_ref(self.backend, claim["job"], submission.token)
 
     def poll(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
-        """What a scheduler would say."""
+        """Return the states that a scheduler would report."""
         running, ended = JobStatus(JobState.RUNNING, detail="RUNNING"), JobStatus(JobState.ENDED, EndReason.WELL)
         with self._apart():
             return {ref.token: running if ref.token in self._tokens else ended for ref in refs}
 
     def cancel(self, ref: JobRef) -> None:
-        """The job ends without a result."""
+        """End the job without a result."""
         self._tokens.discard(ref.token)
 
     def find(self, submission: Submission) -> JobRef | None:
-        """Nothing is ever submitted by halves here."""
+        """Return None: a submission never stops halfway here."""
         return None
 
     def advance(self, seconds: float) -> None:
-        """Let simulated time pass: what ends in it publishes its result."""
+        """Advance the simulated clock, and publish the results of the jobs that end meanwhile."""
         with self._apart():
             self._now_s += seconds
             while self._running and self._running[0][0] <= self._now_s:
@@ -93,7 +93,7 @@ class SimulatedCluster:
 
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:
-        """The CPU time of this thread while this lasts is none of the driver's."""
+        """Count the CPU time of this thread inside the block for the simulation, not for the driver."""
         began = time.thread_time()
         try:
             yield
@@ -102,7 +102,7 @@ class SimulatedCluster:
 
 
 def publish(path: Path, document: dict[str, Any]) -> None:
-    """Write a file whole, as a job does, but for waiting until it is on the disk."""
+    """Write a file whole, as a job does, without syncing it to disk."""
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(dumps(document), encoding="utf-8")
     temporary.replace(path)

@@ -1,4 +1,4 @@
-"""Drive whole campaigns on a simulated cluster and measure what the driver takes.
+"""Drive whole campaigns on a simulated cluster and measure the cost of the driver.
 
 Usage: ``python -m benchmarks.campaign.run [options]``. The journal, the attempts' directories, the history and the
 optimizers are those of real campaigns; only the jobs are simulated (`benchmarks.campaign.cluster`), and time with them.
@@ -49,7 +49,7 @@ COLUMNS = {
     "ask_s": "CPU s a proposal, of ask",
     "loop_s": "CPU s a trial, of the whole loop",
     "late_s": "the same, late",
-    "idle_s": "CPU s of a look at all jobs without news",
+    "idle_s": "CPU s of a pass over all jobs without news",
     "rss_gb": "peak RSS GB",
     "journal_mb": "journal MB",
     "resume_s": "resume s",
@@ -60,9 +60,9 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a campaign took. Seconds are CPU seconds of the driver alone, but for `resume_s` and `wall_s`.
+    """The cost of a campaign. Seconds are CPU seconds of the driver alone, except for `resume_s` and `wall_s`.
 
-    `late_s` is over the last tenth of the trials that end while there is still something to ask for.
+    `late_s` is over the last tenth of the trials that end while there is still something to propose.
     """
 
     optimizer: str
@@ -80,7 +80,7 @@ class Measurement:
 
 
 class Timed:
-    """An optimizer whose CPU seconds are added up."""
+    """An optimizer whose CPU seconds are summed."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.space, self.optimizer, self.cpu_s = optimizer.space, optimizer, 0.0
@@ -97,7 +97,7 @@ class Timed:
 def open_campaign(
     directory: Path, optimizer: str, function: str, budget: int, workers: int, cluster: SimulatedCluster
 ) -> tuple[Campaign, Timed]:
-    """The campaign, new or with what is in its directory, and its optimizer."""
+    """Return a campaign, new or resumed from its directory, and its optimizer."""
     space = FUNCTIONS[function].space
     spec = make_spec(
         directory,
@@ -117,13 +117,13 @@ def open_campaign(
 def measure(
     directory: Path, optimizer: str, arguments: argparse.Namespace, progress: Connection | None = None
 ) -> Measurement:
-    """Drive one campaign to its end and open it once more.
+    """Drive one campaign to its end and open it again.
 
     Args:
-        directory: of the campaign; it must not exist.
+        directory: directory of the campaign; it must not exist.
         optimizer: name in the registry.
         arguments: `function`, `trials`, `workers` and `evaluation_s`.
-        progress: gets the number of trials done, now and then.
+        progress: receives the number of ended trials from time to time.
     """
     began = time.monotonic()
     cluster = SimulatedCluster(arguments.function, arguments.evaluation_s)
@@ -183,7 +183,7 @@ def measure(
 
 
 def table(measurements: Sequence[Measurement]) -> str:
-    """The measurements in Markdown."""
+    """Return the measurements as a Markdown table."""
     rows = [list(COLUMNS.values()), ["---"] * len(COLUMNS)]
     for measurement in measurements:
         cells = [getattr(measurement, name) for name in COLUMNS]
@@ -196,7 +196,7 @@ def _whole(cell: object) -> str:
 
 
 def _in_child(optimizer: str, arguments: argparse.Namespace, answer: Connection) -> None:
-    """Measure in this process, which has done nothing before, and send what was found or what went wrong."""
+    """Measure in this fresh process, and send the measurement or the traceback."""
     try:
         with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="campaign-") as folder:
             profile = cProfile.Profile()
@@ -212,7 +212,7 @@ def _in_child(optimizer: str, arguments: argparse.Namespace, answer: Connection)
 
 
 def _measured(optimizer: str, arguments: argparse.Namespace, progress: Progress) -> Measurement | str:
-    """The measurement of a process of its own, or its traceback."""
+    """Return the measurement made in a child process, or its traceback."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     child = context.Process(target=_in_child, args=(optimizer, arguments, theirs), daemon=True)
@@ -242,7 +242,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, default=1000, help="trials in flight")
     parser.add_argument("--function", choices=sorted(FUNCTIONS), default="cliff", help="what the jobs evaluate")
     parser.add_argument(
-        "--evaluation-s", type=float, default=250.0, help="simulated seconds of an evaluation; a look every 0.5"
+        "--evaluation-s", type=float, default=250.0, help="simulated seconds of an evaluation; a pass every 0.5"
     )
     parser.add_argument("--dir", type=Path, help="folder on the disk that campaigns shall be on; removed afterwards")
     parser.add_argument("--profile", type=Path, help="file for cProfile's statistics of the last optimizer")

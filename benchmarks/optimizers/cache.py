@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
 
 
 class Key(NamedTuple):
-    """What a run is of."""
+    """What identifies a run."""
 
     problem: str
     optimizer: str
@@ -25,7 +25,7 @@ class Key(NamedTuple):
 
 
 def append(path: Path, key: Key, versions: Mapping[str, str], run: Run) -> None:
-    """Add a run."""
+    """Append a run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rounded = asdict(run) | {
         "times": [round(t, 6) for t in run.times],
@@ -36,7 +36,7 @@ def append(path: Path, key: Key, versions: Mapping[str, str], run: Run) -> None:
 
 
 def read(path: Path) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """Every whole line, oldest first; a line cut off by an interruption is passed over."""
+    """Return the runs of all complete lines, oldest first; a line cut off by an interruption is skipped."""
     if not path.is_file():
         return
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -48,10 +48,10 @@ def read(path: Path) -> Iterator[tuple[Key, dict[str, Any]]]:
 
 
 def done(path: Path, versions: Mapping[str, Mapping[str, str]] | None) -> set[Key]:
-    """Keys of the runs that need not be made again: those of the same versions, or all where `versions` is None."""
+    """Return the keys of runs that need not be repeated: those of the same versions, or all if `versions` is None."""
     return {key for key, entry in read(path) if versions is None or entry["versions"] == versions.get(key.optimizer)}
 
 
 def latest(path: Path) -> dict[Key, dict[str, Any]]:
-    """The last run of each key."""
+    """Return the last run of each key."""
     return dict(read(path))

@@ -1,4 +1,4 @@
-"""Who takes part: every optimizer of the registry with its defaults, variants of some, and other libraries.
+"""The contestants: every optimizer of the registry with its defaults, variants of some, and other libraries.
 
 A contestant's name is ``optimizer`` or ``optimizer[setting=value,...]`` for ours, and ``peer:NAME`` for the libraries
 driven by their own interface. What is not installed is left out with a message.
@@ -44,7 +44,7 @@ MODULES = {"optuna": "optuna", "nevergrad": "nevergrad", "nomad": "PyNomad"}
 
 
 class Ours:
-    """An optimizer of the registry, asked with a history as a campaign makes it.
+    """An optimizer of the registry, asked with a history as in a campaign.
 
     Args:
         name: a contestant's name, without ``peer:``.
@@ -64,7 +64,7 @@ class Ours:
         self.number: dict[int, int] = {}  # of the trial in the history: rows that need no evaluation have one too
 
     def ask(self, trial: int) -> Configuration | None:
-        """The proposal of the optimizer; rows that need no evaluation go into the history."""
+        """Return the proposal of the optimizer; rows without a job go into the history."""
         ask = self.optimizer.ask(self.campaign.history(), 1)
         numbers = self.campaign.take(ask)
         if not numbers:
@@ -73,12 +73,12 @@ class Ours:
         return dict(ask.proposals[0].parameters)
 
     def tell(self, trial: int, target: float) -> None:
-        """The row of the trial is completed."""
+        """Complete the row of the trial."""
         self.campaign.complete(self.number[trial], target)
 
 
 def parse(name: str) -> tuple[str, dict[str, Any]]:
-    """Optimizer and settings of ``optimizer[setting=value,...]``."""
+    """Return optimizer and settings of ``optimizer[setting=value,...]``."""
     match = re.fullmatch(r"(\w+)(?:\[(.*)\])?", name)
     if not match:
         raise ValueError(f"{name!r} is no contestant's name; it is optimizer[setting=value,...] or peer:NAME")
@@ -94,12 +94,12 @@ def _literal(text: str) -> Any:
 
 
 def names() -> list[str]:
-    """Every contestant's name: the registry's first, whatever it holds, then variants, then other libraries."""
+    """Return all contestants' names: the registry's first, then variants, then other libraries."""
     return [*OPTIMIZERS, *(v for v in VARIANTS if parse(v)[0] in OPTIMIZERS), *(f"peer:{peer}" for peer in PEERS)]
 
 
 def missing(name: str) -> str:
-    """Why a contestant cannot take part here; empty where it can."""
+    """Return why a contestant cannot take part on this machine; empty if it can."""
     if name.startswith("peer:"):
         peer = PEERS.get(name.removeprefix("peer:"))
         if peer is None:
@@ -115,7 +115,7 @@ def missing(name: str) -> str:
 
 
 def make(name: str, space: Space, budget: int, workers: int, seed: int) -> Contestant:
-    """The contestant of that name."""
+    """Return the contestant of that name."""
     if name.startswith("peer:"):
         contestant: Contestant = PEERS[name.removeprefix("peer:")].make(space, budget, workers, seed)
         return contestant
@@ -123,7 +123,7 @@ def make(name: str, space: Space, budget: int, workers: int, seed: int) -> Conte
 
 
 def versions(name: str) -> dict[str, str]:
-    """What the result of a run depends on beside its arguments: versions of libraries, and of our own modules."""
+    """Return what a run depends on besides its arguments: versions of libraries, and of this project's modules."""
     if name.startswith("peer:"):
         libraries: tuple[str, ...] = PEERS[name.removeprefix("peer:")].libraries
         return {library: importlib.metadata.version(library) for library in libraries}
@@ -133,7 +133,7 @@ def versions(name: str) -> dict[str, str]:
 
 
 def _code(key: str) -> str:
-    """A digest of the optimizer's module and of the modules of `hpo_cluster` that it imports."""
+    """Return a digest of the optimizer's module and of the modules of `hpo_cluster` that it imports."""
     package = Path(hpo_cluster.__file__).parent
     found: dict[str, str] = {}
     queue = [OPTIMIZERS[key].optimizer.__module__]

@@ -1,4 +1,4 @@
-"""A campaign without jobs and files: a record that events go into, and the history as the driver makes it."""
+"""A campaign without jobs and files: its events in a record, and the history as the driver makes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hpo_cluster.trial import Ask
 
 
 class MemoryCampaign(MemoryJournal):
-    """A campaign of a space, whose value is maximised.
+    """A campaign over a space, whose value is maximised.
 
     Args:
         space: of the trials.
@@ -19,11 +19,11 @@ class MemoryCampaign(MemoryJournal):
         super().__init__(space.names, maximize=True)
 
     def take(self, ask: Ask) -> list[int]:
-        """An answer goes into the record; the numbers of its proposals."""
+        """Add an answer of the optimizer to the record, and return the numbers of its proposals."""
         rows = asked_rows(ask, self.record.next_trial, 0)
         self.append("asked", trials=rows)
         return [row["trial"] for row in rows[len(ask.settled) :]]
 
     def complete(self, trial: int, value: float) -> None:
-        """A trial ends with a value."""
+        """End a trial with a value."""
         self.append("ended", trial=trial, state="completed", value=value)

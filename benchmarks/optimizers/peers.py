@@ -1,4 +1,4 @@
-"""Other libraries, each through its own interface, with the parameters' own kinds where it has them.
+"""Other libraries, each through its own interface and, if it has them, with its own kinds of parameters.
 
 NOMAD has no interface that can be asked; it takes part as the registry's `nomad`.
 """
@@ -57,7 +57,7 @@ class OptunaPeer:
         self.space, self.trials = space, dict[int, Any]()
 
     def ask(self, trial: int) -> Configuration | None:
-        """A new trial, all its parameters suggested."""
+        """Return a new trial, with suggestions for all its parameters."""
         with _quiet():
             self.trials[trial] = asked = self.study.ask()
             out: Configuration = {}
@@ -71,7 +71,7 @@ class OptunaPeer:
             return out
 
     def tell(self, trial: int, target: float) -> None:
-        """Tell it."""
+        """Report the value to the study."""
         with _quiet():
             self.study.tell(self.trials.pop(trial), target)
 
@@ -108,7 +108,7 @@ class AxPeer:
         self.indices: dict[int, int] = {}
 
     def ask(self, trial: int) -> Configuration | None:
-        """One trial."""
+        """Return one trial."""
         with _quiet():
             trials = self.client.get_next_trials(max_trials=1)
         if not trials:
@@ -118,7 +118,7 @@ class AxPeer:
         return dict(configuration)
 
     def tell(self, trial: int, target: float) -> None:
-        """Complete it."""
+        """Complete the trial."""
         with _quiet():
             self.client.complete_trial(self.indices.pop(trial), raw_data={"target": target})
 
@@ -157,13 +157,13 @@ class SmacPeer:
             )
 
     def ask(self, trial: int) -> Configuration | None:
-        """One configuration."""
+        """Return one configuration."""
         with _quiet():
             self.trials[trial] = info = self.smac.ask()
         return {name: _plain(info.config[name], p) for name, p in self.space}
 
     def tell(self, trial: int, target: float) -> None:
-        """The cost is what is lost."""
+        """Report the value; the cost is its negative."""
         from smac.runhistory.dataclasses import TrialValue
 
         with _quiet():
@@ -194,19 +194,19 @@ class NevergradPeer:
         self.space, self.candidates = space, dict[int, Any]()
 
     def ask(self, trial: int) -> Configuration | None:
-        """One candidate."""
+        """Return one candidate."""
         with _quiet():
             self.candidates[trial] = candidate = self.optimizer.ask()
         return {name: _plain(candidate.value[name], p) for name, p in self.space}
 
     def tell(self, trial: int, target: float) -> None:
-        """The loss is the negative target."""
+        """Report the value; the loss is its negative."""
         with _quiet():
             self.optimizer.tell(self.candidates.pop(trial), -target)
 
 
 class CmaPeer:
-    """CMA-ES (pycma) on the unit cube, from its middle with step 0.25; a generation's answers are told together."""
+    """CMA-ES (pycma) on the unit cube, from its middle with step 0.25; a generation's values are reported together."""
 
     def __init__(self, space: Space, seed: int) -> None:
         import cma
@@ -217,13 +217,13 @@ class CmaPeer:
         self.space, self.asked, self.told = space, dict[int, Any](), list[tuple[Any, float]]()
 
     def ask(self, trial: int) -> Configuration | None:
-        """One sample."""
+        """Return one sample of the generation."""
         with _quiet():
             self.asked[trial] = self.strategy.ask(1)[0]
         return self.space.decode(np.asarray(self.asked[trial]))
 
     def tell(self, trial: int, target: float) -> None:
-        """Once the generation is complete."""
+        """Report the values of a generation once it is complete."""
         self.told.append((self.asked.pop(trial), -target))
         if len(self.told) == self.strategy.popsize:
             with _quiet():
@@ -232,7 +232,7 @@ class CmaPeer:
 
 
 def _plain(value: Any, parameter: Any) -> Any:
-    """A library's scalar as Python's own, inside the range up to rounding."""
+    """Return a library's scalar as a plain Python value, clipped to the range."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(parameter, Categorical):

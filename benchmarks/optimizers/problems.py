@@ -1,4 +1,4 @@
-"""The problems: test functions, cliffs of our own, and a surrogate of real fine-tunings where its data is at hand.
+"""The problems: test functions, cliffs made for this benchmark, and, with its data, a surrogate of real fine-tunings.
 
 A problem is always maximised here. Its *regret* at a configuration is the best known value minus the true one.
 
@@ -36,13 +36,13 @@ DATA_FILES = ("lhs.jsonl", "bo.jsonl", "soo.jsonl", "bamsoo.jsonl")
 
 @dataclass(frozen=True)
 class Problem:
-    """Something to maximise.
+    """A problem to maximise.
 
     Args:
         name: its key.
         space: where it is defined.
         truth: noiseless value of a configuration.
-        best: highest known value.
+        best: the highest known value.
         noise: standard deviation of the noise that the optimizer sees.
         kind: "smooth", "cliff" or "data": what the tables group by.
     """
@@ -55,7 +55,7 @@ class Problem:
     kind: str = "smooth"
 
     def observe(self, configuration: Configuration, seed: int, trial: int) -> tuple[float, float]:
-        """What the optimizer sees, and the true value. The noise belongs to (problem, seed, trial)."""
+        """Return what the optimizer sees, and the true value. The noise depends on (problem, seed, trial)."""
         true = self.truth(configuration)
         if not self.noise:
             return true, true
@@ -70,7 +70,7 @@ ISLAND_CENTRE = (0.74, 0.74, 0.35, 0.5, 0.5)
 
 
 def island(x: Array) -> float:
-    """A plateau, a cliff to chance, and behind it a narrow island that is higher than the plateau; ``x``: 5.
+    """Return a plateau, a cliff to chance and, behind it, a narrow island higher than the plateau, at ``x`` (5).
 
     With ``s = (x1 + x2) / 2``: a slope from chance up to a plateau that rises by 0.02 towards its edge at 0.62, where
     it falls to chance within 0.01. Behind it, at 0.74, lies the island: 0.06 wide in ``s``, and 0.5 in ``x1 - x2`` and
@@ -91,7 +91,7 @@ def _of(function: benchmark_functions.TestFunction, name: str, noise: float = 0.
 
 
 def synthetic() -> dict[str, Problem]:
-    """The problems that need no data."""
+    """Return the problems that need no data."""
     known = benchmark_functions.FUNCTIONS
     whole: dict[str, Parameter] = {f"x{i}": Integer(-5, 10) for i in (1, 2)}
     valley = Space(whole | {f"x{i}": Float(-5.0, 10.0) for i in (3, 4, 5)})
@@ -117,7 +117,7 @@ def synthetic() -> dict[str, Problem]:
 
 
 def problems() -> tuple[dict[str, Problem], list[str]]:
-    """Every problem that can be made here, and a message for each that cannot."""
+    """Return the problems that can be made on this machine, and a message for each that cannot."""
     made, messages = synthetic(), []
     folder = os.environ.get(DATA_VARIABLE)
     if not folder:
@@ -143,7 +143,7 @@ TREES, PERTURBATIONS, SPREAD, NOISE = 200, 32, 0.02, 0.005
 
 
 def load(folder: Path) -> tuple[Array, Array]:
-    """Natural units (``n x 5``: rank, alpha, dropout, log10 rate, log10 decay) and accuracies (``n``)."""
+    """Return natural units (``n x 5``: rank, alpha, dropout, log10 rate, log10 decay) and accuracies (``n``)."""
     x, y = [], []
     for name in DATA_FILES:
         for line in (folder / name).read_text(encoding="utf-8").splitlines():
@@ -158,7 +158,7 @@ def load(folder: Path) -> tuple[Array, Array]:
 
 
 def columns(x: Array) -> Array:
-    """What the trees see (``n x 9``) of natural units (``n x 5``): with alpha/r, alpha/sqrt r, both times rate."""
+    """Return the features (``n x 9``) of natural units (``n x 5``): with alpha/r, alpha/sqrt r, both times rate."""
     rank, alpha, dropout, rate, decay = x.T
     ratio, root = alpha / rank, alpha / np.sqrt(rank)
     effective = [rate + np.log10(ratio), rate + np.log10(root)]
@@ -187,7 +187,7 @@ class Trees:
         self.value = np.concatenate([tree.value[:, 0, 0] for tree in trees])
 
     def predict(self, x: Array) -> Array:
-        """Means (``n``) at natural units (``n x 5``)."""
+        """Return the means (``n``) at natural units (``n x 5``)."""
         seen = columns(x).astype(np.float32)  # the precision that the trees were grown in
         node = np.tile(self.roots, (len(x), 1))
         rows = np.arange(len(x))[:, None]
@@ -198,7 +198,7 @@ class Trees:
 
 
 def natural(configuration: Mapping[str, Value]) -> Array:
-    """Natural units (``5``) of a configuration of `LORA_SPACE`."""
+    """Return the natural units (``5``) of a configuration of `LORA_SPACE`."""
     rank, alpha, dropout, rate, decay = (float(configuration[name]) for name in LORA_SPACE.names)
     return np.array([rank, alpha, dropout, math.log10(rate), math.log10(decay)])
 
@@ -208,7 +208,7 @@ HIGH = np.array([64.0, 64.0, 0.5, -1.0, -1.0])
 
 
 def _blur() -> Array:
-    """The fixed perturbations (``32 x 5``, natural units) that `lora1Bs` is averaged over."""
+    """Return the fixed perturbations (``32 x 5``, natural units) that `lora1Bs` is averaged over."""
     rng = np.random.default_rng(derive_seed("lora1Bs"))
     return np.asarray(rng.standard_normal((PERTURBATIONS, 5)) * SPREAD * (HIGH - LOW), dtype=np.float64)
 
@@ -219,7 +219,7 @@ def _trees(folder: Path) -> Trees:
 
 
 def surrogate_problems(folder: Path, store: Path | None = None) -> dict[str, Problem]:
-    """The three problems made of the evaluations in `folder`; their best values, searched once, are kept in `store`."""
+    """Return the three problems made from the evaluations in `folder`; their best values are kept in `store`."""
     blur = _blur()
 
     def raw(points: Array) -> Array:
@@ -244,7 +244,7 @@ def surrogate_problems(folder: Path, store: Path | None = None) -> dict[str, Pro
 
 
 def _tops(folder: Path, predictions: Mapping[str, Callable[[Array], Array]], store: Path) -> dict[str, float]:
-    """Highest values found: 4000 uniform points, then 60 rounds of 100 points around the ten best."""
+    """Return the highest values found: 4000 uniform points, then 60 rounds of 100 points around the ten best."""
     digest = hashlib.sha256(b"".join((folder / name).read_bytes() for name in DATA_FILES)).hexdigest()[:16]
     kept: dict[str, Any] = json.loads(store.read_text(encoding="utf-8")) if store.is_file() else {}
     if kept.get("data") == digest:
@@ -268,7 +268,7 @@ def _tops(folder: Path, predictions: Mapping[str, Callable[[Array], Array]], sto
 
 
 def cross_validation(folder: Path) -> dict[str, float]:
-    """R2 and Spearman's correlation of the surrogate: 10 folds, equal configurations in one fold."""
+    """Return R2 and Spearman's correlation of the surrogate: 10 folds, equal configurations in one fold."""
     from scipy.stats import spearmanr
     from sklearn.ensemble import ExtraTreesRegressor
     from sklearn.model_selection import GroupKFold

@@ -1,4 +1,4 @@
-"""Tables and figures of the cached runs, into ``docs/benchmarks/``.
+"""Tables and figures of the cached runs, written into ``docs/benchmarks/``.
 
 Usage: ``python -m benchmarks.optimizers.report [--results FILE] [--out DIR]``.
 """
@@ -84,21 +84,21 @@ class Results:
         self.optimizers = sorted(names, key=lambda name: (name != "bo", name.startswith("peer:"), name))
 
     def final(self, problem: str, optimizer: str) -> dict[int, float]:
-        """Regret at the end, by seed."""
+        """Return the regret at the end, by seed."""
         return {seed: float(regret[-1]) for seed, regret in self.regret[problem].get(optimizer, {}).items()}
 
     def floor(self, problem: str) -> float:
-        """What counts as no regret; 0 where random search was not run."""
+        """Return the regret that counts as zero; 0 if random search was not run."""
         values = list(self.final(problem, "random").values())
         return st.floor_of(values) if values else 0.0
 
     def cpu(self, optimizer: str) -> float:
-        """Median CPU seconds of a suggestion after the first ten."""
+        """Return the median CPU seconds of a suggestion after the first ten."""
         seconds = [s for key, e in self.entries.items() if key.optimizer == optimizer for s in e["cpu_s"][10:]]
         return float(np.median(seconds)) if seconds else math.nan
 
     def at_time(self, problem: str, optimizer: str, when: float) -> list[float]:
-        """Regrets at a simulated time."""
+        """Return the regrets at a simulated time."""
         found = []
         for seed, regret in self.regret[problem].get(optimizer, {}).items():
             entry = self.entries[Key(problem, optimizer, seed, self.workers, self.budget)]
@@ -107,7 +107,7 @@ class Results:
 
 
 def _best_known(path: Path) -> dict[str, float]:
-    """Highest true value of each problem: the known one, or a higher one that some run came upon."""
+    """Return the highest true value of each problem: the known one, or a higher one found by a run."""
     import json
 
     best = {name: problem.best for name, problem in synthetic().items()}
@@ -123,12 +123,12 @@ def _best_known(path: Path) -> dict[str, float]:
 
 
 def label(name: str) -> str:
-    """How a contestant is called in a table."""
+    """Return the name of a contestant in the tables."""
     return LABELS.get(name, name.replace("outcome=", "").replace("sampler=", "").replace("algorithm=", ""))
 
 
 def number(value: float) -> str:
-    """Two significant digits."""
+    """Return a number with two significant digits."""
     if math.isnan(value):
         return "–"
     if value == 0:
@@ -139,7 +139,7 @@ def number(value: float) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A markdown table."""
+    """Return a Markdown table."""
     yield f"| {' | '.join(head)} |"
     yield f"|{'|'.join('---' for _ in head)}|"
     for row in rows:
@@ -148,7 +148,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def sequential(results: Results) -> Iterator[str]:
-    """Medians and quartiles, ranks, and where `bo` stands."""
+    """Return medians and quartiles, ranks, and the comparison of `bo`."""
     seeds = {name: _seeds(results, name) for name in results.optimizers}
     ranks: dict[str, list[float]] = defaultdict(list)
     whole = [n for n in results.optimizers if all(results.regret[p].get(n) for p in results.problems)]
@@ -180,12 +180,12 @@ def _cell(results: Results, problem: str, name: str) -> str:
 
 
 def is_peer(name: str) -> bool:
-    """Whether a contestant is another library."""
+    """Return whether a contestant is another library."""
     return name.startswith("peer:") or parse(name)[0] in MODULES
 
 
 def standing(results: Results, ours: str) -> Iterator[str]:
-    """A row for each problem: the best rival, the paired test against it, and against random search."""
+    """Return a row for each problem: the best rival, the paired test against it, and against random search."""
     rows, counts = [], {"better": 0, "level": 0, "worse": 0, "untested": 0}
     for problem in results.problems:
         mine = results.final(problem, ours)
@@ -209,7 +209,7 @@ def standing(results: Results, ours: str) -> Iterator[str]:
 
 
 def duel(results: Results, ours: str, other: str) -> Iterator[str]:
-    """One optimizer against another over all problems: paired ratios of regrets, and tests."""
+    """Return the comparison of two optimizers over all problems: paired ratios of regrets, and tests."""
     rows, logs, verdicts = [], list[float](), {"better": 0, "level": 0, "worse": 0, "untested": 0}
     for problem in results.problems:
         mine, theirs = results.final(problem, ours), results.final(problem, other)
@@ -233,7 +233,7 @@ def duel(results: Results, ours: str, other: str) -> Iterator[str]:
 
 
 def asynchronous(results: Results) -> Iterator[str]:
-    """Medians at half and at the end of the simulated time."""
+    """Return medians at half and at the end of the simulated time."""
     times = (results.budget / results.workers / 2, results.budget / results.workers)
     rows = []
     for name in results.optimizers:
@@ -247,7 +247,7 @@ def asynchronous(results: Results) -> Iterator[str]:
 
 
 def figure(results: Results, path: Path, against_time: bool) -> None:
-    """Median and quartiles of the regret by evaluations or simulated time, a panel for each problem."""
+    """Draw median and quartiles of the regret by evaluations or simulated time, with a panel for each problem."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -297,7 +297,7 @@ def figure(results: Results, path: Path, against_time: bool) -> None:
 
 
 def versions(path: Path) -> str:
-    """The versions of the libraries in the runs taken."""
+    """Return the versions of the libraries in the runs."""
     found: dict[str, set[str]] = defaultdict(set)
     for entry in cache.latest(path).values():
         for name, version in entry["versions"].items():
@@ -347,7 +347,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _duels(results: Results) -> list[str]:
-    """`mosaic` against `bo` where both ran, and against the other optimizers for many workers where `bo` did not."""
+    """Compare `mosaic` with `bo` if both ran, else with the other optimizers for many workers."""
     if "mosaic" not in results.optimizers:
         return []
     others = ["bo"] if "bo" in results.optimizers else [n for n in results.optimizers if n != "mosaic"]
@@ -355,7 +355,7 @@ def _duels(results: Results) -> list[str]:
 
 
 def _write_regrets(path: Path, out: Path) -> None:
-    """One line for each run: what it was of, its regret at the end and the median CPU seconds of a suggestion."""
+    """Write a line for each run: its key, its regret at the end and the median CPU seconds of a suggestion."""
     best = _best_known(path)
     lines = ["problem,optimizer,seed,workers,evaluations,regret,cpu_s"]
     for key, entry in sorted(cache.latest(path).items()):

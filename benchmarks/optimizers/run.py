@@ -37,7 +37,7 @@ QUICK_OPTIMIZERS = ("random", "sobol", "bo", "peer:optuna-tpe", "peer:nevergrad-
 
 
 def plan(arguments: argparse.Namespace, known: dict[str, Problem]) -> tuple[list[Key], list[str]]:
-    """The runs that are wanted, cheap optimizers first and seed by seed, and what was left out."""
+    """Return the wanted runs, cheap optimizers first and seed by seed, and what was left out."""
     quick = arguments.setting == "quick"
     wanted = arguments.problems or [name for name in known if not quick or name in QUICK_PROBLEMS]
     names = arguments.optimizers or [n for n in contestants.names() if not quick or n in QUICK_OPTIMIZERS]
@@ -56,7 +56,7 @@ def plan(arguments: argparse.Namespace, known: dict[str, Problem]) -> tuple[list
 
 
 def execute(key: Key) -> Run:
-    """One run, in this process."""
+    """Make one run in this process."""
     problem = problems()[0][key.problem]
     # equal for every optimizer, so that the comparison is paired: noise and durations, and the seed of designs
     contestant = contestants.make(
@@ -72,7 +72,7 @@ def execute(key: Key) -> Run:
 
 
 def _start() -> None:
-    """A process of the pool computes with one thread, whatever the libraries think, and never without its parent."""
+    """Prepare a process of the pool: it computes with one thread, and ends with its parent."""
     import threadpoolctl
 
     end_with_parent()

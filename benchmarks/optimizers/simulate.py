@@ -1,4 +1,4 @@
-"""One loop for every optimizer: ask, evaluate for a simulated time, tell, on as many simulated workers as wanted.
+"""One loop for every optimizer: ask, evaluate for a simulated time, report, on any number of simulated workers.
 
 Nothing waits for a round: a worker that is free gets the next proposal at once. A proposal takes no simulated time, so
 the order of events depends on the durations alone, which belong to (problem, seed, trial) and not to the optimizer.
@@ -23,25 +23,25 @@ Evaluate = Callable[[int, Configuration], tuple[float, float]]
 
 
 class Contestant(Protocol):
-    """An optimizer that takes part, made with (space, budget, workers, seed)."""
+    """An optimizer in the comparison, made with (space, budget, workers, seed)."""
 
     def ask(self, trial: int) -> Configuration | None:
-        """Configuration of the next trial; None where there is none left."""
+        """Return the configuration of the next trial; None if none is left."""
 
     def tell(self, trial: int, target: float) -> None:
-        """A trial ended with this value; more is better."""
+        """Report that a trial ended with a value; larger is better."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What happened, in the order in which the trials ended.
+    """A run: its trials in the order in which they ended.
 
     Args:
         trials: their numbers, in the order of asking.
         times: simulated time of each end; one evaluation takes 1 on average.
         observed: what the optimizer saw.
         true: the noiseless values.
-        cpu_s: CPU seconds of each ask, and of the tell before it, in the order of asking.
+        cpu_s: CPU seconds of each ask, and of the report before it, in the order of asking.
     """
 
     trials: list[int]
@@ -52,7 +52,7 @@ class Run:
 
 
 def duration(name: str, seed: int, trial: int) -> float:
-    """Simulated duration of a trial: uniform in 1 ± `VARIATION`."""
+    """Return the simulated duration of a trial: uniform in 1 ± `VARIATION`."""
     share = derive_seed("duration", name, seed, trial) / 2**31
     return 1 + VARIATION * (2 * share - 1)
 

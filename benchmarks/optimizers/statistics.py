@@ -1,4 +1,4 @@
-"""What the tables say of the runs: regrets, quartiles, paired tests, ranks, and when two optimizers count as equal.
+"""The statistics of the tables: regrets, quartiles, paired tests, ranks, and when two optimizers count as equal.
 
 Two rules, stated with every table. *Floor*: regrets below `FLOOR_SHARE` of the median regret of random search on a
 problem count as equal to that floor, so that the tenth digit of a smooth function decides nothing. *Within noise*: the
@@ -22,7 +22,7 @@ ALPHA = 0.05
 
 
 def regrets(observed: Sequence[float], true: Sequence[float], best: float) -> Array:
-    """Simple regret after each evaluation (``n``): of the best *observed* so far, by its true value; never below 0."""
+    """Return the simple regret (``n``) of the best *observed* so far, by its true value; never below 0."""
     seen, held = -np.inf, -np.inf
     out = []
     for o, t in zip(observed, true, strict=True):
@@ -33,26 +33,26 @@ def regrets(observed: Sequence[float], true: Sequence[float], best: float) -> Ar
 
 
 def regret_at(times: Sequence[float], regret: Array, when: float) -> float:
-    """Regret at a simulated time; NaN before the first evaluation has ended. `times` never fall."""
+    """Return the regret at a simulated time; NaN before the first evaluation has ended. `times` never fall."""
     count = int(np.searchsorted(np.asarray(times), when, side="right"))
     return float(regret[count - 1]) if count else float("nan")
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile."""
+    """Return lower quartile, median and upper quartile."""
     low, median, high = np.quantile(np.asarray(values, dtype=np.float64), [0.25, 0.5, 0.75])
     return float(low), float(median), float(high)
 
 
 def floor_of(random_regrets: Sequence[float]) -> float:
-    """What counts as no regret on a problem, from random search's regrets there."""
+    """Return the regret that counts as zero on a problem, from random search's regrets there."""
     return FLOOR_SHARE * float(np.median(np.asarray(random_regrets)))
 
 
 def wilcoxon(a: Mapping[int, float], b: Mapping[int, float], floor: float) -> float:
-    """Two-sided p of the paired signed-rank test over the seeds that both have; 1 where nothing differs.
+    """Return the two-sided p of the paired signed-rank test over the common seeds; 1 if nothing differs.
 
-    NaN where fewer than 6 seeds are common: no p below `ALPHA` can come out then.
+    NaN if fewer than 6 seeds are common: no p below `ALPHA` can come out then.
     """
     from scipy.stats import wilcoxon as test
 
@@ -66,7 +66,7 @@ def wilcoxon(a: Mapping[int, float], b: Mapping[int, float], floor: float) -> fl
 
 
 def ranks(medians: Mapping[str, float], floor: float) -> dict[str, float]:
-    """Rank of each by its median, 1 the best, ties shared."""
+    """Return the rank of each by its median, 1 for the best, ties shared."""
     from scipy.stats import rankdata
 
     names = list(medians)
@@ -77,7 +77,7 @@ def ranks(medians: Mapping[str, float], floor: float) -> dict[str, float]:
 def best_or_level(
     ours: Mapping[int, float], others: Mapping[str, Mapping[int, float]], floor: float
 ) -> tuple[str, float, str]:
-    """Where one stands against the best of the others by median: its name, p, and "better", "level" or "worse".
+    """Compare one with the best of the others by median: return its name, p, and "better", "level" or "worse".
 
     "level": within noise (p > `ALPHA`), or both medians at the floor; "untested": too few common seeds to say.
     """

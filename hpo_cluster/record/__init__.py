@@ -1,1 +1,1 @@
-"""Everything that a campaign writes down, and reading it: the journal, the history, the files of attempts."""
+"""What a campaign writes to disk, and how it is read: the journal, the history, the files of each attempt."""

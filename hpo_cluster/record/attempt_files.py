@@ -1,4 +1,4 @@
-"""The files of an attempt, as the driver and the job share them."""
+"""The files of an attempt, which driver and job exchange: how both read and check them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,13 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 
-
 CLAIMED_EXIT_STATUS, NOTHING_WRITTEN_EXIT_STATUS = 3, 4
-
 
 CHECKPOINT_LIST = "checkpoint.json"  # in each checkpoint: its step, and the sizes of its files
 
 
 def checkpoints_of(files: AttemptLayout) -> list[tuple[int, Path]]:
-    """Step and folder of an attempt's whole checkpoints, the last one first."""
+    """Return step and folder of each complete checkpoint of an attempt, the latest first."""
     found = []
     with contextlib.suppress(OSError):
         for path in files.checkpoint_dir.iterdir():
@@ -43,12 +41,12 @@ def checkpoints_of(files: AttemptLayout) -> list[tuple[int, Path]]:
 
 
 def checkpoint_step(files: AttemptLayout) -> int:
-    """How far the attempt's last whole checkpoint is; zero where it has none."""
+    """Return the step of the attempt's latest complete checkpoint; 0 if it has none."""
     return max((step for step, _ in checkpoints_of(files)), default=0)
 
 
 def job_identity() -> dict[str, Any]:
-    """Which job this process is: the scheduler's id (or the pid), host, node, pid and its start time."""
+    """Return what identifies this process's job: the scheduler's id (or the pid), host, node, pid and start time."""
     job_id = os.environ.get("SLURM_JOB_ID") or os.environ.get("OAR_JOB_ID") or str(os.getpid())
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     return {
@@ -61,9 +59,9 @@ def job_identity() -> dict[str, Any]:
 
 
 def result_faults(result: Any) -> list[str]:
-    """Why `result` (parsed ``result.json``) is not one; empty when it is. Driver and job use the same rule."""
+    """Return why `result` (parsed ``result.json``) is not valid; empty if it is. Driver and job use the same rule."""
     if not isinstance(result, Mapping):
-        return ["is no JSON object"]
+        return ["is not a JSON object"]
     metrics = result.get("metrics")
     if not isinstance(metrics, Mapping) or not metrics:
         return ["metrics is missing or empty"]
@@ -71,18 +69,18 @@ def result_faults(result: Any) -> list[str]:
     for section in ("metrics", "sems"):
         numbers = result.get(section) or {}
         if not isinstance(numbers, Mapping):
-            faults.append(f"{section} is no object")
+            faults.append(f"{section} is not an object")
             continue
         wrong = [(name, value) for name, value in numbers.items() if not is_finite_number(value)]
-        faults += [f"{section}.{name}={value!r:.80} is no finite number" for name, value in wrong]
+        faults += [f"{section}.{name}={value!r:.80} is not a finite number" for name, value in wrong]
     return faults
 
 
 def is_finite_number(value: Any) -> bool:
-    """Return whether a value of parsed JSON is a number, and one that a float can hold."""
+    """Return whether a value of parsed JSON is a finite number that fits into a float."""
     try:
         return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an integer that is too large for a float
         return False
 
 
@@ -90,9 +88,9 @@ TAIL_BYTES = 20_000
 
 
 def document_of(path: Path, token: str) -> dict[str, Any] | None:
-    """What the job with that token wrote into `path`; None where nothing is there yet, or it is somebody else's.
+    """Return what the job with `token` wrote into `path`; None if there is nothing yet, or another job wrote it.
 
-    A field that is not what it should be is left out: whoever writes into an attempt's folder harms that one alone.
+    Fields of a wrong type are left out: a program that writes into an attempt's folder can harm that attempt only.
     """
     document = read_json(path)
     if document is not None and document.get("token") != token:
@@ -101,11 +99,11 @@ def document_of(path: Path, token: str) -> dict[str, Any] | None:
     return None if document is None else sound_fields(document, path)
 
 
-#: Characters of such a text that are kept: it goes into the journal, and to whoever looks.
+#: Maximum length of a text field of a job's document; it is copied into the journal and shown to users.
 TEXT_AT_MOST = 4000
 
 
-#: What the fields of a job's documents are, where the driver uses them.
+#: The type of each field of a job's documents that the driver uses.
 FIELDS: Mapping[str, type] = {
     **dict.fromkeys(["kind", "message", "node", "host", "job", "phase", "pid_started", "started_at", "ended_at"], str),
     **dict.fromkeys(["physical_batch_size", "pid"], int),
@@ -113,10 +111,10 @@ FIELDS: Mapping[str, type] = {
 
 
 def sound_fields(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return a job's document without the fields that are not what they should be."""
+    """Return a job's document without the fields that have a wrong type, and with long texts cut."""
     wrong = [name for name, kind in FIELDS.items() if name in document and not _is(kind, name, document[name])]
     if wrong:
-        log.warning("file=%s fields left out, not what they should be: %s", path, ", ".join(wrong))
+        log.warning("file=%s fields left out, of a wrong type: %s", path, ", ".join(wrong))
     sound = {name: value for name, value in document.items() if name not in wrong}
     return {
         name: value[:TEXT_AT_MOST] if name in FIELDS and isinstance(value, str) else value
@@ -133,13 +131,13 @@ def _is(kind: type, name: str, value: Any) -> bool:
 
 
 def valid_result(files: AttemptLayout, token: str) -> dict[str, Any] | None:
-    """The attempt's result, where it has published one that is whole and its own."""
+    """Return the attempt's result; None if it has not published a valid one of its own."""
     result = document_of(files.result, token)
     return None if result is None or result_faults(result) else result
 
 
 def log_tail(files: AttemptLayout) -> str:
-    """The end of the newest log of the attempt's job, its standard error first; empty if there is none."""
+    """Return the end of the newest log of the attempt's job, standard error first; empty if there is none."""
     for pattern in ("*err*", "*out*"):
         for path in sorted(matching(files.job_dir, pattern), key=written_at, reverse=True):
             if text := read_bytes(path, -TAIL_BYTES).decode(errors="replace").strip():

@@ -1,21 +1,21 @@
-"""The journal folded into trials: what is known, without pandas, at the cost of reading a file.
+"""The state of a campaign: its trials and attempts, computed from the events of the journal, without pandas.
 
-Events and what they say:
+The events:
 
-| event | fields | means |
+| event | fields | meaning |
 |---|---|---|
-| ``created`` | campaign, code, trials | first line; the trials are those imported from earlier campaigns |
-| ``started`` | host, pid, dir, operation, settings, overrides, code, versions, tick | a driver, or a tick, took it |
-| ``asked`` | trials, decision | one `Optimizer.ask`, all or nothing |
+| ``created`` | campaign, code, trials | the first line; `trials` are those imported from earlier campaigns |
+| ``started`` | host, pid, dir, operation, settings, overrides, code, versions, tick | a driver (or a tick) began |
+| ``asked`` | trials, decision | one answer of `Optimizer.ask`, all or nothing |
 | ``intent`` | trial, attempt, token, job_name, code | a job is about to be submitted |
-| ``submitted`` | trial, attempt, job, adopted | the scheduler has it (or: a job of that token was found) |
+| ``submitted`` | trial, attempt, job, adopted | the scheduler has the job (`adopted`: a job of this token was found) |
 | ``running`` | trial, attempt, job, node, started_at | the job has claimed its attempt |
-| ``attempt_failed`` | trial, attempt, kind, message | the attempt is lost, the trial goes on |
-| ``ended`` | trial, attempt, state, value, value_sem, metrics, … | the trial is over |
-| ``commanded`` | id, verb, trial | a command of the inbox was taken in |
-| ``reopened`` | trial | an ended trial is to be tried again |
-| ``stopped`` | reason | the driver let go of the campaign |
-| ``repaired`` | damaged, lost_lines, rebuilt | the journal was rebuilt from what was whole and from attempts' files |
+| ``attempt_failed`` | trial, attempt, kind, message | the attempt failed; the trial goes on |
+| ``ended`` | trial, attempt, state, value, value_sem, metrics, … | the trial has ended |
+| ``commanded`` | id, verb, trial | a command from the inbox was carried out |
+| ``reopened`` | trial | an ended trial will be tried again |
+| ``stopped`` | reason | the driver released the campaign |
+| ``repaired`` | damaged, lost_lines, rebuilt | the journal was rebuilt from its valid lines and the attempts' files |
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass
 class AttemptRecord:
-    """One try at a trial, from the intent to submit it to its end. Its job may hold others beside it."""
+    """One attempt at a trial, from the intent to submit its job to its end. The job may hold other attempts too."""
 
     number: int
     token: str
@@ -57,7 +57,7 @@ class AttemptRecord:
 
 @dataclass
 class TrialRecord:
-    """One decision of the optimizer and what became of it."""
+    """One decision of the optimizer and its evaluation."""
 
     number: int
     parameters: Configuration
@@ -75,38 +75,38 @@ class TrialRecord:
     ended_at: str | None = None
     ended_seq: int | None = None
     error: dict[str, Any] | None = None
-    forgiven: int = 0  # attempts before it was last reopened: their failures no longer count
-    version: int = 0  # grows whenever an event changes the trial
+    forgiven: int = 0  # number of attempts before the trial was last reopened, whose failures no longer count
+    version: int = 0  # grows with each event that changes the trial
 
     @property
     def attempt(self) -> AttemptRecord | None:
-        """The attempt that is under way, None between two."""
+        """The attempt that is in progress; None before the first, between two and after the last."""
         return self.attempts[-1] if self.attempts and not self.attempts[-1].over else None
 
     @property
     def began(self) -> int:
-        """Number of attempts whose job began to work."""
+        """The number of attempts whose job began to evaluate."""
         return sum(attempt.started_at is not None for attempt in self.attempts)
 
     @property
     def furthest_step(self) -> int:
-        """Of the checkpoints that its failed attempts left; zero where there is none."""
+        """The latest step of the checkpoints that failed attempts left; 0 without a checkpoint."""
         return max((_checkpoint_step(attempt) for attempt in self.attempts), default=0)
 
     @property
     def physical_batch_size(self) -> int | None:
-        """What the next attempt must make do with, after those that ran out of memory; None: as it is set."""
+        """The batch size that the next attempt may use after attempts that ran out of memory; None: the setting's."""
         sizes = [(attempt.error or {}).get("smaller_batch") for attempt in self.attempts]
         return min((size for size in sizes if size is not None), default=None)
 
     @property
     def in_budget(self) -> bool:
-        """Whether the trial is one that the budget counts, now or when it ends."""
+        """Whether the budget counts the trial, now or when it has ended."""
         return self.number != BASELINE and self.origin is Origin.EVALUATED
 
 
 def _sem(row: Mapping[str, Any]) -> float | None:
-    """Return the standard error of a row's value; None if there is none, or one below zero, which means nothing."""
+    """Return the standard error of a row's value; None if it is missing or negative."""
     sem: float | None = row.get("value_sem")
     return None if sem is None or sem < 0 else sem
 
@@ -120,10 +120,10 @@ def _checkpoint_step(attempt: AttemptRecord) -> int:
 
 
 class Record:
-    """All trials of a campaign, in the order of their numbers, and the drivers' starts.
+    """The trials of a campaign in the order of their numbers, and the starts of its drivers.
 
-    What is asked of it at every look (trials in flight, the budget spent, the best, the hours used) is kept up to date
-    with each event, so that a look costs as much as what is under way, however long the campaign is.
+    What the driver needs twice a second (trials in flight, budget spent, best trial, hours used) is updated with each
+    event. So its cost depends on the number of trials in flight and not on the length of the campaign.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
@@ -132,26 +132,26 @@ class Record:
         self.starts: list[Event] = []
         self.stopped: Event | None = None
         self.commands: set[str] = set()
-        self.halted = False  # stopped from another terminal: ticks submit nothing until somebody resumes
-        self.left_out = 0  # lines of the journal by drivers that had lost the campaign
+        self.halted = False  # stopped from another terminal: ticks submit nothing until `resume`
+        self.left_out = 0  # stale lines of the journal, by drivers that had lost the campaign
         self.last: Event | None = None
-        self.spent = 0  # units of the budget that ended trials have used
-        self.counts: Counter[State] = Counter()  # trials by their state, without the baseline and what is imported
+        self.spent = 0  # part of the budget that ended trials have used
+        self.counts: Counter[State] = Counter()  # number of trials in each state, without baseline and imported trials
         self._rows: list[TrialRecord] = []
         self._imported: list[TrialRecord] = []
         self._in_flight: dict[int, TrialRecord] = {}
         self._with_error: dict[int, TrialRecord] = {}
         self._with_lost_attempts: dict[int, TrialRecord] = {}
         self._evaluation_s: dict[int, float] = {}
-        self._gpu_s: dict[int, float] = {}  # by trial, of its attempts that are over
-        self._on_gpu: dict[int, list[AttemptRecord]] = {}  # by trial, of those that are not
-        self._best: dict[bool, TrialRecord | None] = {}  # by whether more is better; empty where it is to be found
+        self._gpu_s: dict[int, float] = {}  # by trial: seconds of its ended attempts
+        self._on_gpu: dict[int, list[AttemptRecord]] = {}  # by trial: its attempts that run on a GPU now
+        self._best: dict[bool, TrialRecord | None] = {}  # by `maximize`; without an entry it has to be searched
         for event in events:
             self.apply(event)
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """The record of a journal file."""
+        """Return the record of a journal file."""
         contents = read_journal(path)
         record = cls.of(contents.events, path)
         record.left_out = contents.left_out
@@ -177,7 +177,7 @@ class Record:
         return record
 
     def apply(self, event: Event) -> None:
-        """Take one more event into account."""
+        """Update the record by one event."""
         self.last = event
         kind = event["event"]
         if kind == "created":
@@ -221,7 +221,7 @@ class Record:
         self._note(trial, None)
 
     def _note(self, trial: TrialRecord, before: State | None) -> None:
-        """Bring what is kept of all trials up to date with one that has changed, from that state."""
+        """Update the sums and lists over all trials for a trial that has changed; `before` is its previous state."""
         trial.version += 1
         number, state = trial.number, trial.state
         if number != BASELINE and trial.origin is not Origin.IMPORTED:
@@ -239,7 +239,7 @@ class Record:
         _put(self._gpu_s, number, sum(seconds) if on_gpu else None)
         _put(self._on_gpu, number, [attempt for attempt in on_gpu if not attempt.ended_at] or None)
         if before is not None and before.ended:
-            self._best.clear()  # it was the best, perhaps
+            self._best.clear()  # this trial may have been the best
         for maximize, best in self._best.items():
             if _has_value(trial) and (best is None or _rank(trial, maximize) > _rank(best, maximize)):
                 self._best[maximize] = trial
@@ -280,66 +280,66 @@ class Record:
 
     @property
     def rows(self) -> list[TrialRecord]:
-        """Trials in the order of their numbers; the baseline first, where there is one."""
+        """The trials in the order of their numbers; the baseline, if there is one, comes first."""
         return [*self._rows]
 
     @property
     def in_flight(self) -> list[TrialRecord]:
-        """Trials that have not ended, the baseline included."""
+        """The trials that have not ended, including the baseline."""
         return [self._in_flight[number] for number in sorted(self._in_flight)]
 
     @property
     def with_error(self) -> list[TrialRecord]:
-        """Trials that ended with an error."""
+        """The trials that ended with an error."""
         return [self._with_error[number] for number in sorted(self._with_error)]
 
     @property
     def imported(self) -> list[TrialRecord]:
-        """Trials of earlier campaigns, which this one began with."""
+        """The trials imported from earlier campaigns."""
         return [*self._imported]
 
     def best_imported(self, *, maximize: bool) -> TrialRecord | None:
-        """The one of them with the best value, the first of equals; None where there is none."""
+        """Return the imported trial with the best value, the first of equals; None if there is none."""
         return max(self._imported, key=lambda trial: _rank(trial, maximize), default=None)
 
     @property
     def next_trial(self) -> int:
-        """Number of the next trial."""
+        """The number of the next trial."""
         return self._rows[-1].number + 1 if self._rows else 0
 
     @property
     def mean_evaluation_s(self) -> float | None:
-        """Seconds that a completed trial of the budget took from its first start to its end; None before the first."""
+        """The mean seconds from first start to end of this campaign's completed trials; None before the first."""
         return sum(self._evaluation_s.values()) / len(self._evaluation_s) if self._evaluation_s else None
 
     def best(self, *, maximize: bool) -> TrialRecord | None:
-        """The completed trial with the best value, the first of equals; None where there is none."""
+        """Return the completed trial with the best value, the first of equals; None if there is none."""
         if maximize not in self._best:
             valued = filter(_has_value, self._rows)
             self._best[maximize] = max(valued, key=lambda trial: _rank(trial, maximize), default=None)
         return self._best[maximize]
 
     def bad_nodes(self, losses: int) -> tuple[str, ...]:
-        """Nodes on which so many attempts were lost to trouble of the node or its disk, in the order of their names."""
+        """Return the nodes, by name, that lost at least `losses` attempts to a fault of node or disk; none for 0."""
         kinds = (ErrorKind.NODE, ErrorKind.DISK)
         attempts = [attempt for trial in self._with_lost_attempts.values() for attempt in trial.attempts]
         lost = Counter(a.node for a in attempts if a.node and a.error and a.error["kind"] in kinds)
         return tuple(sorted(node for node, count in lost.items() if losses and count >= losses))
 
     def gpu_hours(self, now: datetime.datetime) -> float:
-        """GPU-hours that jobs have used, from claiming their attempt to their end or until `now`."""
+        """Return the GPU-hours that jobs have used, each from its claim to its end, or to `now` if it runs."""
         running = [attempt for attempts in self._on_gpu.values() for attempt in attempts]
         seconds = sum(a.gpus * (now - _moment(a.started_at)).total_seconds() for a in running if a.started_at)
         return (sum(self._gpu_s.values()) + seconds) / 3600
 
     @property
     def code(self) -> str | None:
-        """Hash of the code that new attempts run."""
+        """The hash of the code that new attempts run."""
         return self.starts[-1]["code"] if self.starts else None
 
 
 def _put(kept: dict[int, T], number: int, value: T | None) -> None:
-    """Keep a value, or nothing."""
+    """Set `kept[number]` to a value, or remove it if the value is None."""
     if value is None:
         kept.pop(number, None)
     else:
@@ -351,7 +351,7 @@ def _has_value(trial: TrialRecord) -> bool:
 
 
 def _rank(trial: TrialRecord, maximize: bool) -> tuple[float, int]:
-    """Sorts trials from the worst to the best, the first of equals last."""
+    """Return a key that sorts trials from worst to best; of equal ones, the first comes last."""
     value = trial.value or 0.0
     return (value if maximize else -value), -trial.number
 
@@ -361,12 +361,12 @@ def _moment(text: str) -> datetime.datetime:
 
 
 def _seconds(start: str | None, end: str | None) -> float:
-    """Between two moments; zero where one is not known."""
+    """Return the seconds between two times; 0 if one of them is not known."""
     return (_moment(end) - _moment(start)).total_seconds() if start and end else 0.0
 
 
 def asked_rows(ask: Ask, first: int, seed: int) -> list[dict[str, Any]]:
-    """The trials of an `Ask` as the ``asked`` event holds them, numbered from `first`; seeds come from `seed`."""
+    """Return the trials of an `Ask` for the ``asked`` event, numbered from `first`, with seeds derived from `seed`."""
     settled = [{"origin": row.origin, **_measured(row), **_asked(row)} for row in ask.settled]
     proposed = [{"origin": Origin.EVALUATED, **_asked(proposal)} for proposal in ask.proposals]
     rows = enumerate([*settled, *proposed], first)

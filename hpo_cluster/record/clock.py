@@ -1,4 +1,4 @@
-"""Moments as the campaign's files hold them."""
+"""The current time, in the format of the campaign's files (ISO 8601, UTC)."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import datetime
 
 
 def now() -> datetime.datetime:
-    """Return this moment, in UTC."""
+    """Return the current time in UTC."""
     return datetime.datetime.now(datetime.UTC)
 
 
 def utc_now() -> str:
-    """Now, in UTC, ISO 8601 with microseconds."""
+    """Return the current time in UTC as ISO 8601 text with microseconds."""
     return now().isoformat().replace("+00:00", "Z")
 
 
 def seconds_since(at: str) -> float:
-    """Seconds since a moment (ISO 8601)."""
+    """Return the seconds that have passed since `at` (ISO 8601)."""
     return (now() - datetime.datetime.fromisoformat(at)).total_seconds()
 
 
 def is_time(value: object) -> bool:
-    """Return whether a value is a time as we write it: ISO 8601 with its offset from UTC."""
+    """Return whether a value is a time in ISO 8601 with an offset from UTC, the format of our files."""
     try:
         return isinstance(value, str) and datetime.datetime.fromisoformat(value).tzinfo is not None
     except ValueError:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, on shared file systems too, and readers that tolerate their absence."""
+"""Files that appear whole or not at all, also on shared file systems, and readers for which they may be missing."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-#: There is no space.
+#: The disk or the quota is full.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-#: A disk, a quota or a file server does not let anybody write.
+#: Nobody can write now: the disk, the quota or the file server is the reason.
 STORAGE = FULL | {errno.EROFS, errno.EIO, errno.ESTALE, errno.EREMOTEIO}
-#: Errors that may be over in a while: of the storage, of rights that expire, of a server or this machine at its limits.
+#: Errors that may pass: of the storage, of expired access rights, of a server or a machine at its limits.
 PASSING = STORAGE | {
     *(errno.EACCES, errno.EPERM, errno.EKEYEXPIRED, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOLCK, errno.EAGAIN),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
 }
-#: Something else lies where a file or a folder belongs.
+#: Errors of a path at which there is something other than the expected file or folder.
 IN_THE_WAY = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 
 
 @contextlib.contextmanager
 def _whole(path: Path, text: str) -> Iterator[Path]:
-    """A temporary file beside `path` that holds `text` on disk; removed at the end if it is still there."""
+    """Yield a temporary file next to `path` with `text` synced to disk; remove it at the end if it still exists."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with temporary.open("x", encoding="utf-8") as stream:
@@ -41,17 +41,17 @@ def _whole(path: Path, text: str) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, in the place of what was there; a reader sees the old file or the new one, whole."""
+    """Replace the content of `path` by `text`; a reader sees the whole old file or the whole new one."""
     with _whole(path, text) as temporary:
         temporary.replace(path)
 
 
 def publish_once(path: Path, text: str) -> bool:
-    """Create `path` whole with `text` unless it exists. Returns False, changing nothing, where it exists already.
+    """Create `path` whole with `text`. If `path` exists, change nothing and return False.
 
-    A hard link is atomic on every POSIX file system, NFS included, where exclusive creation followed by a write
-    could be seen half done. Where NFS loses the answer to a link that it made, and asks again, the answer is that the
-    file exists: it is ours all the same.
+    A hard link is atomic on every POSIX file system, including NFS. After exclusive creation and a write, a reader
+    could see half of the file. If NFS makes the link, loses the answer and repeats the request, the answer is that the
+    file exists, although it is ours; the inode shows it.
     """
     with _whole(path, text) as temporary:
         try:
@@ -62,13 +62,13 @@ def publish_once(path: Path, text: str) -> bool:
 
 
 class Reserve:
-    """Space for one file that has to be published even if the disk is full by then.
+    """Disk space reserved for one small file that must be published even if the disk has become full.
 
-    Hours of work end in a file of some kilobytes. They are written to disk as zeros at the beginning, and overwritten
-    in place if there is no space for a new file at the end.
+    Hours of work end in a file of some kilobytes. The reserve is a file of zeros, written at the beginning; if there is
+    no space for a new file at the end, the zeros are overwritten in place.
 
     Args:
-        folder: where the file will be.
+        folder: folder that the file will be published in.
     """
 
     BYTES = 32_768
@@ -81,10 +81,10 @@ class Reserve:
             os.fsync(stream.fileno())
 
     def publish_once(self, path: Path, text: str) -> bool:
-        """Publish as `publish_once` does, into the reserve if the disk is full.
+        """Publish as `publish_once` does; if the disk is full, publish the reserve's own file.
 
         Raises:
-            OSError: if that does not work either.
+            OSError: if the reserve cannot be used either.
         """
         try:
             return publish_once(path, text)
@@ -104,15 +104,15 @@ class Reserve:
         return True
 
     def release(self) -> None:
-        """Give the space back."""
+        """Free the reserved space."""
         self._path.unlink(missing_ok=True)
 
 
 def refresh(directory: Path) -> list[str]:
-    """Ask a shared file system what is in a directory: NFS remembers for a minute that a file was not there.
+    """List a directory from the file server: NFS remembers for a minute that a file did not exist.
 
     Returns:
-        Names of what is in it, in no order; nothing where there is no such directory.
+        The names in the directory, in any order; an empty list if it does not exist.
     """
     try:
         return listing(directory)
@@ -121,45 +121,45 @@ def refresh(directory: Path) -> list[str]:
 
 
 def listing(directory: Path) -> list[str]:
-    """Return the names of what is in a directory now: opening it makes NFS forget what it remembers.
+    """Return the names in a directory as they are now: opening it makes NFS drop its cache.
 
     Raises:
-        OSError: if there is no such directory, or it cannot be read.
+        OSError: if the directory does not exist or cannot be read.
     """
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return os.listdir(opened)  # noqa: PTH208 - a directory that is open
+        return os.listdir(opened)  # noqa: PTH208 - by its descriptor
     finally:
         os.close(opened)
 
 
 def matching(directory: Path, pattern: str) -> list[Path]:
-    """Return what in a directory has a name like `pattern`, in order; nothing if it cannot be read."""
+    """Return the paths in a directory whose names match `pattern`, sorted; empty if it cannot be read."""
     return [directory / name for name in sorted(fnmatch.filter(refresh(directory), pattern))]
 
 
 def is_there(path: Path) -> bool:
-    """Return whether something is at `path`, as far as we may look: `Path.exists` raises where we may not."""
+    """Return whether `path` exists; False without access rights, for which `Path.exists` raises."""
     return os.path.exists(path)  # noqa: PTH110
 
 
 def dumps(data: Any) -> str:
-    """Strict JSON with a final newline: NaN and infinity are an error, since no reader agrees on them."""
+    """Return strict JSON with a final newline; NaN and infinity are errors, because JSON readers disagree on them."""
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
-#: Bytes of a file of a job that are read at most. Results have kilobytes.
+#: Maximum number of bytes read from a file written by a job. Results have some kilobytes.
 READ_AT_MOST = 32 * 2**20
 
 
 def read_bytes(path: Path, start: int = 0, end: int | None = None) -> bytes:
-    """Return what is in a file that anybody may have put there; nothing if it is not a readable regular file.
+    """Return the content of a file that anybody may have written; empty if it is not a readable regular file.
 
-    A pipe, a device or a directory of that name holds nobody up, and of a file without end only so much is read.
+    A pipe, a device or a directory of that name does not block the reader, and at most `READ_AT_MOST` bytes are read.
 
     Args:
-        path: of the file.
-        start: offset to begin at; below zero, from the end.
+        path: path of the file.
+        start: offset to begin at; negative: counted from the end of the file.
         end: offset to stop at.
     """
     try:
@@ -179,7 +179,7 @@ def read_bytes(path: Path, start: int = 0, end: int | None = None) -> bytes:
 
 
 def written_at(path: Path) -> float:
-    """Return when a file was last written (seconds since the epoch); 0 if there is none."""
+    """Return when a file was last written (seconds since 1970); 0 if it does not exist."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -187,11 +187,11 @@ def written_at(path: Path) -> float:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`, or None if there is none yet (absent, empty, cut, not an object, not a file)."""
+    """Return the JSON object in `path`; None if it holds none yet (absent, empty, cut, not an object, not a file)."""
     try:
         text = read_bytes(path)
         data = json.loads(text)
-        if b"\\u" in text:  # halves of characters, which no file and no terminal takes
+        if b"\\u" in text:  # lone surrogates, which cannot be encoded as UTF-8
             data = json.loads(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
@@ -199,19 +199,19 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 class Reread:
-    """Reads JSON as `read_json` does, and a file that has not been replaced since not again.
+    """A reader of JSON files that reads a file again only after it was replaced.
 
-    On a shared file system that is told after a `refresh` of its directory.
+    On a shared file system, `refresh` the file's directory first: otherwise a replacement may go unnoticed.
     """
 
-    #: Files that are remembered at most.
+    #: Maximum number of files whose content is kept.
     KEPT = 10_000
 
     def __init__(self) -> None:
         self._read: dict[str, tuple[tuple[int, int, int], dict[str, Any] | None]] = {}
 
     def __call__(self, path: Path) -> dict[str, Any] | None:
-        """The JSON object in `path`; whoever gets it leaves it as it is."""
+        """Return the JSON object in `path`. Callers must not change it."""
         name = os.fspath(path)
         try:
             status = path.stat()
@@ -227,7 +227,7 @@ class Reread:
 
 
 def redact(text: str) -> str:
-    """`text` without the secrets of the environment: values of variables whose names speak of one become ``***``."""
+    """Return `text` without secrets: ``***`` for values of environment variables named like a token or password."""
     for name, value in os.environ.items():
         if len(value) >= 6 and any(word in name.upper() for word in ("TOKEN", "SECRET", "PASSWORD", "API_KEY")):
             text = text.replace(value, "***")

@@ -1,4 +1,4 @@
-"""The journal as one pandas table: what optimizers read, what ``history.csv`` holds, what users analyse."""
+"""The journal as one pandas table: optimizers read it, ``history.csv`` holds it, users analyse it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ HISTORY_COLUMNS = (
     "trial",  # number, from 0; the baseline is -1
     "state",  # proposed, submitted, running, completed, diverged, infeasible, failed, cancelled
     "origin",  # evaluated, inherited, approximated, imputed, imported, baseline
-    "value",  # what is optimised, as measured; empty where nothing was measured
+    "value",  # what is optimised, as measured; empty if nothing was measured
     "value_sem",  # its standard error as the objective reports it
-    "target",  # the value with the sign that makes more better
+    "target",  # the value, or -value if it is minimised: always maximised
 )
 #: Columns after the parameters and the metrics.
 TAIL_COLUMNS = (
-    "attempts",  # jobs that began to work on it
-    "job",  # the scheduler's id of the last one
+    "attempts",  # number of jobs that began to evaluate the trial
+    "job",  # the scheduler's id of the last attempt's job
     "node",
     "submitted_at",  # of the first attempt; UTC, ISO 8601
     "started_at",
@@ -69,12 +69,12 @@ def _row(trial: TrialRecord, names: Sequence[str], metrics: Sequence[str], sign:
 
 
 class HistoryTable:
-    """The history of a record that goes on: each frame is made of the last one and of the trials that have changed.
+    """The history of a growing record: each frame is made from the previous one and the trials that changed.
 
     Args:
-        record: of the campaign.
-        parameters: names, in the order of the space.
-        maximize: whether more is better.
+        record: the campaign's record.
+        parameters: names of the parameters, in the order of the space.
+        maximize: whether larger values are better.
     """
 
     def __init__(self, record: Record, parameters: Sequence[str], *, maximize: bool) -> None:
@@ -85,13 +85,13 @@ class HistoryTable:
         self._seen: list[tuple[int, int]] = []  # number and version of the trials in the columns
 
     def frame(self) -> pd.DataFrame:
-        """One row a trial, in trial order, the baseline (-1) first where there is one."""
+        """Return one row for each trial, in trial order; the baseline (-1), if there is one, comes first."""
         import pandas as pd
 
         trials = self._record.rows
         now = [(trial.number, trial.version) for trial in trials]
         if any(seen[0] != there[0] for seen, there in zip(self._seen, now, strict=False)):
-            self._seen = []  # the baseline has come in before others
+            self._seen = []  # the baseline was inserted before other trials
         old = len(self._seen)
         changed = [i for i in range(old) if self._seen[i] != now[i]] + list(range(old, len(now)))
         metrics = sorted({*self._metrics, *(name for i in changed for name in trials[i].metrics)})
@@ -115,16 +115,16 @@ class HistoryTable:
 
 
 def to_frame(record: Record, parameters: Sequence[str], *, maximize: bool) -> pd.DataFrame:
-    """The history of a record: one row a trial, in trial order, the baseline (-1) first where there is one."""
+    """Return the history of a record: one row for each trial, in trial order; a baseline (-1) comes first."""
     return HistoryTable(record, parameters, maximize=maximize).frame()
 
 
 class MemoryJournal:
-    """The events of a campaign without a directory: trials, states and history are made of them as they are on disk.
+    """A journal in memory, for a campaign without a directory; trials, states and history follow from its events.
 
     Args:
-        parameters: names, in the order of the space.
-        maximize: whether more is better.
+        parameters: names of the parameters, in the order of the space.
+        maximize: whether larger values are better.
     """
 
     def __init__(self, parameters: Sequence[str], *, maximize: bool) -> None:
@@ -133,26 +133,26 @@ class MemoryJournal:
         self._count = 0
 
     def append(self, event: str, at: str = "", **fields: Any) -> None:
-        """Take one more event into account, which was at a certain time (ISO 8601)."""
+        """Add an event that happened at the time `at` (ISO 8601)."""
         self.record.apply({"seq": self._count, "at": at, "event": event, **fields})
         self._count += 1
 
     def history(self) -> pd.DataFrame:
-        """The trials as `load_history` would give them."""
+        """Return the history, as `load_history` does for a campaign on disk."""
         return self._table.frame()
 
 
 def load_history(campaign_dir: str | os.PathLike[str]) -> pd.DataFrame:
-    """The history of a campaign, read from its journal while it runs or afterwards.
+    """Return the history of a campaign, read from its journal while it runs or afterwards.
 
     Args:
         campaign_dir: the campaign's directory, for instance ``campaigns/first``.
 
     Returns:
-        One row a trial; the columns are described in ``docs/reference/history.md``.
+        One row for each trial; the columns are described in ``docs/reference/history.md``.
 
     Raises:
-        JournalError: where there is no campaign, or its journal cannot be read.
+        JournalError: if there is no campaign, or its journal cannot be read.
 
     Example:
         >>> from hpo_cluster import optimize
@@ -173,4 +173,4 @@ def write_history(frame: pd.DataFrame, path: Path) -> None:
     whole = {
         name: [cell.replace("\r", "\\r") if isinstance(cell, str) else cell for cell in frame[name]] for name in texts
     }
-    replace_text(path, frame.assign(**whole).to_csv(index=False))  # a carriage return would begin another row
+    replace_text(path, frame.assign(**whole).to_csv(index=False))  # a carriage return would begin a new row

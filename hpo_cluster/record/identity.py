@@ -1,4 +1,4 @@
-"""What makes a campaign the one it is, on disk, and how two of them differ."""
+"""The identity of a campaign (``campaign.yaml``), and the comparison of two identities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpo_cluster.record.files import publish_once
 
 ABSENT = "(absent)"
 
-#: Parts of an identity that have settings of their own.
+#: The parts of an identity that are mappings.
 SECTIONS = ("space", "objective", "optimizer")
 WAY_OUT = (
     "Put back what was written there when the campaign began; or remove the file and type the command that began the "
@@ -22,7 +22,7 @@ WAY_OUT = (
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of dotted names."""
+    """Return nested mappings as one mapping with dotted names."""
     out: dict[str, Any] = {}
     for key, value in data.items():
         name = f"{prefix}{key}"
@@ -34,7 +34,7 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(recorded: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The fields that differ, as (dotted name, recorded value, new value)."""
+    """Return the fields that differ, as (dotted name, recorded value, new value)."""
     old, now = flatten(recorded), flatten(new)
     names = [*old, *(name for name in now if name not in old)]
     rows = [(name, old.get(name, ABSENT), now.get(name, ABSENT)) for name in names]
@@ -42,7 +42,7 @@ def differences(recorded: Mapping[str, Any], new: Mapping[str, Any]) -> list[tup
 
 
 def difference_table(campaign_dir: Path, rows: list[tuple[str, Any, Any]]) -> str:
-    """The message for a campaign that exists with another identity: the fields and the way out."""
+    """Return the message for a campaign that exists with another identity: the fields, and what to type next."""
     cells = [("field", "recorded", "now"), *((name, str(a), str(b)) for name, a, b in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(3)]
     lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
@@ -57,7 +57,7 @@ def difference_table(campaign_dir: Path, rows: list[tuple[str, Any, Any]]) -> st
 
 
 def read_identity(path: Path) -> dict[str, Any] | None:
-    """The identity in ``campaign.yaml``; None where there is no such file."""
+    """Return the identity in ``campaign.yaml``; None if the file does not exist."""
     try:
         if path.exists() and not path.is_file():
             raise JournalError(f"{path}: is not a file. {WAY_OUT}")
@@ -78,15 +78,15 @@ def read_identity(path: Path) -> dict[str, Any] | None:
 
 
 def identity_of_campaign(path: Path) -> dict[str, Any]:
-    """The identity in ``campaign.yaml``. Raises JournalError where there is no campaign."""
+    """Return the identity in ``campaign.yaml``; raise JournalError if there is no campaign."""
     identity = read_identity(path)
     if identity is None:
-        raise JournalError(f"{path.parent} is no campaign: it has no {path.name}")
+        raise JournalError(f"{path.parent} is not a campaign: it has no {path.name}")
     return identity
 
 
 def settle_identity(path: Path, identity: Mapping[str, Any]) -> None:
-    """Write ``campaign.yaml`` once; raise IdentityError where it exists and says otherwise."""
+    """Write ``campaign.yaml`` if it does not exist; raise IdentityError if it exists and differs."""
     text = yaml.safe_dump(dict(identity), sort_keys=False, allow_unicode=True)
     if publish_once(path, "# What this campaign is. Written once; never edit it.\n" + text):
         return

@@ -1,6 +1,7 @@
-"""Commands to a campaign from other terminals: small files that the driver, or the next tick, takes in.
+"""Commands from other terminals to a campaign: small files that the driver, or the next tick, reads and removes.
 
-A command is journaled with its id before its file is removed, so that it is carried out once, whoever dies when.
+A command is journaled with its id before its file is removed. So it is carried out once, even if the driver dies
+between the two.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ VERBS: tuple[Verb, ...] = get_args(Verb)
 
 @dataclass(frozen=True)
 class Command:
-    """One command: what to do, to which trial (None: the campaign)."""
+    """One command: what to do, and to which trial (None: to the whole campaign)."""
 
     id: str
     verb: Verb
@@ -28,7 +29,7 @@ class Command:
 
 
 def post(inbox_dir: Path, verb: Verb, trial: int | None = None) -> str:
-    """Leave a command; returns its id. Ids sort in the order of posting."""
+    """Write a command into the inbox and return its id. Ids sort by the time of writing."""
     inbox_dir.mkdir(exist_ok=True)
     command_id = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}"
     publish_once(inbox_dir / f"{command_id}.json", dumps({"verb": verb, "trial": trial}))
@@ -36,15 +37,15 @@ def post(inbox_dir: Path, verb: Verb, trial: int | None = None) -> str:
 
 
 def verb(word: str) -> Verb:
-    """The verb that a word is. Raises ValueError where it is none."""
+    """Return `word` as a verb; raise ValueError if it is not one."""
     for known in VERBS:
         if word == known:
             return known
-    raise ValueError(f"{word!r} is no command; accepted: {', '.join(VERBS)}")
+    raise ValueError(f"{word!r} is not a command; accepted: {', '.join(VERBS)}")
 
 
 def pending(inbox_dir: Path) -> list[Command]:
-    """The commands that wait, oldest first. A file that is no command is left alone."""
+    """Return the waiting commands, oldest first. Files that are not commands are ignored."""
     commands = []
     for path in sorted(inbox_dir.glob("*.json")):
         data = read_json(path) or {}

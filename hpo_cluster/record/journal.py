@@ -1,12 +1,12 @@
-"""The append-only journal: one JSON object a line, each synced to disk before anything is done about it.
+"""The append-only journal: one JSON object on each line, synced to disk before anything follows from it.
 
 Every line has ``seq`` (0, 1, 2…), ``at`` (UTC), ``epoch`` (the number of its driver's start, see
 `hpo_cluster.record.lock`) and ``event``. Only the holder of the campaign's lock appends. Readers need no lock: a last
-line without its newline is being written, or was when the writer died.
+line without its newline is being written, or its writer died while writing it.
 
-A driver that was stopped while another one took over may write one line after it wakes, between its last check and the
-write itself. Readers leave such lines out: a newer epoch says from which number on it goes on, and what older epochs
-say from there on does not count.
+A driver that was suspended while another one took over may write one line after it wakes, between its last check and
+the write. Readers leave such stale lines out: the first line of a newer epoch says at which number that epoch begins,
+and lines of older epochs from this number on do not count.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ log = logging.getLogger(__name__)
 
 Event: TypeAlias = dict[str, Any]
 
-_WAY_OUT = "Rebuild it from what is whole and from the jobs' files:"
+_WAY_OUT = "Rebuild it from its valid lines and the jobs' files:"
 
 
 @dataclass
 class Contents:
-    """The events of a journal file, and what its reader found besides them.
+    """The events of a journal file, and what else its reader found.
 
     Args:
-        events: in order, numbered without a gap.
-        left_out: number of lines by drivers that had lost the campaign when they wrote them.
-        epoch: of the newest driver that wrote; 0 before epochs were recorded.
+        events: the events in order, numbered without a gap.
+        left_out: number of stale lines, whose drivers had lost the campaign when they wrote them.
+        epoch: epoch of the newest driver that wrote; 0 before epochs were recorded.
     """
 
     events: list[Event] = field(default_factory=list)
@@ -48,12 +48,12 @@ class Contents:
     _stale_seq: int | None = None  # the next number of a stale driver from before epochs were recorded
 
     def take(self, event: Event) -> bool:
-        """Add the event of the next line, or leave it out. Returns False if it fits nowhere."""
+        """Add the event of the next line, or leave it out if it is stale; return False if its number does not fit."""
         seq, epoch, count = int(event["seq"]), int(event.get("epoch", 0)), len(self.events)
         if epoch < self.epoch:
             self.left_out += 1
         elif epoch > self.epoch and seq <= count:
-            self.left_out += count - seq  # written after the newer driver had read the file: it never knew of them
+            self.left_out += count - seq  # written after the newer driver had read the file
             del self.events[seq:]
             self.epoch = epoch
             self.events.append(event)
@@ -67,10 +67,10 @@ class Contents:
         return True
 
     def _is_stale(self, event: Event) -> bool:
-        """Return whether a line without an epoch comes from a driver that another one had taken over from.
+        """Return whether a line without an epoch comes from a driver that had already lost the campaign.
 
-        Such a driver goes on with its own numbers, from the one under which the other driver said ``started``. When
-        the other one has stopped, the next line of its own kind can only be ``started``.
+        Such a driver continues its own numbers, which begin at the number of the other driver's ``started``. After the
+        other driver's ``stopped``, the next line that counts can only be ``started``.
         """
         seq, count = int(event["seq"]), len(self.events)
         if seq == count:
@@ -79,10 +79,10 @@ class Contents:
 
 
 def read_journal(path: Path) -> Contents:
-    """Read a journal file; a torn last line is left out, and an absent file is an empty one.
+    """Read a journal file. An incomplete last line is left out; a file that does not exist counts as empty.
 
     Raises:
-        JournalError: on a line that is not an event, or out of sequence.
+        JournalError: if a line is not an event, or its number is out of sequence.
     """
     contents = Contents()
     way_out = f"{_WAY_OUT}  hpo-cluster repair {path.parent}"
@@ -105,19 +105,19 @@ def read_events(path: Path) -> list[Event]:
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """Return the lines of a journal file that end with a newline, none if there is no file."""
+    """Return the lines of a journal file that end with a newline; an empty list if the file does not exist."""
     data = read_data(path)
     return data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
 
 
 def read_data(path: Path) -> bytes:
-    """Return all that is in a journal file, nothing if there is no file.
+    """Return the content of a journal file; empty if it does not exist.
 
     Raises:
-        JournalError: if something else lies there: a folder, a pipe, a device, a link that leads nowhere.
+        JournalError: if the path is not a file: a folder, a pipe, a device, or a link to nothing.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe that nobody writes to would hold us up
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe without a writer must not block
     except FileNotFoundError:
         if not path.is_symlink():
             return b""
@@ -129,13 +129,13 @@ def read_data(path: Path) -> bytes:
     if fd is None or not stat.S_ISREG(os.fstat(fd).st_mode):
         if fd is not None:
             os.close(fd)
-        raise JournalError(f"{path}: is not a file, and a journal is one. {_WAY_OUT}  hpo-cluster repair {path.parent}")
+        raise JournalError(f"{path}: is not a file, as a journal must be. {_WAY_OUT}  hpo-cluster repair {path.parent}")
     with os.fdopen(fd, "rb") as stream:
         return stream.read()
 
 
 def is_event(data: Any) -> bool:
-    """Return whether parsed JSON has what every event has."""
+    """Return whether parsed JSON has the fields that every event has."""
     if not isinstance(data, dict) or not isinstance(data.get("event"), str):
         return False
     numbers = (data.get("seq"), data.get("epoch", 0))
@@ -143,17 +143,17 @@ def is_event(data: Any) -> bool:
 
 
 class Journal:
-    """The writer's end. Opening it cuts a torn last line, and says so.
+    """The journal, opened for writing. Opening it cuts an incomplete last line and logs a warning.
 
     Args:
-        path: of the file.
+        path: path of the file.
         guard: raises if this process may no longer write; called before each append.
 
     Attributes:
-        count: number of events, those on disk at opening included.
-        epoch: what lines are marked with; at opening that of the newest line.
-        left_out: lines that do not count, see `Contents`.
-        torn: bytes that were cut at opening.
+        count: number of events, including those on disk at opening.
+        epoch: epoch that each new line is marked with; at opening, that of the newest line.
+        left_out: number of stale lines, see `Contents`.
+        torn: number of bytes that were cut at opening.
     """
 
     def __init__(self, path: Path, guard: Callable[[], None] = lambda: None) -> None:
@@ -191,15 +191,15 @@ class Journal:
             log.warning("journal=%s lines_left_out=%d: their driver had lost the campaign", path, self.left_out)
 
     def take_events(self) -> list[Event]:
-        """Return the events that were on disk at opening. They are handed out once, and not kept."""
+        """Return the events that were on disk at opening, and forget them."""
         events, self._at_opening = self._at_opening, []
         return events
 
     def append(self, event: str, **fields: Any) -> Event:
-        """Write one event and return it as a reader will see it. On an error of the disk nothing is left behind.
+        """Write one event and return it as a reader will see it. If the disk fails, the file is left unchanged.
 
         Raises:
-            LostCampaignError: if somebody else has written, or replaced the file.
+            LostCampaignError: if somebody else has written to the file or replaced it.
         """
         marks = {"seq": self.count, "at": utc_now(), "epoch": self.epoch, "event": event}
         line = json.dumps({**marks, **fields}, allow_nan=False)
@@ -220,9 +220,9 @@ class Journal:
         return read_back
 
     def _find_as_left(self) -> None:
-        """Make sure that the file ends where this writer's last line does, but for lines that do not count."""
+        """Make sure that nothing but stale lines was added after this writer's last line."""
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)  # opening it makes NFS forget what it remembers
+            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)  # opening it makes NFS drop its cache
         except FileNotFoundError:
             raise LostCampaignError(f"{self.path} is gone; its driver writes nothing more") from None
         try:
@@ -241,7 +241,7 @@ class Journal:
         )
 
     def _are_stale(self, data: bytes) -> bool:
-        """Return whether all lines come from a driver that had lost the campaign; they do not count then."""
+        """Return whether all lines are stale: written by drivers that had lost the campaign."""
         if not data:
             return True
         try:
@@ -256,7 +256,7 @@ class Journal:
         return False
 
     def _take_back(self, written: int) -> None:
-        """Cut what a failed append has left, unless somebody else has written since."""
+        """Cut what a failed append has written, unless somebody else has written since."""
         try:
             self._guard()
         except (LostCampaignError, OSError):
@@ -265,7 +265,7 @@ class Journal:
             os.ftruncate(self._fd, self._size)
 
     def close(self) -> None:
-        """Close the file; the journal cannot be appended to afterwards."""
+        """Close the file; nothing can be appended afterwards."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -1,4 +1,4 @@
-"""Every path of a campaign directory and of the installed package, in one place."""
+"""The paths of a campaign directory and of the installed package, all in one place."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ PACKAGE_DIR = Path(__file__).resolve().parents[1]
 
 
 def resources_dir() -> Path:
-    """The folder that holds ``conf/``, ``jobs/`` and ``bundle/``: the checkout, or the copy packed into the wheel."""
+    """Return the folder with ``conf/``, ``jobs/`` and ``bundle/``: the checkout, or the copy in the wheel."""
     packed = PACKAGE_DIR / "_resources"
     return packed if packed.is_dir() else PACKAGE_DIR.parent
 
 
 def is_campaign_name(name: str) -> bool:
-    """Whether `name` can be a campaign's folder: letters, digits, dots, dashes, underscores, and no way out of it."""
+    """Return whether `name` can be a campaign's folder: letters, digits, dots, dashes, underscores; not only dots."""
     return bool(_NAME.fullmatch(name)) and bool(name.strip("."))
 
 
 @dataclass(frozen=True)
 class AttemptLayout:
-    """Files of one attempt: the driver writes `params`, the job everything else."""
+    """The files of one attempt. The driver writes `params` and `cancel`; the job writes the others."""
 
     dir: Path
 
     @property
     def params(self) -> Path:
-        """What to evaluate: written by the driver before the job is submitted."""
+        """What to evaluate; written by the driver before it submits the job."""
         return self.dir / "params.json"
 
     @property
     def claim(self) -> Path:
-        """Created exclusively by the first job that works here."""
+        """The file that the first job of this attempt creates exclusively, so that a second job ends at once."""
         return self.dir / "claim"
 
     @property
     def result(self) -> Path:
-        """Published whole by the job that succeeded."""
+        """The result of a job that succeeded; published whole."""
         return self.dir / "result.json"
 
     @property
     def error(self) -> Path:
-        """Published whole by the job that failed."""
+        """The error of a job that failed; published whole."""
         return self.dir / "error.json"
 
     @cached_property
     def progress(self) -> Path:
-        """Step, loss and phase, rewritten while the job runs: its heartbeat."""
+        """Step, loss and phase of the running job, rewritten all the time: the job's heartbeat."""
         return self.dir / "progress.json"
 
     @property
@@ -64,29 +64,29 @@ class AttemptLayout:
 
     @property
     def checkpoint_dir(self) -> Path:
-        """Where an interrupted training stood: one folder, named by its step. Removed once there is a result."""
+        """Checkpoints of the training, one folder for each, named by its step; removed once the result is published."""
         return self.dir / "checkpoint"
 
     @property
     def cancel(self) -> Path:
-        """Says that the attempt is not wanted any more, where its job cannot be cancelled for it."""
+        """A file that asks the attempt to end, for an attempt that shares its job with others."""
         return self.dir / "cancel"
 
     @property
     def job_dir(self) -> Path:
-        """Submission script, standard output and standard error."""
+        """The folder with submission script, standard output and standard error."""
         return self.dir / "job"
 
 
 @dataclass(frozen=True)
 class CampaignLayout:
-    """Files of one campaign."""
+    """The files of one campaign."""
 
     dir: Path
 
     @property
     def identity(self) -> Path:
-        """What the campaign is: written once."""
+        """The campaign's identity; written once."""
         return self.dir / "campaign.yaml"
 
     @property
@@ -96,17 +96,17 @@ class CampaignLayout:
 
     @property
     def lock(self) -> Path:
-        """Who drives the campaign."""
+        """The lock of the campaign's driver: who it is, and its heartbeat."""
         return self.dir / "driver.lock"
 
     @property
     def inbox_dir(self) -> Path:
-        """Commands from other terminals."""
+        """The folder of commands from other terminals."""
         return self.dir / "inbox"
 
     @property
     def scheduler(self) -> Path:
-        """What the scheduler last said of each job; derived."""
+        """What the scheduler last said about each job; derived."""
         return self.dir / "scheduler.json"
 
     @property
@@ -116,7 +116,7 @@ class CampaignLayout:
 
     @property
     def report_dir(self) -> Path:
-        """Plots; derived."""
+        """The folder of plots; derived."""
         return self.dir / "report"
 
     @property
@@ -126,16 +126,16 @@ class CampaignLayout:
 
     @property
     def drivers_dir(self) -> Path:
-        """One folder for each start of a driver."""
+        """The folder with one folder for each start of a driver."""
         return self.dir / "drivers"
 
     @cached_property
     def trials_dir(self) -> Path:
-        """One folder for each trial."""
+        """The folder with one folder for each trial."""
         return self.dir / "trials"
 
     def attempt(self, trial: int, attempt: int) -> AttemptLayout:
-        """Files of an attempt of a trial."""
+        """Return the files of an attempt of a trial."""
         known = self._attempts.get((trial, attempt))
         if known is None:
             known = AttemptLayout(self.trials_dir / f"{trial_label(trial)}/a{attempt}")
@@ -144,5 +144,5 @@ class CampaignLayout:
 
     @cached_property
     def _attempts(self) -> dict[tuple[int, int], AttemptLayout]:
-        """Those made before: a driver looks at the same ones twice a second."""
+        """The layouts that `attempt` has returned, kept because a driver asks for the same ones twice a second."""
         return {}

@@ -1,14 +1,15 @@
-"""One driver for each campaign: who may write, who it is, and whether it lives.
+"""The lock that lets only one driver write to a campaign, and the record of who that driver is and whether it lives.
 
-Three things say so, since no one of them holds everywhere:
+Three mechanisms decide, because none of them works everywhere:
 
-- the operating system's lock (flock) on ``driver.lock`` decides between drivers of one host, and vanishes with its
-  process, however it dies;
-- the heartbeat in that file decides between hosts, where a shared file system may not pass locks on: another host's
-  driver is respected while its heartbeat is younger than two minutes, and afterwards yields only to `take_over`;
-- the **epoch**: each start creates the next number in ``driver.epochs/``, exclusively, which every POSIX file system
-  can do. Whoever holds the newest number may write. A driver that was stopped for minutes while another took over finds
-  a newer number when it wakes, also after that other driver has ended, and writes nothing more.
+- the operating system's lock (flock) on ``driver.lock`` decides between drivers of one host, and is released when its
+  process dies, for whatever reason;
+- the heartbeat in that file decides between hosts, because a shared file system may not pass locks on. While the
+  heartbeat of another host's driver is younger than two minutes, a new driver is refused; afterwards it needs
+  `take_over`;
+- the **epoch**: each start creates the next number in ``driver.epochs/`` exclusively, which every POSIX file system
+  supports. The driver with the newest number may write. A driver that was suspended for minutes while another one took
+  over finds a newer number when it wakes, even if the other driver has ended by then, and writes nothing more.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ log = logging.getLogger(__name__)
 HEARTBEAT_PERIOD_S = 15.0
 STALE_AFTER_S = 120.0
 
-#: What a file system answers that does not know flock at all, such as Lustre with its default mount options.
+#: Errors of a file system without flock, such as Lustre with its default mount options.
 NO_FLOCK = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
-#: What it answers for a folder that was moved or deleted.
+#: Errors for a folder that was moved or deleted.
 GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
-#: What it answers when another process holds the lock.
+#: Errors of flock while another process holds the lock.
 HELD = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 
 
@@ -49,13 +50,13 @@ def _now() -> datetime.datetime:
 
 
 def read_lock(path: Path) -> dict[str, Any] | None:
-    """Return who holds the campaign, or held it when it died: host, pid, heartbeat, trouble. None if nobody does."""
+    """Return the driver that holds the lock, or held it when it died (host, pid, heartbeat, trouble); else None."""
     data = read_json(path) or {}
     return data if data.get("pid") else None
 
 
 def heartbeat_age_s(owner: dict[str, Any]) -> float:
-    """Return the seconds since the owner's last heartbeat; infinite if it has none."""
+    """Return the seconds since the owner's last heartbeat; infinity if it has none."""
     try:
         return (_now() - datetime.datetime.fromisoformat(owner["heartbeat"])).total_seconds()
     except (KeyError, ValueError, TypeError):
@@ -66,7 +67,7 @@ def try_flock(fd: int) -> bool | None:
     """Take the operating system's lock on an open file.
 
     Returns:
-        True if it is ours, False if another process holds it, None if the file system has no such locks.
+        True if this process has it now, False if another one has it, None if the file system has no flock.
     """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,11 +81,11 @@ def try_flock(fd: int) -> bool | None:
 
 
 def owner_lives(path: Path, owner: dict[str, Any]) -> bool:
-    """Return whether a campaign's owner is at work, as far as this host can tell.
+    """Return whether the driver that owns a campaign is alive, as far as this host can tell.
 
     Args:
-        path: of the lock file.
-        owner: from `read_lock`.
+        path: path of the lock file.
+        owner: the owner, from `read_lock`.
     """
     if owner.get("host") != socket.gethostname():
         return heartbeat_age_s(owner) < STALE_AFTER_S
@@ -106,19 +107,19 @@ def _process_lives(owner: dict[str, Any]) -> bool:
 
 
 class DriverLock:
-    """Held from construction to `release`.
+    """The lock of a campaign, held from construction to `release`.
 
     Args:
-        path: of the lock file; the epochs lie next to it.
-        take_over: whether a driver of another host without a heartbeat may be replaced.
+        path: path of the lock file; ``driver.epochs`` lies next to it.
+        take_over: whether to replace a driver on another host whose heartbeat has stopped.
 
     Attributes:
         epoch: number of this start.
-        has_flock: whether the file system passes flock on; if not, heartbeat and epoch alone decide.
-        taken_over: the owner that died without letting go, if one did.
+        has_flock: whether the file system supports flock; if not, only heartbeat and epoch decide.
+        taken_over: the previous owner, if it died without releasing the lock.
 
     Raises:
-        LockedError: if another driver holds it; the message names host and pid.
+        LockedError: if another driver holds the lock; the message names host and pid.
     """
 
     def __init__(self, path: Path, *, take_over: bool = False) -> None:
@@ -190,10 +191,10 @@ class DriverLock:
         log.warning("lock=%s taken_over_from=%s:%s", self.path, owner.get("host"), owner.get("pid"))
 
     def advance(self, beyond: int) -> None:
-        """Take the next epoch: a number above `beyond` and above all that were taken before.
+        """Take the next epoch: a number above `beyond` and above all earlier ones.
 
         Raises:
-            LockedError: if another driver takes it at this moment.
+            LockedError: if another driver takes that number at the same moment.
         """
         self._epochs_dir.mkdir(exist_ok=True)
         earlier = self._epochs()
@@ -210,7 +211,7 @@ class DriverLock:
                     (self._epochs_dir / str(number)).unlink()
 
     def _epochs(self) -> list[int]:
-        """Return the numbers that are there; none if the folder itself is gone."""
+        """Return the epochs taken so far; an empty list if the campaign's folder is gone."""
         try:
             names = listing(self._epochs_dir)
         except OSError as error:
@@ -220,11 +221,11 @@ class DriverLock:
         return [int(name) for name in names if name.isdecimal()]
 
     def check(self) -> None:
-        """Make sure that this driver may write.
+        """Check that this driver may write.
 
         Raises:
             LostCampaignError: if another driver has taken the campaign, or its folder is not where it was.
-            OSError: if the file system does not say.
+            OSError: if the file system does not answer.
         """
         folder = self.path.parent
         newest = max(self._epochs(), default=0)
@@ -242,7 +243,7 @@ class DriverLock:
             )
 
     def holds(self) -> bool:
-        """Return whether this driver may write, as far as can be told."""
+        """Return whether this driver may write; False if that is not known."""
         try:
             self.check()
         except (LostCampaignError, OSError):
@@ -250,9 +251,9 @@ class DriverLock:
         return True
 
     def tell(self, trouble: str | None) -> None:
-        """Let other terminals know what keeps the driver from its work; None if nothing does.
+        """Write into the lock file what keeps the driver from its work, for `status`; None if nothing does.
 
-        The lock file is rewritten in place, which a full disk allows.
+        The lock file is rewritten in place, which also works on a full disk.
         """
         if trouble != self._trouble:
             self._trouble = trouble
@@ -280,7 +281,7 @@ class DriverLock:
                 log.warning("heartbeat not written: %s", error)
 
     def release(self) -> None:
-        """Let go, leaving the file without an owner, but with its epoch."""
+        """Release the lock: leave the file with its epoch, but without an owner."""
         self._stopping.set()
         self._thread.join()
         if self._fd >= 0:

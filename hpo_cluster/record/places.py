@@ -1,7 +1,8 @@
 """Where a campaign's files are after its project was renamed, or moved to another machine.
 
-Paths are recorded in full, and so is the campaign's folder at each start. What is still where it was is used there.
-What is gone, and lay in the folder that has moved together with the campaign, is looked for in the new one.
+Absolute paths are recorded, and at each start the campaign's own folder too. A file that still exists at its recorded
+path is used there. A file that does not, and whose path lay in the folder that moved together with the campaign, is
+looked for in that folder's new place.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from hpo_cluster.record.layout import CampaignLayout
 
 @dataclass(frozen=True)
 class Move:
-    """Where a campaign's folder was at its last start (None if that is not known), and where it is now."""
+    """The campaign's folder at its last start (None if it is not known), and its folder now."""
 
     was: Path | None
     now: Path
 
     @property
     def roots(self) -> tuple[Path, Path] | None:
-        """Return the outermost folder that moved, as it was called and as it is now; None if nothing moved."""
+        """The outermost folder that moved, by its old and its new path; None if nothing moved."""
         if self.was is None or self.was.resolve() == self.now.resolve():
             return None
         old, new = self.was.parent, self.now.parent  # the campaign itself may have another name too
@@ -35,10 +36,10 @@ class Move:
         return None if old == new else (old, new)
 
     def here(self, path: str) -> str:
-        """Return where `path` is now."""
+        """Return the present path of what was at `path`."""
         if (roots := self.roots) is None or not Path(path).is_relative_to(roots[0]):
             return path
-        with contextlib.suppress(OSError):  # a folder of somebody else's, on another machine
+        with contextlib.suppress(OSError):  # not readable: somebody else's folder on another machine
             if Path(path).exists():
                 return path
         return str(roots[1] / Path(path).relative_to(roots[0]))
@@ -52,7 +53,7 @@ def move_of(directory: Path, record: Record) -> Move:
 
 
 def _folders_of_jobs(record: Record, now: Path) -> Iterator[Path]:
-    """Yield the campaign's folder as its jobs had it, the newest first: earlier versions recorded no other."""
+    """Yield the campaign's folder by its jobs' records, newest first: earlier versions did not record it itself."""
     for trial in reversed(record.rows):
         for attempt in reversed(trial.attempts):
             extra = {} if attempt.job is None else attempt.job.extra
@@ -70,14 +71,16 @@ def as_recorded(
     places: Iterable[str],
     same: Callable[[str, Any, Any], bool],
 ) -> dict[str, Any]:
-    """Return an objective's identity with what makes it no other one as an earlier identity has it.
+    """Return an objective's identity in which each difference that is allowed has its recorded value.
+
+    The result can be compared with the recorded identity: what still differs makes it another objective.
 
     Args:
-        objective: its identity.
+        objective: the objective's identity now.
         recorded: the earlier identity.
-        free: settings that may differ; earlier versions had some of them in the identity.
-        places: settings that say where something is.
-        same: whether the recorded value of one of these (name, recorded, now) is the same place.
+        free: settings that may differ; earlier versions recorded some of them in the identity.
+        places: settings that hold the path of a file or folder.
+        same: (name, recorded value, present value) -> whether both values of a setting in `places` are the same place.
     """
     made = copy.deepcopy(dict(objective))
     for name in free:
@@ -91,7 +94,7 @@ def as_recorded(
 
 
 def _find(settings: Any, name: str) -> tuple[Any] | None:
-    """Return the value of a dotted name, in a tuple; None if there is none."""
+    """Return the value of a dotted name as a tuple of one; None if the name does not exist."""
     for part in name.split("."):
         if not isinstance(settings, Mapping) or part not in settings:
             return None

@@ -1,4 +1,4 @@
-"""Telling one process from another (a pid is recycled, pid and start time together are not), and their limits."""
+"""Identity of processes by pid and start time (the system reuses pids), and limits of their memory and lifetime."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _first_limit: tuple[int, int] | None = None  # of this process's memory, before 
 
 
 def cap_memory(gigabytes: float) -> None:
-    """From now on, this process gets no more memory than so much: it is a guest on the frontend.
+    """Limit the memory of this process to `gigabytes`, because the frontend is shared with other users.
 
-    What it starts is not capped where it calls `uncap_memory` before all else.
+    A child process inherits the limit unless the child calls `uncap_memory` first.
     """
     global _first_limit
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -28,18 +28,18 @@ def cap_memory(gigabytes: float) -> None:
 
 
 def uncap_memory() -> None:
-    """Lift the cap again."""
+    """Restore the memory limit that this process had before `cap_memory`."""
     if _first_limit is not None:
         resource.setrlimit(resource.RLIMIT_DATA, _first_limit)
 
 
 def end_with_parent() -> None:
-    """From now on, this process is killed when the thread that started it ends."""
+    """Let the kernel kill this process when the thread that started it ends."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _stat(pid: Any) -> list[str]:
-    """Return the fields of /proc/PID/stat from the state on; nothing if there is no such process."""
+    """Return the fields of /proc/PID/stat from the state on; an empty list if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -47,7 +47,7 @@ def _stat(pid: Any) -> list[str]:
 
 
 def process_start(pid: int) -> str | None:
-    """When a living process of this host began: the boot's id and clock ticks since boot. None where there is none."""
+    """Return when a living process of this host began (boot id, clock ticks since boot); None if it does not live."""
     fields = _stat(pid)
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -57,10 +57,10 @@ def process_start(pid: int) -> str | None:
 
 
 def is_stopped(pid: Any) -> bool:
-    """Return whether a process of this host is there and does not run, after Ctrl-Z or SIGSTOP."""
+    """Return whether a process of this host exists and is suspended, by Ctrl-Z or SIGSTOP."""
     return _stat(pid)[:1] in (["T"], ["t"])
 
 
 def is_alive(pid: Any, started: Any) -> bool:
-    """Whether the process of this host with that pid is still the one that began at `started`."""
+    """Return whether `pid` is still the process of this host that began at `started`."""
     return isinstance(pid, int) and started is not None and process_start(pid) == started

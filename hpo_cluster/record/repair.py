@@ -1,13 +1,13 @@
-"""Rebuild a journal that was cut or damaged: from its whole lines, and from what the attempts' folders say.
+"""Repair of a journal that was cut or damaged, from its valid lines and the files in the attempts' folders.
 
-What is lost with a line, and where it comes from again:
+What a lost line held, and where it is found again:
 
-| lost | comes from |
+| lost | found in |
 |---|---|
 | ``created``, ``started`` | the folder's name and an attempt's ``params.json``; settings from the next command |
 | ``asked``, ``intent`` | ``params.json``: parameters, seed, token, code |
-| ``submitted``, ``running``, ``ended`` | claim, result and error files, which the next driver takes in |
-| ``asked`` of a trial without an attempt | nothing: its number stays empty, and the optimizer asks for another |
+| ``submitted``, ``running``, ``ended`` | claim, result and error files, which the next driver collects |
+| ``asked`` of a trial without an attempt | nowhere: its number stays empty, and the optimizer proposes another trial |
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from hpo_cluster.trial import BASELINE, ErrorKind, Origin, State, trial_label
 
 @dataclass
 class Repair:
-    """What was found and done.
+    """The outcome of a repair.
 
     Args:
-        damaged: the journal as it was; None if it was whole, and nothing was changed.
-        lost_lines: lines that could not be read or fitted nowhere.
-        rebuilt: trials that are known from their attempts' folders alone.
-        gaps: numbers of trials of which nothing is left.
-        waiting: trials whose results the next driver takes in.
-        has_start: whether the settings of a start are still known.
+        damaged: path of the old, damaged journal; None if the journal was valid and was not changed.
+        lost_lines: number of lines that could not be read or did not fit.
+        rebuilt: trials that were restored from their attempts' folders alone.
+        gaps: numbers of trials of which nothing was found.
+        waiting: trials whose results the next driver collects.
+        has_start: whether the settings of a start are still recorded.
     """
 
     damaged: Path | None = None
@@ -54,11 +54,11 @@ class Repair:
 
 
 def repair(campaign_dir: Path) -> Repair:
-    """Rebuild the journal of a campaign, and keep the old one next to it.
+    """Rebuild the journal of a campaign, and keep the old file next to it.
 
     Raises:
-        JournalError: if there is no campaign in the folder.
-        LockedError: if a driver is at work.
+        JournalError: if the folder does not hold a campaign.
+        LockedError: if a driver is running.
     """
     layout = CampaignLayout(campaign_dir)
     identity_of_campaign(layout.identity)
@@ -106,7 +106,7 @@ def _is_whole(layout: CampaignLayout) -> bool:
 
 
 def _data(path: Path) -> bytes:
-    """Return what is in the old journal; nothing if it is not a file."""
+    """Return the content of the old journal; empty if it is not a file."""
     try:
         return read_data(path)
     except JournalError:
@@ -114,7 +114,7 @@ def _data(path: Path) -> bytes:
 
 
 def _readable(data: bytes) -> tuple[list[Event], int]:
-    """Return the lines that are events, in order and each once, and the number of those that are not."""
+    """Return the events in order, each once, and the number of lines that are not events."""
     kept: list[Event] = []
     lost = newest = 0
     for line in data.splitlines():
@@ -126,7 +126,7 @@ def _readable(data: bytes) -> tuple[list[Event], int]:
             lost += bool(line.strip(b"\0 "))
             continue
         epoch = event.get("epoch", 0)
-        if epoch > newest:  # what older drivers wrote after it had read the journal does not count
+        if epoch > newest:  # lines of older drivers after the newer one had read the journal are stale
             newest = epoch
             kept = [earlier for earlier in kept if earlier["seq"] < event["seq"]]
         if epoch == newest and (not kept or event["seq"] > kept[-1]["seq"]):
@@ -135,7 +135,7 @@ def _readable(data: bytes) -> tuple[list[Event], int]:
 
 
 class _Rebuilding:
-    """The new journal, one event after another, with what each of them needs before it."""
+    """The new journal: each event is preceded by the events that it needs."""
 
     def __init__(self, layout: CampaignLayout) -> None:
         self.events: list[Event] = []
@@ -146,7 +146,7 @@ class _Rebuilding:
         self._attempts = _attempts_on_disk(layout)
 
     def add(self, event: str, *, at: str | None = None, epoch: int | None = None, **fields: Any) -> None:
-        """Append one event, with the next number."""
+        """Append one event with the next number."""
         last = self.events[-1] if self.events else {"at": utc_now(), "epoch": 0}
         marks = {"at": at or last["at"], "epoch": last.get("epoch", 0) if epoch is None else epoch}
         made = {"seq": len(self.events), **marks, "event": event, **fields}
@@ -154,7 +154,7 @@ class _Rebuilding:
         self.events.append(made)
 
     def take(self, event: Event) -> None:
-        """Append an event of the old journal; what it refers to and is lost comes from files before it."""
+        """Append an event of the old journal, and before it, from files, the lost events that it refers to."""
         fields = {key: value for key, value in event.items() if key not in ("seq", "event")}
         kind = event["event"]
         if kind != "created" and self.record.created is None:
@@ -183,7 +183,7 @@ class _Rebuilding:
             self.dropped += 1
 
     def add_what_only_files_know(self) -> None:
-        """Append the trials and the attempts that no line of the old journal speaks of."""
+        """Append the trials and attempts that are on disk and not in the old journal."""
         if self.record.created is None:
             self._create()
         for number, attempts in sorted(self._attempts.items()):
@@ -200,7 +200,7 @@ class _Rebuilding:
         self.add("created", schema=SCHEMA, campaign=self._layout.dir.resolve().name, code=params.get("code"))
 
     def _has_trial(self, number: int) -> bool:
-        """Return whether the trial is known; one that only files know is asked for first."""
+        """Return whether the trial is known; if only files know it, append its ``asked`` event first."""
         if number in self.record.trials:
             return True
         params = next(iter(self._attempts.get(number, {}).values()), None)
@@ -219,7 +219,7 @@ class _Rebuilding:
         return True
 
     def _has_attempts(self, number: int, count: int) -> bool:
-        """Return whether the first `count` attempts of a trial are known; those that only files know are begun."""
+        """Return whether the first `count` attempts are known; append the ``intent`` of those that only files know."""
         trial = self.record.trials[number]
         while len(trial.attempts) < count:
             attempt = len(trial.attempts)
@@ -233,7 +233,7 @@ class _Rebuilding:
         return True
 
     def _give_up(self, trial: TrialRecord) -> None:
-        """End the attempt before the next one, with what its files say."""
+        """End the trial's last attempt, with the error in its files, so that the next one can begin."""
         last = trial.attempts[-1].number
         error = read_json(self._layout.attempt(trial.number, last).error) or {}
         kind, message = error.get("kind") or ErrorKind.VANISHED, error.get("message") or "its record was lost"
@@ -241,7 +241,7 @@ class _Rebuilding:
 
 
 def _attempts_on_disk(layout: CampaignLayout) -> dict[int, dict[int, dict[str, Any]]]:
-    """Return the ``params.json`` of every attempt, by trial and attempt."""
+    """Return the ``params.json`` of each attempt on disk, by trial and attempt."""
     found: dict[int, dict[int, dict[str, Any]]] = {}
     for folder in sorted(layout.trials_dir.glob("*/a*")):
         params = read_json(AttemptLayout(folder).params) or {}
@@ -263,9 +263,9 @@ def _has_result(layout: CampaignLayout, trial: TrialRecord) -> bool:
 
 
 def _replace(path: Path, damaged: Path, events: list[Event]) -> None:
-    """Put the new journal in the place of the old one, whole or not at all; the old one keeps another name."""
+    """Replace the old journal by the new one, whole or not at all, and keep the old one as `damaged`."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         path.rename(damaged)
     elif path.exists():
-        os.link(path, damaged)  # from here on, whoever dies when, one of the two is there under its name
+        os.link(path, damaged)  # from here on a journal exists under this name, even if this process dies
     replace_text(path, "".join(json.dumps(event, allow_nan=False) + "\n" for event in events))

@@ -1,4 +1,4 @@
-"""Where a campaign is: read from its journal and its jobs' progress files, without pandas or torch."""
+"""The status of a campaign, read from its journal and its jobs' progress files, without pandas or torch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from hpo_cluster.window import LaunchHours
 
 
 def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """The state of a campaign as plain data (JSON).
+    """Return the status of a campaign as plain data (JSON).
 
     Raises:
-        JournalError: where there is no campaign, or its journal cannot be read.
+        JournalError: if there is no campaign, or its journal cannot be read.
     """
     layout = CampaignLayout(Path(campaign_dir))
     identity = identity_of_campaign(layout.identity)
@@ -37,7 +37,7 @@ def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def scheduler_view(data: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what the scheduler last said, without what no driver writes there; empty if there is nothing."""
+    """Return what the scheduler last said, without entries that a driver never writes; empty if unknown."""
     if not data:
         return {}
     jobs = data.get("jobs")
@@ -59,15 +59,15 @@ def summarise(
     exhausted: bool = False,
     read: Callable[[Path], dict[str, Any] | None] = read_json,
 ) -> dict[str, Any]:
-    """The state of a record as plain data; the fields are described in ``docs/reference/status.md``.
+    """Return the status of a record as plain data; ``docs/reference/status.md`` describes the fields.
 
     Args:
-        record: of the campaign.
-        layout: where its files are.
-        direction: whether more is better.
-        driver_alive: whether a driver is at work.
+        record: the campaign's record.
+        layout: the campaign's files.
+        direction: ``maximize`` or ``minimize``.
+        driver_alive: whether a driver is running.
         exhausted: whether this driver has found that the space has no other configuration.
-        read: reads a file that jobs, or the driver, write again and again.
+        read: reader of the JSON files that the jobs and the driver rewrite all the time.
     """
     start = record.starts[-1] if record.starts else {}
     operation = start.get("operation", {})
@@ -109,7 +109,7 @@ def summarise(
 
 
 def _imported(record: Record, *, maximize: bool) -> dict[str, Any] | None:
-    """What the campaign began with; it is no part of the other counts."""
+    """Return a summary of the imported trials, which the other counts leave out; None without any."""
     if not record.imported:
         return None
     campaigns = Counter(str(trial.info.get("campaign")) for trial in record.imported)
@@ -140,7 +140,7 @@ def _running(
         "attempt": None if attempt is None else attempt.number,
         "job": None if attempt is None else attempt.job_id,
         "node": None if attempt is None else attempt.node,
-        "scheduler": _told(jobs.get(attempt.job_name)) if attempt is not None else None,
+        "scheduler": _scheduler_says(jobs.get(attempt.job_name)) if attempt is not None else None,
         "unknown_since": (jobs.get(attempt.job_name) or {}).get("unknown_since") if attempt is not None else None,
         **_sound(progress),
         "silent_s": _silent_s(trial, progress),
@@ -149,7 +149,7 @@ def _running(
 
 
 def _silent_s(trial: TrialRecord, progress: Mapping[str, Any]) -> float | None:
-    """Seconds since a running job last said where it is, or began."""
+    """Return the seconds since a running job last reported progress, or began; None if it does not run."""
     since = progress.get("at") or (trial.attempt.started_at if trial.attempt is not None else None)
     if trial.state is not State.RUNNING or not isinstance(since, str):
         return None
@@ -159,15 +159,15 @@ def _silent_s(trial: TrialRecord, progress: Mapping[str, Any]) -> float | None:
         return None
 
 
-#: What a job's progress says, and what it should be.
+#: The fields of a job's progress and their types.
 PROGRESS: Mapping[str, tuple[type, ...]] = {"phase": (str,), "step": (int,), "total": (int,), "loss": (int, float)}
 
 
 def _sound(progress: Mapping[str, Any]) -> dict[str, Any]:
-    """Progress with None in the place of what is not there or is not what it should be."""
-    told = {name: progress.get(name) for name in PROGRESS}
-    sound = {name: type(value) in PROGRESS[name] and not _is_infinite(value) for name, value in told.items()}
-    return {name: value if sound[name] else None for name, value in told.items()}
+    """Return the fields of a job's progress; None for a field that is missing, of a wrong type or not finite."""
+    found = {name: progress.get(name) for name in PROGRESS}
+    sound = {name: type(value) in PROGRESS[name] and not _is_infinite(value) for name, value in found.items()}
+    return {name: value if sound[name] else None for name, value in found.items()}
 
 
 def _is_infinite(value: Any) -> bool:
@@ -178,13 +178,13 @@ EXHAUSTED = "the space has no other configuration: all of them have been tried, 
 
 
 def _driver_notices(record: Record, layout: CampaignLayout, *, driver_alive: bool, exhausted: bool) -> list[str]:
-    """Why the driver does nothing, and what is wrong with the files that it writes."""
+    """Return why the driver does nothing, and what is wrong with the files that it writes."""
     notices = []
     owner = read_lock(layout.lock) or {}
     here, pid = owner.get("host") == socket.gethostname(), owner.get("pid")
     if driver_alive and here and is_stopped(pid):
         notices.append(
-            f"the driver is stopped (Ctrl-Z, SIGSTOP): nothing is taken in. Wake it:  fg, or kill -CONT {pid}"
+            f"the driver is stopped (Ctrl-Z, SIGSTOP): no result is collected. Wake it:  fg, or kill -CONT {pid}"
             f"    or end it and go on:  kill -9 {pid}; hpo-cluster resume {layout.dir}"
         )
     elif driver_alive and owner.get("trouble"):
@@ -192,7 +192,7 @@ def _driver_notices(record: Record, layout: CampaignLayout, *, driver_alive: boo
     elif not driver_alive and pid and not here:
         minutes = heartbeat_age_s(owner) / 60
         notices.append(
-            f"the driver on host {owner.get('host')} (process {pid}) has not been heard of for {minutes:.0f} min. "
+            f"the driver on host {owner.get('host')} (process {pid}) has given no sign of life for {minutes:.0f} min. "
             f"If it is dead:  hpo-cluster resume {layout.dir} --take-over"
         )
     if not driver_alive and not record.halted and not exhausted and _is_between_ticks(record):
@@ -202,7 +202,7 @@ def _driver_notices(record: Record, layout: CampaignLayout, *, driver_alive: boo
     if record.left_out:
         notices.append(
             f"{record.left_out} lines of {layout.events.name} do not count: their driver wrote them after another one "
-            "had taken over. Nothing is to be done about it"
+            "had taken over. You need not do anything"
         )
     return notices
 
@@ -212,7 +212,7 @@ def _is_between_ticks(record: Record) -> bool:
 
 
 def _hours(record: Record) -> list[str]:
-    """Return why the next tick submits nothing at this time of day, by the settings of the last one."""
+    """Return why the next tick submits nothing at this time, by the settings of the last tick."""
     start = record.starts[-1]
     if not has_jobs_to_submit(record, start.get("operation", {}).get("budget", 0)):
         return []
@@ -222,13 +222,13 @@ def _hours(record: Record) -> list[str]:
 
 
 def has_jobs_to_submit(record: Record, budget: int) -> bool:
-    """Return whether trials wait for a job, or are still to be proposed."""
+    """Return whether trials wait for a job or are still to be proposed."""
     waiting = any(trial.attempt is None or trial.attempt.job is None for trial in record.in_flight)
     return waiting or record.spent + len(record.in_flight) < budget
 
 
 def _stalled(running: list[dict[str, Any]], layout: CampaignLayout, stalled_after_s: float) -> list[str]:
-    """Running jobs that have said nothing for long."""
+    """Return a notice for each running job that has reported no progress for `stalled_after_s`."""
     return [
         f"{trial_label(row['trial'])}: its job {row['job']} on {row['node']} has reported no progress for "
         f"{row['silent_s'] / 60:.0f} min, in phase {row['phase'] or 'begin'}.  "
@@ -239,21 +239,21 @@ def _stalled(running: list[dict[str, Any]], layout: CampaignLayout, stalled_afte
 
 
 def _notices(running: list[dict[str, Any]], layout: CampaignLayout, unknown_after_s: float) -> list[str]:
-    """What somebody should look into: jobs that nothing has been known of for long."""
+    """Return a notice for each job whose state the scheduler has not known for `unknown_after_s`."""
     notices = []
     for row in running:
         if row["unknown_since"] and (silent_s := _seconds_since(row["unknown_since"])) >= unknown_after_s:
             label, minutes = trial_label(row["trial"]), round(silent_s / 60)
             ways = f"hpo-cluster cancel {layout.dir} {row['trial']}, then hpo-cluster retry {layout.dir} {row['trial']}"
             notices.append(
-                f"{label}: nothing is known of job {row['job']} for {minutes} min ({row['scheduler']}). It is waited "
-                f"for; where you know that it is lost:  {ways}"
+                f"{label}: nothing is known of job {row['job']} for {minutes} min ({row['scheduler']}). The driver "
+                f"waits for it. If you know that it is lost:  {ways}"
             )
     return notices
 
 
-def _told(job: Mapping[str, Any] | None) -> str | None:
-    """What the scheduler said of a job: in its own words where it has some."""
+def _scheduler_says(job: Mapping[str, Any] | None) -> str | None:
+    """Return what the scheduler last said about a job, in its own words if they are recorded."""
     return None if job is None else str(job.get("detail") or job.get("state"))
 
 
@@ -266,14 +266,14 @@ def _seconds_since(text: str) -> float:
 
 
 def _elapsed_s(record: Record) -> float:
-    """Seconds in which a driver was at work, from the journal's own times."""
+    """Return the seconds from the first start to the last event of the journal."""
     if not record.starts or record.last is None:
         return 0.0
     return round((_parse(record.last["at"]) - _parse(record.starts[0]["at"])).total_seconds(), 1)
 
 
 def _eta_s(record: Record, budget: int, workers: int) -> float | None:
-    """Seconds until the budget is spent, at the mean duration of the evaluations so far."""
+    """Return the estimated seconds until the budget is spent, by the mean duration of an evaluation so far."""
     mean = record.mean_evaluation_s
     if mean is None:
         return None

@@ -1,8 +1,8 @@
-"""Earlier campaigns' evaluations as the first rows of a new one: imported once, never evaluated, never counted.
+"""Warm start: evaluations of earlier campaigns become the first rows of a new one, outside its budget.
 
-What is imported is written into the new campaign's journal with its first event, so that nothing is read of the earlier
-folders afterwards. The identity holds what was there by content: the names of the earlier campaigns, how many finished
-evaluations each had, and a digest of them.
+The imported rows are written into the new campaign's journal with its first event; the earlier folders are not read
+again. The new campaign's identity describes them by content: the name of each earlier campaign, the number of its
+finished evaluations, and a digest of these.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.space import Configuration, Space
 from hpo_cluster.trial import Origin, Settled, State
 
-#: Identity field of a campaign that was begun with evaluations of others.
+#: The identity field of a campaign that began with imported evaluations.
 IDENTITY_KEY = "warm_start"
-#: Differences between two objectives that are named one by one.
+#: Maximum number of differences between two objectives that a message lists.
 SHOWN_DIFFERENCES = 8
 DIGEST_LENGTH = 12
 
@@ -33,11 +33,11 @@ class Source:
     """An earlier campaign.
 
     Args:
-        campaign: its name.
-        evaluations: how many of its own finished with a value, and of those that it had imported itself.
-        digest: of these.
-        outside: how many of them lie outside of the new campaign's space and are left out.
-        read: whether its folder has been read; else this is what the new campaign's identity says.
+        campaign: the name of the earlier campaign.
+        evaluations: number of its evaluations that finished with a value, including those that it had imported.
+        digest: digest of these evaluations.
+        outside: number of these evaluations outside the new campaign's space, which are left out.
+        read: whether the folder was read; if not, this source comes from the new campaign's identity.
     """
 
     campaign: str
@@ -48,12 +48,12 @@ class Source:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """As it is compared at each start."""
+        """The part of the campaign's identity that is compared at each start."""
         return {"campaign": self.campaign, "evaluations": self.evaluations, "digest": self.digest}
 
     @property
     def message(self) -> str:
-        """What is taken over of it, and what is not."""
+        """The message that says how many evaluations are imported and how many are not."""
         left_out = f"; {self.outside} left out: their configurations lie outside of the space" if self.outside else ""
         taken = self.evaluations - self.outside
         return f"{taken} of {self.evaluations} evaluations of {self.campaign} are taken over{left_out}"
@@ -61,7 +61,7 @@ class Source:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What a campaign begins with. No rows where it has begun, and the earlier folders are no longer there.
+    """The imported evaluations that a campaign begins with. `rows` is empty if the earlier folders no longer exist.
 
     Args:
         sources: the earlier campaigns, in the order given.
@@ -73,12 +73,12 @@ class WarmStart:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The fields that it adds to a campaign's identity: none where there is nothing to begin with."""
+        """The field that a warm start adds to a campaign's identity; empty without sources."""
         return {IDENTITY_KEY: [source.identity for source in self.sources]} if self.sources else {}
 
 
 def recorded_warm_start(identity: Mapping[str, Any] | None) -> WarmStart:
-    """What an existing campaign was begun with; its rows are in its journal."""
+    """Return the warm start that an existing campaign's identity describes; the rows are in its journal."""
     sources = (identity or {}).get(IDENTITY_KEY) or ()
     return WarmStart(tuple(Source(**source, read=False) for source in sources))
 
@@ -93,20 +93,20 @@ def read_warm_start(
     other_objective: bool = False,
     objective_as: Callable[[Path, Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> WarmStart:
-    """The finished evaluations of earlier campaigns. Nothing is written.
+    """Return the finished evaluations of earlier campaigns. Nothing is written.
 
     Args:
-        folders: of the earlier campaigns.
-        directory: of the new one.
-        space: of the new one.
-        identity: of the new one; its objective and direction are compared.
-        recorded: its identity on disk, where it exists already: an earlier campaign that is gone is taken from there.
+        folders: folders of the earlier campaigns.
+        directory: folder of the new campaign.
+        space: space of the new campaign.
+        identity: identity of the new campaign; its objective and direction are compared.
+        recorded: identity of the new campaign on disk, if it exists; it describes earlier campaigns that are deleted.
         other_objective: whether the objectives may differ; the direction may not.
-        objective_as: gives the new one's objective as an earlier campaign (folder, its objective) has it, where they
-            differ only in where files are; None: as it is.
+        objective_as: (folder, objective of an earlier campaign) -> the new campaign's objective, with the paths of the
+            earlier one if both name the same files; None: the objective of `identity`.
 
     Raises:
-        ConfigError: with all faults: what is no campaign, what has another direction or another objective.
+        ConfigError: naming every folder that is not a campaign or has another direction or another objective.
     """
     known = recorded_warm_start(recorded).sources
     faults: list[str] = []
@@ -126,7 +126,7 @@ def read_warm_start(
             sources.append(same)
             continue
         if earlier is None:
-            faults.append(f"{IDENTITY_KEY}={folder}: is no campaign (it has no campaign.yaml)")
+            faults.append(f"{IDENTITY_KEY}={folder}: is not a campaign (it has no campaign.yaml)")
             continue
         if path == directory.resolve():
             faults.append(
@@ -159,7 +159,7 @@ def read_warm_start(
 
 
 def _differences(earlier: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
-    """In what the objectives differ, besides the direction, which is told apart."""
+    """Return how the objectives differ; the direction is compared elsewhere."""
     found = differences(earlier, mine)
     found = [difference for difference in found if difference[0] != "direction"]
     shown = [f"objective {name}: {theirs} there, {ours} here" for name, theirs, ours in found[:SHOWN_DIFFERENCES]]
@@ -173,7 +173,7 @@ def _finished(trial: TrialRecord) -> bool:
 
 
 def _inside(space: Space, trial: TrialRecord) -> Configuration | None:
-    """The trial's configuration in the order of the space; None where it is not one of it."""
+    """Return the trial's configuration in the order of the space; None if the space does not contain it."""
     try:
         space.check(trial.parameters)
     except ConfigError:
@@ -182,11 +182,11 @@ def _inside(space: Space, trial: TrialRecord) -> Configuration | None:
 
 
 def _settled(campaign: str, trial: TrialRecord, configuration: Configuration) -> Settled:
-    """The row of an evaluation; one that was imported there already keeps where it comes from."""
+    """Return the row of an evaluation; one that was imported before keeps the name of its first campaign."""
     info = trial.info if trial.origin is Origin.IMPORTED else {"campaign": campaign, "trial": trial.number}
     return Settled(configuration, Origin.IMPORTED, trial.value, info, trial.value_sem, trial.metrics)
 
 
 def _digest(trials: Sequence[TrialRecord]) -> str:
-    told = [[t.parameters, t.value, t.value_sem, t.metrics] for t in trials]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]
+    content = [[t.parameters, t.value, t.value_sem, t.metrics] for t in trials]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]

@@ -94,7 +94,7 @@ def test_another_objective_is_refused_before_anything_is_written(functions: Modu
     text = str(caught.value)
     assert "direction=minimize, here maximize" in text
     assert "objective function: earlier_functions:bowl there, earlier_functions:other here" in text
-    assert "campaigns/none: is no campaign" in text
+    assert "campaigns/none: is not a campaign" in text
     assert "warm_start_other_objective=true" in text
     assert not Path("campaigns/second").exists()
     with pytest.raises(ConfigError, match="give campaign=NAME"):

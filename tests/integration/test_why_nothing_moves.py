@@ -71,7 +71,7 @@ def test_a_driver_of_another_host_that_is_not_heard_of_is_told(tmp_path: Path) -
     old = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=10)).isoformat()
     (tmp_path / "c" / "driver.lock").write_text(json.dumps({"host": "elsewhere", "pid": 7, "heartbeat": old}))
     (notice,) = campaign_status(tmp_path / "c")["notices"]
-    assert "elsewhere (process 7) has not been heard of for 10 min" in notice
+    assert "elsewhere (process 7) has given no sign of life for 10 min" in notice
     assert "--take-over" in notice
 
 

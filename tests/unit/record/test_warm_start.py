@@ -116,7 +116,7 @@ def test_an_earlier_campaign_that_is_gone_is_taken_from_the_identity(tmp_path: P
     again = read(*folders, recorded=identity)
     assert again.identity == identity
     assert [source.read for source in again.sources] == [False, True]
-    with pytest.raises(ConfigError, match="first: is no campaign"):
+    with pytest.raises(ConfigError, match="first: is not a campaign"):
         read(*folders)
 
 
@@ -136,7 +136,7 @@ def test_all_that_speaks_against_it_is_named_at_once(tmp_path: Path) -> None:
         "first: direction=minimize, here maximize",
         "second: objective command: score {x} there, train {x} {k} here",
         "second: objective model.name: small there, m here",
-        "third: is no campaign",
+        "third: is not a campaign",
         "new: is the campaign itself",
         "first: is named twice",
     ):
