@@ -261,7 +261,11 @@ class Campaign:
             self._history_at = after + max(HISTORY_PERIOD_S, (after - now) / HISTORY_SHARE)
 
     def close(self) -> None:
-        """Write the history and release the campaign. Jobs in flight keep running."""
+        """Write the history and release the campaign. Jobs in flight keep running.
+
+        Raises:
+            LostCampaignError: if the campaign no longer belongs to this driver.
+        """
         ending = "between ticks" if self.spec.tick else "interrupted"
         try:
             more = {"exhausted": True} if self._exhausted else {}
@@ -269,6 +273,7 @@ class Campaign:
             self._write_history(force=True)
         except LostCampaignError:
             log.warning("the campaign no longer belongs to this driver: nothing is written at its end")
+            raise
         except (HpoClusterError, OSError) as error:  # raising would hide the error that led here
             log.error("not closed properly: %s", error)
         finally:
@@ -280,4 +285,5 @@ class Campaign:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if error is not None and not self.reason:
             self.reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        self.close()
+        with contextlib.suppress(*([] if error is None else [LostCampaignError])):  # the first error counts
+            self.close()

@@ -157,6 +157,7 @@ class Submitter:
             except OSError as error:
                 if error.errno in PASSING:
                     raise
+                campaign.lock.check()  # if the whole folder is gone, nothing is in the way
                 what = f"{error.filename}: {error.strerror}; remove what is in the way"
                 raise SubmissionError(what, retriable=False) from error
         self._unsure.add(submission.token)
