@@ -30,6 +30,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from hpo_cluster.errors import JournalError
 from hpo_cluster.job import JobRef
+from hpo_cluster.record.clock import is_time
 from hpo_cluster.record.journal import Event, read_journal
 from hpo_cluster.space import Configuration
 from hpo_cluster.trial import BASELINE, Ask, ErrorKind, Origin, Proposal, Settled, State, derive_seed
@@ -167,7 +168,7 @@ class Record:
         record = cls()
         for event in events:
             try:
-                record.apply(event)
+                record.apply_read(event)
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 raise JournalError(
                     f"{path}: event number {event['seq']} ({event['event']}) does not fit those before it; was the "
@@ -175,6 +176,18 @@ class Record:
                     f"hpo-cluster repair {path.parent}"
                 ) from error
         return record
+
+    def apply_read(self, event: Event) -> None:
+        """Update the record by an event that was read from a file, where people may have edited it.
+
+        Raises:
+            ValueError, LookupError, TypeError, AttributeError: if it does not fit those before it.
+        """
+        if not is_time(event["at"]):
+            raise ValueError(event["at"])
+        if event["event"] == "started" and not isinstance(event["operation"], dict):
+            raise ValueError(event["operation"])
+        self.apply(event)
 
     def apply(self, event: Event) -> None:
         """Update the record by one event."""

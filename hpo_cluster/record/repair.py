@@ -150,7 +150,7 @@ class _Rebuilding:
         last = self.events[-1] if self.events else {"at": utc_now(), "epoch": 0}
         marks = {"at": at or last["at"], "epoch": last.get("epoch", 0) if epoch is None else epoch}
         made = {"seq": len(self.events), **marks, "event": event, **fields}
-        self.record.apply(made)
+        self.record.apply_read(made)
         self.events.append(made)
 
     def take(self, event: Event) -> None:

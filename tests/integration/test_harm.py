@@ -135,6 +135,8 @@ STRANGE_EVENTS: dict[str, dict[str, Any]] = {
     "of an attempt that is not there": {"event": "ended", "trial": 0, "attempt": 9, "state": "completed"},
     "in a state that is none": {"event": "ended", "trial": 0, "attempt": 0, "state": "splendid"},
     "without its fields": {"event": "asked"},
+    "a start without settings": {"event": "started"},
+    "a moment that is none": {"event": "stopped", "at": "yesterday"},
     "with rows that are none": {"event": "asked", "trials": [3]},
 }
 

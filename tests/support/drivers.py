@@ -25,6 +25,8 @@ from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.optimizers.registry import make_settings
 from hpo_cluster.record import journal
 from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.identity import read_identity
+from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.space import Float, Integer, Space
 
 SPACE = Space({"x": Float(-5.0, 5.0), "k": Integer(1, 8)})
@@ -44,7 +46,14 @@ def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
         directory,
         space=SPACE,
         objective=objective,
-        optimizer=choose_optimizer(name, settings, SPACE, seed, budget=operation["budget"]),
+        optimizer=choose_optimizer(
+            name,
+            settings,
+            SPACE,
+            seed,
+            budget=operation["budget"],
+            recorded=read_identity(CampaignLayout(directory).identity),
+        ),
         seed=seed,
         launcher=slurm if options.get("launcher") == "slurm" else LocalSettings(poll_period_s=0.1),
         operation=Operation(**operation),
