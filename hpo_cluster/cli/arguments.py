@@ -31,17 +31,17 @@ class Command:
 
     @property
     def takes_overrides(self) -> bool:
-        """Return whether it takes ``KEY=VALUE``."""
+        """Whether the command takes ``KEY=VALUE``."""
         return OVERRIDES in self.words
 
     @property
     def takes_folder(self) -> bool:
-        """Return whether its first word is a campaign's folder."""
+        """Whether the command's first word is a campaign's folder."""
         return self.words.startswith("DIR")
 
     @property
     def takes_trials(self) -> bool:
-        """Return whether numbers of trials follow the folder."""
+        """Whether numbers of trials follow the folder."""
         return "TRIAL" in self.words
 
 
@@ -65,7 +65,7 @@ COMMANDS: Mapping[str, Command] = {
     "retry": Command("try trials again that failed, diverged or were cancelled", "drive.post", "DIR TRIAL [TRIAL ...]"),
     "stop": Command("let the driver, or the ticks, submit nothing more; jobs run on", "drive.post", "DIR"),
     "tick": Command(
-        "one short pass in place of a driver that stays, for cron: take in, propose, submit, exit",
+        "one short pass instead of a driver that stays, for cron: collect, propose, submit, exit",
         "drive.tick",
         f"DIR {OVERRIDES}",
         ("--config-dir", "--take-over"),
@@ -117,14 +117,14 @@ OPTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
     ),
     "--config-dir": (
         ("-cd",),
-        {"metavar": "DIR", "help": "a folder of configuration files and of groups (space/NAME.yaml), besides ./conf"},
+        {"metavar": "DIR", "help": "a folder of configuration files and of groups (space/NAME.yaml), next to ./conf"},
     ),
     "--config-name": (
         ("-cn",),
         {"metavar": "NAME", "help": "the file to begin with, in ./conf or --config-dir; begin it with  defaults: "
          "[config, _self_]"},
     ),
-    "--take-over": ((), {"action": "store_true", "help": "drive on where another host's driver has died"}),
+    "--take-over": ((), {"action": "store_true", "help": "take over a campaign whose driver died on another host"}),
     "--no-check": (
         (),
         {
@@ -132,7 +132,7 @@ OPTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
             "help": "do not read model, data and tasks before a new campaign starts; its jobs will",
         },
     ),
-    "--to": ((), {"metavar": "NEW_DIR", "help": "the folder that is written"}),
+    "--to": ((), {"metavar": "NEW_DIR", "help": "the folder to write"}),
     "--json": ((), {"action": "store_true", "help": "print the status as JSON"}),
     "--help": (("-h",), {"action": "store_true", "help": "this text"}),
 }  # fmt: skip
@@ -164,7 +164,7 @@ class Arguments:
 
     @property
     def files(self) -> dict[str, Any]:
-        """Return where configuration files are searched, as `compose` takes it."""
+        """Where configuration files are searched, as `compose` takes it."""
         given = {"config_dir": self.option("--config-dir"), "config_name": self.option("--config-name")}
         return {key: Path(value) if key == "config_dir" else value for key, value in given.items() if value}
 
@@ -187,7 +187,7 @@ class Arguments:
         return Path(self.words[0])
 
     def trials(self) -> list[int]:
-        """Return the trials that are meant, once `folder` has found no fault."""
+        """Return the numbers of the trials, which `folder` has checked."""
         return [number for word in self.words[1:] if (number := trial_number(word)) is not None]
 
 
@@ -233,7 +233,7 @@ def parse(words: list[str]) -> Arguments:
         raise ConfigError([fault], "Commands and options: hpo-cluster --help")
     accepted = [*COMMANDS[command].options, "--help"]
     spellings = {spelling for option in accepted for spelling in (option, *OPTIONS[option][0])}
-    # argparse would take -cn of a command that has only -c for "-c n"
+    # argparse would read -cn as "-c n" for a command that has only -c
     foreign = [word for word in words if re.match(r"-[a-z]{2}(=|$)", word) and word.partition("=")[0] not in spellings]
     arguments, rest = Arguments(command), [word for word in words if word not in foreign]
     parser = make_parser()[0]
@@ -260,7 +260,7 @@ def parse(words: list[str]) -> Arguments:
 
 
 def _check_values(arguments: Arguments) -> None:
-    """Add what is wrong with the options' values."""
+    """Add the faults of the options' values."""
     cfg, info = arguments.option("--cfg"), arguments.option("--info")
     if cfg not in (None, "job"):
         own = "; Hydra's own settings (folders, logs, launchers) are not used" if cfg in ("hydra", "all") else ""

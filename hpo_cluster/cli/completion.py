@@ -1,4 +1,4 @@
-"""What the TAB key offers: commands, options, groups, keys, and campaigns. Imports no Hydra and no pydantic."""
+"""The words that the TAB key offers: commands, options, groups, keys, campaigns. Imports no Hydra and no pydantic."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ VALUED = {
     for spelling in (name, *short)
 }
 
-#: What an entry of the space may have (`space.NAME.FIELD`).
+#: The fields that an entry of the space may have (`space.NAME.FIELD`).
 PARAMETER_FIELDS = ("low", "high", "log", "step", "type", "choices", "ordered", "when", "prior")
 
-#: Values of keys that have a few.
+#: Values of keys that accept only a few.
 VALUES = {
     "code": ("recorded", "current"),
     **dict.fromkeys(("baseline", "dry_run", "warm_start_other_objective"), ("true", "false")),
@@ -40,7 +40,7 @@ SCRIPTS = {
 _hpo_cluster() {
     local line="${COMP_LINE:0:COMP_POINT}" candidate
     local word="${line##*[[:space:]]}" head=""
-    # bash takes what follows = or : for a word of its own
+    # bash treats what follows = or : as a word of its own
     [[ $COMP_WORDBREAKS == *=* ]] && head="${word%"${word##*[=:]}"}"
     COMPREPLY=()
     while IFS= read -r candidate; do
@@ -70,7 +70,7 @@ complete --command hpo-cluster --no-files --arguments '(__hpo_cluster)'
 
 
 def candidates(line: str) -> list[str]:
-    """Return the words that the last word of a command line may become, one that is complete with a space behind it."""
+    """Return the words that complete the last word of a command line; a complete one ends with a space."""
     words = line.split(" ")
     words = [word for word in words[:-1] if word] + words[-1:]
     word = words[-1]
@@ -118,7 +118,7 @@ def _values_of(option: str, word: str, dirs: Sequence[Path]) -> list[str]:
 
 
 def _folders(word: str) -> list[str]:
-    """Return the folders that a path may become."""
+    """Return the folders that complete a path."""
     head, slash, tail = word.rpartition("/")
     shown = tail.startswith(".")
     found = (path for path in sorted(Path(f"{head}{slash}" or ".").expanduser().glob(f"{_literal(tail)}*")))

@@ -1,7 +1,7 @@
-"""What a campaign looks like in a terminal: lines of text made of its status, and how they are kept up to date.
+"""The display of a campaign in a terminal: lines of text made of its status, and how they are kept up to date.
 
-Nothing here prints: `cli` hands in where to write. On a terminal the lines are redrawn in place; anywhere else there is
-one line for each change of state, with fixed ``key=value`` pairs.
+Nothing here prints: the caller passes the function that writes. On a terminal the lines are redrawn in place; anywhere
+else there is one line for each change of state, with fixed ``key=value`` pairs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LABEL_WIDTH = 11
 
 
 def status_lines(status: Mapping[str, Any]) -> list[str]:
-    """A campaign's status as text: progress, best, baseline, what runs, what failed."""
+    """Return a campaign's status as text: progress, best, baseline, what runs, what failed."""
     driver = status["driver"] or {}
     lines = [f"{status['campaign']}: {_state(status, driver)}", progress_line(status)]
     if status["best"]:
@@ -40,7 +40,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
 
 
 def progress_line(status: Mapping[str, Any]) -> str:
-    """The bar with done, running and failed trials, best value and time left."""
+    """Return the bar, with done, running and failed trials, best value and time left."""
     budget, done = max(status["budget"], 1), status["done"]
     filled = min(BAR_WIDTH, round(BAR_WIDTH * done / budget))
     counts = dict(status["counts"])
@@ -59,7 +59,7 @@ def progress_line(status: Mapping[str, Any]) -> str:
 
 
 def error_lines(status: Mapping[str, Any], newest: int = 3) -> list[str]:
-    """The last errors, one line each."""
+    """Return the last errors, one line each."""
     rows = status["errors"]
     lines = [
         f"  {trial_label(row['trial'])}  {row['kind']}: {_first_line(str(row['message']))}" for row in rows[-newest:]
@@ -68,7 +68,7 @@ def error_lines(status: Mapping[str, Any], newest: int = 3) -> list[str]:
 
 
 def running_line(row: Mapping[str, Any]) -> str:
-    """One trial in flight: where it is and what it does."""
+    """Return the line of a trial in flight: where it runs and what it does."""
     parts = [f"  {trial_label(row['trial'])}", f"{row.get('phase') or row.get('state', 'submitted')}"]
     if row["step"] is not None:
         parts.append(f"step {row['step']}" + (f"/{row['total']}" if row["total"] is not None else ""))
@@ -88,12 +88,12 @@ def running_line(row: Mapping[str, Any]) -> str:
 def summary_lines(
     status: Mapping[str, Any], metric: str | None, tests: tuple[str, ...], files: Mapping[str, Path]
 ) -> list[str]:
-    """The end of a run: best configuration, its scores, the baseline, and where everything is.
+    """Return the summary of a run: best configuration, its scores, the baseline, and where everything is.
 
     Args:
         status: of the campaign.
         metric: name of the metric that was optimised.
-        tests: lm-eval tasks that were recorded only; empty where the objective has none: all metrics are shown.
+        tests: lm-eval tasks that were only recorded; if there are none, all metrics are shown.
         files: label to path.
     """
     lines = [f"{status['campaign']}: {_state(status, status['driver'] or {})}", progress_line(status)]
@@ -113,7 +113,7 @@ def summary_lines(
 
 
 def _imported_lines(status: Mapping[str, Any]) -> list[str]:
-    """What the campaign began with, and the best of that, which is never the campaign's own best."""
+    """Return the imported evaluations and the best of them, which is never the campaign's own best."""
     imported = status.get("imported")
     if not imported:
         return []
@@ -137,7 +137,7 @@ def _scores(trial: Mapping[str, Any], metric: str | None, tests: tuple[str, ...]
 
 
 class PlainDisplay:
-    """One line for each change of state: for files, pipes and batch jobs."""
+    """A display of one line for each change of state: for files, pipes and batch jobs."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
@@ -145,12 +145,12 @@ class PlainDisplay:
         self._noticed: set[str] = set()
 
     def remember(self, trials: Mapping[int, Any]) -> None:
-        """Take all this as known."""
+        """Take the present states of these trials as known, so that only later changes are written."""
         self._seen = {number: _key(record) for number, record in trials.items()}
 
     def update(self, status: Mapping[str, Any], trials: Mapping[int, Any]) -> None:
         """Write what has changed since the last call."""
-        if self._seen is None:  # what an earlier driver has brought to an end is no news
+        if self._seen is None:  # what ended under an earlier driver is not news
             self._seen = {number: _key(record) for number, record in trials.items() if record.state.ended}
             if any(trials[number].origin is not Origin.IMPORTED for number in self._seen):
                 self._write(f"going on done={status['done']}/{status['budget']}")
@@ -189,7 +189,7 @@ def _key(record: Any) -> tuple[Any, ...]:
 
 
 class LiveDisplay:
-    """The status, redrawn in place: for terminals."""
+    """A display of the status, redrawn in place: for terminals."""
 
     def __init__(self) -> None:
         from rich.live import Live
@@ -197,13 +197,13 @@ class LiveDisplay:
         self._live = Live(auto_refresh=False, transient=True)
 
     def update(self, status: Mapping[str, Any], trials: Mapping[int, Any]) -> None:
-        """Show where the campaign is."""
+        """Draw the present status."""
         from rich.text import Text
 
         lines = status_lines(status)
         room = max(self._live.console.height - 1, 3)
         text = Text(visible("\n".join(lines[:room])), no_wrap=True, overflow="ellipsis")
-        with contextlib.suppress(OSError):  # the terminal is gone, and the driver goes on
+        with contextlib.suppress(OSError):  # the terminal may be gone; the driver goes on
             self._live.update(text, refresh=True)
 
     def __enter__(self) -> Self:
@@ -216,7 +216,7 @@ class LiveDisplay:
 
 
 def score(trial: Mapping[str, Any], *, trial_name: bool = True) -> str:
-    """``0.9625 ± 0.0106 (t0007)``."""
+    """Return a text such as ``0.9625 ± 0.0106 (t0007)``."""
     text = number(trial["value"])
     if trial.get("value_sem") is not None:
         text += f" ± {number(trial['value_sem'])}"
@@ -224,17 +224,17 @@ def score(trial: Mapping[str, Any], *, trial_name: bool = True) -> str:
 
 
 def parameters_text(parameters: Mapping[str, Any]) -> str:
-    """``learning_rate=0.0026 lora_rank=18``."""
+    """Return a text such as ``learning_rate=0.0026 lora_rank=18``."""
     return " ".join(f"{name}={number(value)}" for name, value in parameters.items())
 
 
 def number(value: Any) -> str:
-    """A number with four digits that matter, anything else as it is."""
+    """Return a number with four significant digits, anything else as it is."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def duration(seconds: float) -> str:
-    """``42 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    """Return a text such as ``42 s``, ``3 min 05 s`` or ``2 h 10 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

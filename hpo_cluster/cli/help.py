@@ -27,7 +27,7 @@ examples:
 
 
 def main_help(cwd: Path) -> str:
-    """Return commands, groups with their options, examples."""
+    """Return the help of the program: commands, groups with their options, examples."""
     lines = ["usage: hpo-cluster COMMAND [KEY=VALUE ...] [options]", "", "commands:"]
     lines += _table({name: command.summary for name, command in COMMANDS.items()})
     lines += ["", *groups_help(search_dirs(cwd)), "", "hpo-cluster COMMAND --help says more; --version"]
@@ -36,7 +36,7 @@ def main_help(cwd: Path) -> str:
 
 
 def command_help(command: str, cwd: Path, config_dir: Path | None = None) -> str:
-    """Return usage, options and, if overrides are accepted, keys and groups of one command."""
+    """Return the help of one command: usage, options and, if overrides are accepted, keys and groups."""
     lines = [make_parser()[1][command].format_help().rstrip()]
     if COMMANDS[command].takes_overrides:
         lines += ["", "keys (KEY=VALUE; here with their defaults; --cfg job prints all values):"]

@@ -1,4 +1,4 @@
-"""The command line: which command is meant, and how it ends."""
+"""The entry point of the command line: it finds the command, runs it and returns the exit status."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from hpo_cluster.errors import ConfigError, HpoClusterError, IdentityError, Jour
 from hpo_cluster.record.files import IN_THE_WAY, PASSING
 from hpo_cluster.text import PLAIN_SIGNS
 
-#: Threads that numpy and torch may take here, unless the user says otherwise; jobs are told their own number.
+#: Threads that numpy and torch may take here, unless the user says otherwise; jobs get their own number.
 THREADS = "2"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0, or 1 for a campaign that ended badly, 2 for bad input, 130 when interrupted."""
+    """Run a command and return 0, or 1 for a campaign that ended badly, 2 for bad input, 130 when interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("OMP_NUM_THREADS", THREADS)  # before numpy is imported
     fill_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=PLAIN_SIGNS)  # no terminal ends a command, whatever its locale
+            stream.reconfigure(errors=PLAIN_SIGNS)  # a sign that the locale cannot print does not end a command
     status = _end_of(words)
     if trouble := flush(sys.stdout):
-        tell(f"standard output: {trouble.strerror}; not all that was to be printed is there", file=sys.stderr)
+        tell(f"standard output: {trouble.strerror}; part of the output is missing", file=sys.stderr)
         status = status or BAD_END
     flush(sys.stderr)
     return status
 
 
 def _end_of(words: list[str]) -> int:
-    """Carry out a command. Returns how it ended; what went wrong is told in a sentence."""
+    """Carry out a command, print what went wrong as a sentence, and return the exit status."""
     try:
         return _dispatch(words)
     except (ConfigError, IdentityError, LockedError, JournalError) as error:

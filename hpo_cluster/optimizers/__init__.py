@@ -1,1 +1,1 @@
-"""What to evaluate next: one algorithm a file, one protocol for all."""
+"""Algorithms that choose what to evaluate next: one file for each, one protocol for all."""

@@ -1,4 +1,4 @@
-"""The protocol of every optimizer, and what they share."""
+"""The protocol of every optimizer, and the base of their settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Optimizer(Protocol):
     """Decides what to evaluate next.
 
     Made with (space, settings, seed). `ask` is a pure function of the history and of these three: no clock, file,
-    environment or global takes part, and nothing is kept between calls but caches whose loss changes nothing.
+    environment or global takes part, and nothing is kept between calls except caches whose loss changes nothing.
     """
 
     space: Space

@@ -33,7 +33,7 @@ class Batch:
     Attributes:
         trials: numbers of the trials that the proposals become.
         rows: a row in flight for each proposal so far.
-        taken: keys of the configurations that need not be evaluated again, those of the proposals among them.
+        taken: keys of the configurations that need not be evaluated again, including those of the proposals.
     """
 
     def __init__(self, data: Dataset, n: int) -> None:
@@ -46,12 +46,12 @@ class Batch:
 
     @property
     def pending(self) -> Points:
-        """Return the canonical points in flight (``p x d``), those proposed in this ask among them."""
+        """The canonical points in flight (``p x d``), including those proposed in this ask."""
         return np.array(self._pending, dtype=np.float64).reshape(-1, self.data.space.dim)
 
     @property
     def begun(self) -> int:
-        """Return the number of trials that count towards an initial design, those proposed in this ask among them."""
+        """The number of trials that count towards an initial design, including those proposed in this ask."""
         return self.data.begun + len(self.rows)
 
     def prior_weight(self, weight: float, initial: int) -> float:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Columns: TypeAlias = Mapping[str, NDArray[Any]]
 
-#: Columns of numbers, NaN where the frame has none, and columns of words with the word that stands for a missing one.
+#: Columns of numbers, with NaN for a missing one, and columns of words, with the word for a missing one.
 NUMBERS = ("value", "target", "asked_seq", "ended_seq")
 WORDS: Mapping[str, str] = {"state": State.COMPLETED, "origin": Origin.EVALUATED}
 
@@ -47,9 +47,9 @@ class Row:
         origin: where its value comes from.
         configuration: plain Python values.
         point: canonical point (``d``, unit cube).
-        target: maximised; NaN where the trial has none.
-        asked: journal sequence number of the event that proposed it; NaN where the history does not say.
-        ended: journal sequence number of the event that ended it; NaN before, or where the history does not say.
+        target: maximised; NaN if the trial has none.
+        asked: journal sequence number of the event that proposed it; NaN if the history does not say.
+        ended: journal sequence number of the event that ended it; NaN before, or if the history does not say.
         key: identity of the configuration.
     """
 
@@ -65,7 +65,7 @@ class Row:
 
     @cached_property
     def observed(self) -> bool:
-        """Return whether a value was measured: a completed trial, evaluated here or imported."""
+        """Whether a value was measured: the trial is completed, and was evaluated here or imported."""
         return (
             self.state is State.COMPLETED
             and math.isfinite(self.target)
@@ -74,12 +74,12 @@ class Row:
 
     @cached_property
     def low(self) -> bool:
-        """Return whether the trial ended without a value because of its configuration: diverged or infeasible."""
+        """Whether the trial ended without a value because of its configuration: diverged or infeasible."""
         return self.state in (State.DIVERGED, State.INFEASIBLE)
 
     @cached_property
     def pending(self) -> bool:
-        """Return whether a result is still to come."""
+        """Whether a result is still to come."""
         return not self.state.ended
 
 
@@ -106,12 +106,12 @@ class Dataset:
     Args:
         space: the space that the rows are read in.
         columns: copies of what was read, in trial order.
-        found: a row for each cell of the columns; None where the configuration is not one of the space.
+        found: a row for each cell of the columns; None if the configuration is not in the space.
 
     Attributes:
         rows: those whose configuration lies in the space.
         next_trial: number of the trial that the next proposal becomes.
-        outside: number of rows left out because their configuration is not one of the space (imported ones can be).
+        outside: number of rows left out because their configuration is not in the space (imported ones may not be).
     """
 
     def __init__(self, space: Space, columns: Columns, found: Sequence[Row | None]) -> None:
@@ -129,7 +129,7 @@ class Dataset:
         Args:
             space: the campaign's.
             history: as `hpo_cluster.optimizers.base.Optimizer.ask` takes it.
-            previous: an earlier reading in the same space; its rows are used again where nothing has changed.
+            previous: an earlier reading in the same space; its unchanged rows are used again.
 
         Raises:
             ConfigError: there are values but no targets, so that nobody can tell what is better; or a parameter has no
@@ -167,38 +167,38 @@ class Dataset:
 
     @property
     def pending(self) -> list[Row]:
-        """Return the rows in flight."""
+        """The rows in flight."""
         return [row for row in self.rows if row.pending]
 
     @property
     def best(self) -> Row | None:
-        """Return the observed row of the highest target (the first of them), or None."""
+        """The observed row of the highest target (the first of them), or None."""
         return max((row for row in self.rows if row.observed), key=lambda row: row.target, default=None)
 
     @property
     def incumbent(self) -> dict[str, Any] | None:
-        """Return the best trial and its target as plain data, for a decision."""
+        """The best trial and its target as plain data, for a decision."""
         best = self.best
         return None if best is None else {"trial": best.trial, "target": best.target}
 
     @property
     def worst(self) -> float:
-        """Return the lowest target observed, which diverged and infeasible trials count as; NaN if there is none."""
+        """The lowest target observed, which diverged and infeasible trials count as; NaN if there is none."""
         return min((row.target for row in self.rows if row.observed), default=math.nan)
 
     @property
     def infeasible(self) -> int:
-        """Return the number of trials whose configuration could not be evaluated."""
+        """The number of trials whose configuration could not be evaluated."""
         return sum(row.state is State.INFEASIBLE for row in self.rows)
 
     @cached_property
     def begun(self) -> int:
-        """Return the number of trials that count towards an initial design: all but failed and cancelled ones."""
+        """The number of trials that count towards an initial design: all but failed and cancelled ones."""
         return sum(row.state not in (State.FAILED, State.CANCELLED) for row in self.rows)
 
     @property
     def sign(self) -> float:
-        """Return what a target is multiplied by to get a value in the user's direction."""
+        """The factor from a target to a value in the user's direction: 1 or -1."""
         if not self._found:
             return 1.0
         values, targets = self._columns["value"], self._columns["target"]
@@ -254,7 +254,7 @@ class Dataset:
 
     @cached_property
     def _last(self) -> float:
-        """Return when the last event was."""
+        """The time of the last event."""
         if not self.rows:
             return -math.inf
         if self._timed:
@@ -310,7 +310,7 @@ def _differ(now: NDArray[Any], before: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _check_columns(space: Space, history: pd.DataFrame) -> None:
-    """Raise ConfigError where a frame made by hand lacks what its rows are read from."""
+    """Raise ConfigError if a frame made by hand lacks a column that its rows are read from."""
     always = [name for name, parameter in space.parameters.items() if not parameter.conditions]
     missing = [name for name in always if name not in history.columns]
     faults = [f"history: has no column {name}, which is a parameter of the space" for name in missing]
@@ -325,7 +325,7 @@ def _check_columns(space: Space, history: pd.DataFrame) -> None:
 
 
 def _row(space: Space, cells: Mapping[str, Any]) -> Row:
-    """Read one row. Raises KeyError or ConfigError where its configuration is not one of the space."""
+    """Read one row. Raises KeyError or ConfigError if its configuration is not in the space."""
     found = Configuration()
     for name in space.order:
         if space.is_active(name, found):
@@ -347,7 +347,7 @@ def _row(space: Space, cells: Mapping[str, Any]) -> Row:
 
 
 def _plain(space: Space, name: str, value: Any) -> Value:
-    """Return the Python value that a cell stands for (numpy scalars, and text where a CSV mixed types)."""
+    """Return the Python value that a cell stands for (numpy scalars, and text if a CSV mixed types)."""
     if isinstance(value, np.generic):
         value = value.item()
     parameter = space.parameters[name]
@@ -363,7 +363,7 @@ def _plain(space: Space, name: str, value: Any) -> Value:
             raise KeyError(name) from None
     if isinstance(parameter, Float) and parameter.step is not None:
         with contextlib.suppress(ValueError):
-            return parameter.decode(parameter.encode(value))  # without the noise that others may have left in it
+            return parameter.decode(parameter.encode(value))  # without rounding errors of whoever wrote it
     integer = isinstance(value, float) and isinstance(parameter, Integer) and value.is_integer()
     plain: Value = int(value) if integer else value
     return plain

@@ -21,7 +21,7 @@ S = TypeVar("S", bound=Replayed)
 class Replay(Generic[S]):
     """Replays a history, from where the last one ended if that is the beginning of the new one.
 
-    What is kept is a cache, whose loss costs time and changes nothing. Whoever gets the state must not change it.
+    The state is kept as a cache: losing it costs time and changes nothing. Callers must not change the state.
 
     Args:
         start: makes the state before the first moment.
@@ -45,5 +45,5 @@ class Replay(Generic[S]):
         return state
 
     def _news(self, data: Dataset, earlier: Dataset) -> list[Moment] | None:
-        """Return what the state of `earlier` has not seen; None if the replay has to begin again."""
+        """Return the moments since `earlier`; None if the replay has to begin again."""
         return data.since(earlier)

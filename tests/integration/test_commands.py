@@ -57,7 +57,7 @@ def test_cancel_and_stop_reach_a_living_driver(capsys: pytest.CaptureFixture[str
     driver = start(*SLOW, "budget=3", "workers=2")
     wait(running(0, 1))
     assert main(["cancel", str(DIR), "1"]) == 0
-    assert "told the driver" in capsys.readouterr().out
+    assert "sent to the driver" in capsys.readouterr().out
     wait(lambda: states().get(1) == "cancelled" and states().get(2) == "running")  # its place is taken
     wait(lambda: not alive(1))
     assert main(["stop", str(DIR)]) == 0

@@ -1,4 +1,4 @@
-"""What the commands of the command line do. Each imports what it needs when it needs it, and may print."""
+"""The commands of the command line. Each imports what it needs when it runs, and may print."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ OK, BAD_END, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def say(*parts: object, sep: str = " ", end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
-    """Print; what a terminal would obey is written out, since names, parameters and messages come from anywhere."""
+    """Print, with control characters written out, since names, parameters and messages come from anywhere."""
     print(visible(sep.join(map(str, parts))), end=end, file=file, flush=flush)
 
 
 def tell(*parts: object, file: TextIO | None = None) -> None:
-    """Print at once, if anybody can read it: a driver goes on when its terminal is gone or its output has no space."""
+    """Print at once, if that is possible: a driver goes on when its terminal is gone or its output has no space."""
     with contextlib.suppress(OSError):
         say(*parts, file=file, flush=True)
 
@@ -41,7 +41,7 @@ def fill_closed_streams() -> None:
 
 
 def flush(stream: TextIO) -> OSError | None:
-    """Write out what has been printed. Returns what kept it from being written, unless its reader had seen enough."""
+    """Write out what has been printed; return the error that prevented it, unless the reader closed the pipe."""
     try:
         stream.flush()
     except OSError as error:

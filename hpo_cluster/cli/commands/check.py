@@ -1,4 +1,4 @@
-"""The commands that see to it that all is there before a campaign starts."""
+"""The commands that check and fetch what a campaign needs, and the one that rebuilds its journal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that drive a campaign, or tell its driver something."""
+"""The commands that drive a campaign, or leave a request for its driver."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECOND_CTRL_C_S = 3.0
 
 
 def run(arguments: Arguments) -> int:
-    """Start campaigns, or go on with those of these names."""
+    """Start campaigns, or go on with those that exist."""
     from hpo_cluster.cli.config.sweep import compose_all, expand
 
     check_files = not arguments.option("--cfg") and not arguments.option("--info")
@@ -85,7 +85,7 @@ def resume(arguments: Arguments) -> int:
 
 
 def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_files: bool) -> Config:
-    """The configuration of an existing campaign, as it was last run but for `overrides`."""
+    """Return the configuration of an existing campaign as it last ran, changed by `overrides`."""
     from hpo_cluster.cli.config.recorded import compose_resume
     from hpo_cluster.record.campaign_state import Record
     from hpo_cluster.record.identity import read_identity
@@ -120,7 +120,7 @@ def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_fil
 
 
 def tick(arguments: Arguments) -> int:
-    """One short pass over a campaign."""
+    """Make one short pass over a campaign."""
     from hpo_cluster.cli.display import PlainDisplay
     from hpo_cluster.driver.campaign import Campaign
 
@@ -136,12 +136,12 @@ def tick(arguments: Arguments) -> int:
                 say(f"stopped from another terminal; go on with:  hpo-cluster resume {arguments.words[0]}")
             return BAD_END if campaign.reason else OK
     except LockedError as error:
-        say(error)  # a driver is at work: nothing to do for us
+        say(error)  # a driver is running: nothing is left to do
         return OK
 
 
 def post(arguments: Arguments) -> int:
-    """Leave a command for the driver; where there is none, carry it out."""
+    """Leave a command for the driver; carry it out if no driver runs."""
     from hpo_cluster.record import inbox
     from hpo_cluster.record.campaign_state import Record
     from hpo_cluster.record.layout import CampaignLayout
@@ -167,7 +167,7 @@ def post(arguments: Arguments) -> int:
 
 
 def _serve(arguments: Arguments) -> int:
-    """Carry out what waits in the inbox, unless a driver does."""
+    """Carry out the commands in the inbox, unless a driver does."""
     from hpo_cluster.driver.campaign import Campaign
 
     config = recorded_config(Arguments("resume", arguments.words[:1]), [], check_files=False)
@@ -175,7 +175,7 @@ def _serve(arguments: Arguments) -> int:
         with Campaign(dataclasses.replace(campaign_spec(config, other_places=True), tick=True)) as campaign:
             campaign.take_commands()
     except LockedError:
-        say(f"{arguments.command}: told the driver, which takes it in within seconds")
+        say(f"{arguments.command}: sent to the driver, which acts on it within seconds")
         return OK
     done = {
         "cancel": "cancelled",
@@ -255,8 +255,8 @@ def _drive(config: Config, spec: CampaignSpec) -> int:
             _tell_warm_start(spec)
         if not campaign.opened.lock.has_flock:
             tell(
-                "this file system has no file locks (flock): drivers of several hosts are told apart by heartbeat and "
-                "by the number of their start alone",
+                "this file system has no file locks (flock): drivers on several hosts can only be distinguished by "
+                "their heartbeat and the number of their start",
             )
         if campaign.opened.journal.left_out:
             lines = campaign.opened.journal.left_out
@@ -280,7 +280,7 @@ def _tell_warm_start(spec: CampaignSpec) -> None:
 
 
 def _preview(config: Config, spec: CampaignSpec) -> int:
-    """Print what a start would submit first. Creates nothing."""
+    """Print what a start would submit first, and create nothing."""
     from hpo_cluster.cli.display import parameters_text
     from hpo_cluster.driver.dry_run import preview
     from hpo_cluster.record import clock
@@ -324,7 +324,7 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
 
 
 def _draw(campaign_dir: Path) -> Path | None:
-    """Draw the report; a plot that fails is no reason to call a finished campaign a failure."""
+    """Draw the report; a plot that fails does not make a finished campaign a failure."""
     try:
         from hpo_cluster.report import write_report
 
@@ -336,9 +336,9 @@ def _draw(campaign_dir: Path) -> Path | None:
 
 
 class _Interrupts:
-    """Ctrl-C: once stops submitting and leaves the jobs running, twice cancels them.
+    """The handler of Ctrl-C: once stops submitting and leaves the jobs running, twice cancels them.
 
-    SIGTERM is as once, and so is the end of the terminal (SIGHUP), unless that is ignored (nohup).
+    SIGTERM acts like one Ctrl-C, and so does the end of the terminal (SIGHUP), unless it is ignored (nohup).
     """
 
     def __init__(self, campaign: Campaign) -> None:
@@ -371,5 +371,7 @@ class _Interrupts:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            again = number == signal.SIGHUP and self._terminated  # the second one of a shell may come while we close
+            again = (
+                number == signal.SIGHUP and self._terminated
+            )  # a shell's second SIGHUP may come while the driver closes
             signal.signal(number, signal.SIG_IGN if again else handler)

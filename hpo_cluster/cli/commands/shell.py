@@ -10,7 +10,7 @@ from hpo_cluster.text import did_you_mean
 
 
 def completion(arguments: Arguments) -> int:
-    """Print the script of a shell, or, as that script asks, what a command line may become."""
+    """Print the script of a shell or, when that script asks, the words that complete a command line."""
     shell, *rest = arguments.words or [""]
     if shell == "candidates" and len(rest) == 1:
         for candidate in candidates(rest[0]):

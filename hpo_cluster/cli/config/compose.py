@@ -1,7 +1,7 @@
-"""From overrides to a checked `Config`: Hydra applies them, `validate.build` names every fault, nothing is created.
+"""Turn overrides into a checked `Config`: Hydra applies them, `validate.build` names every fault, nothing is created.
 
-Hydra stops at the first fault. So what would stop it is looked for before (syntax, options of groups, parameters of the
-space), every value is set whether or not its key exists (``++``), and the composed result is validated as a whole.
+Hydra stops at the first fault. So faults that would stop it are found before (syntax, options of groups, parameters of
+the space), every value is set whether or not its key exists (``++``), and the composed result is validated as a whole.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from hpo_cluster.record.identity import flatten
 from hpo_cluster.space import PARAMETER_FIELDS, SPACE_KEYS, parameter_names
 from hpo_cluster.text import did_you_mean
 
-#: What a value with `${` can be.
+#: What is accepted as a value with `${`.
 LITERAL = r"accepted: ${KEY} of the configuration, ${oc.env:VARIABLE} of the shell; \${ is the text itself"
 
 _SHELL = re.compile(r"(?<!\\)\$\{\{")
@@ -62,8 +62,8 @@ def compose(
         cwd: what relative paths are relative to; its ``conf/`` is searched too. The working directory by default.
         config_dir: one more folder with configuration files.
         config_name: the file to begin with.
-        check_files: whether model, data and tasks must be there.
-        faults: what is known to be wrong already.
+        check_files: whether model, data and tasks must exist.
+        faults: faults that are known already.
 
     Raises:
         ConfigError: with all faults.
@@ -75,7 +75,7 @@ def compose(
 
 
 def parsed(text: str, faults: list[str]) -> Override | None:
-    """Return one override by Hydra's grammar; None, and a fault, if it is not one that is accepted."""
+    """Return one override, parsed with Hydra's grammar; add a fault and return None if it is not accepted."""
     match = _KEY.match(text)
     if match is None or ("=" not in text and not text.startswith("~")):
         faults.append(f"{text!r}: is not an override; accepted: KEY=VALUE, such as budget=30")
@@ -100,7 +100,7 @@ def parsed(text: str, faults: list[str]) -> Override | None:
 
 
 class Composition:
-    """One composition: faults pile up while everything that can still be checked is."""
+    """One composition, which collects faults and goes on with everything that can still be checked."""
 
     def __init__(
         self, cwd: Path | None, config_dir: Path | None, config_name: str = PRIMARY, faults: Sequence[str] = ()
@@ -157,7 +157,7 @@ class Composition:
         return raw
 
     def overrides(self, overrides: Sequence[str]) -> list[Override]:
-        """Return the overrides that can be read and mean something here."""
+        """Return the overrides that can be read and are accepted here."""
         accepted = []
         for text in overrides:
             override = parsed(text, self.faults)
@@ -183,7 +183,7 @@ class Composition:
             text, group = text_of(override), override.key_or_group
             value = None if override.is_delete() else override.value()
             if group not in GROUPS or isinstance(value, dict):
-                if group == "space":  # a space that is written out takes the place of the chosen one
+                if group == "space":  # a space that is written out replaces the chosen one
                     choices["space"] = "own"
                 values.append(override)
             elif override.is_delete():
@@ -219,9 +219,9 @@ class Composition:
         return False
 
     def apply(self, lines: Sequence[str], values: Sequence[Override]) -> DictConfig:
-        """Return what Hydra composes of the files with these choices and values.
+        """Return Hydra's composition of the files with these choices and values.
 
-        Hydra stops at the first value that it cannot apply: then each is tried alone, so that all are named.
+        Hydra stops at the first value that it cannot apply; each value is then tried alone, to name all that fail.
         """
         values = [value for value in values if section_of(value) not in self.broken]
         try:
@@ -235,7 +235,11 @@ class Composition:
                     self.faults.append(f"{text_of(value)}: cannot be applied: {problem}{hint}")
             if wrong and not self._problem(lines):
                 return self.apply(lines, [value for value in values if value not in wrong])
-            what = "the configuration files do not compose" if not values else "what is asked for does not compose"
+            what = (
+                "the configuration files cannot be composed"
+                if not values
+                else "these choices and values cannot be composed"
+            )
             raise ConfigError([*self.faults, f"{what}: {reason_of(error)}"], HINT) from error
 
     def _problem(self, lines: Sequence[str]) -> str:
@@ -246,14 +250,14 @@ class Composition:
         return ""
 
     def _own_space(self, raw: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the objective's own space as plain data, if none is configured and the objective is sound."""
+        """Return the objective's own space as plain data, if none is configured and the objective has no faults."""
         cls = section_class("objective", raw)
         if raw.get("space") or cls is None or not issubclass(cls, Objective) or not brings_space(cls):
             return None
         try:
             space = cls.model_validate(known(raw["objective"])).own_space()
         except ValueError:
-            self.broken.add("space")  # what the objective lacks is said where it is built
+            self.broken.add("space")  # `validate.build` names the objective's faults
             return None
         return None if space is None else dict(space.to_json())
 
@@ -268,7 +272,7 @@ class Composition:
                 self.faults.append(f"{name}: objective={kind} does not use it; leave it out, or objective=lora")
 
     def _in_space(self, space: Mapping[str, Any], values: Sequence[Override]) -> list[Override]:
-        """Return the overrides of the space whose parameters exist, or are added; the others are faults."""
+        """Return the overrides of the space whose parameters exist or are added; add a fault for each other one."""
         entries = dict(space)
         accepted = []
         for override in values if "space" not in self.broken else ():
@@ -291,7 +295,7 @@ class Composition:
             listed = ", ".join(map(str, value))
             self.faults.append(
                 f"{key}=[{listed}]: is not a parameter; write {{choices: [{listed}]}}, or {{choices: [{listed}], "
-                "ordered: true} where neighbours are alike"
+                "ordered: true} if neighbours are alike"
             )
             return False
         if (len(rest) == 1 and rest[0] in (*names, *SPACE_KEYS)) or (
@@ -321,9 +325,9 @@ def section_of(override: Override) -> str:
 
 
 def _line(override: Override) -> str:
-    """Return the override as Hydra is to apply it: set, whether its key exists or not.
+    """Return the override as Hydra applies it: it sets the value whether or not its key exists.
 
-    ``${{`` begins no interpolation: it is how a command has the shell's own ``${``.
+    ``${{`` does not begin an interpolation: it is how a command writes the shell's own ``${``.
     """
     text = text_of(override)
     return text if override.is_delete() else "++" + _SHELL.sub(r"\\${{", text.lstrip("+"))

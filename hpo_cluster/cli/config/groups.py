@@ -1,4 +1,4 @@
-"""What lies in ``conf/``: the groups, their options and the comments that describe them. Imports no Hydra."""
+"""The contents of ``conf/``: the groups, their options and the comments that describe them. Imports no Hydra."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Option:
 
     @property
     def description(self) -> str:
-        """Return the first comment of the file."""
+        """The first comment of the file."""
         for line in self.path.read_text(encoding="utf-8").splitlines():
             if line.startswith("#") and not re.match(r"#\s*@", line):
                 return line.lstrip("# ").strip()

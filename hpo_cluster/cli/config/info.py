@@ -22,7 +22,7 @@ def info_lines(
         chosen = [word for word in choices if "{" not in word and not word.endswith("=null")]
         with searching(dirs):
             files = defaults_of(config_name.removesuffix(".yaml"), chosen)
-        yield "files, each over those above it, and where in the configuration it goes:"
+        yield "files, each overriding those above it, and where in the configuration it goes:"
         parents = {str(file.config_path): str(file.parent) for file in files}
         for file in files:
             path = str(file.config_path)

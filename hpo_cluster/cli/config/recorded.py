@@ -37,8 +37,8 @@ def compose_resume(
         campaign_dir: the campaign's folder.
         cwd: what relative paths are relative to.
         config_dir: one more folder with configuration files.
-        check_files: whether model, data and tasks must be there.
-        here: gives the present place of a recorded path.
+        check_files: whether model, data and tasks must exist.
+        here: returns the present place of a recorded path.
 
     Raises:
         ConfigError: with all faults; an override of an identity key is one.

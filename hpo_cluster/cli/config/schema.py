@@ -1,4 +1,4 @@
-"""The typed configuration of a campaign: what the command line ends in, whichever way it was written.
+"""The typed configuration of a campaign, into which every command line is turned.
 
 `hpo_cluster.cli.config.compose` makes plain data of Hydra overrides, `hpo_cluster.cli.config.validate` a `Config` of
 plain data.
@@ -29,13 +29,13 @@ from hpo_cluster.space import Space
 
 HINT = "Keys and options: hpo-cluster run --help"
 
-#: Sections of their own on the command line, fields of the objective (where it has them) in the campaign.
+#: Sections of their own on the command line, fields of the objective (if it has them) in the campaign.
 NESTED = ("model", "data", "tasks", "train")
 
-#: What says which class a section has: chosen with ``section=NAME``, never by the key.
+#: By section, the key that says which class the section has; users choose it with ``section=NAME``.
 DISCRIMINATORS = {"optimizer": "name", "objective": "kind", "launcher": "kind"}
 
-#: Relative paths in these keys are meant from where the command is typed.
+#: Relative paths in these keys are relative to the directory where the command is typed.
 PATH_KEYS = (
     ("model", "checkpoint_dir"),
     ("data", "path"),
@@ -60,7 +60,7 @@ class CampaignSettings(Settings):
     warm_start: tuple[Path, ...] | None = Field(
         (),
         description="folders of earlier campaigns whose finished evaluations this one begins with, outside its budget: "
-        "[campaigns/first]; null: those that it was begun with",
+        "[campaigns/first]; null: those that it started with",
     )
     warm_start_other_objective: bool = Field(
         False, strict=True, description="whether `warm_start` takes evaluations of an objective with other settings"
@@ -73,7 +73,7 @@ class CampaignSettings(Settings):
     )
 
 
-#: Keys that may change in the life of a campaign; `launcher` is the other one.
+#: Keys that may change when a campaign is resumed, in addition to `launcher`.
 OPERATIONAL = ("storage_dir", *Operation.model_fields)
 
 #: The top-level keys that belong to no group.
@@ -94,7 +94,7 @@ class Config:
 
     @property
     def campaign_dir(self) -> Path:
-        """Return the campaign's folder."""
+        """The campaign's folder."""
         return self.settings.campaigns_dir / self.campaign
 
     def resolve(self, path: str) -> Path:
@@ -154,7 +154,7 @@ def field_names(cls: type[BaseModel]) -> list[str]:
 
 
 def known_keys(raw: Mapping[str, Any]) -> list[str]:
-    """Return every key that can be typed with the choices in `raw`, but for those of the space."""
+    """Return every key that can be typed with the choices in `raw`, except those of the space."""
     keys = [*TOP_KEYS, *GROUPS, *(f"failures.{kind}" for kind in Failures.model_fields)]
     for section in ("optimizer", "objective", *NESTED, "launcher"):
         if (cls := section_class(section, raw)) is not None:

@@ -17,7 +17,7 @@ from hpo_cluster.errors import ConfigError
 
 
 def expand(overrides: Sequence[str], *, config_dir: Path | None = None, faults: Sequence[str] = ()) -> list[list[str]]:
-    """Return all combinations of overrides that list several values, as Hydra's multirun does: one list a campaign.
+    """Return all combinations of overrides that list several values, as Hydra's multirun does: one list for each.
 
     Raises:
         ConfigError: with every override that is malformed.
@@ -31,11 +31,11 @@ def expand(overrides: Sequence[str], *, config_dir: Path | None = None, faults: 
                 axes.append([text])
             elif not override.is_discrete_sweep():
                 faults.append(
-                    f"{text}: has no end of values, and a campaign needs one; accepted: a,b  choice(a,b)  range(1,4)  "
-                    "glob(*); an interval that is searched is a parameter: +space.NAME={low: 0, high: 1}"
+                    f"{text}: has infinitely many values, and a campaign needs one; accepted: a,b  choice(a,b)  "
+                    "range(1,4)  glob(*); an interval that is searched is a parameter: +space.NAME={low: 0, high: 1}"
                 )
             elif "glob(" in text and any(isinstance(value, Glob) for value in override.sweep_iterator()):
-                faults.append(f"{text}: glob stands alone; several patterns: glob([so*,d*])")
+                faults.append(f"{text}: glob cannot be mixed with other values; several patterns: glob([so*,d*])")
             elif values := [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]:
                 axes.append(values)
             else:
@@ -49,7 +49,7 @@ def compose_all(combinations: Sequence[Sequence[str]], **options: Any) -> list[C
     """Return the configurations of several campaigns, all checked before the first starts.
 
     Raises:
-        ConfigError: with all faults of all combinations, each once; two campaigns in one folder are one.
+        ConfigError: with all faults of all combinations, each once; two campaigns in one folder are a fault.
     """
     configs: list[Config] = []
     found: dict[str, list[str]] = {}
@@ -72,7 +72,7 @@ def compose_all(combinations: Sequence[Sequence[str]], **options: Any) -> list[C
 
 
 def _apart(combinations: Sequence[Sequence[str]]) -> str:
-    """Return how combinations that share a folder get one each."""
+    """Return what to type so that combinations that share a folder get one each."""
     if any(word.startswith("campaign=") for word in combinations[0]):
         return "leave campaign= out, or put into it what differs: 'campaign=NAME-${seed}'"
     differ = [word.partition("=")[0] for word in combinations[0] if any(word not in other for other in combinations)]

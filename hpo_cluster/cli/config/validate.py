@@ -1,4 +1,4 @@
-"""Plain data into a `Config`, with every fault named at once: the key as typed, the value seen, what is accepted."""
+"""Make a `Config` of plain data, and name every fault at once: the key as typed, the value seen, what is accepted."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def build(
     Args:
         raw: top-level keys and sections; a section ``space`` that is empty stands for the objective's own.
         cwd: what relative paths are relative to.
-        check_files: whether files that the jobs need must be there.
-        broken: sections that are known to be wrong already; nothing is said about them.
-        faults: what is known to be wrong already.
+        check_files: whether the files that the jobs need must exist.
+        broken: sections whose faults are known already; no further faults are named for them.
+        faults: faults that are known already.
 
     Raises:
         ConfigError: with `faults` and every fault found here.
@@ -71,7 +71,7 @@ def build(
 
 
 class _Builder:
-    """One pass over the plain data. Each part is checked as far as the parts it needs are whole."""
+    """One pass over the plain data. A part is checked if the parts that it needs have no faults."""
 
     def __init__(self, raw: Mapping[str, Any], cwd: Path, broken: set[str], faults: list[str]) -> None:
         self.raw = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
@@ -119,21 +119,21 @@ class _Builder:
         raise ConfigError(list(dict.fromkeys(self.faults)), self.hint)
 
     def _joint_faults(self, objective: Objective | None, operation: Operation | None, launcher: Any) -> None:
-        """Add what is wrong with the parts together."""
+        """Add the faults of combinations of parts."""
         if objective is not None and operation is not None and operation.baseline and not objective.has_baseline:
             self.faults.append(f"baseline=True: objective={objective.kind} has no baseline; accepted: false")
         if objective is not None and isinstance(launcher, LauncherSettings):
             most, wanted = objective.gpus_at_most, launcher.gpus_per_trial
             if most is not None and wanted > most:
                 self.faults.append(
-                    f"launcher.gpus_per_trial={wanted}: objective={objective.kind} uses at most {most}; where whole "
-                    "nodes are given out, launcher.trials_per_node puts several evaluations on one"
+                    f"launcher.gpus_per_trial={wanted}: objective={objective.kind} uses at most {most}; if the "
+                    "cluster gives out only whole nodes, launcher.trials_per_node puts several evaluations on one"
                 )
         per_node = getattr(launcher, "trials_per_node", 1)
         if operation is not None and operation.slots < per_node:
             self.faults.append(
-                f"workers={operation.slots}: launcher.trials_per_node={per_node} wants at least as many, best a "
-                "multiple of it"
+                f"workers={operation.slots}: launcher.trials_per_node={per_node} needs at least as many, best "
+                "a multiple of it"
             )
 
     def _absolute(self, path: str) -> str:
@@ -150,7 +150,7 @@ class _Builder:
                 )
 
     def _validated(self, cls: type[M], data: Mapping[str, Any], section: str) -> M | None:
-        """Return the settings of `data`; without those that are wrong, so that the others can be checked further."""
+        """Return the settings of `data` without the faulty ones, so that the others can be checked further."""
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -237,7 +237,7 @@ class _Builder:
             if cls is not None and not (issubclass(cls, Objective) and brings_space(cls)):
                 kind = self.raw["objective"]["kind"]
                 self.faults.append(
-                    f"space: objective={kind} brings no space of its own; give space=NAME (a file "
+                    f"space: objective={kind} has no space of its own; give space=NAME (a file "
                     f"conf/space/NAME.yaml), or 'space={INLINE}'"
                 )
             return own
@@ -285,9 +285,9 @@ def known(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _drop(data: Any, loc: Sequence[str]) -> None:
-    """Remove the value at `loc`, or what of it is there."""
+    """Remove the value at `loc`, or the first part of the path that is not a mapping."""
     if not loc:
-        return  # several values that do not go together: none of them is the wrong one
+        return  # several values that do not fit together: no single one is wrong
     for part in loc[:-1]:
         if not isinstance(data, dict) or not isinstance(data.get(part), dict):
             loc = loc[: loc.index(part) + 1]

@@ -1,4 +1,4 @@
-"""What is asked of Hydra: where configuration files are searched, reading one override, composing the files."""
+"""The calls to Hydra: the search path of configuration files, reading one override, composing the files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-#: What parsing and composing raise.
+#: The exceptions that parsing and composing raise.
 ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, AttributeError, KeyError)
 
 
@@ -51,14 +51,14 @@ def searching(dirs: Sequence[Path]) -> Iterator[None]:
 
 
 def parse_override(text: str) -> Override:
-    """Return one override by Hydra's grammar; ``glob`` finds the options that are there."""
+    """Return one override, parsed with Hydra's grammar; ``glob`` finds the options that exist."""
     override = OverridesParser.create().parse_override(text)
     override.config_loader = GlobalHydra.instance().config_loader()
     return override
 
 
 def compose_files(name: str, overrides: Sequence[str]) -> DictConfig:
-    """Return the composed file of that name, interpolations as they are."""
+    """Return the composed file of that name, with its interpolations unresolved."""
     return compose(name, list(overrides))
 
 
@@ -92,7 +92,7 @@ def escaped(data: Any) -> Any:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what is wrong, on one line; of an error without words, that of its cause."""
+    """Return the message of an error on one line; if the error has none, that of its cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("full_key:", "object_type="))]
     if error.__cause__ is not None and (not kept or kept[0].startswith("Error merging override")):

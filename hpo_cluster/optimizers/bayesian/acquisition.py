@@ -41,14 +41,15 @@ FAR = -20.0
 #: Waves that a drawn function is made of.
 WAVES = 1024
 
-#: Observed points that may be the best: of `BOUNDED` with the highest means, the `LOOKED_AT` with the highest bounds
-#: are looked at, in `LOOKS` draws.
+#: Keep the `BOUNDED` observed points with the highest posterior means; of those, keep the `LOOKED_AT` with the highest
+#: upper bounds and draw `LOOKS` joint samples at them, to find the points that may be the best.
 BOUNDED, LOOKED_AT, LOOKS = 256, 64, 256
 
-#: Power of the probability of feasibility: the process of labels is too sure of itself beside the edge.
+#: Power of the probability of feasibility: the process of labels is too sure of itself near the edge.
 CAUTION = 8
 
-#: Least length-scale and noise variance of the process of labels, which would else follow each step of theirs.
+#: Lower bounds of the length-scales and noise variance of the process of labels, which would otherwise follow each
+#: step between labels.
 LABELS = Least(scale=0.3, noise=0.03)
 
 
@@ -68,7 +69,7 @@ class Conditioned:
     Args:
         process: of the observations.
         points: P (``p x c``, p may be 0).
-        noise: variance of what is told at P.
+        noise: variance of the noise of the outcomes at P.
     """
 
     def __init__(self, process: Process, points: Array, noise: float = 0.0) -> None:
@@ -273,7 +274,7 @@ class Feasibility:
         return CAUTION * values, self._given.gradient(by_half, slopes, inputs)
 
     def _standardised(self, half: Array) -> tuple[Array, Array]:
-        """How many deviations the label lies above 0 (``m``), and its variance."""
+        """Return by how many standard deviations the label lies above 0 (``m``), and its variance."""
         process = self._given.process
         variance = variance_of(half) + process.noise
         mean = process.location / process.spread + process.mean + half.T @ process.coordinates
@@ -281,7 +282,7 @@ class Feasibility:
 
 
 class Doubt:
-    """The feasibility, less that of one half, where it is below; 0 elsewhere."""
+    """The log feasibility minus that of a probability of one half, where that is negative; 0 elsewhere."""
 
     def __init__(self, feasibility: Feasibility) -> None:
         self._feasibility = feasibility
@@ -298,7 +299,7 @@ class Doubt:
 
 
 class Sum:
-    """The sum of several.
+    """The sum of several acquisition functions.
 
     Args:
         terms: at least one.
@@ -318,8 +319,11 @@ class Sum:
 
 
 def believed(process: Process, pending: Array, averaged: int, most: int) -> tuple[Process, Array]:
-    """The process and the pending inputs (``p x c``), or where there are more than `averaged` to average over, the
-    process with its own mean at the `most` best of them as if it had been observed there, and none."""
+    """Return the process and the pending inputs (``p x c``) to average over.
+
+    If more than `averaged` are pending, the process fantasizes its own mean at the `most` best of them, and no input is
+    left to average over.
+    """
     if len(pending) <= averaged:
         return process, pending
     best = np.argsort(-process.means(pending), kind="stable")[:most]
@@ -327,7 +331,7 @@ def believed(process: Process, pending: Array, averaged: int, most: int) -> tupl
 
 
 def likely_best(process: Process, seed: int) -> NDArray[np.int64]:
-    """Indices of the observed points that are the best one in some draw of the function."""
+    """Return the indices of the observed points that are the best one in some joint sample."""
     high = np.sort(np.argsort(-process.means(process.inputs), kind="stable")[:BOUNDED])
     mean, variance = process.posterior(process.inputs[high])
     first = high[np.argsort(-(mean + 2 * np.sqrt(variance)), kind="stable")[:LOOKED_AT]]
@@ -337,7 +341,7 @@ def likely_best(process: Process, seed: int) -> NDArray[np.int64]:
 
 
 def log_improvement(u: Array) -> Array:
-    """``log(phi(u) + u Phi(u))``, by its expansion far below zero, where the two cancel."""
+    """``log(phi(u) + u Phi(u))``, by its expansion far below zero, where the two terms cancel."""
     from scipy.special import ndtr
 
     low = np.minimum(u, FAR)

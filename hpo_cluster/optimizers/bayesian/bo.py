@@ -27,9 +27,9 @@ and thompson, which are not logarithms, are lowered by its logarithm where it is
 are feasible, and count as the worst value so far.
 
 If the space has priors, their weight decays: what is maximised is the logarithm of the acquisition plus
-``prior_weight / n * log pi(x)`` (piBO), and the initial design lies denser where the priors are high.
+``prior_weight / n * log pi(x)`` (piBO), and the initial design is denser where the priors are high.
 
-Deviations from the papers: the process sees the outcomes of `outcome`, drawn in below their median by default; a
+Deviations from the papers: the process sees the outcomes of `outcome`, compressed below their median by default; a
 configuration that was evaluated or is in flight is never proposed again unless `replicates` allows it, so that the best
 of the candidates that remain is taken; with more than `AVERAGED` pending points, the process fantasizes its own mean at
 the `FANTASIZED` best of them (kriging believer), since averaging over all would cost too much.
@@ -90,14 +90,14 @@ class BOSettings(OptimizerSettings):
     initial_design: Literal["lhs", "sobol"] = Field(default="lhs", description="how the initial trials are spread")
     outcome: Outcome = Field(
         default="soft",
-        description="what the model sees of values: soft draws those below the median nearer to it by a logarithm, "
+        description="what the model sees of values: soft compresses those below the median by a logarithm, "
         "clip raises them to it, winsor raises what is far below the upper half, raw leaves them alone",
     )
     replicates: bool = Field(
         default=False, description="allow a configuration that was evaluated before to be proposed again"
     )
     prior_weight: float = Field(
-        default=5.0, ge=0, description="say of the space's priors, divided by the number of proposals; 0: none"
+        default=5.0, ge=0, description="weight of the space's priors, divided by the number of proposals; 0: none"
     )
     restarts: int = Field(default=4, ge=1, le=64, description="starting points of the acquisition's optimization")
     raw_samples: int = Field(default=512, ge=8, le=65536, description="points scored to choose the starts from")

@@ -64,7 +64,7 @@ class Features:
         return self.space.snap(out)
 
     def units(self, side: float) -> NDArray[np.float64]:
-        """What columns (``c``) are divided by in units of a small box: `side`, and 1 where they are one-hot."""
+        """Return the units of the columns (``c``) for a small box: `side`, and 1 for one-hot columns."""
         return np.where(np.repeat(self.one_hot, [self._count(axis) for axis in range(self.space.dim)]), 1.0, side)
 
     def bounds(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
@@ -102,7 +102,7 @@ class Features:
         return total, gradient
 
     def _index(self, axis: int, u: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Which choice coordinates (``n``) stand for."""
+        """Return the index of the choice that each coordinate (``n``) stands for."""
         count = self._count(axis)
         return np.minimum((u * count).astype(np.int64), count - 1)
 

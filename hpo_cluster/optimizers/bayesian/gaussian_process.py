@@ -54,7 +54,7 @@ class Least(NamedTuple):
     noise: float = 1e-6
 
 
-#: Where nothing else is known.
+#: The bounds of a fit unless others are given.
 LEAST = Least()
 
 
@@ -153,10 +153,10 @@ class Density:
         return float(value + 0.5 * deviation @ deviation + logs.sum()), gradient + deviation / self.scale + 1.0
 
     def mode(self, least: Least) -> tuple[Array, float]:
-        """Length-scales (``c``) and noise variance at the higher of the tops where L-BFGS-B ends from two starts.
+        """Return the length-scales (``c``) and noise variance at the higher of two local maxima found by L-BFGS-B.
 
-        The density often has one top where nothing is noise and length-scales are short, and one where much is noise
-        and they are long. Both starts have the length-scales at the modes of their priors.
+        The density often has one maximum with little noise and short length-scales, and one with much noise and long
+        ones. Both starts have the length-scales at the modes of their priors.
         """
         from scipy.optimize import minimize
 
@@ -233,14 +233,14 @@ class Process:
         return cls(kernel, inputs, y, scales, noise, mean, location, spread, factor, solved[:, 1] - mean * solved[:, 0])
 
     def told(self, inputs: Array, outcomes: Array) -> Process:
-        """The process of other observations (``n x c`` and ``n``, in any units) with these hyperparameters."""
+        """Return the process of other observations (``n x c`` and ``n``, in any units) with these hyperparameters."""
         y, location, spread = _standardised(outcomes)
         return self.conditioned(self.kernel, inputs, y, self.scales, self.noise, location, spread)
 
     def believing(self, inputs: Array) -> Process:
-        """With its own mean at `inputs` (``m x c``) as if it had been observed there (kriging believer).
+        """Return the process that fantasizes its own mean at `inputs` (``m x c``; kriging believer).
 
-        The factor grows by their rows; what was expected has coordinates of 0.
+        The Cholesky factor is extended by their rows; fantasized outcomes have coordinates of 0.
         """
         means, covariance, half = self.joint(inputs)
         return replace(
@@ -310,7 +310,7 @@ class Fitted:
 
 
 def root_of(covariance: Array) -> Array:
-    """Lower Cholesky factor (``m x m``), with as much added to the diagonal as it takes."""
+    """Return the lower Cholesky factor (``m x m``), with as much added to the diagonal as is necessary."""
     jitter = JITTER
     while True:
         try:
@@ -321,7 +321,7 @@ def root_of(covariance: Array) -> Array:
 
 
 def grown(factor: Array, half: Array, root: Array) -> Array:
-    """A lower Cholesky factor (``n x n``) with more points: H (``n x m``) of them and the root of their covariance."""
+    """Extend a lower Cholesky factor (``n x n``) by points: their H (``n x m``) and the root of their covariance."""
     return np.block([[factor, np.zeros_like(half)], [half.T, root]])
 
 
@@ -331,9 +331,9 @@ def variance_of(half: Array) -> Array:
 
 
 def _standardised(outcomes: Array) -> tuple[Array, float, float]:
-    """Outcomes (``n``) of mean 0 and variance 1, with what was their mean and deviation.
+    """Return the outcomes (``n``) scaled to mean 0 and variance 1, and their former mean and deviation.
 
-    In units of a power of two, which rounds nothing: squares of very large or small numbers are not numbers.
+    They are scaled by a power of two first, which rounds nothing: squares of extreme numbers would overflow or vanish.
     """
     unit = int(np.frexp(np.abs(outcomes).max())[1])
     shares = np.ldexp(outcomes, -unit)

@@ -113,7 +113,7 @@ class MosaicSettings(OptimizerSettings):
         f"{WIDE} or more trials are in flight",
     )
     prior_weight: float = Field(
-        default=5.0, ge=0, description="say of the space's priors, divided by the number of proposals; 0: none"
+        default=5.0, ge=0, description="weight of the space's priors, divided by the number of proposals; 0: none"
     )
     local: float | None = Field(
         default=None, ge=0, le=1, description="share of the proposals inside cells; null: as the results decide"
@@ -137,7 +137,7 @@ class Credit:
 
     @property
     def share(self) -> float:
-        """Return the probability of the local arm."""
+        """The probability of the local arm."""
         if self.settings.local is not None:
             return self.settings.local
         rates = [success / end for success, end in zip(self.successes, self.ends, strict=True)]

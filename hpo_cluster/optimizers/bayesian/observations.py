@@ -5,7 +5,7 @@ unless they are left out. Trials that failed or were cancelled are left out: the
 configuration.
 
 The *outcome* decides what a model sees of a value ``y``, with ``m`` the median and ``b`` the best of the values, so
-that a cliff or a deep valley is not what a stationary process spends its length-scales on:
+that a stationary process does not spend its length-scales on a cliff or a deep valley:
 
     raw     ``y``
     soft    ``m - s log(1 + (m - y) / s)`` below ``m``, where ``s`` is ``b - m``, at least `SOFT_FLOOR` of the spread,
@@ -106,7 +106,7 @@ class Observations:
 
     @classmethod
     def of(cls, data: Dataset, *, infeasible: bool = True) -> Observations:
-        """Return those of a history, in trial order; none without a measured value.
+        """Return the observations of a history, in trial order; empty if no value was measured.
 
         Args:
             data: the history.
@@ -116,7 +116,7 @@ class Observations:
 
     @classmethod
     def of_rows(cls, space: Space, rows: Iterable[Row]) -> Observations:
-        """Return those of some rows, in the order of the rows."""
+        """Return the observations of some rows, in the order of the rows."""
         used = [row for row in rows if row.observed or row.low]
         worst = min((row.target for row in used if row.observed), default=None)
         used = [] if worst is None else used
@@ -129,7 +129,7 @@ class Observations:
         )
 
     def first(self, count: int) -> Observations:
-        """Return the `count` that ended first, in trial order; those without a value have the worst one among them."""
+        """Return the `count` observations that ended first, in trial order; missing values are the worst of theirs."""
         found = self.chosen(np.sort(np.lexsort((self.trials, self.ended))[:count]))
         if not found.measured.any():
             return found.chosen(np.empty(0, dtype=np.int64))
@@ -144,7 +144,7 @@ class Observations:
         return len(self.trials)
 
     def chosen(self, indices: NDArray[np.int64]) -> Observations:
-        """Return those of some indices (``k``)."""
+        """Return the observations at some indices (``k``)."""
         return Observations(
             self.trials[indices],
             self.points[indices],
@@ -167,7 +167,7 @@ def fitted_size(n: int) -> int:
 
 
 def thinned(observations: Observations, count: int) -> Observations:
-    """Return at most `count`: the best ``count // 2``, then again and again the one farthest from those chosen.
+    """Return at most `count` observations: the best ``count // 2``, then repeatedly the one farthest from those chosen.
 
     The distance is Euclidean in the unit cube, ties go to the earlier trial.
     """

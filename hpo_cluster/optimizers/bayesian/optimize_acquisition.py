@@ -65,7 +65,7 @@ class Goal:
 
     @property
     def box(self) -> tuple[Points, Points]:
-        """Return both corners."""
+        """Both corners."""
         dim = self.features.space.dim
         return (np.zeros(dim) if self.low is None else self.low), (np.ones(dim) if self.high is None else self.high)
 
@@ -92,7 +92,7 @@ def search(
 
     Args:
         goal: what is maximised.
-        best: observed points that are searched around (``k x d``), one at least.
+        best: observed points that are searched around (``k x d``), at least one.
         banned: configurations that may not be proposed.
         restarts: starting points of the gradient search.
         raw_samples: points scored to choose them from.

@@ -1,4 +1,4 @@
-"""Fit the Gaussian process that stands for the objective to a history, and recommend a trial with it.
+"""Fit the Gaussian process that models the objective to a history, and recommend a trial with it.
 
 It is a `Process` of the `Features` of the configurations and the outcomes of the `Observations`, which `bo` and the
 trees share. ``docs/design/surrogate.md`` has the decisions and the measurements.
@@ -187,7 +187,7 @@ class FittedFeasibility:
         self._features, self._fitted = features, Fitted(KERNEL, LABELS)
 
     def of(self, data: Dataset) -> Feasibility | None:
-        """Return the logarithm of the probability; None while no trial was infeasible, or every one was."""
+        """Return the logarithm of the probability of feasibility; None if no trial was infeasible, or every one was."""
         ended = [row for row in data if row.observed or row.low][-LABELLED:]
         labels = np.array([-1.0 if row.state is State.INFEASIBLE else 1.0 for row in ended])
         if len(labels) == 0 or not np.ptp(labels) > 0:

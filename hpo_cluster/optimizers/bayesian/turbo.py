@@ -55,7 +55,7 @@ START, LONGEST, SHORTEST = 0.8, 1.6, 0.5**7
 #: Least gain of a success as a share of the magnitude of the best value, and successes in a row that double L.
 GAIN, SUCCESSES = 1e-3, 3
 
-#: Most observations that the process of a region is fitted to.
+#: Largest number of observations that the process of a region is fitted to.
 MOST = 200
 
 #: Candidates of a draw for each dimension, and at most in all.
@@ -69,7 +69,7 @@ class TurboSettings(OptimizerSettings):
     initial: int = Field(default=10, ge=2, le=10_000, description="trials of a region's design, before its model")
     outcome: Outcome = Field(
         default="raw",
-        description="what the model sees of values: raw, or drawn in below the median as in bo (soft, clip, winsor)",
+        description="what the model sees of values: raw, or compressed below the median as in bo (soft, clip, winsor)",
     )
 
 

@@ -1,7 +1,7 @@
 """Grid search: every combination of a few values of each parameter.
 
 Use it for small spaces and for pictures; in more than three dimensions random search covers the parameters that matter
-better. It uses nothing of the history but the configurations that are taken, so any number of trials can run at once,
+better. It uses of the history only the configurations that are taken, so any number of trials can run at once,
 and it ends by itself when every point was evaluated.
 
 Reference: the full factorial design; J. Bergstra and Y. Bengio, "Random Search for Hyper-Parameter Optimization",
@@ -52,7 +52,7 @@ class GridSettings(OptimizerSettings):
     levels: int | dict[str, int] = Field(
         default=DEFAULT_LEVELS,
         description="values of each parameter, its ends included; or a mapping from parameter to number of values "
-        f"({DEFAULT_LEVELS} where none is given). An unordered choice keeps all its values unless it is named",
+        f"({DEFAULT_LEVELS} if none is given). An unordered choice keeps all its values unless it is named",
     )
     shuffle: bool = Field(default=True, description="hand the points out in a random order instead of row by row")
 

@@ -40,7 +40,7 @@ class LHSSettings(OptimizerSettings):
         default=None,
         ge=1,
         le=100_000,
-        description=f"points of one design; empty: the campaign's budget ({DEFAULT_POINTS} where there is none)",
+        description=f"points of one design; empty: the campaign's budget ({DEFAULT_POINTS} if it has none)",
     )
     optimization: Literal["none", "random-cd"] = Field(
         default="none", description="random-cd swaps coordinates to lower the centred discrepancy of the design"

@@ -10,7 +10,7 @@ Symbols: ``d`` number of parameters; ``t`` number of the trial; ``u_t`` point of
 
 Deviations from the paper: a configuration that was drawn before is drawn again while others remain, which happens in
 finite spaces only; when none remain the optimizer is exhausted. A configuration that the constraints do not allow is
-drawn again; where the space has priors, points are drawn from them.
+drawn again; if the space has priors, points are drawn from them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class RandomSearch:
 
     Args:
         space: what to search.
-        settings: there are none so far.
+        settings: none so far.
         seed: of the campaign.
     """
 

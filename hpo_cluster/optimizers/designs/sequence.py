@@ -3,8 +3,8 @@
 A *design* is an endless sequence of points of the unit cube, cut into blocks. What is proposed next is the first point
 of the sequence whose configuration the history does not hold. In an ordinary campaign that is point number t for
 trial t; imported trials take nothing from the design, a cancelled trial's point is handed out again, and points that
-round to a configuration already seen are passed over, and so are those that the constraints do not allow. Where the
-space has priors, the points are warped, so that they lie denser where the priors are high.
+round to a configuration already seen are passed over, and so are those that the constraints do not allow. If the
+space has priors, the points are warped, so that they are denser where the priors are high.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hpo_cluster.space import Space
 from hpo_cluster.space.sampling import Key, free_point, key_of
 from hpo_cluster.trial import Ask, derive_seed
 
-#: Returns the points (``m x d``, unit cube) of the block of a number.
+#: A function that returns the points (``m x d``, unit cube) of the block with a given number.
 Block = Callable[[int], NDArray[np.float64]]
 
 #: Blocks in a row without a new configuration before points are drawn from the rest of a finite space, and the points
@@ -54,7 +54,7 @@ class Design:
         return batch.ask(decision)
 
     def next(self, taken: set[Key], trial: int, **info: Any) -> Found | None:
-        """Return the first canonical point that is not taken; None when nothing is left.
+        """Return the first canonical point that is not taken; None if nothing is left.
 
         Its information is `info` and ``point``, the index in the sequence: None for a point drawn from the rest of a
         finite space.

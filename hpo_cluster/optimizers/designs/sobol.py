@@ -38,7 +38,7 @@ class Sobol:
 
     Args:
         space: what to search.
-        settings: there are none so far.
+        settings: none so far.
         seed: of the campaign; it scrambles the sequence.
     """
 

@@ -41,10 +41,10 @@ class Library(Protocol):
     """The state of a library, rebuilt from events."""
 
     def begin(self, row: Row) -> None:
-        """Take in that a trial was proposed."""
+        """Record that a trial was proposed."""
 
     def end(self, row: Row, target: float) -> None:
-        """Take in that a trial ended; the target is NaN if it has no value."""
+        """Record that a trial ended; the target is NaN if it has no value."""
 
     def draw(self, trial: int, attempt: int) -> Points:
         """Return the point that the library proposes (``d``, unit cube). Raises StopIteration if there is none."""

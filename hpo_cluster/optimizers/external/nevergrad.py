@@ -41,14 +41,14 @@ class NevergradSettings(OptimizerSettings):
         default=None,
         ge=1,
         le=10_000_000,
-        description="evaluations that the algorithm plans for; empty: the campaign's budget (100 where there is none)",
+        description="evaluations that the algorithm plans for; empty: the campaign's budget (100 if it has none)",
     )
     workers: int = Field(
         default=4,
         ge=2,
         le=100_000,
         description="parallel evaluations that the algorithm plans for; at least 2, since what is made for one at a "
-        "time waits for ever where a trial fails",
+        "time waits for ever if a trial fails",
     )
 
 
@@ -70,7 +70,7 @@ class Nevergrad(External):
                 "TwoPointsDE",
                 "PSO",
             ]
-            fault = f"optimizer.algorithm: {settings.algorithm!r} is no name of Nevergrad's {len(known)} algorithms"
+            fault = f"optimizer.algorithm: {settings.algorithm!r} is not one of Nevergrad's {len(known)} algorithms"
             raise ConfigError([f"{fault}; some are: {', '.join(close)}"])
         if nevergrad.optimizers.registry[settings.algorithm].no_parallelization:
             fault = f"optimizer.algorithm: {settings.algorithm} cannot have several trials in flight, nor lose one"

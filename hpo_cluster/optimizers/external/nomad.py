@@ -59,11 +59,11 @@ class _Search:
         self.values: dict[Key, float] = {}  # NaN: in flight, or failed
 
     def begin(self, row: Row) -> None:
-        """Take in that a trial was proposed: it counts as failed."""
+        """Record that a trial was proposed: it counts as failed."""
         self.values.setdefault(key_of(self.space, row.point), math.nan)
 
     def end(self, row: Row, target: float) -> None:
-        """Take in the value of a trial."""
+        """Record the value of a trial."""
         if not math.isnan(target):
             self.values[key_of(self.space, row.point)] = target
 
@@ -94,8 +94,8 @@ class _Search:
         high = [float(self._last(i)) if self._indexed(i) else 1.0 for i in range(self.space.dim)]
         calls = len(self.values) + 1
         seed = derive_seed(self.seed, "nomad") % SEEDS
-        for _ in range(4):  # values that round to one configuration, and what is not allowed, take calls too
-            PyNomad.setSeed(seed + 1)  # SEED does nothing where it is what the process had before
+        for _ in range(4):  # points that round to a known configuration or are not allowed use up calls too
+            PyNomad.setSeed(seed + 1)  # SEED has no effect if it equals the process's last seed
             PyNomad.optimize(
                 blackbox,
                 [],
@@ -105,7 +105,7 @@ class _Search:
                     "BB_OUTPUT_TYPE OBJ",
                     f"BB_INPUT_TYPE ({' '.join(kinds)})",
                     f"MAX_BB_EVAL {calls}",
-                    f"MAX_EVAL {10 * calls + 200}",  # with those from its cache, of which there is no end otherwise
+                    f"MAX_EVAL {10 * calls + 200}",  # counts answers from its cache too, which else never end
                     f"LH_SEARCH {self.settings.initial} 0",
                     f"SEED {seed}",
                     "DISPLAY_DEGREE 0",

@@ -158,5 +158,5 @@ class _Study:
 
 
 def _stepped(parameter: Parameter) -> bool:
-    """Whether it is a number that the study sees as the place of its value, as it sees ordered choices."""
+    """Return whether the parameter is a number with a step, which the study sees as an index like an ordered choice."""
     return not isinstance(parameter, Categorical) and parameter.step is not None

@@ -56,7 +56,7 @@ KEPT = 64
 class BaMSOOSettings(SOOSettings):
     """Settings of BaMSOO."""
 
-    eta: float = Field(default=0.5, gt=0, le=1, description="probability that some bound fails; of little influence")
+    eta: float = Field(default=0.5, gt=0, le=1, description="probability that some bound fails; has little influence")
     beta: float | None = Field(
         default=None, gt=0, description="width of the bounds in standard deviations; null: grows with the cells, by eta"
     )
@@ -65,7 +65,7 @@ class BaMSOOSettings(SOOSettings):
     )
     refresh: bool = Field(
         default=False,
-        description="compute the bounds of approximated leaves again with each fit; a restart fits for its past too",
+        description="compute the bounds of approximated leaves again with each fit; a restart repeats the earlier fits",
     )
 
 
@@ -75,12 +75,12 @@ def bound_width(screened: int, eta: float) -> float:
 
 
 class BaMSOOTree(SOOTree):
-    """The tree with its screening.
+    """SOO's tree, whose cells are screened before they are evaluated.
 
     Args:
         space: what to search.
         settings: of the optimizer.
-        fit: returns the model of observations; raises SurrogateError if they have none.
+        fit: returns the model of observations; raises SurrogateError if none can be fitted.
     """
 
     def __init__(self, space: Space, settings: BaMSOOSettings, fit: Callable[[Observations], Surrogate]) -> None:
@@ -125,7 +125,7 @@ class BaMSOOTree(SOOTree):
                 return evaluation
 
     def issue(self, evaluation: Evaluation) -> None:
-        """Take in that an evaluation is in flight."""
+        """Record that an evaluation is in flight."""
         self.passed, self.doubtful = None, []
         super().issue(evaluation)
 
@@ -138,7 +138,7 @@ class BaMSOOTree(SOOTree):
         return evaluation
 
     def asked(self, rows: Sequence[Row]) -> None:
-        """Take in the rows of one ask, with the decisions that the history has."""
+        """Apply the rows of one ask, with the decisions that the history holds."""
         keys = [key_of(self.space, row.point) for row in rows]
         for row, key in zip(rows, keys, strict=True):
             if row.origin is Origin.APPROXIMATED:
@@ -158,7 +158,7 @@ class BaMSOOTree(SOOTree):
         self._past, self._proposed = {}, set()
 
     def ended(self, row: Row) -> None:
-        """Take in that a trial has ended."""
+        """Record that a trial has ended."""
         super().ended(row)
         if row.observed or row.low:
             self.rows[row.trial], self._stale = row, True
@@ -178,7 +178,7 @@ class BaMSOOTree(SOOTree):
         return False
 
     def _bounds(self, model: Surrogate, evaluations: Sequence[Evaluation]) -> tuple[list[float], list[float]]:
-        """Return L and U of each, in the scale of the outcomes."""
+        """Return L and U of each evaluation, in the scale of the outcomes."""
         pending = [other.point for other in self.evaluations.values() if other.status is Status.PENDING]
         mean, deviation = model.posterior(
             np.array([evaluation.point for evaluation in evaluations]), np.array(pending).reshape(-1, self.space.dim)
@@ -222,7 +222,7 @@ class BaMSOOTree(SOOTree):
                 self.queue.append(evaluation)
 
     def _surrogate(self) -> Surrogate | None:
-        """Return the model of the rows; None if they have none."""
+        """Return the model fitted to the rows; None if none can be fitted."""
         if self._stale:
             self._stale = False
             try:

@@ -79,7 +79,7 @@ class RealAxis:
         return index / parts, (index + 1) / parts
 
     def width(self, side: Side) -> float:
-        """Return the share of the axis."""
+        """Return the side's share of the axis."""
         return float(1 / self.sections ** side[0])
 
     def centre(self, side: Side) -> float:
@@ -114,7 +114,7 @@ class FiniteAxis:
         return self.edges[side[0]], self.edges[side[1]]
 
     def width(self, side: Side) -> float:
-        """Return the distance from the first value to the last, as a share of that of the axis."""
+        """Return the distance from the first value to the last, as a share of the axis's."""
         first, end = side
         return (self.coordinates[end - 1] - self.coordinates[first]) / self._span if end - first > 1 else 0.0
 
@@ -148,9 +148,9 @@ def at_value(space: Space, name: str, value: Value) -> int:
 
 
 def _needed(space: Space, name: str) -> list[tuple[int, list[int]]]:
-    """Return for each parent of a parameter its axis and the places of the values that are needed.
+    """Return for each parent of a parameter its axis and the indices of the values that make the parameter active.
 
-    A fixed parent has no axis: its value is the one needed, and it is active where its own parents let it be.
+    A fixed parent has no axis: its value is the one needed, and it is active wherever its own parents allow it.
     """
     found: list[tuple[int, list[int]]] = []
     for parent, values in space.parameters[name].conditions.items():
@@ -223,6 +223,6 @@ class Partition:
         return found
 
     def volume(self, cell: Cell) -> float:
-        """Return the share of the unit cube."""
+        """Return a cell's share of the unit cube."""
         ends = [axis.ends(side) for axis, side in zip(self.axes, cell, strict=True)]
         return float(np.prod([high - low for low, high in ends]))

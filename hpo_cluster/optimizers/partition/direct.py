@@ -83,7 +83,7 @@ class Rectangles(Tree):
         return bool(self.dividing)
 
     def _sample(self, node: Node, axis: int) -> list[tuple[Side, Evaluation | None]]:
-        """Return the parts across an axis with the evaluations of their points; None for that of the node's point."""
+        """Return the parts across an axis, each with its evaluation; None for the part that keeps the node's point."""
         parts: list[tuple[Side, Evaluation | None]] = []
         along = self.partition.axes[axis]
         for side in along.cut(node.cell[axis]):

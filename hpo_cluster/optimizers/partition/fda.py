@@ -87,11 +87,11 @@ class LocalSearch:
     """Improves a point one coordinate at a time.
 
     Args:
-        serial: number of the search, in the order in which searches begin; the oldest that can go on does.
-        u: where it is (``d``, unit cube).
-        best: the evaluation there.
+        serial: number of the search, in the order in which searches begin; the oldest that can go on goes first.
+        u: the current point (``d``, unit cube).
+        best: the evaluation of the current point.
         step: s.
-        axis: the one that is tried next.
+        axis: the axis that is tried next.
         gained: whether it has moved in this round.
         tried: the points that it waits for, with their evaluations.
     """
@@ -106,7 +106,7 @@ class LocalSearch:
 
     @property
     def waits(self) -> bool:
-        """Return whether an evaluation that it needs is queued or in flight."""
+        """Whether an evaluation that it needs is queued or in flight."""
         return any(e.status in (Status.QUEUED, Status.PENDING) for e in [self.best, *(e for _, e in self.tried)])
 
 
@@ -228,7 +228,7 @@ class Spheres(Search):
         return True
 
     def changed(self, evaluation: Evaluation) -> None:
-        """Take in that the status or value of a configuration has changed."""
+        """Update the search after the status or value of a configuration has changed."""
         if evaluation.value is not None and (self.top is None or evaluation.value > self._value(self.top)):
             self.top = evaluation
         for node in evaluation.nodes:

@@ -92,7 +92,7 @@ class Search:
         raise NotImplementedError
 
     def changed(self, evaluation: Evaluation) -> None:
-        """Take in that the status or value of a configuration has changed."""
+        """Update the search after the status or value of a configuration has changed."""
 
     def describe(self) -> dict[str, Any]:
         """Return where the search stands (JSON)."""
@@ -137,7 +137,7 @@ class Search:
                 return None
 
     def issue(self, evaluation: Evaluation) -> None:
-        """Take in that an evaluation is in flight."""
+        """Record that an evaluation is in flight."""
         had = evaluation.value is not None
         evaluation.status, evaluation.value = Status.PENDING, None
         self.issued += 1
@@ -145,7 +145,7 @@ class Search:
             self.changed(evaluation)
 
     def ask(self, n: int) -> tuple[list[Proposal], list[Settled]]:
-        """Return at most `n` proposals, in flight from now on, and what needs no evaluation (values of the target)."""
+        """Return at most `n` proposals, in flight from now on, and the settled rows, which need no evaluation."""
         proposals: list[Proposal] = []
         while len(proposals) < n:
             evaluation = self.head()
@@ -165,7 +165,7 @@ class Search:
             self.ended(row)
 
     def asked(self, rows: Sequence[Row]) -> None:
-        """Take in the rows that one ask has added to the history."""
+        """Apply the rows that one ask has added to the history."""
         for row in rows:
             evaluation = self.head() if row.origin is Origin.EVALUATED else None
             if evaluation is not None and evaluation.key == row.key:
@@ -174,7 +174,7 @@ class Search:
                 self.adopt(row)
 
     def adopt(self, row: Row) -> None:
-        """Take in a row that the search did not ask for: it is in flight, or has a bound."""
+        """Record a row that the search did not ask for: it is in flight, or has a bound."""
         evaluation = self._evaluation(row.key, row.configuration, row.point, {})
         self.taken.add(evaluation.key)
         if evaluation.status in (Status.IDLE, Status.QUEUED, Status.APPROXIMATED):
@@ -184,7 +184,7 @@ class Search:
             self.changed(evaluation)
 
     def ended(self, row: Row) -> None:
-        """Take in that a trial has ended."""
+        """Record that a trial has ended."""
         evaluation = self.evaluations[row.key]
         if row.observed:
             self.best = row.target if self.best is None else max(self.best, row.target)
@@ -215,7 +215,7 @@ class SearchReplay(Replay[S]):
     answer: tuple[tuple[Key, Origin], ...] = ()  # what the search has answered and the history has not shown yet
 
     def ask(self, data: Dataset, n: int) -> tuple[S, list[Proposal], list[Settled]]:
-        """Return the search after `data`, at most `n` proposals, and what needs no evaluation."""
+        """Return the search after `data`, at most `n` proposals, and the settled rows, which need no evaluation."""
         search = self.of(data)
         self._kept = None
         proposals, settled = search.ask(n)
@@ -227,7 +227,7 @@ class SearchReplay(Replay[S]):
         return search, proposals, settled
 
     def _news(self, data: Dataset, earlier: Dataset) -> list[Moment] | None:
-        """Return what happened after the answer; None if it is not what the history has."""
+        """Return the moments after the answer; None if the history does not hold that answer."""
         answer, self.answer = self.answer, ()
         news = data.since(earlier)
         if news is None:

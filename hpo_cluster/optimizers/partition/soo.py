@@ -13,7 +13,7 @@ this sweep; ``h_max`` greatest depth that is opened; ``t`` evaluations so far.
 
     for h = 0, 1, ... :  leaf = the best of depth h;  if g(leaf) >= nu:  open it, nu = g(leaf)
 
-What the paper leaves open decides everything (``docs/algorithms/soo.md`` has measurements), so it is a choice:
+What the paper leaves open decides everything (``docs/algorithms/soo.md`` has measurements), so it can be chosen:
 
     preset      leaves made in a sweep              compared by  h_max
     paper       opened down to the depth that the    >           none
@@ -79,18 +79,19 @@ class SOOSettings(OptimizerSettings):
     )
     strict: bool | None = Field(
         default=None,
-        description="whether a leaf must be better than the last one opened, not as good; null: the preset's",
+        description="whether a leaf must be better than the last one opened; false: at least as good; null: the "
+        "preset's",
     )
     h_max: Annotated[int, Field(ge=1)] | Literal["preset", "sqrt"] | None = Field(
         default="preset",
-        description="greatest depth opened: a number, sqrt of the evaluations, null for none, or preset",
+        description="greatest depth opened: a number, sqrt of the evaluations, null for no limit, or preset",
     )
     resolution: float = Field(
         default=1e-4, ge=1e-5, le=0.5, description="real sides narrower than this share of their range are never cut"
     )
 
     def rules(self) -> Rules:
-        """Return the rules of the preset, with those that are set in their place."""
+        """Return the rules of the preset, replaced by those that are set."""
         preset = PRESETS[self.preset]
         return Rules(
             preset.eligibility if self.eligibility is None else self.eligibility,

@@ -87,7 +87,7 @@ class Leaves:
             heapq.heappush(level.heap, (*self.rank(node), node.entry))
 
     def remove(self, node: Node) -> None:
-        """Remove a node, which is a leaf no more."""
+        """Remove a node that is no longer a leaf."""
         del self.levels[node.level].leaves[node.serial]
 
     def value(self, node: Node) -> float | None:
@@ -101,7 +101,7 @@ class Leaves:
         return None
 
     def rank(self, node: Node) -> tuple[float, int]:
-        """Return what leaves of a level are sorted by: the lowest is the best."""
+        """Return the sort key of a leaf within its level: the lowest is the best."""
         at: Node | None = node
         while at is not None and at.evaluation.value is None and at.evaluation.status is not Status.LOW:
             at = at.parent
@@ -146,7 +146,7 @@ class Tree(Search):
         self.nodes = 0
 
     def changed(self, evaluation: Evaluation) -> None:
-        """Take in that the status or value of a configuration has changed."""
+        """Move the leaves whose value changes with that of a configuration."""
         self.leaves.changed(evaluation)
 
     def uncut(self) -> list[Node]:
@@ -160,13 +160,12 @@ class Tree(Search):
         return sorted(found, key=lambda node: node.serial)
 
     def cells(self) -> pd.DataFrame:
-        """Return a table of the cells that are not cut, in the order of their making; together they are the space.
+        """Return a table of the cells that are not cut, in the order of their making; together they cover the space.
 
-        Columns: ``NAME.low`` and ``NAME.high``, the ends of a real side, the first and last value of any other (of
-        parameters that are searched);
-        ``NAME``, the configuration that stands for the cell, without inactive parameters; ``status`` of its evaluation
-        (`hpo_cluster.optimizers.partition.replayed_search.Status`); ``target``, its value or its bound,
-        always maximised, NaN if there is none; ``volume``, the cell's share of the unit cube.
+        Columns: ``NAME.low`` and ``NAME.high`` for each searched parameter, the ends of a real side, the first and last
+        value of any other; ``NAME``, the configuration that stands for the cell, without inactive parameters;
+        ``status`` of its evaluation (`hpo_cluster.optimizers.partition.replayed_search.Status`); ``target``, its value
+        or its bound, always maximised, NaN if there is none; ``volume``, the cell's share of the unit cube.
         """
         import pandas as pd
 

@@ -323,11 +323,11 @@ def test_all_faults_are_named_at_once() -> None:
         (["space.learning_rate.step=0.1"], "space.learning_rate: step and log do not go together"),
         (["space.warmup=16"], "space.warmup: is not a parameter of the space; to add it: '+space.warmup=16'"),
         (["space.lora_rank.low=two"], "space.lora_rank: 'two' is not a number"),
-        (["space={}"], "brings no space of its own"),
-        (["space=own"], "space: objective=lora brings no space of its own; give space=NAME"),
+        (["space={}"], "has no space of its own"),
+        (["space=own"], "space: objective=lora has no space of its own; give space=NAME"),
         (["space.learning_rate.low=0"], "a log scale needs low above 0"),
         (["space.lora_dropout.high=2"], "space.lora_dropout: the training setting does not accept 2.0"),
-        (["objective=command"], "space: objective=command brings no space of its own; give space=NAME"),
+        (["objective=command"], "space: objective=command has no space of its own; give space=NAME"),
         (["objective=command"], "objective.command: has no value; give objective.command=..."),
         (["objective=synthetic", "space=lora"], "space.lora_rank: is not a parameter of himmelblau"),
         (["objective=synthetic", "objective.function=himmelblo"], "is not a test function"),
@@ -343,7 +343,7 @@ def test_all_faults_are_named_at_once() -> None:
         ),
         (
             ["launcher=slurm", "launcher.trials_per_node=4"],
-            "launcher.trials_per_node=4 wants at least as",
+            "launcher.trials_per_node=4 needs at least as",
         ),
         (
             ["launcher=pbs"],
@@ -370,13 +370,13 @@ def test_faults_of_a_user_s_file(here: Path) -> None:
     assert "budgte: is not a key; did you mean budget?" in text
     assert "optimizer.initail: is not a key; did you mean optimizer.initial?" in text
     path.write_text("# @package _global_\ndefaults:\n  - override /model: nowhere\n")
-    assert "the configuration files do not compose" in faults_of("experiment=mine")
+    assert "the configuration files cannot be composed" in faults_of("experiment=mine")
     path.write_text("# @package _global_\nmodel: village\n")
     assert "model='village': is not a mapping; an option is chosen with override /model: NAME" in faults_of(
         "experiment=mine"
     )
     path.write_text("a: [")
-    assert "the configuration files do not compose" in faults_of("experiment=mine")
+    assert "the configuration files cannot be composed" in faults_of("experiment=mine")
 
 
 def test_no_configuration_names_a_python_function(here: Path) -> None:
@@ -526,9 +526,15 @@ def test_a_shuffled_sweep_has_every_value_once() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("seed=interval(0,1)", "seed=interval(0,1): has no end of values, and a campaign needs one; accepted: a,b"),
+        (
+            "seed=interval(0,1)",
+            "seed=interval(0,1): has infinitely many values, and a campaign needs one; accepted: a,b",
+        ),
         ("optimizer=glob(x*)", "optimizer=glob(x*): lists nothing"),
-        ("optimizer=glob(r*),sobol", "optimizer=glob(r*),sobol: glob stands alone; several patterns: glob([so*,d*])"),
+        (
+            "optimizer=glob(r*),sobol",
+            "optimizer=glob(r*),sobol: glob cannot be mixed with other values; several patterns: glob([so*,d*])",
+        ),
         ("seed=glob(*)", "glob(PATTERN) lists options of a group: experiment, space, optimizer"),
     ],
 )
