@@ -254,7 +254,7 @@ class Dataset:
 
     @cached_property
     def _last(self) -> float:
-        """The time of the last event."""
+        """The place of the last event in the order of events."""
         if not self.rows:
             return -math.inf
         if self._timed:

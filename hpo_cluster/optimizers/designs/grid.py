@@ -1,7 +1,7 @@
 """Grid search: every combination of a few values of each parameter.
 
 Use it for small spaces and for pictures; in more than three dimensions random search covers the parameters that matter
-better. It uses of the history only the configurations that are taken, so any number of trials can run at once,
+better. Of the history it uses only the configurations that are taken, so any number of trials can run at once,
 and it ends by itself when every point was evaluated.
 
 Reference: the full factorial design; J. Bergstra and Y. Bengio, "Random Search for Hyper-Parameter Optimization",
