@@ -129,7 +129,7 @@ class Observations:
         )
 
     def first(self, count: int) -> Observations:
-        """Return the `count` observations that ended first, in trial order; a missing value is the worst one among them."""
+        """Return the `count` observations that ended first, in trial order; a missing value is the worst of theirs."""
         found = self.chosen(np.sort(np.lexsort((self.trials, self.ended))[:count]))
         if not found.measured.any():
             return found.chosen(np.empty(0, dtype=np.int64))

@@ -1,7 +1,7 @@
 """Latin hypercube sampling: a design that covers every parameter evenly, whatever the number of parameters.
 
-A design of m points cuts each axis into m intervals of equal width and puts exactly one point into each. It uses
-nothing of the history but the configurations that are taken, so any number of trials can run at once. The study of LLM
+A design of m points cuts each axis into m intervals of equal width and puts exactly one point into each. Of the
+history it uses only the configurations that are taken, so any number of trials can run at once. The study of LLM
 fine-tuning used it as its baseline.
 
 Reference: M. D. McKay, R. J. Beckman and W. J. Conover, "A Comparison of Three Methods for Selecting Values of Input

@@ -1,6 +1,6 @@
 """Random search: every proposal is an independent uniform point of the unit cube.
 
-This is the baseline that every other optimizer has to beat. It uses nothing of the history but the number of the next
+This is the baseline that every other optimizer has to beat. Of the history it uses only the number of the next
 trial and the configurations that are taken, so any number of trials can run at once.
 
 Reference: J. Bergstra and Y. Bengio, "Random Search for Hyper-Parameter Optimization", Journal of Machine Learning

@@ -1,7 +1,7 @@
 """Scrambled Sobol points: a low-discrepancy sequence that fills the cube evenly at every length.
 
-Unlike a Latin hypercube it needs no size in advance; it is best balanced at powers of two. It uses nothing of the
-history but the configurations that are taken, so any number of trials can run at once.
+Unlike a Latin hypercube it needs no size in advance; it is best balanced at powers of two. Of the history
+it uses only the configurations that are taken, so any number of trials can run at once.
 
 References: I. M. Sobol', "On the distribution of points in a cube and the approximate evaluation of integrals", USSR
 Computational Mathematics and Mathematical Physics 7(4), 86-112, 1967. A. B. Owen, "Scrambling Sobol' and
