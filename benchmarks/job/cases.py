@@ -45,7 +45,7 @@ class Shape:
         documents: of each of the two tasks; each has four answers.
         row_tokens: median length of a row with its prompt template; log-normal with sigma 0.55, as in Alpaca.
         context_tokens: mean length of a question.
-        ending_tokens: mean length of an answer of the first task (HellaSwag-like); the second's are one token (MMLU-like).
+        ending_tokens: mean length of an answer of the first task (as in HellaSwag); the second's are one token (MMLU).
     """
 
     litgpt_name: str = ""
@@ -97,7 +97,7 @@ def build(name: str, folder: Path, **sizes: int) -> Case:
     """
     import dataclasses
 
-    shape = dataclasses.replace(SHAPES[name], **sizes)
+    shape = dataclasses.replace(SHAPES[name], **sizes)  # type: ignore[arg-type]
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir(parents=True)
     vocabulary = _write_model(checkpoint, shape)

@@ -32,7 +32,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--documents", type=int, help="documents of each of its two tasks")
     parser.add_argument("--ours", action="store_true", help="measure our job alone")
     parser.add_argument("--kernels", action="store_true", help="count the kernels of an optimizer step too")
-    parser.add_argument("--gpu", action="store_true", help="on the GPU of this machine: model 1b, throughput and kernels")
+    parser.add_argument(
+        "--gpu", action="store_true", help="on the GPU of this machine: model 1b, throughput and kernels"
+    )
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where the runs' folder is made")
     return parser
 
@@ -150,7 +152,8 @@ def throughput(found: Sequence[Measurement]) -> str:
             device = next(each.result["device_name"] for each in found if each.result)
             columns = ("tokens_per_s", "requests_per_s", "mfu", "energy_wh")
             known = [[part[key] for part in parts if part.get(key) is not None] for key in columns]
-            cells = [spread(values, 3 if key == "mfu" else 1) if values else "-" for key, values in zip(columns, known, strict=True)]
+            digits = [3 if key == "mfu" else 1 for key in columns]
+            cells = [spread(*each) if each[0] else "-" for each in zip(known, digits, strict=True)]
             rows.append([device, name, *cells])
     return table(rows) if len(rows) > 1 else ""
 
