@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # torch, litgpt and lm-eval are imported once the environment
     import torch
 
     from hpo_cluster.objectives.lora.dropout import MicroBatchDropout
+    from hpo_cluster.objectives.lora.meter import Meter
 
 log = logging.getLogger("lora")
 
@@ -70,11 +71,17 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         from hpo_cluster.objectives.lora import checks
         from hpo_cluster.objectives.lora.adapter import converted_lm, save_adapter
         from hpo_cluster.objectives.lora.checkpoint import fingerprint
-        from hpo_cluster.objectives.lora.meter import Meter
+        from hpo_cluster.objectives.lora.meter import Meter, Weights
         from hpo_cluster.objectives.lora.tasks import score
 
-        attempt.phase("load")
-        meter = Meter(device)
+        meter = Meter(device, bfloat16=train.precision != "32-true")
+        attempt.used = meter.energy
+
+        def begin(phase: str, **fields: Any) -> None:
+            attempt.phase(phase, **fields)
+            meter.begin(phase)
+
+        begin("load")
         check_measurable(objective, meter.counts_energy, baseline=attempt.baseline)
         checkpoint_dir = checked_checkpoint(objective)
         tokenizers = Tokenizers(checkpoint_dir)
@@ -93,23 +100,26 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         model = load_model(checkpoint_dir, train, device, baseline=attempt.baseline)
         run = Run(model, train, device)
         state = State()
-        keep = Keeper(attempt, run, state)
+        keep = Keeper(attempt, run, state, sample=meter.sample)
         attempt.looks = True  # from here on there is something to save in a checkpoint
 
         if not attempt.baseline:
-            attempt.phase("train", **run.reported_batch)
+            begin("train", **run.reported_batch)
             state.optimizer = make_optimizer(model, train)
             keep.mark = fingerprint(objective, train, seed)
             resume(keep)
             keep()
+            before = state.tokens
             fine_tune(run, state, train_examples, objective.data.split_seed, attempt, keep)
+            tokens = state.tokens - before
+            meter.add(tokens=tokens, flops=Weights.of(model).training_flops(tokens))
 
         metrics: dict[str, float] = {} if attempt.baseline else {"train_loss": state.loss}
         if train.validation_batches and len(val_examples):
-            attempt.phase("validate", **run.reported_batch)
+            begin("validate", **run.reported_batch)
             metrics |= losses_of_validation(objective, validate(run, val_examples))
 
-        attempt.phase("merge")
+        begin("merge")
         keep()
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         if objective.keep_adapter and not attempt.baseline:
@@ -120,16 +130,20 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
                 keep.save()
                 attempt.looks = False  # lm-eval's own model cannot look for signals between its batches
                 lm = converted_lm(None if attempt.baseline else model, objective, train, device, Path(folder))
-                attempt.phase("score")
+                begin("score")
                 scores, sems = score(lm, tasks, objective.tasks.limit)
         else:
-            lm = merged_lm(run, objective, tokenizers, attempt, keep)
-            attempt.phase("score")
-            scores, sems = score(lm, tasks, objective.tasks.limit)
+            lm = merged_lm(run, objective, tokenizers, attempt, keep, meter)
+            begin("score")
+            with meter.scoring(model):
+                scores, sems = score(lm, tasks, objective.tasks.limit)
     used = meter.report()
     metrics["peak_memory_gb"] = used["peak_memory_gb"]
     if used["energy_wh"] is not None:
         metrics["energy_wh"] = used["energy_wh"]
+    for phase, name in (("train", "train_mfu"), ("score", "score_mfu")):
+        if (mfu := used["phases"].get(phase, {}).get("mfu")) is not None:
+            metrics[name] = mfu
     if not attempt.baseline:
         metrics["trainable_parameters"] = trainable
     if state.train_s > 0:
@@ -401,12 +415,14 @@ class Keeper:
     state: State
     mark: Mapping[str, Any] = field(default_factory=dict)
     kept_at: float = field(default_factory=time.monotonic)
+    sample: Callable[[], None] = lambda: None
 
     def __call__(self) -> None:
         """Save a checkpoint if one is due, and end the attempt if a signal asked for that.
 
         This is called between two steps of training and between two batches of scoring.
         """
+        self.sample()
         period = self.run.train.checkpoint_interval_s
         due = period > 0 and time.monotonic() - self.kept_at >= period
         if due or self.attempt.interrupted:
@@ -657,7 +673,7 @@ def token_losses(run: Run, examples: Sequence[Example]) -> torch.Tensor:
 
 
 def merged_lm(
-    run: Run, objective: LoraObjective, tokenizers: Tokenizers, attempt: Attempt, keep: Callable[[], None]
+    run: Run, objective: LoraObjective, tokenizers: Tokenizers, attempt: Attempt, keep: Callable[[], None], meter: Meter
 ) -> Any:
     """Merge the adapter into the model in place, and return the model as an lm-eval model."""
     import torch
@@ -670,6 +686,8 @@ def merged_lm(
 
     def on_batch(done: int, total: int) -> None:
         attempt.progress(step=done, total=total)
+        if done == total:
+            meter.add(requests=total)
         keep()
 
     tokenizer = tokenizers.hugging_face

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import importlib.abc
 import importlib.machinery
 import sys
@@ -65,12 +66,23 @@ def placeholders(packages: Sequence[str] = UNUSED) -> Iterator[None]:
             del sys.modules[name]
 
 
+#: What `import_packages` imports.
+PACKAGES = (
+    "litgpt.lora",
+    "litgpt.data.base",
+    "lm_eval.evaluator",
+    "lm_eval.models.utils",
+    "transformers.models.auto.tokenization_auto",
+)
+
+
 def import_packages() -> None:
     """Import torch, LitGPT, lm-eval and the tokenizers of transformers."""
     gc.disable()  # the million objects of these imports live on: looking for garbage among them takes a second
     try:
         with placeholders():
-            import transformers.models.auto.tokenization_auto  # noqa: F401
+            for name in PACKAGES:
+                importlib.import_module(name)
         gc.freeze()
     finally:
         gc.enable()
