@@ -87,7 +87,8 @@ def test_limits() -> None:
 
 
 def test_the_energy_that_jobs_report_is_summed_and_ends_a_campaign() -> None:
-    command = 'objective.command=\'echo {{"value": {x}, "energy_wh": 400}}\''
+    Path("out.json").write_text('{"value": 1, "energy_wh": 400}')
+    command = "objective.command='cat out.json'"
     space = "space={x: {type: float, low: 0, high: 1}}"
     words = ["objective=command", command, space, "optimizer=random", "campaign=c", "poll_s=0.1", "grace_s=0.5"]
     assert main(["run", *words, "workers=1", "budget=8", "max_energy_kwh=1"]) == 1

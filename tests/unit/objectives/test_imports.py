@@ -10,7 +10,7 @@ CHECK = """
 import json, sys
 from hpo_cluster.objectives.lora.imports import import_packages
 import_packages()
-from hpo_cluster.objectives.lora import adapter, checks, language_model, tasks, tokenized_data  # what else a job imports
+from hpo_cluster.objectives.lora import adapter, checks, language_model, tasks, tokenized_data  # as a job
 import litgpt.data.base
 heavy = [name for name in ("torchmetrics", "sklearn", "scipy.signal") if name in sys.modules]
 from transformers import AutoModelForCausalLM, AutoTokenizer  # what a task of one's own may want
