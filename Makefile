@@ -6,11 +6,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 WORKERS ?= 2
 BENCH ?= quick
 CAMPAIGN ?=
+MODEL ?= village
+REPETITIONS ?= 3
+GPU ?=
 
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-cluster soak lint types check bundle check-bundle bench-optimizers bench-campaign reference clean
+.PHONY: help run test test-cluster soak lint types check bundle check-bundle bench-optimizers bench-campaign bench-job reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -66,6 +69,9 @@ bench-optimizers: $(VENV)/installed-peers  ## compare these optimizers with othe
 
 bench-campaign: $(VENV)/installed  ## measure the driver: 10 000 simulated trials on 1 000 workers; CAMPAIGN="--trials 500 --workers 100"
 	$(BIN)/python -m benchmarks.campaign.run $(CAMPAIGN)
+
+bench-job: $(VENV)/installed  ## one evaluation by our job and by LitGPT's commands; MODEL=medium REPETITIONS=5, GPU=1: a 1B model on a GPU
+	$(BIN)/python -W ignore -m benchmarks.job.run $(MODEL) --repetitions $(REPETITIONS) $(if $(GPU),--gpu)
 
 reference: $(VENV)/installed-dev  ## write docs/reference/configuration.md and failures.md again
 	$(BIN)/python tools/make_reference.py

@@ -16,7 +16,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import contextlib
-import gc
 import itertools
 import logging
 import math
@@ -32,13 +31,13 @@ from typing import TYPE_CHECKING, Any
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.lora.hugging_face import missing_files
-from hpo_cluster.objectives.lora.instruction_data import read_data
 from hpo_cluster.objectives.lora.settings import (
     OF_TRAINING,
     LoraObjective,
     TrainSettings,
     effective_train,
 )
+from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 from hpo_cluster.objectives.worker import Attempt
 from hpo_cluster.trial import ErrorKind
 
@@ -46,6 +45,7 @@ if TYPE_CHECKING:  # torch, litgpt and lm-eval are imported once the environment
     import torch
 
     from hpo_cluster.objectives.lora.dropout import MicroBatchDropout
+    from hpo_cluster.objectives.lora.meter import Meter
 
 log = logging.getLogger("lora")
 
@@ -71,45 +71,55 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         from hpo_cluster.objectives.lora import checks
         from hpo_cluster.objectives.lora.adapter import converted_lm, save_adapter
         from hpo_cluster.objectives.lora.checkpoint import fingerprint
-        from hpo_cluster.objectives.lora.meter import Meter
+        from hpo_cluster.objectives.lora.meter import Meter, Weights
         from hpo_cluster.objectives.lora.tasks import score
 
-        attempt.phase("load")
-        meter = Meter(device)
+        meter = Meter(device, bfloat16=train.precision != "32-true")
+        attempt.used = meter.energy
+
+        def begin(phase: str, **fields: Any) -> None:
+            attempt.phase(phase, **fields)
+            meter.begin(phase)
+
+        begin("load")
         check_measurable(objective, meter.counts_energy, baseline=attempt.baseline)
         checkpoint_dir = checked_checkpoint(objective)
+        tokenizers = Tokenizers(checkpoint_dir)
         tasks = checks.load_tasks_of(objective, Path(scratch))
         checks.raise_all(
             [
                 *checks.task_faults(objective, tasks),
                 *checks.split_faults(objective),
                 *checks.prompt_faults(objective),
-                *checks.tokenizer_faults(checkpoint_dir),
+                *checks.tokenizer_faults(tokenizers),
             ]
         )
-        train_examples, val_examples = load_examples(objective, train, checkpoint_dir)
+        train_examples, val_examples = load_examples(objective, train, tokenizers, storage_dir / "tokenized")
         without_labels = 0 if attempt.baseline else count_without_labels(objective, train_examples)
         seed_everything(seed)  # before the model is made: its adapter is random
         model = load_model(checkpoint_dir, train, device, baseline=attempt.baseline)
         run = Run(model, train, device)
         state = State()
-        keep = Keeper(attempt, run, state)
+        keep = Keeper(attempt, run, state, sample=meter.sample)
         attempt.looks = True  # from here on there is something to save in a checkpoint
 
         if not attempt.baseline:
-            attempt.phase("train", **run.reported_batch)
+            begin("train", **run.reported_batch)
             state.optimizer = make_optimizer(model, train)
             keep.mark = fingerprint(objective, train, seed)
             resume(keep)
             keep()
+            before = state.tokens
             fine_tune(run, state, train_examples, objective.data.split_seed, attempt, keep)
+            tokens = state.tokens - before
+            meter.add(tokens=tokens, flops=Weights.of(model).training_flops(tokens))
 
         metrics: dict[str, float] = {} if attempt.baseline else {"train_loss": state.loss}
         if train.validation_batches and len(val_examples):
-            attempt.phase("validate", **run.reported_batch)
+            begin("validate", **run.reported_batch)
             metrics |= losses_of_validation(objective, validate(run, val_examples))
 
-        attempt.phase("merge")
+        begin("merge")
         keep()
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         if objective.keep_adapter and not attempt.baseline:
@@ -120,16 +130,20 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
                 keep.save()
                 attempt.looks = False  # lm-eval's own model cannot look for signals between its batches
                 lm = converted_lm(None if attempt.baseline else model, objective, train, device, Path(folder))
-                attempt.phase("score")
+                begin("score")
                 scores, sems = score(lm, tasks, objective.tasks.limit)
         else:
-            lm = merged_lm(run, objective, checkpoint_dir, attempt, keep)
-            attempt.phase("score")
-            scores, sems = score(lm, tasks, objective.tasks.limit)
+            lm = merged_lm(run, objective, tokenizers, attempt, keep, meter)
+            begin("score")
+            with meter.scoring(model):
+                scores, sems = score(lm, tasks, objective.tasks.limit)
     used = meter.report()
     metrics["peak_memory_gb"] = used["peak_memory_gb"]
     if used["energy_wh"] is not None:
         metrics["energy_wh"] = used["energy_wh"]
+    for phase, name in (("train", "train_mfu"), ("score", "score_mfu")):
+        if (mfu := used["phases"].get(phase, {}).get("mfu")) is not None:
+            metrics[name] = mfu
     if not attempt.baseline:
         metrics["trainable_parameters"] = trainable
     if state.train_s > 0:
@@ -168,13 +182,11 @@ def prepare_process(storage_dir: Path, gpus: int = 0) -> torch.device:
         os.environ["HF_HOME"] = str(storage_dir / "hf")
     if not Path("/dev/nvidiactl").exists():
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads slow down small models, and other jobs here
-    gc.disable()  # these imports create a million objects that stay: to collect garbage among them takes a second
-    import litgpt.lora  # noqa: F401
-    import lm_eval.evaluator  # noqa: F401
+    from hpo_cluster.objectives.lora.imports import import_packages
+
+    import_packages()
     import torch
 
-    gc.freeze()
-    gc.enable()
     if gpus and not torch.cuda.is_available():
         if torch.version.cuda is None and torch.version.hip is None:
             what = f"torch {torch.__version__} is built without CUDA: install the CUDA build for the jobs' Python"
@@ -208,39 +220,46 @@ def checked_checkpoint(objective: LoraObjective) -> Path:
     return folder
 
 
-def load_examples(objective: LoraObjective, train: TrainSettings, checkpoint_dir: Path) -> tuple[Any, Any]:
+def load_examples(
+    objective: LoraObjective, train: TrainSettings, tokenizers: Tokenizers, cache_dir: Path | None = None
+) -> tuple[Any, Any]:
     """Return the training and the validation examples, of which the latter may be empty.
 
-    An example is tokenized when it is used. A single file is split as LitGPT's `JSON` does it.
+    A single file is split as LitGPT's `JSON` does it.
+
+    Args:
+        objective: the settings.
+        train: those of this attempt.
+        tokenizers: of the base model.
+        cache_dir: where tokenized data are kept for other jobs.
 
     Raises:
         AttemptError: of kind ``bad_data``, if the data cannot be read or split.
     """
     import torch
     from litgpt.config import Config
-    from litgpt.data.base import SFTDataset
-    from litgpt.tokenizer import Tokenizer
     from torch.utils.data import random_split
 
-    block_size = Config.from_file(checkpoint_dir / "model_config.yaml").block_size
+    from hpo_cluster.objectives.lora.tokenized_data import Examples, tokenized_data
+
+    block_size = Config.from_file(tokenizers.checkpoint_dir / "model_config.yaml").block_size
     settings = objective.data
-    train_rows: Any
-    val_rows: Any
-    train_rows, val_rows = read_data(Path(settings.path), settings.fields)
-    if val_rows is None and settings.val_split_fraction != 0:
+    length = min(train.max_seq_length or block_size, block_size)
+    made = [
+        None if rows is None else Examples(rows, length, mask_prompt=settings.mask_prompt)
+        for rows in tokenized_data(settings, tokenizers, cache_dir)
+    ]
+    train_examples: Any = made[0]
+    val_examples: Any = made[1]
+    if val_examples is None and settings.val_split_fraction != 0:
         share = LITGPT_SPLIT if settings.val_split_fraction is None else settings.val_split_fraction
         generator = torch.Generator().manual_seed(settings.split_seed)
-        train_rows, val_rows = random_split(train_rows, [1.0 - share, share], generator=generator)
-        if not len(val_rows) or not len(train_rows):
-            what = f"data.val_split_fraction={share} of {len(train_rows) + len(val_rows)} rows leaves a part empty"
-            raise AttemptError(ErrorKind.BAD_DATA, f"data.path={settings.path}: {what}; 0 trains on all, unvalidated")
-    length = min(train.max_seq_length or block_size, block_size)
-    tokenizer = Tokenizer(checkpoint_dir)
-    made = [
-        SFTDataset(rows, tokenizer, settings.prompt_style, length, settings.mask_prompt, IGNORED)
-        for rows in (train_rows, val_rows or [])
-    ]
-    return made[0], made[1]
+        train_examples, val_examples = random_split(train_examples, [1.0 - share, share], generator=generator)
+        if not len(val_examples) or not len(train_examples):
+            what = f"data.val_split_fraction={share} of {len(train_examples) + len(val_examples)} rows"
+            message = f"data.path={settings.path}: {what} leaves a part empty; 0 trains on all, unvalidated"
+            raise AttemptError(ErrorKind.BAD_DATA, message)
+    return train_examples, val_examples or []
 
 
 def count_without_labels(objective: LoraObjective, examples: Any) -> int:
@@ -396,12 +415,14 @@ class Keeper:
     state: State
     mark: Mapping[str, Any] = field(default_factory=dict)
     kept_at: float = field(default_factory=time.monotonic)
+    sample: Callable[[], None] = lambda: None
 
     def __call__(self) -> None:
         """Save a checkpoint if one is due, and end the attempt if a signal asked for that.
 
         This is called between two steps of training and between two batches of scoring.
         """
+        self.sample()
         period = self.run.train.checkpoint_interval_s
         due = period > 0 and time.monotonic() - self.kept_at >= period
         if due or self.attempt.interrupted:
@@ -652,12 +673,11 @@ def token_losses(run: Run, examples: Sequence[Example]) -> torch.Tensor:
 
 
 def merged_lm(
-    run: Run, objective: LoraObjective, checkpoint_dir: Path, attempt: Attempt, keep: Callable[[], None]
+    run: Run, objective: LoraObjective, tokenizers: Tokenizers, attempt: Attempt, keep: Callable[[], None], meter: Meter
 ) -> Any:
     """Merge the adapter into the model in place, and return the model as an lm-eval model."""
     import torch
     from litgpt.lora import merge_lora_weights
-    from transformers import AutoTokenizer
 
     from hpo_cluster.objectives.lora.language_model import LitLM
 
@@ -666,9 +686,11 @@ def merged_lm(
 
     def on_batch(done: int, total: int) -> None:
         attempt.progress(step=done, total=total)
+        if done == total:
+            meter.add(requests=total)
         keep()
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint_dir)
+    tokenizer = tokenizers.hugging_face
     return LitLM(run.model, tokenizer, objective.tasks.batch_size, precision=run.precision, on_batch=on_batch)
 
 

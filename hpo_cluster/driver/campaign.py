@@ -119,7 +119,7 @@ class Campaign:
         self.take_commands()
         self.collect()
         now = clock.now()
-        self._closing = self.spec.operation.used_up(now, self.record.gpu_hours(now))
+        self._closing = self.spec.operation.used_up(now, self.record.gpu_hours(now), self.record.energy_kwh)
         if self._closing:
             waiting = [trial for trial in self.record.in_flight if trial.attempts and self.collector.is_pending(trial)]
             self.submitter.cancel(waiting)

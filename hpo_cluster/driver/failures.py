@@ -7,6 +7,7 @@ waits before its next attempt, and `all_fail_alike` whether the whole campaign s
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -196,7 +197,10 @@ def decide(
     if step:
         error["checkpoint_step"] = step
     progress = sound_fields(read_json(files.progress) or {}, files.progress)
-    size = {**progress, **failure.seen}.get("physical_batch_size")  # a killed attempt reported its batch as progress
+    seen = {**progress, **failure.seen}  # a killed attempt reported its batch and its energy as progress
+    size, energy_wh = seen.get("physical_batch_size"), seen.get("energy_wh")
+    if energy_wh is not None and 0 < energy_wh < math.inf:
+        error["energy_wh"] = energy_wh
     if smaller := _smaller_batch(trial, failure.kind, size):
         error["smaller_batch"] = smaller
     state: State | None = None

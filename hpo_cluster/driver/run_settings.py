@@ -49,6 +49,9 @@ class Operation(Settings):
         description="nothing is submitted after it, and waiting jobs end: 2027-01-31T18:00 (or with +01:00)",
     )
     max_gpu_hours: float | None = Field(None, gt=0, description="GPU-hours after which nothing more is submitted")
+    max_energy_kwh: float | None = Field(
+        None, gt=0, description="kilowatt-hours, as ended jobs measured them, after which nothing more is submitted"
+    )
     driver_memory_gb: float | None = Field(
         8.0, gt=0, description="memory that the driver may use on a cluster's frontend; null: no limit"
     )
@@ -57,12 +60,14 @@ class Operation(Settings):
         False, strict=True, description="whether the model before fine-tuning is evaluated too, outside the budget"
     )
 
-    def used_up(self, now: datetime.datetime, gpu_hours: float) -> str:
+    def used_up(self, now: datetime.datetime, gpu_hours: float, energy_kwh: float) -> str:
         """Return why nothing more may be submitted, apart from the budget; empty if jobs may be submitted."""
         if self.deadline is not None and now >= self.deadline.astimezone():
             return f"the deadline {self.deadline.isoformat()} has passed"
         if self.max_gpu_hours is not None and gpu_hours >= self.max_gpu_hours:
             return f"{gpu_hours:.2f} GPU-hours are used, of max_gpu_hours={self.max_gpu_hours:g}"
+        if self.max_energy_kwh is not None and energy_kwh >= self.max_energy_kwh:
+            return f"{energy_kwh:.3f} kWh are used, of max_energy_kwh={self.max_energy_kwh:g}"
         return ""
 
     @property

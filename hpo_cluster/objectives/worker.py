@@ -78,6 +78,7 @@ class Attempt:
         previous: directories of the trial's earlier attempts, newest first.
         interrupted: name of the signal that asked the program to save its state and end; None if none has arrived.
         looks: whether the program checks `interrupted` regularly, so that SIGTERM must not end it at once.
+        used: returns what the attempt has used until now (JSON: ``energy_wh``), for its progress and its error.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -97,6 +98,7 @@ class Attempt:
         self.previous = [Path(folder) for folder in reversed(params.get("previous") or [])]
         self.interrupted: str | None = None
         self.looks = False
+        self.used: Callable[[], Mapping[str, Any]] = dict
         self._phase_fields: dict[str, Any] = {}
         self._progress_at = -math.inf
         self._seconds: dict[str, float] = {}
@@ -122,7 +124,7 @@ class Attempt:
         self._progress_at = now
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
         try:
-            document = {"phase": self._phase[0], "at": utc_now(), **self._phase_fields, **finite}
+            document = {"phase": self._phase[0], "at": utc_now(), **self.used(), **self._phase_fields, **finite}
             replace_text(self.files.progress, dumps(document))
         except OSError as error:  # progress is optional: do not lose the result because of it
             log.warning("progress not written: %s", error)
@@ -298,6 +300,7 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
             "message": redact(message)[:4000],
             "traceback": redact(traceback.format_exc())[-8000:],
             "seconds": attempt.seconds(),
+            **attempt.used(),
             **attempt._phase_fields,
             **getattr(error, "fields", {}),
         }

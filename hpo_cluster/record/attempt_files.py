@@ -107,6 +107,7 @@ TEXT_AT_MOST = 4000
 FIELDS: Mapping[str, type] = {
     **dict.fromkeys(["kind", "message", "node", "host", "job", "phase", "pid_started", "started_at", "ended_at"], str),
     **dict.fromkeys(["physical_batch_size", "pid"], int),
+    "energy_wh": float,
 }
 
 

@@ -116,8 +116,20 @@ def _sem(row: Mapping[str, Any]) -> float | None:
 Member: TypeAlias = tuple[TrialRecord, AttemptRecord]
 
 
+def _energy_wh(trial: TrialRecord) -> float:
+    """Return the energy of a trial's attempts that have ended; 0 if nothing counted it, and of an imported trial."""
+    if trial.origin is Origin.IMPORTED:
+        return 0.0
+    lost = sum(float((attempt.error or {}).get("energy_wh", 0.0)) for attempt in trial.attempts)
+    return lost + max(0.0, trial.metrics.get(ENERGY, 0.0))
+
+
 def _checkpoint_step(attempt: AttemptRecord) -> int:
     return int((attempt.error or {}).get("checkpoint_step", 0))
+
+
+#: The metric of a result that holds the energy of its attempt.
+ENERGY = "energy_wh"
 
 
 class Record:
@@ -145,6 +157,7 @@ class Record:
         self._with_lost_attempts: dict[int, TrialRecord] = {}
         self._evaluation_s: dict[int, float] = {}
         self._gpu_s: dict[int, float] = {}  # by trial: seconds of its ended attempts
+        self._energy_wh: dict[int, float] = {}  # by trial: as its ended attempts measured it
         self._on_gpu: dict[int, list[AttemptRecord]] = {}  # by trial: its attempts that run on a GPU now
         self._best: dict[bool, TrialRecord | None] = {}  # by `maximize`; without an entry it has to be searched
         for event in events:
@@ -250,6 +263,7 @@ class Record:
         on_gpu = [attempt for attempt in trial.attempts if attempt.gpus and attempt.started_at]
         seconds = (a.gpus * _seconds(a.started_at, a.ended_at) for a in on_gpu if a.ended_at)
         _put(self._gpu_s, number, sum(seconds) if on_gpu else None)
+        _put(self._energy_wh, number, _energy_wh(trial) or None)
         _put(self._on_gpu, number, [attempt for attempt in on_gpu if not attempt.ended_at] or None)
         if before is not None and before.ended:
             self._best.clear()  # this trial may have been the best
@@ -344,6 +358,11 @@ class Record:
         running = [attempt for attempts in self._on_gpu.values() for attempt in attempts]
         seconds = sum(a.gpus * (now - _moment(a.started_at)).total_seconds() for a in running if a.started_at)
         return (sum(self._gpu_s.values()) + seconds) / 3600
+
+    @property
+    def energy_kwh(self) -> float:
+        """The kilowatt-hours that ended attempts have measured, those that failed included."""
+        return sum(self._energy_wh.values()) / 1000
 
     @property
     def code(self) -> str | None:

@@ -77,11 +77,25 @@ def test_what_runs_at_the_limit_is_waited_for_and_taken_in() -> None:
 
 
 def test_limits() -> None:
-    assert Operation().used_up(NOW, 1e9) == ""
-    assert Operation(deadline=NOW).used_up(NOW, 0.0)
-    assert not Operation(deadline=NOW + datetime.timedelta(minutes=1)).used_up(NOW, 0.0)
-    assert Operation(max_gpu_hours=2.0).used_up(NOW, 2.0)
-    assert not Operation(max_gpu_hours=2.0).used_up(NOW, 1.9)
+    assert Operation().used_up(NOW, 1e9, 1e9) == ""
+    assert Operation(deadline=NOW).used_up(NOW, 0.0, 0.0)
+    assert not Operation(deadline=NOW + datetime.timedelta(minutes=1)).used_up(NOW, 0.0, 0.0)
+    assert Operation(max_gpu_hours=2.0).used_up(NOW, 2.0, 0.0)
+    assert not Operation(max_gpu_hours=2.0).used_up(NOW, 1.9, 1e9)
+    assert "0.500 kWh are used, of max_energy_kwh=0.5" in Operation(max_energy_kwh=0.5).used_up(NOW, 0.0, 0.5)
+    assert not Operation(max_energy_kwh=0.5).used_up(NOW, 1e9, 0.49)
+
+
+def test_the_energy_that_jobs_report_is_summed_and_ends_a_campaign() -> None:
+    Path("out.json").write_text('{"value": 1, "energy_wh": 400}')
+    command = "objective.command='cat out.json'"
+    space = "space={x: {type: float, low: 0, high: 1}}"
+    words = ["objective=command", command, space, "optimizer=random", "campaign=c", "poll_s=0.1", "grace_s=0.5"]
+    assert main(["run", *words, "workers=1", "budget=8", "max_energy_kwh=1"]) == 1
+    status = campaign_status(DIR)
+    assert status["counts"] == {"completed": 3}
+    assert status["energy_kwh"] == pytest.approx(1.2)
+    assert "max_energy_kwh" in status["reason"]
 
 
 def test_the_status_shows_what_the_scheduler_says() -> None:

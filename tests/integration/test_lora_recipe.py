@@ -31,6 +31,7 @@ from hpo_cluster.cli.config.compose import compose
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.lora import tasks as lm_tasks
 from hpo_cluster.objectives.lora.settings import LORA_MATRICES, MEASURES, OF_TRAINING, TrainSettings
+from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 
 SCORES = [f"village_{split}/{metric}" for split in ("val", "test") for metric in ("acc", "acc_norm")]
 
@@ -201,7 +202,7 @@ def test_training_goes_on_from_its_state(data: Path) -> None:
             if step == stop:
                 raise StoppedError
 
-        examples, _ = job.load_examples(what, what.train, BUNDLE / "checkpoint")
+        examples, _ = job.load_examples(what, what.train, Tokenizers(BUNDLE / "checkpoint"))
         job.fine_tune(run, state, examples, 42, SimpleNamespace(progress=progress))
         return {name: value for name, value in run.model.state_dict().items() if "lora_" in name}
 

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster.errors import AttemptError
+from hpo_cluster.objectives.lora.imports import import_packages
 from hpo_cluster.objectives.lora.instruction_data import files_of, read_data
 from hpo_cluster.objectives.lora.settings import MEASURES, OF_VALIDATION, LoraObjective, lower_is_better, refused_test
+from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import ErrorKind
 
@@ -57,7 +59,7 @@ def faults_of_settings(settings: Mapping[str, Any]) -> list[AttemptError]:
     faults = [
         *data_faults(objective),
         *prompt_faults(objective),
-        *tokenizer_faults(checkpoint_dir),
+        *tokenizer_faults(Tokenizers(checkpoint_dir)),
         *batch_faults(objective, checkpoint_dir),
     ]
     with tempfile.TemporaryDirectory(prefix="hpo-cluster-", ignore_cleanup_errors=True) as scratch:
@@ -234,14 +236,11 @@ def prompt_faults(objective: LoraObjective) -> list[AttemptError]:
     return [AttemptError(ErrorKind.BAD_CONFIG, message)]
 
 
-def tokenizer_faults(checkpoint_dir: Path) -> list[AttemptError]:
+def tokenizer_faults(tokenizers: Tokenizers) -> list[AttemptError]:
     """Load the tokenizer with transformers, which scores, and with LitGPT, which trains; return the faults."""
-    from litgpt.tokenizer import Tokenizer
-    from transformers import AutoTokenizer
-
-    faults = []
+    checkpoint_dir, faults = tokenizers.checkpoint_dir, []
     try:
-        if AutoTokenizer.from_pretrained(checkpoint_dir).eos_token_id is None:
+        if tokenizers.hugging_face.eos_token_id is None:
             what = 'has no eos token: add "eos_token" to its tokenizer_config.json'
             faults.append(AttemptError(ErrorKind.MISSING_MODEL, f"the tokenizer in {checkpoint_dir} {what}"))
     except Exception as error:  # files of other versions raise many kinds of errors
@@ -249,7 +248,7 @@ def tokenizer_faults(checkpoint_dir: Path) -> list[AttemptError]:
         message = f"the tokenizer in {checkpoint_dir} cannot be read by transformers ({_short(error)}); {hint}"
         faults.append(AttemptError(ErrorKind.MISSING_MODEL, message))
     try:
-        Tokenizer(checkpoint_dir)
+        _ = tokenizers.litgpt
     except Exception as error:
         message = f"the tokenizer in {checkpoint_dir} cannot be read by LitGPT ({_short(error)})"
         faults.append(AttemptError(ErrorKind.MISSING_MODEL, message))
@@ -286,6 +285,7 @@ def main() -> int:
     settings = json.loads(sys.stdin.read())
     with contextlib.redirect_stdout(sys.stderr):
         try:
+            import_packages()
             faults = [f"{fault}" for fault in faults_of_settings(settings)]
         except ImportError:
             faults = []

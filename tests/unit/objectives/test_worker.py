@@ -229,3 +229,16 @@ def test_what_is_no_json_object_reads_as_nothing_yet(tmp_path: Path, text: str) 
     (tmp_path / "x.json").write_text(text)
     assert read_json(tmp_path / "x.json") is None
     assert read_json(tmp_path / "absent.json") is None
+
+
+def test_what_an_attempt_used_is_in_its_progress_and_its_error(attempt_dir: Path) -> None:
+    def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
+        attempt.used = lambda: {"energy_wh": 1.5}
+        attempt.phase("train")
+        raise AttemptError("diverged", "no number")
+
+    assert worker.run(worker.Attempt(attempt_dir), evaluate) == 1
+    for name in ("progress", "error"):
+        document = read_json(attempt_dir / f"{name}.json")
+        assert document is not None
+        assert document["energy_wh"] == 1.5

@@ -177,3 +177,20 @@ def test_a_history_that_goes_on_follows_a_baseline_and_new_metrics() -> None:
     assert last["target"].tolist()[2] == -2.0
     assert list(first["trial"]) == [0, 1]  # frames that were handed out stay as they are
     assert first["value"].isna().all()
+
+
+def test_energy_is_that_of_ended_attempts_without_imported_trials() -> None:
+    log = Log()
+    log.ask(0, 1)
+    log.lose(0, 0, "walltime", energy_wh=250.0)
+    assert log.record.energy_kwh == pytest.approx(0.25)
+    log.add("intent", trial=0, attempt=1, token="0-1", code="c")
+    log.add("ended", trial=0, attempt=1, state="completed", value=1.0, metrics={"energy_wh": 500.0})
+    log.lose(1, 0, "code")  # nothing counted it
+    log.add("intent", trial=1, attempt=1, token="1-1", code="c")
+    error = {"kind": "diverged", "message": "", "energy_wh": 50.0}
+    log.add("ended", trial=1, attempt=1, state="diverged", error=error)
+    assert log.record.energy_kwh == pytest.approx(0.8)
+    row = {"trial": 2, "parameters": {"x": 0.5}, "seed": 1, "origin": Origin.IMPORTED, "metrics": {"energy_wh": 9e9}}
+    log.add("asked", trials=[row], decision={})
+    assert log.record.energy_kwh == pytest.approx(0.8)

@@ -1,0 +1,1 @@
+"""Compare the fine-tune-and-score job with LitGPT's commands."""
