@@ -161,10 +161,10 @@ def of_transformers(folder: Path) -> list[float]:
     return log_likelihoods(HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=4))
 
 
-def of_ours(checkpoint: Path) -> list[float]:
+def of_ours(checkpoint: Path, tokens_at_once: int | None = None) -> list[float]:
     from hpo_cluster.objectives.lora.language_model import LitLM
 
-    return log_likelihoods(LitLM(lit_model(checkpoint), AutoTokenizer.from_pretrained(checkpoint), batch_size=4))
+    return log_likelihoods(LitLM(lit_model(checkpoint), AutoTokenizer.from_pretrained(checkpoint), tokens_at_once))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -55,13 +55,18 @@ def task(**changes: Any) -> Change:
     return change
 
 
-def generates(settings: dict[str, Any], folder: Path) -> None:
-    entry = {"output_type": "generate_until", "metric_list": [{"metric": "exact_match"}], "task": "talks"}
-    original = yaml.safe_load((folder / "tasks" / "village_test.yaml").read_text())
-    made = {**original, **entry, "generation_kwargs": {"until": ["."]}}
-    del made["doc_to_choice"]
-    (folder / "tasks" / "talks.yaml").write_text(yaml.safe_dump({**made, "doc_to_target": "{{choices[gold]}}"}))
-    settings["tasks"]["test"] = ["village_test", "talks"]
+def generates(**options: Any) -> Change:
+    """A test task that generates text, with those options."""
+
+    def change(settings: dict[str, Any], folder: Path) -> None:
+        entry = {"output_type": "generate_until", "metric_list": [{"metric": "exact_match"}], "task": "talks"}
+        original = yaml.safe_load((folder / "tasks" / "village_test.yaml").read_text())
+        made = {**original, **entry, "generation_kwargs": {"until": ["."], "max_gen_toks": 8, **options}}
+        del made["doc_to_choice"]
+        (folder / "tasks" / "talks.yaml").write_text(yaml.safe_dump({**made, "doc_to_target": "{{choices[gold]}}"}))
+        settings["tasks"]["test"] = ["village_test", "talks"]
+
+    return change
 
 
 def tokenizer_config(**changes: Any) -> Change:
@@ -104,7 +109,12 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
         "bad_config",
         "name it once",
     ),
-    "generates text": (generates, "bad_config", "task talks has output_type generate_until"),
+    "samples": (
+        generates(do_sample=True, temperature=0.7),
+        "bad_config",
+        "task talks has generation_kwargs do_sample=True, temperature=0.7: the model in memory generates",
+    ),
+    "generates too much": (generates(max_gen_toks=128), "bad_config", "task talks generates up to 128 tokens"),
     "too many examples": (
         lambda settings, folder: settings["tasks"].update(num_fewshot=2000),
         "bad_config",
@@ -149,7 +159,7 @@ def test_a_fault_is_found_before_training_and_is_of_the_right_kind(
     assert words in str(found[0])
 
 
-@pytest.mark.parametrize("fault", ["misspelt metric", "generates text", "no eos", "prompt style"])
+@pytest.mark.parametrize("fault", ["misspelt metric", "samples", "no eos", "prompt style"])
 def test_a_job_ends_with_it_before_it_trains(fault: str, settings: dict[str, Any], tmp_path: Path) -> None:
     change, kind, words = FAULTS[fault]
     change(settings, tmp_path)
