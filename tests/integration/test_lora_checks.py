@@ -169,6 +169,19 @@ def test_a_job_ends_with_it_before_it_trains(fault: str, settings: dict[str, Any
     assert "train" not in error["seconds"]
 
 
+def test_a_task_that_generates_is_scored_in_memory_as_by_the_classic_route(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    generates()(settings, tmp_path)
+    settings["tasks"].update(limit=6, validation="talks", test=[], metric="exact_match")
+    settings["train"].update(max_steps=2, lr_warmup_steps=0)
+    metrics = {}
+    for evaluation in ("in_memory", "litgpt_cli"):
+        what = LoraObjective.model_validate({**settings, "evaluation": evaluation})
+        metrics[evaluation] = run_attempt(tmp_path / evaluation, what)["metrics"]["talks/exact_match"]
+    assert metrics["in_memory"] == metrics["litgpt_cli"]
+
+
 def test_a_tag_has_no_value_of_its_own(settings: dict[str, Any], tmp_path: Path) -> None:
     task(tag="several")(settings, tmp_path)
     settings["tasks"]["validation"] = "several"

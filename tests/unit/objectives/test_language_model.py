@@ -13,6 +13,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks._index import Kind
 from transformers import AutoTokenizer
 
 from hpo_cluster.errors import AttemptError
@@ -20,6 +21,7 @@ from hpo_cluster.objectives.lora import forward
 from hpo_cluster.objectives.lora.forward import takes_masks
 from hpo_cluster.objectives.lora.generation import Decoding, generate
 from hpo_cluster.objectives.lora.language_model import LitLM
+from hpo_cluster.objectives.lora.tasks import _find as find_tasks
 from hpo_cluster.objectives.lora.tasks import load_tasks, score
 from hpo_cluster.record.layout import resources_dir
 
@@ -337,6 +339,40 @@ def test_group_of_own_tasks_is_read_from_anywhere_and_scored(
     assert set(metrics) == set(sems) == rows | {"both/acc"}
     assert metrics["both/acc"] == pytest.approx((metrics["village_val/acc"] + metrics["village_test/acc"]) / 2)
     assert sems["village_val/acc"] > 0
+
+
+def test_lm_evals_own_tasks_are_found_without_reading_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval.tasks
+
+    shutil.copytree(CHECKPOINT.parent / "tasks", tmp_path / "own")
+    (tmp_path / "own" / "mixed.yaml").write_text("group: mixed\ntask: [village_val, arc_easy, mmlu]\n")
+    everything: list[bool] = []
+
+    full = lm_eval.tasks.TaskManager(include_path=str(tmp_path / "own"))
+
+    class Spy(lm_eval.tasks.TaskManager):  # type: ignore[misc]  # lm-eval ships no types
+        def __init__(self, include_path: Any, include_defaults: bool) -> None:
+            everything.append(include_defaults)
+            if include_defaults:
+                self._index = full.task_index
+            else:
+                super().__init__(include_path=include_path, include_defaults=False)
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", Spy)
+    for names in (["hellaswag", "mmlu"], ["mmlu_anatomy"], ["mixed", "village_test"], ["village_val"]):
+        found = find_tasks(names, tmp_path / "own").task_index
+        known = [name for name, entry in found.items() if entry.kind is not Kind.TAG]
+        assert set(names) <= set(known)
+        assert all(found[name].yaml_path == full.task_index[name].yaml_path for name in known)
+        stem = [name for name in ("mmlu_stem_tasks", "mmlu_other_tasks") if name in found]
+        assert all(found[name].tags == full.task_index[name].tags for name in stem)
+    assert not any(everything)
+    for names in (["ai2_arc"], ["mmlu_stem_tasks"], ["hellaswga"]):  # two tags and no task
+        everything.clear()
+        assert len(find_tasks(names, None).task_index) > 10_000
+        assert everything[-1], names
 
 
 def test_one_document_has_no_standard_error(lit_lm: LitLM, tmp_path: Path) -> None:
