@@ -14,6 +14,7 @@ from lora_bench import BUNDLE, objective, run_attempt, write_data
 
 from hpo_cluster import load_history
 from hpo_cluster.cli.main import main
+from hpo_cluster.objectives.lora import tasks as lm_tasks
 from hpo_cluster.objectives.lora.checks import faults_of_settings
 from hpo_cluster.objectives.lora.settings import MEASURES, LoraObjective
 
@@ -112,7 +113,7 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
     "samples": (
         generates(do_sample=True, temperature=0.7),
         "bad_config",
-        "task talks has generation_kwargs do_sample=True, temperature=0.7: the model in memory generates",
+        "task talks has generation_kwargs do_sample=True, temperature=0.7: evaluation=in_memory decodes greedily",
     ),
     "generates too much": (generates(max_gen_toks=128), "bad_config", "task talks generates up to 128 tokens"),
     "too many examples": (
@@ -170,16 +171,30 @@ def test_a_job_ends_with_it_before_it_trains(fault: str, settings: dict[str, Any
 
 
 def test_a_task_that_generates_is_scored_in_memory_as_by_the_classic_route(
-    settings: dict[str, Any], tmp_path: Path
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    texts: dict[str, list[str]] = {}
+    score = lm_tasks.score
+
+    def spy(lm: Any, tasks: Any, limit: Any) -> Any:
+        generate = lm.generate_until
+
+        def generate_until(requests: Any, **options: Any) -> Any:
+            texts[type(lm).__name__] = made = generate(requests, **options)
+            return made
+
+        lm.generate_until = generate_until
+        return score(lm, tasks, limit)
+
+    monkeypatch.setattr(lm_tasks, "score", spy)
     generates()(settings, tmp_path)
     settings["tasks"].update(limit=6, validation="talks", test=[], metric="exact_match")
     settings["train"].update(max_steps=2, lr_warmup_steps=0)
-    metrics = {}
     for evaluation in ("in_memory", "litgpt_cli"):
         what = LoraObjective.model_validate({**settings, "evaluation": evaluation})
-        metrics[evaluation] = run_attempt(tmp_path / evaluation, what)["metrics"]["talks/exact_match"]
-    assert metrics["in_memory"] == metrics["litgpt_cli"]
+        assert "talks/exact_match" in run_attempt(tmp_path / evaluation, what)["metrics"]
+    assert texts["LitLM"] == texts["HFLM"]
+    assert len(set(texts["LitLM"])) > 2
 
 
 def test_a_tag_has_no_value_of_its_own(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -376,6 +391,7 @@ def test_nothing_to_learn_is_not_success(tmp_path: Path) -> None:
 def test_a_campaign_from_before_there_were_column_names_is_the_same_campaign() -> None:
     identity = LoraObjective.model_validate(of()).identity()
     assert "fields" not in identity["data"]
+    assert "tokens_at_once" not in identity["tasks"], "it changes no result"
     assert identity["direction"] == "maximize"
 
 

@@ -121,7 +121,7 @@ def _generation_faults(objective: LoraObjective, name: str, options: Mapping[str
         more = Decoding.of(options).max_gen_toks
     except ValueError as error:
         message = (
-            f"task {name} has {error}: the model in memory generates the likeliest token each time; take that out of "
+            f"task {name} has {error}: evaluation=in_memory decodes greedily; take that out of "
             "the task, leave the task out of tasks.validation and tasks.test, or use objective.evaluation=litgpt_cli"
         )
         yield AttemptError(ErrorKind.BAD_CONFIG, message)

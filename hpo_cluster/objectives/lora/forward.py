@@ -1,4 +1,4 @@
-"""Parts of LitGPT's forward pass, for what `GPT.forward` does not offer: masks, positions, a head in pieces.
+"""LitGPT's forward pass with what `GPT.forward` does not offer: masks, positions, and a head in chunks.
 
 `trunk` is `GPT.forward` without the language-model head, and `head` is its end. A test compares both with
 `GPT.forward`, and with transformers for each family that is supported.
@@ -21,16 +21,16 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-#: Tokens at once on a CPU: more do not make it faster (measured, see docs/design/evaluation.md).
+#: Tokens at once on a CPU; more are not faster (measured, see docs/design/evaluation.md).
 ON_CPU = 2048
-#: Tokens at once on a GPU, at most: more do not make it faster.
+#: Largest number of tokens at once on a GPU.
 ON_GPU = 32768
-#: Logits (float32) that exist at once.
+#: Largest number of logits (float32) in memory at once.
 LOGITS = 2**25
 
 
 def takes_masks(config: Any) -> bool:
-    """Return whether the attention of a model is plain enough for a mask and for keys and values that are kept.
+    """Return whether the attention of a model works with a mask and a key-value cache of our own.
 
     Sliding windows replace the mask, a cap on the attention's scores adds it as a number, and latent attention keeps
     keys and values of another form.
@@ -165,16 +165,16 @@ def in_batches(
     tokens: int,
     answer: Callable[[Sequence[Item]], Answer],
 ) -> Iterator[tuple[Answer, int]]:
-    """Answer items in batches of a number of tokens, which is halved, for good, when a batch does not fit the memory.
+    """Process items in batches of a number of tokens; halve it permanently if a batch does not fit into memory.
 
     Args:
-        items: the longest first, so that a lack of memory shows at once.
+        items: the longest first, so that if memory runs out, it does so in the first batch.
         length: tokens of an item.
-        tokens: of a batch, padding included; an item that is longer is a batch of its own.
-        answer: answers the items of one batch.
+        tokens: size of a batch, including padding; a longer item is a batch of its own.
+        answer: processes one batch.
 
     Yields:
-        The answer of each batch, and the number of tokens in force.
+        The result of each batch, and the current number of tokens.
     """
     begin = 0
     while begin < len(items):
@@ -190,6 +190,6 @@ def in_batches(
             begin += len(batch)
             yield answered, tokens
             continue
-        log.warning("out of memory while scoring: going on with %d tokens at once", tokens)
-        if torch.cuda.is_available():  # not above: there the error still holds what did not fit
+        log.warning("out of memory while scoring; continuing with %d tokens at once", tokens)
+        if torch.cuda.is_available():  # not in the except block: there the error still holds tensors
             torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Greedy generation with a LitGPT module: the texts that lm-eval's `HFLM` generates with the converted checkpoint."""
+"""Greedy decoding with a LitGPT module; the texts equal those of lm-eval's `HFLM` on the converted checkpoint."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 
 from hpo_cluster.objectives.lora.forward import head, takes_masks, trunk
 
-#: Tokens that lm-eval generates for a task that names no number.
+#: Largest number of tokens to generate if a task does not set one; lm-eval's default.
 MAX_GEN_TOKS = 256
 
-#: Options of a task's ``generation_kwargs`` that change nothing about the likeliest token.
+#: Options in a task's ``generation_kwargs`` that do not affect greedy decoding.
 WITHOUT_EFFECT = ("do_sample", "temperature", "top_p", "top_k", "use_cache")
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How texts are generated: the likeliest token each time.
+    """Settings of greedy decoding.
 
     Attributes:
         until: a text ends before the first of these.
-        max_gen_toks: tokens that are generated, at most.
+        max_gen_toks: largest number of tokens to generate.
     """
 
     until: tuple[str, ...]
@@ -35,7 +35,7 @@ class Decoding:
         """Read the ``generation_kwargs`` of a task.
 
         Raises:
-            ValueError: names the options that ask for something else than the likeliest token each time.
+            ValueError: if options ask for something other than greedy decoding; names them.
         """
         from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
@@ -59,7 +59,7 @@ class Decoding:
 def generate(
     model: Any, tokenizer: Any, contexts: Sequence[Sequence[int]], decoding: Decoding, eot_token_id: int
 ) -> list[str]:
-    """Generate a text for each context; the contexts pass through the model together.
+    """Generate a text for each context, in one batch.
 
     Args:
         model: a `litgpt.model.GPT`.
@@ -92,7 +92,7 @@ def _text(tokenizer: Any, tokens: list[int], eot_token_id: int) -> str:
 
 
 def _stopped(tokenizer: Any, tokens: list[int], until: Sequence[str]) -> bool:
-    """Return whether a text has come to one of its ends; looks at its last tokens before it looks at all of them."""
+    """Return whether a text contains a stop string; decodes the last tokens first, and all of them only on a match."""
     if not until:
         return False
     longest = max(len(stop.encode()) for stop in until)
@@ -105,7 +105,7 @@ def _stopped(tokenizer: Any, tokens: list[int], until: Sequence[str]) -> bool:
 
 @contextmanager
 def _cached(model: Any, contexts: Sequence[Sequence[int]], more: int) -> Iterator[Any]:
-    """Yield a function from the last tokens to the next ones; keys and values are kept.
+    """Yield a function that returns the next tokens for the last ones, with a key-value cache.
 
     Contexts are padded on the left, so that all of them write the same slots of the cache. A mask hides the padding,
     and positions begin after it.
@@ -142,7 +142,7 @@ def _cached(model: Any, contexts: Sequence[Sequence[int]], more: int) -> Iterato
 
 @contextmanager
 def _uncached(model: Any, contexts: Sequence[Sequence[int]], _more: int) -> Iterator[Any]:
-    """Yield a function from the last tokens to the next ones; each pass computes everything again."""
+    """Yield a function that returns the next tokens for the last ones, without a cache."""
     device = model.cos.device
     texts = [list(context) for context in contexts]
 

@@ -1,9 +1,9 @@
-"""An lm-eval model over a LitGPT module that is already in memory: no conversion, no file, no second load.
+"""An lm-eval model that wraps a LitGPT module in memory: no conversion, no files, no second copy.
 
-Only the forward pass differs from lm-eval's own `HFLM`; tokens, windows and scores are the same, so the log-likelihoods
-are those of the converted checkpoint, and so are the generated texts. What is saved changes no result: what requests
-begin with in common is computed once (`prefixes`), the language-model head (a fifth of the arithmetic of a 1B Llama)
-runs on scored positions only, and a batch is read from the device once (`forward`).
+Only the forward pass differs from lm-eval's `HFLM`. Tokens, windows and scores are the same, so log-likelihoods and
+generated texts equal those of the converted checkpoint. Three optimisations do not affect results: shared beginnings of
+requests are computed once (`prefixes`), the language-model head (a fifth of the arithmetic of a 1B Llama) runs on
+scored positions only, and each batch is read from the device in one transfer (`forward`).
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: What lm-eval asks for: the strings (key of its cache), the tokens of the context, the tokens of the continuation.
+#: A request of lm-eval: the strings (key of its cache), the tokens of the context, the tokens of the continuation.
 TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
 class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
-    """Scores continuations, and generates them, with a `litgpt.model.GPT` or `litgpt.lora.GPT` module.
+    """An lm-eval model that scores continuations, and generates them, with a `litgpt.model.GPT` or `litgpt.lora.GPT`.
 
     Args:
-        model: the module, on its device; put in evaluation mode, and given its whole context window, since training
-            leaves it with the length of the longest training example.
-        tokenizer: the Hugging Face tokenizer of the checkpoint, as `HFLM` uses. LitGPT's own decides about the first
-            token from the name of the folder.
-        tokens_at_once: tokens in one forward pass, padding included; what fits the memory if None.
-        precision: makes the context of each forward pass (autocast, for instance).
-        on_batch: called after each forward pass with (requests answered, requests in all).
+        model: the module, on its device. It is put in evaluation mode and set to its full context window, because
+            training sets it to the length of the longest training example.
+        tokenizer: the Hugging Face tokenizer of the checkpoint, as in `HFLM`. LitGPT's tokenizer would decide about
+            the first token by the name of the folder.
+        tokens_at_once: tokens in one forward pass, including padding; None: as many as fit into memory.
+        precision: returns the context manager of a forward pass (autocast, for instance).
+        on_batch: called after each forward pass with (requests answered, total requests).
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self._device
 
     @property
@@ -84,14 +84,14 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
 
     @property
     def prefix_token_id(self) -> int:
-        """Token that stands for an empty context."""
+        """Token used in place of an empty context."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else int(bos)
 
     # --- tokens ------------------------------------------------------------------------------------------------------
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Tokens of a text; a first token that the text spells out already is not added again."""
+        """Return the tokens of a text, without a second BOS token if the text begins with one."""
         if add_special_tokens is None:
             if string in self._encoded:
                 return self._encoded[string]
@@ -101,14 +101,14 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         return list(self.tokenizer.encode(string, **flags))
 
     def _encode_all(self, texts: Iterable[str]) -> None:
-        """Let `tok_encode` know texts that it will be asked for: many at once take a third of the time."""
+        """Tokenize texts in one call, which takes half the time, and keep the tokens for `tok_encode`."""
         plain = [text for text in dict.fromkeys(texts) if not has_bos_prefix(text, self._prefix)]
         self._encoded = dict(zip(plain, self.tokenizer(plain)["input_ids"], strict=True)) if plain else {}
 
     # --- scores ------------------------------------------------------------------------------------------------------
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """The log-likelihood (nats) of each continuation, and whether it is greedy; no progress bar in a job's log."""
+        """Return the log-likelihood (nats) of each continuation and whether it is greedy, without a progress bar."""
         pairs = [request.args for request in requests if request.args[0]]
         contexts = (context.rstrip() or context for context, _ in pairs)
         self._encode_all(text for texts in (contexts, (a + b for a, b in pairs)) for text in texts)
@@ -117,7 +117,7 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood (nats) of each whole text, in windows that do not overlap."""
+        """Return the log-likelihood (nats) of each whole text, in disjoint windows."""
         parts: list[TokenRequest] = []
         ends = []
         for request in requests:
@@ -133,20 +133,19 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         scores = [score for score, _ in self._loglikelihood_tokens(parts)]
         return [math.fsum(scores[begin:end]) for begin, end in zip([0, *ends], ends, strict=False)]
 
-    @torch.inference_mode()
     def _loglikelihood_tokens(
         self, requests: Sequence[TokenRequest], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """The log-likelihood (nats) of each continuation, and whether it is the model's most likely one.
+        """Return the log-likelihood (nats) of each continuation, and whether it is the most likely one.
 
         Raises:
-            ValueError: a continuation that is empty or longer than the context window.
-            AttemptError: of kind ``diverged``, for a log-likelihood that is NaN or infinite.
+            ValueError: if a continuation is empty or longer than the context window.
+            AttemptError: of kind ``diverged``, if a log-likelihood is NaN or infinite.
         """
         for _strings, _context, continuation in requests:
             if not 0 < len(continuation) <= self.max_length:
                 raise ValueError(
-                    f"a continuation of {len(continuation)} tokens cannot be scored: 1 to {self.max_length} can"
+                    f"a continuation of {len(continuation)} tokens cannot be scored; accepted: 1 to {self.max_length}"
                 )
         sequences = [
             Scored([*context, *continuation][-(self.max_length + 1) :][:-1], len(continuation))
@@ -167,10 +166,9 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
 
     @property
     def _pairs(self) -> float:
-        """How many pairs of tokens in attention cost as much as one token in the rest of the model; see `Row.saves`.
+        """Number of query-key pairs that cost as much as one token in the rest of the model; see `Row.saves`.
 
-        By count of multiplications it is six times the width, but attention with a mask is slower than a product of
-        matrices.
+        By arithmetic it is six times the width, but attention with a mask is slower than a matrix product.
         """
         return 2.0 * self.model.config.n_embd if takes_masks(self.model.config) else 0.0
 
@@ -178,7 +176,7 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         self, requests: Sequence[TokenRequest]
     ) -> Callable[[Sequence[Row]], list[tuple[int, list[float], bool]]]:
         def score(rows: Sequence[Row]) -> list[tuple[int, list[float], bool]]:
-            with self._precision():
+            with torch.inference_mode(), self._precision():
                 return score_rows(self.model, rows, lambda number: requests[number][2])
 
         return score
@@ -189,12 +187,11 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
 
     # --- texts -------------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Generate a text for each request, the likeliest token each time, as long as its task says.
+        """Generate a text for each request by greedy decoding.
 
         Raises:
-            ValueError: for a request that samples, or that leaves no room for a context.
+            ValueError: if a request asks for sampling, or leaves no room for a context.
         """
         texts = [""] * len(requests)
         done = 0
@@ -211,7 +208,7 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             more = decoding.max_gen_toks
 
             def answer(batch: Sequence[tuple[int, list[int]]], decoding: Decoding = decoding) -> list[tuple[int, str]]:
-                with self._precision():
+                with torch.inference_mode(), self._precision():
                     contexts = [tokens for _, tokens in batch]
                     made = generate(self.model, self.tokenizer, contexts, decoding, self.eot_token_id)
                 return [(number, text) for (number, _), text in zip(batch, made, strict=True)]
@@ -231,7 +228,7 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
 
     @property
     def max_gen_toks(self) -> int:
-        """Tokens that are generated for a task that names no number."""
+        """Largest number of tokens to generate if a task does not set one."""
         return MAX_GEN_TOKS
 
 
@@ -239,9 +236,9 @@ def _total(log_probs: Sequence[float]) -> float:
     """Return the sum of log-probabilities.
 
     Raises:
-        AttemptError: of kind ``diverged``, for a sum that is no finite number.
+        AttemptError: of kind ``diverged``, if the sum is not finite.
     """
     total = math.fsum(log_probs) if all(map(math.isfinite, log_probs)) else sum(log_probs)
     if not math.isfinite(total):
-        raise AttemptError(ErrorKind.DIVERGED, f"a log-likelihood is {total}: the weights are no longer finite numbers")
+        raise AttemptError(ErrorKind.DIVERGED, f"a log-likelihood is {total}: the weights are no longer finite")
     return total
