@@ -174,7 +174,9 @@ def test_scores_are_those_of_transformers(name: str, tmp_path: Path, resolve: Re
     before = files(folder)
     checkpoint = prepared(folder, resolve)
     assert files(folder) == before
-    assert of_ours(checkpoint) == pytest.approx(of_transformers(folder), abs=1e-4)
+    theirs = of_transformers(folder)
+    for tokens_at_once in (None, 40):
+        assert of_ours(checkpoint, tokens_at_once) == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
