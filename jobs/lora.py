@@ -691,7 +691,7 @@ def merged_lm(
         keep()
 
     tokenizer = tokenizers.hugging_face
-    return LitLM(run.model, tokenizer, objective.tasks.batch_size, precision=run.precision, on_batch=on_batch)
+    return LitLM(run.model, tokenizer, objective.tasks.tokens_at_once, precision=run.precision, on_batch=on_batch)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,7 @@ from support import drivers
 from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.command import CommandObjective
-from hpo_cluster.objectives.lora import checkpoint
-from hpo_cluster.objectives.lora.language_model import LitLM
+from hpo_cluster.objectives.lora import checkpoint, language_model
 from hpo_cluster.objectives.lora.settings import LoraObjective
 from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.status import campaign_status
@@ -283,20 +282,22 @@ def test_half_the_physical_batch_goes_on_from_the_checkpoint(
 def test_scoring_halves_its_batch_by_itself(
     whole: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tail_log_probs, sizes = LitLM._tail_log_probs, []
+    score_rows, sizes = language_model.score_rows, []
 
-    def limited(self: LitLM, rows: Any, tails: Any) -> list[torch.Tensor]:
-        sizes.append(len(rows))
-        if len(rows) > 9:
+    def limited(model: Any, rows: Any, continuations: Any) -> Any:
+        sizes.append(len(rows) * max(map(len, rows)))
+        if sizes[-1] > 300:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return tail_log_probs(self, rows, tails)
+        return score_rows(model, rows, continuations)
 
-    monkeypatch.setattr(LitLM, "_tail_log_probs", limited)
+    monkeypatch.setattr(language_model, "score_rows", limited)
     result = run_attempt(tmp_path / "a0", objective(data, **TRAINING))
     assert learned(result) == pytest.approx(learned(read(whole / "result.json")), abs=1e-6)
-    assert max(sizes[sizes.index(8) :]) <= 8
+    refused = [number for number, size in enumerate(sizes) if size > 300]
+    assert refused == [*range(len(refused))], "what has not fitted is not tried again"
+    assert 1 < len(refused) < 5
 
-    monkeypatch.setattr(LitLM, "_tail_log_probs", lambda *_: limited(_[0], [[1]] * 10, [1] * 10))
+    monkeypatch.setattr(language_model, "score_rows", lambda *_: limited(None, [[1] * 301], None))
     error = run_attempt(tmp_path / "a1", objective(data, **{**TRAINING, "max_steps": 1}))
     assert error["kind"] == "out_of_memory"
     assert "physical_batch_size" not in error, "it would not help"

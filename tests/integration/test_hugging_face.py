@@ -161,10 +161,10 @@ def of_transformers(folder: Path) -> list[float]:
     return log_likelihoods(HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=4))
 
 
-def of_ours(checkpoint: Path) -> list[float]:
+def of_ours(checkpoint: Path, tokens_at_once: int | None = None) -> list[float]:
     from hpo_cluster.objectives.lora.language_model import LitLM
 
-    return log_likelihoods(LitLM(lit_model(checkpoint), AutoTokenizer.from_pretrained(checkpoint), batch_size=4))
+    return log_likelihoods(LitLM(lit_model(checkpoint), AutoTokenizer.from_pretrained(checkpoint), tokens_at_once))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -174,7 +174,9 @@ def test_scores_are_those_of_transformers(name: str, tmp_path: Path, resolve: Re
     before = files(folder)
     checkpoint = prepared(folder, resolve)
     assert files(folder) == before
-    assert of_ours(checkpoint) == pytest.approx(of_transformers(folder), abs=1e-4)
+    theirs = of_transformers(folder)
+    for tokens_at_once in (None, 40):
+        assert of_ours(checkpoint, tokens_at_once) == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])

@@ -14,6 +14,7 @@ from lora_bench import BUNDLE, objective, run_attempt, write_data
 
 from hpo_cluster import load_history
 from hpo_cluster.cli.main import main
+from hpo_cluster.objectives.lora import tasks as lm_tasks
 from hpo_cluster.objectives.lora.checks import faults_of_settings
 from hpo_cluster.objectives.lora.settings import MEASURES, LoraObjective
 
@@ -55,13 +56,18 @@ def task(**changes: Any) -> Change:
     return change
 
 
-def generates(settings: dict[str, Any], folder: Path) -> None:
-    entry = {"output_type": "generate_until", "metric_list": [{"metric": "exact_match"}], "task": "talks"}
-    original = yaml.safe_load((folder / "tasks" / "village_test.yaml").read_text())
-    made = {**original, **entry, "generation_kwargs": {"until": ["."]}}
-    del made["doc_to_choice"]
-    (folder / "tasks" / "talks.yaml").write_text(yaml.safe_dump({**made, "doc_to_target": "{{choices[gold]}}"}))
-    settings["tasks"]["test"] = ["village_test", "talks"]
+def generates(**options: Any) -> Change:
+    """A test task that generates text, with those options."""
+
+    def change(settings: dict[str, Any], folder: Path) -> None:
+        entry = {"output_type": "generate_until", "metric_list": [{"metric": "exact_match"}], "task": "talks"}
+        original = yaml.safe_load((folder / "tasks" / "village_test.yaml").read_text())
+        made = {**original, **entry, "generation_kwargs": {"until": ["."], "max_gen_toks": 8, **options}}
+        del made["doc_to_choice"]
+        (folder / "tasks" / "talks.yaml").write_text(yaml.safe_dump({**made, "doc_to_target": "{{choices[gold]}}"}))
+        settings["tasks"]["test"] = ["village_test", "talks"]
+
+    return change
 
 
 def tokenizer_config(**changes: Any) -> Change:
@@ -104,7 +110,12 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
         "bad_config",
         "name it once",
     ),
-    "generates text": (generates, "bad_config", "task talks has output_type generate_until"),
+    "samples": (
+        generates(do_sample=True, temperature=0.7),
+        "bad_config",
+        "task talks has generation_kwargs do_sample=True, temperature=0.7: evaluation=in_memory decodes greedily",
+    ),
+    "generates too much": (generates(max_gen_toks=128), "bad_config", "task talks generates up to 128 tokens"),
     "too many examples": (
         lambda settings, folder: settings["tasks"].update(num_fewshot=2000),
         "bad_config",
@@ -149,7 +160,7 @@ def test_a_fault_is_found_before_training_and_is_of_the_right_kind(
     assert words in str(found[0])
 
 
-@pytest.mark.parametrize("fault", ["misspelt metric", "generates text", "no eos", "prompt style"])
+@pytest.mark.parametrize("fault", ["misspelt metric", "samples", "no eos", "prompt style"])
 def test_a_job_ends_with_it_before_it_trains(fault: str, settings: dict[str, Any], tmp_path: Path) -> None:
     change, kind, words = FAULTS[fault]
     change(settings, tmp_path)
@@ -157,6 +168,33 @@ def test_a_job_ends_with_it_before_it_trains(fault: str, settings: dict[str, Any
     assert error["kind"] == kind
     assert words in error["message"]
     assert "train" not in error["seconds"]
+
+
+def test_a_task_that_generates_is_scored_in_memory_as_by_the_classic_route(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: dict[str, list[str]] = {}
+    score = lm_tasks.score
+
+    def spy(lm: Any, tasks: Any, limit: Any) -> Any:
+        generate = lm.generate_until
+
+        def generate_until(requests: Any, **options: Any) -> Any:
+            texts[type(lm).__name__] = made = generate(requests, **options)
+            return made
+
+        lm.generate_until = generate_until
+        return score(lm, tasks, limit)
+
+    monkeypatch.setattr(lm_tasks, "score", spy)
+    generates()(settings, tmp_path)
+    settings["tasks"].update(limit=6, validation="talks", test=[], metric="exact_match")
+    settings["train"].update(max_steps=2, lr_warmup_steps=0)
+    for evaluation in ("in_memory", "litgpt_cli"):
+        what = LoraObjective.model_validate({**settings, "evaluation": evaluation})
+        assert "talks/exact_match" in run_attempt(tmp_path / evaluation, what)["metrics"]
+    assert texts["LitLM"] == texts["HFLM"]
+    assert len(set(texts["LitLM"])) > 2
 
 
 def test_a_tag_has_no_value_of_its_own(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -353,6 +391,7 @@ def test_nothing_to_learn_is_not_success(tmp_path: Path) -> None:
 def test_a_campaign_from_before_there_were_column_names_is_the_same_campaign() -> None:
     identity = LoraObjective.model_validate(of()).identity()
     assert "fields" not in identity["data"]
+    assert "tokens_at_once" not in identity["tasks"], "it changes no result"
     assert identity["direction"] == "maximize"
 
 

@@ -25,8 +25,6 @@ from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import ErrorKind
 
-#: Output types that the model in memory can score; ``evaluation=litgpt_cli`` can also generate text.
-SCORED = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
 CHECK_TIMEOUT_S = 300.0
 #: Largest number of metrics of a group's tasks that a message lists.
 SHOWN_METRICS = 12
@@ -99,13 +97,8 @@ def task_faults(objective: LoraObjective, loaded: Mapping[str, Any]) -> list[Att
 
 
 def _scoring_faults(objective: LoraObjective, name: str, task: Any) -> Iterable[AttemptError]:
-    if objective.evaluation == "in_memory" and task.OUTPUT_TYPE not in SCORED:
-        yield AttemptError(
-            ErrorKind.BAD_CONFIG,
-            f"task {name} has output_type {task.OUTPUT_TYPE}: the model in memory generates no text; accepted: "
-            f"{', '.join(SCORED)}. Leave the task out of tasks.validation and tasks.test, or use "
-            "objective.evaluation=litgpt_cli",
-        )
+    if objective.evaluation == "in_memory" and task.OUTPUT_TYPE == "generate_until":
+        yield from _generation_faults(objective, name, dict(task.get_config("generation_kwargs") or {}))
     wanted = int(task.get_config("num_fewshot") or 0)
     if wanted:
         with contextlib.suppress(Exception):  # a task may draw its examples in its own way
@@ -118,6 +111,31 @@ def _scoring_faults(objective: LoraObjective, name: str, task: Any) -> Iterable[
                     ErrorKind.BAD_CONFIG,
                     f"tasks.num_fewshot={wanted}: task {name} has only {there - own} documents to take examples from",
                 )
+
+
+def _generation_faults(objective: LoraObjective, name: str, options: Mapping[str, Any]) -> Iterable[AttemptError]:
+    """Find out whether the model in memory can generate what a task asks for."""
+    from litgpt.config import Config
+
+    from hpo_cluster.objectives.lora.generation import Decoding
+
+    try:
+        more = Decoding.of(options).max_gen_toks
+    except ValueError as error:
+        message = (
+            f"task {name} has {error}: evaluation=in_memory decodes greedily; take that out of "
+            "the task, leave the task out of tasks.validation and tasks.test, or use objective.evaluation=litgpt_cli"
+        )
+        yield AttemptError(ErrorKind.BAD_CONFIG, message)
+        return
+    with contextlib.suppress(Exception):  # `batch_faults` and the job say what is wrong with the model's files
+        window = Config.from_file(Path(objective.model.checkpoint_dir) / "model_config.yaml").block_size
+        if more >= window:
+            message = (
+                f"task {name} generates up to {more} tokens, which leaves no room for a prompt in the model's context "
+                f"window of {window}; give the task generation_kwargs.max_gen_toks (lm-eval's is 256)"
+            )
+            yield AttemptError(ErrorKind.BAD_CONFIG, message)
 
 
 def _metric_faults(objective: LoraObjective, loaded: Mapping[str, Any]) -> list[AttemptError]:

@@ -99,7 +99,10 @@ class TasksSettings(Settings):
     include_path: str | None = Field(None, description="directory of task YAML files of your own")
     num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt; null leaves it to the task (zero)")
     limit: int | None = Field(None, ge=1, description="largest number of documents to score per task; null: all")
-    batch_size: int = Field(64, ge=1, description="sequences scored at once")
+    tokens_at_once: int | None = Field(
+        None, ge=1, description="tokens scored at once; null: what fits into memory; halved if that is too many"
+    )
+    batch_size: int = Field(64, ge=1, description="sequences scored at once by objective.evaluation=litgpt_cli")
     datasets: tuple[str, ...] = Field((), description="hub data sets that the tasks read; `prepare` downloads them")
 
 
@@ -207,7 +210,12 @@ def refused_test(metric: str, task: str) -> str:
 class LoraObjective(Objective):
     """LoRA fine-tuning followed by scoring. If the direction is not given, it follows from the metric."""
 
-    OPERATIONAL = ("train.physical_batch_size", "train.checkpoint_interval_s", "keep_adapter")
+    OPERATIONAL = (
+        "train.physical_batch_size",
+        "train.checkpoint_interval_s",
+        "tasks.tokens_at_once",
+        "keep_adapter",
+    )
     PLACES = ("model.checkpoint_dir", "data.path", "tasks.include_path")
 
     kind: Literal["lora"] = "lora"
