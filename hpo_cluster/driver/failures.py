@@ -196,7 +196,8 @@ def decide(
     if step:
         error["checkpoint_step"] = step
     progress = sound_fields(read_json(files.progress) or {}, files.progress)
-    size = {**progress, **failure.seen}.get("physical_batch_size")  # a killed attempt reported its batch as progress
+    # A user's program may report its batch. LoRA jobs that run the code of an earlier version do, as progress too.
+    size = {**progress, **failure.seen}.get("physical_batch_size")
     if smaller := _smaller_batch(trial, failure.kind, size):
         error["smaller_batch"] = smaller
     state: State | None = None
