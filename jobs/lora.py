@@ -3,9 +3,9 @@
     python jobs/lora.py campaigns/first/trials/t0007/a0
 
 The recipe follows LitGPT's ``finetune_lora`` step by step; a test compares the order of examples, the learning rates,
-the losses and the weights. It adds what LitGPT's loop cannot do: stop at a loss that is not finite, send any number of
-sequences through the device at once without changing a result, and end on a signal with a checkpoint from which the
-next attempt continues.
+the losses and the weights. It adds what LitGPT's loop cannot do: send the examples of a step through the device
+together without padding, in as many passes as the memory requires; stop at a loss that is not finite; and end on a
+signal with a checkpoint from which the next attempt continues.
 """
 
 from __future__ import annotations
@@ -44,17 +44,14 @@ from hpo_cluster.trial import ErrorKind
 if TYPE_CHECKING:  # torch, litgpt and lm-eval are imported once the environment is set
     import torch
 
-    from hpo_cluster.objectives.lora.dropout import MicroBatchDropout
+    from hpo_cluster.objectives.lora.dropout import Masks
     from hpo_cluster.objectives.lora.meter import Meter
+    from hpo_cluster.objectives.lora.packed_forward import PackedModel
+    from hpo_cluster.objectives.lora.packing import Example
 
 log = logging.getLogger("lora")
 
-IGNORED = -100  # label of a token that does not count in the loss
 LITGPT_SPLIT = 0.05  # share of a single file that LitGPT keeps for validation by default
-HEAD_PIECE = 128  # positions that pass through the language-model head at once, as in LitGPT's training
-
-#: A tokenized row of the data: ``input_ids`` and ``labels`` (length), ``token_counts``.
-Example = Mapping[str, Any]
 
 
 def evaluate(attempt: Attempt) -> dict[str, Any]:
@@ -62,8 +59,6 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     storage_dir = Path(attempt.settings["storage_dir"])
     objective = LoraObjective.model_validate({k: v for k, v in attempt.settings.items() if k != "storage_dir"})
     train = effective_train(objective.train, attempt.parameters)
-    if fitting := attempt.params.get("physical_batch_size"):  # an earlier attempt ran out of memory
-        train = train.model_copy(update={"physical_batch_size": fitting})
     seed = attempt.seed if train.seed is None else train.seed
     with tempfile.TemporaryDirectory(prefix="hpo-cluster-", ignore_cleanup_errors=True) as scratch:
         attempt.phase("import")
@@ -77,8 +72,8 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         meter = Meter(device, bfloat16=train.precision != "32-true")
         attempt.used = meter.energy
 
-        def begin(phase: str, **fields: Any) -> None:
-            attempt.phase(phase, **fields)
+        def begin(phase: str) -> None:
+            attempt.phase(phase)
             meter.begin(phase)
 
         begin("load")
@@ -98,13 +93,13 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         without_labels = 0 if attempt.baseline else count_without_labels(objective, train_examples)
         seed_everything(seed)  # before the model is made: its adapter is random
         model = load_model(checkpoint_dir, train, device, baseline=attempt.baseline)
-        run = Run(model, train, device)
+        run = Run(model, train, device, seed)
         state = State()
         keep = Keeper(attempt, run, state, sample=meter.sample)
         attempt.looks = True  # from here on there is something to save in a checkpoint
 
         if not attempt.baseline:
-            begin("train", **run.reported_batch)
+            begin("train")
             state.optimizer = make_optimizer(model, train)
             keep.mark = fingerprint(objective, train, seed)
             resume(keep)
@@ -116,7 +111,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
 
         metrics: dict[str, float] = {} if attempt.baseline else {"train_loss": state.loss}
         if train.validation_batches and len(val_examples):
-            begin("validate", **run.reported_batch)
+            begin("validate")
             metrics |= losses_of_validation(objective, validate(run, val_examples))
 
         begin("merge")
@@ -270,6 +265,8 @@ def count_without_labels(objective: LoraObjective, examples: Any) -> int:
     Raises:
         AttemptError: of kind ``bad_data``, if no example has a label.
     """
+    from hpo_cluster.objectives.lora.packing import IGNORED
+
     count, total = 0, len(examples)
     for number in range(total):
         if (examples[number]["labels"][1:] == IGNORED).all():
@@ -346,31 +343,39 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @dataclass
 class Run:
-    """Parts of a run that stay the same while a model is trained and validated."""
+    """Parts of a run that stay the same while a model is trained and validated, except for `tokens_at_once`.
+
+    Attributes:
+        seed: seed of the dropout masks.
+        packed: the model with the forward pass of packed rows.
+        masks: source of the dropout masks; None without dropout.
+        tokens_at_once: largest number of tokens in a pass; halved when memory runs out.
+        whole_micro_batches: whether each micro-batch must be a pass of its own.
+    """
 
     model: Any
     train: TrainSettings
     device: torch.device
-    physical: int = field(init=False)
-    dropout: MicroBatchDropout | None = field(init=False, default=None)
+    seed: int
+    packed: PackedModel = field(init=False)
+    masks: Masks | None = field(init=False, default=None)
+    tokens_at_once: int = field(init=False)
+    whole_micro_batches: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self.physical = self.train.physical_batch_size or self.train.micro_batch_size
-        lora = self.model.config.lora_r > 0
-        if lora and self.train.lora_dropout > 0 and self.physical != self.train.micro_batch_size:
-            from hpo_cluster.objectives.lora.dropout import MicroBatchDropout
+        from hpo_cluster.objectives.lora import dropout, memory
+        from hpo_cluster.objectives.lora.packed_forward import PackedModel
 
-            self.dropout = MicroBatchDropout(self.model, self.train.lora_dropout, HEAD_PIECE, self.precision)
-
-    @property
-    def reported_batch(self) -> dict[str, int]:
-        """The physical batch size to report, by which the driver can halve it after an attempt ran out of memory.
-
-        Empty for a mixture of experts with dropout: its masks depend on the routing, so its batches cannot be divided.
-        """
-        config = self.model.config
-        whole = config.n_expert and config.lora_mlp and self.train.lora_dropout > 0
-        return {} if whole else {"physical_batch_size": self.physical}
+        self.packed = PackedModel(self.model, self.precision, half=self.train.precision != "32-true")
+        p = self.train.lora_dropout if self.model.config.lora_r > 0 else 0.0
+        if p > 0:
+            dropouts = dropout.replace_dropouts(self.model, p)
+            self.whole_micro_batches = not dropout.divisible(self.model, p)
+            if self.train.dropout_draws == "litgpt":
+                self.masks = dropout.LitgptMasks(self.model, dropouts, self.precision)
+            else:
+                self.masks = dropout.StepMasks(dropouts, self.seed, self.device)
+        self.tokens_at_once = self.train.tokens_at_once or memory.tokens_that_fit(self.packed, self.device)
 
     def precision(self) -> AbstractContextManager[Any]:
         """Return the context in which a forward pass runs."""
@@ -381,13 +386,25 @@ class Run:
         return nullcontext() if self.train.precision == "32-true" else default_dtype(torch.bfloat16)
 
 
+@dataclass(frozen=True)
+class Unread:
+    """The loss of a step that the device may still be computing."""
+
+    step: int
+    total: int
+    learning_rate: float
+    loss: torch.Tensor
+
+
 @dataclass
 class State:
     """Progress of the training. Together with the adapter and the global generators, all that a resumed run needs.
 
     Attributes:
         train_s: seconds that the steps took, without checkpoints and without steps whose results were lost.
+        loss: loss of the last step whose loss has been read.
         resumed_at: steps after which an attempt ended and the next one continued.
+        unread: the step whose loss has not been read yet.
     """
 
     optimizer: Any = None
@@ -397,8 +414,20 @@ class State:
     train_s: float = 0.0
     loss: float = math.nan
     resumed_at: list[int] = field(default_factory=list)
+    unread: Unread | None = None
 
     COUNTERS = ("step", "examples", "tokens", "train_s", "loss", "resumed_at")
+
+    def read(self, attempt: Attempt) -> None:
+        """Wait for the loss of the last step and report it; raise `AttemptError` (diverged) if it is not finite."""
+        unread, self.unread = self.unread, None
+        if unread is None:
+            return
+        self.loss = unread.loss.item()
+        if not math.isfinite(self.loss):
+            where = f"step {unread.step} of {unread.total}, learning rate {unread.learning_rate:.3g}"
+            raise AttemptError(ErrorKind.DIVERGED, f"the training loss is {self.loss} at {where}")
+        attempt.progress(step=unread.step, total=unread.total, loss=self.loss, learning_rate=unread.learning_rate)
 
 
 @dataclass
@@ -431,7 +460,8 @@ class Keeper:
             raise self.attempt.interruption()
 
     def save(self) -> None:
-        """Save a checkpoint, if the training has begun."""
+        """Save a checkpoint, if the training has begun and has not diverged."""
+        self.state.read(self.attempt)
         if self.state.step > 0:
             self.attempt.save_checkpoint(self.state.step, self._write)
         self.kept_at = time.monotonic()
@@ -528,13 +558,13 @@ def micro_batch_order(examples: int, micro_batch_size: int, seed: int) -> Iterat
 
 
 def make_optimizer(model: Any, train: TrainSettings) -> torch.optim.AdamW:
-    """Return AdamW over the adapter's weights."""
+    """Return AdamW over the adapter's weights, which it updates in one kernel."""
     import torch
 
     adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
     betas = (train.beta1, train.beta2)
     return torch.optim.AdamW(
-        adapter, lr=train.learning_rate, betas=betas, eps=train.epsilon, weight_decay=train.weight_decay
+        adapter, lr=train.learning_rate, betas=betas, eps=train.epsilon, weight_decay=train.weight_decay, fused=True
     )
 
 
@@ -542,6 +572,9 @@ def fine_tune(
     run: Run, state: State, examples: Any, split_seed: int, attempt: Attempt, keep: Callable[[], None] = lambda: None
 ) -> None:
     """Train from `state` to the end of the plan.
+
+    The program runs ahead of the device: while the device computes one step, the program prepares the tokens of the
+    next step and queues its work. Therefore the loss of a step is read after the next step has been queued.
 
     Args:
         run: the model and how it is trained.
@@ -558,6 +591,7 @@ def fine_tune(
     plan = make_plan(train, len(examples))
     order = micro_batch_order(len(examples), train.micro_batch_size, split_seed)
     order = itertools.islice(order, state.step * plan.accumulation, None)
+    adapter = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     run.model.train()
     while state.step < plan.steps:
         began = time.monotonic()
@@ -565,19 +599,20 @@ def fine_tune(
         lr = learning_rate(train, plan, state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        # This is the only point of a step where the program waits for the device.
-        loss = summed_losses(run, micro_batches, weight=1 / plan.accumulation, backward=True)
-        if not math.isfinite(loss):
-            where = f"step {state.step + 1} of {plan.steps}, learning rate {lr:.3g}"
-            raise AttemptError(ErrorKind.DIVERGED, f"the training loss is {loss} at {where}")
+        loss = summed_loss(run, micro_batches, weight=1 / plan.accumulation, step=state.step)
+        state.read(attempt)  # the only point of a step where the program waits for the device
+        for parameter in adapter:
+            if parameter.grad is None:  # no token of the step has a label: the weights still decay
+                parameter.grad = parameter.new_zeros(parameter.shape)
         state.optimizer.step()
         state.optimizer.zero_grad()
-        state.loss = loss
         state.step += 1
+        state.unread = Unread(state.step, plan.steps, lr, loss)
         state.examples += sum(map(len, micro_batches))
         state.tokens += sum(len(example["input_ids"]) for batch in micro_batches for example in batch)
+        if state.step == plan.steps:
+            state.read(attempt)
         state.train_s += time.monotonic() - began
-        attempt.progress(step=state.step, total=plan.steps, loss=loss, learning_rate=lr)
         keep()
 
 
@@ -604,69 +639,50 @@ def validate(run: Run, examples: Any) -> float:
     ]
     run.model.eval()
     with torch.no_grad():
-        loss = summed_losses(run, micro_batches, weight=1 / batches, backward=False)
+        loss = summed_loss(run, micro_batches, weight=1 / batches, step=None).item()
     if not math.isfinite(loss):
         raise AttemptError(ErrorKind.DIVERGED, f"the validation loss is {loss} after training")
     return loss
 
 
-def summed_losses(run: Run, micro_batches: Sequence[Sequence[Example]], weight: float, *, backward: bool) -> float:
-    """Return the sum over micro-batches of `weight` times their mean loss per token; with `backward`, add its gradient.
+def summed_loss(
+    run: Run, micro_batches: Sequence[Sequence[Example]], weight: float, *, step: int | None
+) -> torch.Tensor:
+    """Return the sum over micro-batches of `weight` times the mean loss of their tokens, still on the device.
 
-    The sequences pass through the device in physical batches, but each token keeps the weight that its micro-batch
-    gives it.
+    The examples go through the model in as few passes as the memory allows; each token keeps the weight that its
+    micro-batch gives it. If memory runs out, the computation starts again with half the tokens in a pass.
+
+    Args:
+        run: the run.
+        micro_batches: the examples of each micro-batch.
+        weight: weight of each micro-batch.
+        step: number of the optimizer step, whose gradient is added to the adapter; None: compute the loss only.
     """
     import torch
 
-    rows = [(m, r) for m, batch in enumerate(micro_batches) for r in range(len(batch))]
-    tokens = [max(1, sum(int((e["labels"][1:] != IGNORED).sum()) for e in batch)) for batch in micro_batches]
-    if run.physical == run.train.micro_batch_size:
-        chunks = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row[0])]
-    else:
-        chunks = [rows[begin : begin + run.physical] for begin in range(0, len(rows), run.physical)]
-    drawn = 0
-    total = torch.zeros((), device=run.device)
-    for chunk in chunks:
-        if run.dropout is not None and run.model.training:
-            while drawn <= chunk[-1][0]:  # draw the masks of each micro-batch once, before its first sequence
-                lengths = [len(example["input_ids"]) for example in micro_batches[drawn]]
-                run.dropout.draw(drawn, len(lengths), max(lengths))
-                drawn += 1
-            run.dropout.give(chunk)
-        losses = token_losses(run, [micro_batches[m][r] for m, r in chunk])
-        begin, loss = 0, torch.zeros((), device=run.device)
-        for m, members in itertools.groupby(chunk, key=lambda row: row[0]):
-            end = begin + len(list(members))
-            loss = loss + losses[begin:end].sum() / tokens[m] * weight
-            begin = end
-        if backward:
-            loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-    return total.item()
+    from hpo_cluster.objectives.lora.packing import passes
 
-
-def token_losses(run: Run, examples: Sequence[Example]) -> torch.Tensor:
-    """Return the cross entropy of each next token (nats, float32), zero where the label is ignored.
-
-    The result has shape ``(sequences, longest length - 1)``.
-    """
-    import torch
-    from torch.nn.functional import cross_entropy
-    from torch.nn.utils.rnn import pad_sequence
-
-    inputs = pad_sequence([example["input_ids"] for example in examples], batch_first=True)
-    labels = pad_sequence([example["labels"] for example in examples], batch_first=True, padding_value=IGNORED)
-    targets = labels[:, 1:].to(run.device)
-    with run.precision():
-        pieces = run.model(inputs.to(run.device), lm_head_chunk_size=HEAD_PIECE)
-    pieces[-1] = pieces[-1][:, :-1]  # the next token after the last position is not known
-    losses = [
-        cross_entropy(logits.float().flatten(0, 1), part.flatten(), ignore_index=IGNORED, reduction="none").view(
-            part.shape
-        )
-        for logits, part in zip(pieces, torch.split(targets, HEAD_PIECE, dim=1), strict=False)
-    ]
-    return torch.cat(losses, dim=1)
+    if run.masks is not None and step is not None:
+        run.masks.step(step, micro_batches)
+    while True:
+        parts = passes(micro_batches, weight, run.tokens_at_once, whole_micro_batches=run.whole_micro_batches)
+        try:
+            total = torch.zeros((), device=run.device)
+            for part in parts:
+                if run.masks is not None and step is not None:
+                    run.masks.give(part)
+                total = total + run.packed.loss(part, backward=step is not None)
+            return total
+        except (RuntimeError, MemoryError) as error:
+            divisible = [len(part.tokens) for part in parts if len(part.lengths) > 1 and not run.whole_micro_batches]
+            if worker.classify(error) != ErrorKind.OUT_OF_MEMORY or not divisible:
+                raise
+        run.tokens_at_once = max(divisible) // 2
+        log.warning("out of memory: continuing with at most %d tokens at once", run.tokens_at_once)
+        run.model.zero_grad()
+        if run.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 # --- after training --------------------------------------------------------------------------------------------------

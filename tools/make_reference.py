@@ -76,7 +76,8 @@ def _failure_lines() -> Iterator[str]:
         policy = policies.action(name)
         rows.append((f"`{name}`", finder, field.description or "", policy, learned.get(policy, "a low value")))
     yield from _table(("kind", "found by", "means", "policy", "what the optimizer learns"), rows)
-    yield "`out_of_memory` first makes another attempt with half the physical batch, until it cannot be halved further."
+    yield "`out_of_memory`: before it fails, the LoRA job repeats the step with half the tokens, down to one example. A"
+    yield "program that reports its `physical_batch_size` gets another attempt with half of it."
     yield "`learn`: a program that has worked elsewhere fails because of the configuration, so the trial is infeasible"
     yield "once another trial has completed. A program that has never worked tells nothing about the configuration, so"
     yield "the trial is failed. An attempt that left a checkpoint further on than earlier ones uses up no retry.\n"

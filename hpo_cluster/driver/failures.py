@@ -197,6 +197,7 @@ def decide(
     if step:
         error["checkpoint_step"] = step
     progress = sound_fields(read_json(files.progress) or {}, files.progress)
+    # A user's program may report its batch. LoRA jobs that run the code of an earlier version do, as progress too.
     seen = {**progress, **failure.seen}  # a killed attempt reported its batch and its energy as progress
     size, energy_wh = seen.get("physical_batch_size"), seen.get("energy_wh")
     if energy_wh is not None and 0 < energy_wh < math.inf:

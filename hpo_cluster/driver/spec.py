@@ -110,7 +110,8 @@ def _objective_as(
         move, last = read()
         return new in (last.get(name), *(move.here(place) for place in (old, last.get(name)) if place))
 
-    return as_recorded(mine, recorded, objective.OPERATIONAL, objective.PLACES, same)
+    free = (*objective.OPERATIONAL, *objective.FORMER)
+    return as_recorded(mine, recorded, free, objective.PLACES, same)
 
 
 def choose_optimizer(

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.objectives.base import Objective
+from hpo_cluster.objectives.base import Objective, without
 from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.objectives.function import FunctionObjective
 from hpo_cluster.objectives.lora.settings import LoraObjective
@@ -36,6 +36,6 @@ def parse_objective(data: Mapping[str, Any]) -> Objective:
         close = did_you_mean(str(kind), OBJECTIVES)
         raise ConfigError([f"objective.kind={kind!r} is unknown; {close}accepted: {', '.join(OBJECTIVES)}"])
     try:
-        return OBJECTIVES[kind].model_validate(dict(data))
+        return OBJECTIVES[kind].model_validate(without(data, OBJECTIVES[kind].FORMER))
     except ValidationError as error:
         raise ConfigError([str(fault) for fault in faults_of(error, OBJECTIVES[kind], "objective")]) from error

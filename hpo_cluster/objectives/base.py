@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,17 @@ def joined(settings: dict[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]
     return settings
 
 
+def without(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return plain settings without those of the dotted `names`, where it has them."""
+    kept = copy.deepcopy(dict(settings))
+    for name in names:
+        section, _, key = name.rpartition(".")
+        place = kept.get(section) if section else kept
+        if isinstance(place, dict):
+            place.pop(key, None)
+    return kept
+
+
 def _place(settings: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
     """Return the section that holds a dotted name, and the last part of the name: its key there."""
     *sections, key = name.split(".")
@@ -55,6 +67,9 @@ class Objective(Settings, ABC):
 
     #: Settings that do not affect results, so `resume` may change them. A dot separates section and key.
     OPERATIONAL: ClassVar[tuple[str, ...]] = ()
+
+    #: Settings of earlier versions that did not affect results. Recorded values of them are ignored.
+    FORMER: ClassVar[tuple[str, ...]] = ()
 
     #: Settings that say where the input files are. `resume` may change them after the files have moved.
     PLACES: ClassVar[tuple[str, ...]] = ()

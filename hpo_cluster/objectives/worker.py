@@ -99,21 +99,14 @@ class Attempt:
         self.interrupted: str | None = None
         self.looks = False
         self.used: Callable[[], Mapping[str, Any]] = dict
-        self._phase_fields: dict[str, Any] = {}
         self._progress_at = -math.inf
         self._seconds: dict[str, float] = {}
         self._phase = ("", time.monotonic())
 
-    def phase(self, name: str, **fields: Any) -> None:
-        """Start a phase of the work (``import``, ``train``, ``score``…); the result records the seconds of each phase.
-
-        Args:
-            name: name of the phase.
-            fields: JSON values to add to the progress of the phase and to the error that the phase may end with.
-        """
+    def phase(self, name: str) -> None:
+        """Start a phase of the work (``import``, ``train``, ``score``…); the result records its seconds."""
         self._close_phase()
         self._phase = (name, time.monotonic())
-        self._phase_fields = fields
         self.progress(force=True)
 
     def progress(self, *, force: bool = False, **fields: Any) -> None:
@@ -124,7 +117,7 @@ class Attempt:
         self._progress_at = now
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
         try:
-            document = {"phase": self._phase[0], "at": utc_now(), **self.used(), **self._phase_fields, **finite}
+            document = {"phase": self._phase[0], "at": utc_now(), **self.used(), **finite}
             replace_text(self.files.progress, dumps(document))
         except OSError as error:  # progress is optional: do not lose the result because of it
             log.warning("progress not written: %s", error)
@@ -301,7 +294,6 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
             "traceback": redact(traceback.format_exc())[-8000:],
             "seconds": attempt.seconds(),
             **attempt.used(),
-            **attempt._phase_fields,
             **getattr(error, "fields", {}),
         }
         reserve.publish_once(attempt.files.error, dumps(document))

@@ -207,15 +207,15 @@ def our_run(
     """
     job = load_program()
     trace = Trace()
-    token_losses, fine_tune, progress = job.token_losses, job.fine_tune, worker.Attempt.progress
+    summed_loss, fine_tune, progress = job.summed_loss, job.fine_tune, worker.Attempt.progress
 
-    def spy_losses(run: Any, examples: Any) -> torch.Tensor:
-        if run.model.training:
+    def spy_losses(run: Any, micro_batches: Any, *arguments: Any, **options: Any) -> torch.Tensor:
+        for examples in micro_batches if options["step"] is not None else []:
             width = max(len(example["labels"]) for example in examples)
             trace.labels.append(
                 [example["labels"].tolist()[1:] + [-100] * (width - len(example["labels"])) for example in examples]
             )
-        result: torch.Tensor = token_losses(run, examples)
+        result: torch.Tensor = summed_loss(run, micro_batches, *arguments, **options)
         return result
 
     def spy_fine_tune(*arguments: Any) -> None:
@@ -229,7 +229,7 @@ def our_run(
             trace.rates.append(fields["learning_rate"])
         progress(self, force=force, **fields)
 
-    monkeypatch.setattr(job, "token_losses", spy_losses)
+    monkeypatch.setattr(job, "summed_loss", spy_losses)
     monkeypatch.setattr(job, "fine_tune", spy_fine_tune)
     monkeypatch.setattr(worker.Attempt, "progress", spy_progress)
     result = run_attempt(folder, what)

@@ -83,14 +83,14 @@ def previous(*folders: Path) -> list[str]:
 
 @pytest.fixture
 def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
-    """Does something when a step of training, or a batch of scoring (negative numbers), is over; once."""
+    """Does something, once, in a step of training (from the second: it hears of the one before), or in scoring (-1)."""
     job = load_program()
     pending: dict[int, Callable[[], None]] = {}
     progress = worker.Attempt.progress
 
     def spy(self: worker.Attempt, *, force: bool = False, **fields: Any) -> None:
         if "step" in fields:
-            number = fields["step"] if "learning_rate" in fields else -1
+            number = fields["step"] + 1 if "learning_rate" in fields else -1
             pending.pop(number, lambda: None)()
         progress(self, force=force, **fields)
 
@@ -109,7 +109,7 @@ def run_as_job(folder: Path) -> dict[str, Any]:
     return read(folder / ("error.json" if status else "result.json"))
 
 
-@pytest.mark.parametrize(("number", "steps"), [("SIGUSR2", (1, 7)), ("SIGTERM", (8, 15)), ("SIGUSR2", (-1,))])
+@pytest.mark.parametrize(("number", "steps"), [("SIGUSR2", (2, 7)), ("SIGTERM", (8, 15)), ("SIGUSR2", (-1,))])
 def test_a_signalled_training_goes_on_and_ends_the_same(
     number: str, steps: tuple[int, ...], at_step: Any, whole: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +128,15 @@ def test_a_signalled_training_goes_on_and_ends_the_same(
     assert result["attempts"] == len(steps) + 1
     assert result["resumed_at"] == [15 if step < 0 else step for step in steps]
     same(folders[-1], whole)
+
+
+def test_litgpts_draws_go_on_too(at_step: Any, data: Path, tmp_path: Path) -> None:
+    what = objective(data, limit=2, **{**TRAINING, "dropout_draws": "litgpt", "epochs": 1})
+    run_attempt(tmp_path / "whole" / "a0", what)
+    interrupted(tmp_path / "a0", what, at_step)
+    torch.rand(7)
+    assert run_attempt(tmp_path / "a1", what, previous=previous(tmp_path / "a0"))["resumed_at"] == [5]
+    same(tmp_path / "a1", tmp_path / "whole" / "a0")
 
 
 def test_a_real_process_is_signalled_then_killed_without_warning(whole: Path, data: Path, tmp_path: Path) -> None:
@@ -253,32 +262,6 @@ def test_the_classic_route_is_ended_at_once_with_its_training_kept(
 # --- out of memory ---------------------------------------------------------------------------------------------------
 
 
-def test_half_the_physical_batch_goes_on_from_the_checkpoint(
-    whole: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = load_program()
-    token_losses, calls = job.token_losses, []
-
-    def limited(run: Any, examples: Any) -> torch.Tensor:
-        calls.append(len(examples))
-        if len(examples) > 2 and len(calls) > 12:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        result: torch.Tensor = token_losses(run, examples)
-        return result
-
-    monkeypatch.setattr(job, "token_losses", limited)
-    what = objective(data, **TRAINING, checkpoint_interval_s=1e-6)
-    error = run_attempt(tmp_path / "a0", what)
-    assert (error["kind"], error["physical_batch_size"]) == ("out_of_memory", 4)
-    result = run_attempt(tmp_path / "a1", what, previous=previous(tmp_path / "a0"), physical_batch_size=2)
-    assert result["resumed_at"] == [6]
-    assert max(calls[13:]) == 2
-    assert result["train"]["physical_batch_size"] == 2
-    expected = read(whole / "result.json")
-    assert result["tokens"] == expected["tokens"]
-    assert result["metrics"]["train_loss"] == pytest.approx(expected["metrics"]["train_loss"], abs=1e-5)
-
-
 def test_scoring_halves_its_batch_by_itself(
     whole: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,7 +283,6 @@ def test_scoring_halves_its_batch_by_itself(
     monkeypatch.setattr(language_model, "score_rows", lambda *_: limited(None, [[1] * 301], None))
     error = run_attempt(tmp_path / "a1", objective(data, **{**TRAINING, "max_steps": 1}))
     assert error["kind"] == "out_of_memory"
-    assert "physical_batch_size" not in error, "it would not help"
 
 
 # --- what the driver makes of it -------------------------------------------------------------------------------------

@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 from lora_bench import litgpt_run, max_difference, objective, our_run, write_data
 
+BF16 = ("bf16-true", "bf16-mixed")
+IN_BF16 = {"lora_dropout": 0.2, "dropout_draws": "litgpt"}
 CASES = {
     # 58 rows in micro-batches of 4 are 15 an epoch: the odd one of each of two epochs make a step together
     "two epochs, accumulation, no dropout": ({"epochs": 2}, False),
-    "dropout": ({"lora_dropout": 0.2, "lora_head": True}, True),
+    "dropout": ({"lora_dropout": 0.2, "lora_head": True, "dropout_draws": "litgpt"}, True),
     "max_steps, mask_prompt": ({"max_steps": 4, "micro_batch_size": 8, "lora_key": False}, False),
-    "bf16-true": ({"max_steps": 4, "lora_dropout": 0.2, "precision": "bf16-true"}, True),
-    "bf16-mixed": ({"max_steps": 4, "lora_dropout": 0.2, "precision": "bf16-mixed"}, True),
+    "bf16-true": ({"max_steps": 4, **IN_BF16, "precision": "bf16-true"}, True),
+    "bf16-mixed": ({"max_steps": 4, **IN_BF16, "precision": "bf16-mixed"}, True),
     "what the study did not tune": (
         {
             "max_steps": 4,
@@ -48,4 +50,5 @@ def test_equals_litgpt(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "val_loss": abs(ours.val_loss - theirs.val_loss),
         "adapter": max_difference(ours.weights, theirs.weights),
     }
-    assert max(differences.values()) <= 1e-5, differences
+    # examples that travel together are summed in another order, which 8 bits show
+    assert max(differences.values()) <= (1e-2 if case in BF16 else 1e-5), differences

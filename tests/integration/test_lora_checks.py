@@ -81,7 +81,7 @@ def tokenizer_config(**changes: Any) -> Change:
 def experts(settings: dict[str, Any], folder: Path) -> None:
     path = folder / "checkpoint" / "model_config.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "n_expert": 4, "n_expert_per_token": 2}))
-    settings["train"].update(lora_mlp=True, lora_dropout=0.1, micro_batch_size=4, physical_batch_size=2)
+    settings["train"].update(lora_mlp=True, lora_dropout=0.1, dropout_draws="litgpt")
 
 
 def data(text: str | bytes, name: str = "train.json") -> Change:
@@ -129,7 +129,7 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
         "bad_config",
         "did you mean llama3?",
     ),
-    "experts": (experts, "bad_config", "train.physical_batch_size=2: must equal train.micro_batch_size=4"),
+    "experts": (experts, "bad_config", "train.dropout_draws=litgpt: not for a mixture of experts"),
     "Latin-1": (data('[{"instruction": "é", "output": "b"}]'.encode("latin1")), "bad_data", "iconv -f latin1"),
     "gzip": (data(b"\x1f\x8b123"), "bad_data", "gunzip"),
     "an object": (data('{"rows": []}'), "bad_data", "one dict with the keys 'rows'"),

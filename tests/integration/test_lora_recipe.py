@@ -16,6 +16,7 @@ import torch
 from lora_bench import (
     BUNDLE,
     PROGRAM,
+    TRAIN,
     adapter,
     learned,
     load_program,
@@ -158,21 +159,69 @@ def test_each_of_them_was_tried() -> None:
         assert set(config.space.names) == set(OTHERWISE)
 
 
-@pytest.mark.parametrize("physical", [1, 3, 8, 100])
-def test_physical_batch_changes_nothing(
-    physical: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(load_program(), "HEAD_PIECE", 8)  # several pieces, as longer sequences have
+@pytest.fixture(scope="module", params=["step", "litgpt"])
+def as_it_fits(data: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
+    """A training with dropout whose steps fit into one pass, its settings and its result."""
     # AdamW magnifies the rounding of gradients near zero up to the learning rate, so it is a moderate one
     train: dict[str, Any] = {"lora_dropout": 0.3, "lora_head": True, "max_steps": 5, "learning_rate": 1e-3}
-    with monkeypatch.context() as patch:
-        plain, expected = our_run(tmp_path / "plain", objective(data, limit=2, **train), patch)
-    trace, result = our_run(
-        tmp_path / "a", objective(data, limit=2, physical_batch_size=physical, **train), monkeypatch
-    )
-    assert trace.losses == pytest.approx(plain.losses, abs=1e-6)
+    train["dropout_draws"] = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        return train, *our_run(tmp_path_factory.mktemp("fits") / "a0", objective(data, limit=2, **train), patch)
+
+
+@pytest.mark.parametrize("tokens", [1, 50, 100])
+def test_tokens_at_once_change_nothing(
+    tokens: int, as_it_fits: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, plain, expected = as_it_fits
+    monkeypatch.setattr("hpo_cluster.objectives.lora.packed_forward.LOGITS_AT_ONCE", 512 * 8)  # several pieces
+    what = objective(data, limit=2, tokens_at_once=tokens, **train)
+    trace, result = our_run(tmp_path / "a", what, monkeypatch)
+    assert trace.losses == pytest.approx(plain.losses, abs=1e-5)
     assert max_difference(trace.weights, plain.weights) <= 1e-5
-    assert result["metrics"]["val_loss"] == pytest.approx(expected["metrics"]["val_loss"], abs=1e-6)
+    assert result["metrics"]["val_loss"] == pytest.approx(expected["metrics"]["val_loss"], abs=1e-5)
+    assert result["tokens"] == expected["tokens"]
+
+
+@pytest.mark.parametrize("draws", ["step", "litgpt"])
+def test_memory_that_runs_out_halves_the_tokens_and_repeats_the_step(
+    draws: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from hpo_cluster.objectives.lora.packed_forward import PackedModel
+
+    what = objective(data, limit=2, lora_dropout=0.3, max_steps=5, learning_rate=1e-3, dropout_draws=draws)
+    with monkeypatch.context() as patch:
+        plain, _ = our_run(tmp_path / "plain", what, patch)
+    loss, sizes = PackedModel.loss, []
+
+    def limited(self: Any, part: Any, *, backward: bool) -> torch.Tensor:
+        sizes.append(len(part.tokens))
+        result: torch.Tensor = loss(self, part, backward=backward)
+        if len(part.tokens) > 50:  # gradients are there already
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return result
+
+    monkeypatch.setattr(PackedModel, "loss", limited)
+    trace, result = our_run(tmp_path / "a0", what, monkeypatch)
+    assert trace.losses == pytest.approx(plain.losses, abs=1e-5)
+    assert max_difference(trace.weights, plain.weights) <= 1e-5
+    assert result["steps"] == 5
+    halvings = [record for record in caplog.messages if "out of memory: continuing with at most" in record]
+    assert 1 <= len(halvings) == sum(size > 50 for size in sizes)
+    assert max(sizes[sizes.index(next(size for size in sizes if size <= 50)) + 1 :]) <= 50
+
+
+def test_a_step_without_a_learned_token_decays_the_weights_as_litgpts_does() -> None:
+    job = load_program()
+    train = TrainSettings(**{**TRAIN, "weight_decay": 0.5, "lr_warmup_steps": 0, "global_batch_size": 4})
+    row = {"input_ids": torch.arange(5), "labels": torch.full((5,), -100)}
+    model = job.load_model(BUNDLE / "checkpoint", train, torch.device("cpu"), baseline=False)
+    before = {name: value.clone() for name, value in model.state_dict().items() if "lora_A" in name}
+    state = job.State(job.make_optimizer(model, train))
+    job.fine_tune(job.Run(model, train, torch.device("cpu"), 0), state, [row] * 4, 42, SimpleNamespace(progress=dict))
+    assert state.loss == 0
+    for name, value in before.items():
+        assert torch.allclose(model.state_dict()[name], value * (1 - train.learning_rate * 0.5))
 
 
 def test_steps_of_epochs_and_max_steps(data: Path, tmp_path: Path) -> None:
@@ -195,7 +244,7 @@ def test_training_goes_on_from_its_state(data: Path) -> None:
     def start() -> tuple[Any, Any]:
         job.seed_everything(5)
         model = job.load_model(BUNDLE / "checkpoint", what.train, torch.device("cpu"), baseline=False)
-        return job.Run(model, what.train, torch.device("cpu")), job.State(job.make_optimizer(model, what.train))
+        return job.Run(model, what.train, torch.device("cpu"), 5), job.State(job.make_optimizer(model, what.train))
 
     def fine_tune(run: Any, state: Any, stop: int | None = None) -> dict[str, torch.Tensor]:
         def progress(step: int, **_: Any) -> None:
@@ -274,6 +323,26 @@ def test_divergence_ends_the_attempt_at_once(data: Path, tmp_path: Path) -> None
     assert "score" not in error["seconds"]
 
 
+@pytest.mark.parametrize("at", [3, 7])
+def test_a_loss_that_is_no_number_is_seen_one_step_later_at_most(
+    at: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = load_program()
+    summed_loss, steps = job.summed_loss, []
+
+    def spoil(*arguments: Any, step: int | None, **options: Any) -> torch.Tensor:
+        loss: torch.Tensor = summed_loss(*arguments, step=step, **options)
+        steps.append(step)
+        return loss * math.nan if len(steps) == at else loss
+
+    monkeypatch.setattr(job, "summed_loss", spoil)
+    error = run_attempt(tmp_path / "a0", objective(data, checkpoint_interval_s=1e-6 if at == 3 else 0))
+    assert error["kind"] == "diverged"
+    assert f"training loss is nan at step {at} of 7" in error["message"]
+    assert len(steps) <= at + 1
+    assert worker.checkpoint_step(worker.AttemptLayout(tmp_path / "a0")) <= at - 1, "nothing of it is kept"
+
+
 def test_weights_that_are_no_numbers_after_the_last_step(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,13 +363,19 @@ def test_weights_that_are_no_numbers_after_the_last_step(
 
 
 def test_out_of_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+    sizes = []
+
+    def fail(self: Any, part: Any, **_: Any) -> None:
+        sizes.append(len(part.lengths))
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(load_program(), "token_losses", fail)
+    monkeypatch.setattr("hpo_cluster.objectives.lora.packed_forward.PackedModel.loss", fail)
     error = run_attempt(tmp_path / "a0", objective(data))
     assert error["kind"] == "out_of_memory"
     assert "2.00 GiB" in error["message"]
+    assert sizes[0] == 8
+    assert sizes[-1] == 1, "there is no less than one example"
+    assert "physical_batch_size" not in error
 
 
 BAD_DATA = {

@@ -12,7 +12,7 @@ from hpo_cluster.cli.config.groups import GROUPS
 from hpo_cluster.cli.config.schema import NESTED, OPERATIONAL, PATH_KEYS, TOP_KEYS, Config
 from hpo_cluster.cli.config.with_hydra import searching, store_recorded
 from hpo_cluster.objectives import OBJECTIVES
-from hpo_cluster.objectives.base import joined
+from hpo_cluster.objectives.base import joined, without
 from hpo_cluster.record.warm_start import IDENTITY_KEY
 from hpo_cluster.text import did_you_mean
 
@@ -98,6 +98,7 @@ def _recorded(
 ) -> dict[str, Any]:
     """Return identity and operation of a campaign in the shape of ``conf/config.yaml``, with paths as they are now."""
     objective = joined(copy.deepcopy(dict(identity["objective"])), operation.get("objective") or {})
+    objective = without(objective, OBJECTIVES[str(objective.get("kind"))].FORMER)
     sections = {name: objective.pop(name) for name in NESTED if name in objective}
     kept = {key: value for key, value in operation.items() if key in (*OPERATIONAL, "launcher")}
     raw = copy.deepcopy(

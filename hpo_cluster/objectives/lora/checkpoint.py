@@ -23,7 +23,7 @@ FILE = "state.pt"
 FORMAT = 1
 
 #: Settings that may differ in a resumed training run, because they do not affect results.
-FREE_SETTINGS = ("physical_batch_size", "checkpoint_interval_s")
+FREE_SETTINGS = ("tokens_at_once", "checkpoint_interval_s")
 
 
 def fingerprint(objective: LoraObjective, train: TrainSettings, seed: int) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def faults_of_settings(settings: Mapping[str, Any]) -> list[AttemptError]:
         *data_faults(objective),
         *prompt_faults(objective),
         *tokenizer_faults(Tokenizers(checkpoint_dir)),
-        *batch_faults(objective, checkpoint_dir),
+        *dropout_faults(objective, checkpoint_dir),
     ]
     with tempfile.TemporaryDirectory(prefix="hpo-cluster-", ignore_cleanup_errors=True) as scratch:
         try:
@@ -128,7 +128,7 @@ def _generation_faults(objective: LoraObjective, name: str, options: Mapping[str
         )
         yield AttemptError(ErrorKind.BAD_CONFIG, message)
         return
-    with contextlib.suppress(Exception):  # `batch_faults` and the job say what is wrong with the model's files
+    with contextlib.suppress(Exception):  # `dropout_faults` and the job say what is wrong with the model's files
         window = Config.from_file(Path(objective.model.checkpoint_dir) / "model_config.yaml").block_size
         if more >= window:
             message = (
@@ -273,21 +273,20 @@ def tokenizer_faults(tokenizers: Tokenizers) -> list[AttemptError]:
     return faults
 
 
-def batch_faults(objective: LoraObjective, checkpoint_dir: Path) -> list[AttemptError]:
-    """Return a fault if the physical batch differs from the micro-batch in a model that does not support it."""
+def dropout_faults(objective: LoraObjective, checkpoint_dir: Path) -> list[AttemptError]:
+    """Return a fault if train.dropout_draws is one that the model does not support."""
     from litgpt.config import Config
 
     train = objective.train
-    physical = train.physical_batch_size or train.micro_batch_size
     try:
         experts = Config.from_file(checkpoint_dir / "model_config.yaml").n_expert
     except Exception as error:
         message = f"{checkpoint_dir / 'model_config.yaml'} cannot be read by LitGPT ({_short(error)})"
         return [AttemptError(ErrorKind.MISSING_MODEL, message)]
-    if experts and train.lora_mlp and train.lora_dropout > 0 and physical != train.micro_batch_size:
+    if experts and train.lora_mlp and train.lora_dropout > 0 and train.dropout_draws == "litgpt":
         message = (
-            f"train.physical_batch_size={physical}: must equal train.micro_batch_size={train.micro_batch_size} for a "
-            "mixture of experts with train.lora_mlp and train.lora_dropout"
+            "train.dropout_draws=litgpt: not for a mixture of experts with train.lora_mlp and train.lora_dropout; "
+            "accepted: step"
         )
         return [AttemptError(ErrorKind.BAD_CONFIG, message)]
     return []

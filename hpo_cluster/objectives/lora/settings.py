@@ -25,7 +25,10 @@ from hpo_cluster.text import did_you_mean
 LORA_MATRICES = ("query", "key", "value", "projection", "mlp", "head")
 
 #: Training settings that cannot be tuned.
-FIXED_SETTINGS = ("seed", "physical_batch_size", "checkpoint_interval_s")
+FIXED_SETTINGS = ("seed", "tokens_at_once", "dropout_draws", "checkpoint_interval_s")
+
+#: Training settings that earlier versions do not have, with the values that stand for what those did.
+ADDED = {"tokens_at_once": None, "dropout_draws": "step"}
 
 #: Number of random configurations that are checked against rules about several settings.
 PROBES = 1000
@@ -126,6 +129,9 @@ class TrainSettings(Settings):
         2.0, gt=0, description="alpha divided by the rank or its root, if lora_alpha_rule is rank or root"
     )
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout before the LoRA matrices")
+    dropout_draws: Literal["step", "litgpt"] = Field(
+        "step", description="step: each mask is drawn once a step; litgpt: the draws of LitGPT's loop, slower"
+    )
     lora_query: bool = Field(True, description="LoRA on the query projection")
     lora_key: bool = Field(True, description="LoRA on the key projection")
     lora_value: bool = Field(True, description="LoRA on the value projection")
@@ -140,8 +146,11 @@ class TrainSettings(Settings):
     micro_batch_size: int = Field(
         1, ge=1, description="sequences whose token losses are averaged together; affects the weights of the loss"
     )
-    physical_batch_size: int | None = Field(
-        None, ge=1, description="sequences on the device at once; does not affect results; null: micro_batch_size"
+    tokens_at_once: int | None = Field(
+        None,
+        ge=1,
+        description="largest number of tokens on the device at once; halved when memory runs out; does not affect "
+        "results; null: as many as fit into a GPU's free memory, 4096 on a CPU",
     )
     lr_warmup_steps: int = Field(100, ge=0, description="optimizer steps of linear warm-up before the schedule")
     lr_warmup_share: float | None = Field(
@@ -210,12 +219,8 @@ def refused_test(metric: str, task: str) -> str:
 class LoraObjective(Objective):
     """LoRA fine-tuning followed by scoring. If the direction is not given, it follows from the metric."""
 
-    OPERATIONAL = (
-        "train.physical_batch_size",
-        "train.checkpoint_interval_s",
-        "tasks.tokens_at_once",
-        "keep_adapter",
-    )
+    OPERATIONAL = ("train.tokens_at_once", "train.checkpoint_interval_s", "tasks.tokens_at_once", "keep_adapter")
+    FORMER = ("train.physical_batch_size",)
     PLACES = ("model.checkpoint_dir", "data.path", "tasks.include_path")
 
     kind: Literal["lora"] = "lora"
@@ -255,10 +260,12 @@ class LoraObjective(Objective):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that must not change; without an empty `data.fields`, which old campaigns do not have."""
+        """Return the settings that must not change; without defaults that old campaigns do not have."""
         identity = super().identity()
         if not self.data.fields:
             del identity["data"]["fields"]
+        if self.train.dropout_draws == "step":
+            del identity["train"]["dropout_draws"]
         return identity
 
     @property
@@ -295,6 +302,9 @@ class LoraObjective(Objective):
     def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
         """Return the ``settings`` of ``params.json``: plain JSON, all paths absolute."""
         settings = self.model_dump(mode="json")
+        for name, default in ADDED.items():  # a campaign runs its own copy of the code, which may not know them
+            if settings["train"][name] == default:
+                del settings["train"][name]
         settings["model"]["checkpoint_dir"] = str(litgpt_dir(resolve(self.model.checkpoint_dir), resolve))
         settings["data"]["path"] = str(resolve(self.data.path))
         settings["storage_dir"] = str(resolve("storage:"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from hpo_cluster.cli.config.recorded import compose_resume
 from hpo_cluster.cli.config.schema import CampaignSettings, Config, to_plain, to_yaml
 from hpo_cluster.cli.config.sweep import compose_all, expand
 from hpo_cluster.driver.run_settings import Operation
-from hpo_cluster.driver.spec import choose_optimizer
+from hpo_cluster.driver.spec import _objective_as, choose_optimizer
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.launchers import LAUNCHERS
 from hpo_cluster.objectives import OBJECTIVES, parse_objective
@@ -632,17 +633,37 @@ def test_resuming_changes_operational_keys_only() -> None:
 
 
 def test_settings_that_change_no_result_may_change_when_resuming() -> None:
-    config = compose(["train.physical_batch_size=4"])
+    config = compose(["train.tokens_at_once=400"])
     identity, operation = config.identity(), recorded_operation(config)
-    assert "physical_batch_size" not in identity["objective"]["train"]
+    assert "tokens_at_once" not in identity["objective"]["train"]
     changes = ["train.checkpoint_interval_s=60", "objective.keep_adapter=false"]
     again = compose_resume(identity, operation, changes, campaign_dir=config.campaign_dir)
     assert isinstance(again.objective, LoraObjective)
     train = again.objective.train
-    assert (train.physical_batch_size, train.checkpoint_interval_s, again.objective.keep_adapter) == (4, 60, False)
+    assert (train.tokens_at_once, train.checkpoint_interval_s, again.objective.keep_adapter) == (400, 60, False)
     assert again.identity() == identity
-    with pytest.raises(ConfigError, match=r"train.epochs=2: belongs to .* train.physical_batch_size"):
+    with pytest.raises(ConfigError, match=r"train.epochs=2: belongs to .* train.tokens_at_once"):
         compose_resume(identity, operation, ["train.epochs=2"], campaign_dir=config.campaign_dir)
+
+
+@pytest.mark.parametrize("where", ["identity", "operation"])
+def test_a_campaign_that_recorded_a_physical_batch_goes_on_without(where: str, tmp_path: Path) -> None:
+    config = compose([])
+    identity, operation = copy.deepcopy(config.identity()), copy.deepcopy(recorded_operation(config))
+    if where == "identity":
+        identity["objective"]["train"]["physical_batch_size"] = None
+    else:
+        del operation["objective"]["train.tokens_at_once"]
+        operation["objective"]["train.physical_batch_size"] = 4
+    assert isinstance(parse_objective(identity["objective"]), LoraObjective)
+    again = compose_resume(identity, operation, [], campaign_dir=config.campaign_dir)
+    assert again.objective == config.objective
+    recorded = _objective_as(again.identity()["objective"], identity["objective"], again.objective, tmp_path)
+    assert recorded == identity["objective"], "the same campaign"
+    train = again.objective.job_settings(Path)["train"]
+    assert not {"physical_batch_size", "tokens_at_once", "dropout_draws"} & train.keys(), "its code may be older"
+    with pytest.raises(ConfigError, match="physical_batch_size"):
+        compose(["train.physical_batch_size=4"])
 
 
 def test_resuming_a_python_function() -> None:
