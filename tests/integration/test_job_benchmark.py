@@ -14,7 +14,7 @@ from benchmarks.job.routes import Measurement
 
 
 def test_both_routes_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run.main(["tiny", "--repetitions", "1", "--rows", "16", "--documents", "3", "--dir", str(tmp_path)]) == 0
+    assert run.main(["tiny", "--repetitions", "1", "--rows", "32", "--documents", "3", "--dir", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("cpu ratio 0.")
     assert lines[-2].startswith("wall ratio ")

@@ -363,7 +363,7 @@ def test_litgpt_knows_the_models_of_the_configuration() -> None:
     from litgpt import Config
 
     models = [yaml.safe_load(path.read_text()) for path in (resources_dir() / "conf" / "model").glob("*.yaml")]
-    repos = [model["repo_id"] for model in models if model["repo_id"]]
+    repos = [model["repo_id"] for model in models if model.get("repo_id")]
     assert len(repos) >= 3
     for repo in repos:
         assert Config.from_name(repo.rpartition("/")[2]).hf_config["name"] == repo.rpartition("/")[2]

@@ -329,7 +329,7 @@ def test_flash_attention_is_asked_for_the_same(family: str, monkeypatch: pytest.
         return reference(*arguments, **how)
 
     monkeypatch.setattr(attention, "varlen_attn", flash)
-    for module in ("attention", "forward"):
+    for module in ("attention", "packed_forward"):
         monkeypatch.setattr(f"hpo_cluster.objectives.lora.{module}.flash_is_right", lambda *_: True)
     assert_same(packed(model, micro_batches, 1.0, 10**6), expected)
     assert len(asked) == 3, "once a layer"
