@@ -62,7 +62,6 @@ class Campaign:
     """
 
     def __init__(self, spec: CampaignSpec) -> None:
-        self.spec = spec
         self.reason = ""
         with contextlib.ExitStack() as undo:
             self.opened = OpenCampaign(spec)
@@ -79,6 +78,11 @@ class Campaign:
         self._history_at = 0.0
         self._storage = Pause()
         self._read_again = Reread()
+
+    @property
+    def spec(self) -> CampaignSpec:
+        """What the campaign is, and how it is run now."""
+        return self.opened.spec
 
     @property
     def record(self) -> Record:

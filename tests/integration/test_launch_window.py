@@ -169,7 +169,7 @@ def test_an_attempt_that_is_made_again_waits_too(tmp_path: Path) -> None:
     failing = LocalLauncher(LocalSettings(poll_period_s=0.1, setup=("exit 1",)))
     with Campaign(dataclasses.replace(made, launcher=failing)) as campaign:
         campaign.tick()
-        campaign.spec = waiting(campaign.spec, SHUT)
+        campaign.opened.spec = waiting(campaign.spec, SHUT)
         trial = campaign.record.trials[0]
         end = time.monotonic() + 60
         while trial.attempts[0].error is None and time.monotonic() < end:
@@ -178,7 +178,7 @@ def test_an_attempt_that_is_made_again_waits_too(tmp_path: Path) -> None:
         for _ in range(5):
             campaign.tick()
         assert len(trial.attempts) == 1
-        campaign.spec = waiting(made, LaunchHours())
+        campaign.opened.spec = waiting(made, LaunchHours())
         campaign.tick()
         assert len(trial.attempts) == 2
         for _ in campaign.drive():
@@ -207,7 +207,7 @@ def test_a_job_that_was_never_submitted_is_looked_for_once_and_waits(tmp_path: P
             campaign.tick()
         assert campaign.record.trials[0].attempts[0].job is None
         assert launcher.asked == 1
-        campaign.spec = waiting(campaign.spec, LaunchHours())
+        campaign.opened.spec = waiting(campaign.spec, LaunchHours())
         for _ in campaign.drive():
             pass
     assert launcher.asked == 2  # somebody may have submitted it meanwhile

@@ -88,7 +88,7 @@ def test_limits() -> None:
 
 def test_the_energy_that_jobs_report_is_summed_and_ends_a_campaign() -> None:
     Path("out.json").write_text('{"value": 1, "energy_wh": 400}')
-    command = "objective.command='cat out.json'"
+    command = "objective.command='cat out.json # {x}'"
     space = "space={x: {type: float, low: 0, high: 1}}"
     words = ["objective=command", command, space, "optimizer=random", "campaign=c", "poll_s=0.1", "grace_s=0.5"]
     assert main(["run", *words, "workers=1", "budget=8", "max_energy_kwh=1"]) == 1
@@ -172,7 +172,7 @@ def test_jobs_that_wait_at_the_deadline_are_cancelled_and_what_runs_goes_on(tmp_
         campaign.collector.watch._due_at = 0.0
         campaign.collect()
         operation = campaign.spec.operation.model_copy(update={"deadline": NOW.replace(year=2020)})
-        campaign.spec = dataclasses.replace(campaign.spec, operation=operation)
+        campaign.opened.spec = dataclasses.replace(campaign.spec, operation=operation)
         campaign.tick()
         states = {number: str(trial.state) for number, trial in campaign.record.trials.items()}
         assert states == {0: "submitted", 1: "cancelled", 2: "cancelled", 3: "cancelled"}
