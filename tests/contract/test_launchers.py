@@ -133,7 +133,7 @@ class TestLocal(LauncherContract):
         jobs = [submission(tmp_path / str(n), code) for n in range(3)]
         refs = [launcher.submit(job) for job in jobs[:2]]
         assert [ref.extra["devices"] for ref in refs] == [[0], [3]]
-        with pytest.raises(SubmissionError, match="0 of 2 free") as refused:
+        with pytest.raises(SubmissionError, match="0 of 2 are free") as refused:
             launcher.submit(jobs[2])
         assert refused.value.retriable
         launcher.cancel(refs[0])
