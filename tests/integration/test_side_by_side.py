@@ -151,15 +151,15 @@ def test_a_campaign_fills_its_jobs(tmp_path: Path) -> None:
 
 def test_a_trial_is_cancelled_and_the_one_beside_it_goes_on(tmp_path: Path) -> None:
     options = {"trials_per_node": 2, "sleep": 5, "operation": {"workers": 2, "budget": 2}}
-    with Campaign(drivers.spec(tmp_path / "c", options)) as opened:
-        for _ in opened.drive():
-            first = opened.record.trials[0]
-            if first.state == "running" and opened.record.trials[1].state == "running":
-                opened._cancel([first])
-                opened.stop("enough")
-        other = opened.record.trials[1]
-        pid = (read_json(opened.layout.attempt(0, 0).claim) or {})["pid"]
+    with Campaign(drivers.spec(tmp_path / "c", options)) as campaign:
+        for _ in campaign.drive():
+            first = campaign.record.trials[0]
+            if first.state == "running" and campaign.record.trials[1].state == "running":
+                campaign.submitter.cancel([first])
+                campaign.stop("enough")
+        other = campaign.record.trials[1]
+        pid = (read_json(campaign.opened.layout.attempt(0, 0).claim) or {})["pid"]
         wait(lambda: not Path(f"/proc/{pid}").exists())
-        wait(lambda: opened.layout.attempt(1, 0).result.exists())
-        opened.collect()
+        wait(lambda: campaign.opened.layout.attempt(1, 0).result.exists())
+        campaign.collect()
         assert (str(first.state), str(other.state)) == ("cancelled", "completed")
