@@ -340,7 +340,7 @@ def test_all_faults_are_named_at_once() -> None:
         (["launcher.cpus_per_trial=0"], "launcher.cpus_per_trial=0: must be at least 1"),
         (
             ["launcher=slurm", "launcher.gpus_per_trial=4"],
-            "objective=lora uses at most 1; where whole",
+            "objective=lora uses at most 1; if the cluster",
         ),
         (
             ["launcher=slurm", "launcher.trials_per_node=4"],
