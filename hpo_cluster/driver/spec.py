@@ -195,9 +195,8 @@ def make_spec(
             objective_as=lambda folder, earlier: _objective_as(identity["objective"], earlier, objective, folder),
         )
     if recorded is not None:
-        anywhere = other_places
         known = recorded.get("objective") or {}
-        identity["objective"] = _objective_as(identity["objective"], known, objective, directory, anywhere=anywhere)
+        identity["objective"] = _objective_as(identity["objective"], known, objective, directory, anywhere=other_places)
     return CampaignSpec(
         dir=directory,
         identity={**identity, **begins_with.identity},

@@ -8,7 +8,6 @@ time limit and its own back-off.
 from __future__ import annotations
 
 import abc
-import datetime
 import os
 import pwd
 import re
@@ -22,6 +21,7 @@ from hpo_cluster.errors import SubmissionError
 from hpo_cluster.job import EndReason, JobRef, JobState, JobStatus
 from hpo_cluster.launchers.base import LauncherSettings, Submission, make_ref
 from hpo_cluster.launchers.commands import Backoff, CommandError
+from hpo_cluster.record.clock import seconds_since
 
 #: Seconds after its submission in which a job that was never listed counts as pending.
 FRESH_S = 15.0
@@ -157,8 +157,7 @@ def _best(jobs: Iterable[Listed], job_id: str) -> Listed | None:
 def _is_fresh(ref: JobRef) -> bool:
     """Return whether a job was submitted just now, allowing for clocks that differ a little."""
     try:
-        submitted = datetime.datetime.fromisoformat(ref.submitted_at)
-        return abs((datetime.datetime.now(datetime.UTC) - submitted).total_seconds()) < FRESH_S
+        return abs(seconds_since(ref.submitted_at)) < FRESH_S
     except (ValueError, TypeError):
         return False
 

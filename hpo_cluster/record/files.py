@@ -9,9 +9,9 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 #: The disk or the quota is full.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -27,12 +27,12 @@ IN_THE_WAY = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, 
 
 
 @contextlib.contextmanager
-def _whole(path: Path, text: str) -> Iterator[Path]:
-    """Yield a temporary file next to `path` with `text` synced to disk; remove it at the end if it still exists."""
+def _whole(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]:
+    """Yield a temporary file next to `path`, written and synced to disk; remove it at the end if it still exists."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("x", encoding="utf-8") as stream:
-            stream.write(text)
+        with temporary.open("xb") as stream:
+            write(stream)
             stream.flush()
             os.fsync(stream.fileno())
         yield temporary
@@ -40,10 +40,20 @@ def _whole(path: Path, text: str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Replace the content of `path` by `text`; a reader sees the whole old file or the whole new one."""
-    with _whole(path, text) as temporary:
+def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Replace the content of `path` by what `write` writes; a reader sees the whole old file or the whole new one."""
+    with _whole(path, write) as temporary:
         temporary.replace(path)
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Replace the content of `path` by `data`, as `replace` does."""
+    replace(path, lambda stream: stream.write(data))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace the content of `path` by `text`, as `replace` does."""
+    replace_bytes(path, text.encode())
 
 
 def publish_once(path: Path, text: str) -> bool:
@@ -53,7 +63,7 @@ def publish_once(path: Path, text: str) -> bool:
     could see half of the file. If NFS makes the link, loses the answer and repeats the request, the answer is that the
     file exists, although it is ours; the inode shows it.
     """
-    with _whole(path, text) as temporary:
+    with _whole(path, lambda stream: stream.write(text.encode())) as temporary:
         try:
             os.link(temporary, path)
         except FileExistsError:

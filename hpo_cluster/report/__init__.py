@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
-from hpo_cluster.record.files import replace_text
+from hpo_cluster.record.files import replace_bytes, replace_text
 from hpo_cluster.report.data import read_campaign
 from hpo_cluster.report.figures import FIGURES
 from hpo_cluster.report.page import render_page
@@ -36,17 +35,8 @@ def write_report(campaign_dir: str | os.PathLike[str]) -> list[Path]:
         if picture is None:
             path.unlink(missing_ok=True)
         else:
-            _replace_bytes(path, picture)
+            replace_bytes(path, picture)
             figures.append((figure.title(campaign), path))
     page = directory / "report.md"
     replace_text(page, render_page(campaign, [(title, path.name) for title, path in figures]))
     return [page, *(path for _, path in figures)]
-
-
-def _replace_bytes(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

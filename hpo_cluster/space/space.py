@@ -34,31 +34,13 @@ from hpo_cluster.space.constraints import Constraint, ConstraintError, Kind, par
 from hpo_cluster.space.parameters import (
     PARAMETER_FIELDS,
     Categorical,
-    Float,
-    Integer,
     Parameter,
-    Prior,
     Value,
     parameter_from_json,
     parameter_to_json,
     same,
 )
 from hpo_cluster.text import did_you_mean
-
-__all__ = [
-    "PARAMETER_FIELDS",
-    "RESERVED_NAMES",
-    "SPACE_KEYS",
-    "Categorical",
-    "Configuration",
-    "Float",
-    "Integer",
-    "Parameter",
-    "Prior",
-    "Space",
-    "Value",
-    "parameter_names",
-]
 
 Configuration: TypeAlias = dict[str, Value]
 

@@ -107,7 +107,7 @@ def test_a_full_disk_costs_only_the_cache(data: DataSettings, tmp_path: Path, mo
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     train, _ = tokenized_data(data, tokenizers(), tmp_path / "cache")
     assert len(train.ends) == 30
     assert entries(tmp_path / "cache") == []  # nothing half written

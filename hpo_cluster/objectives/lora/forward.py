@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from hpo_cluster.objectives import worker
+from hpo_cluster.objectives.lora.memory import free_bytes
 from hpo_cluster.objectives.lora.prefixes import Row
 from hpo_cluster.trial import ErrorKind
 
@@ -150,12 +151,11 @@ def tokens_that_fit(model: Any) -> int:
     if device.type != "cuda":
         return ON_CPU
     config = model.config
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     of_layer = 10 * config.n_embd + 3 * (config.n_head + 2 * config.n_query_groups) * config.head_size
     of_layer += 3 * (config.intermediate_size or 4 * config.n_embd)
     kept = 2 * config.n_layer * config.n_query_groups * config.head_size
     size: int = next(model.parameters()).element_size()
-    fitting = int((free / 2 - 3 * 4 * LOGITS) / (size * (of_layer + kept)))
+    fitting = int((free_bytes(device) / 2 - 3 * 4 * LOGITS) / (size * (of_layer + kept)))
     return min(ON_GPU, 1 << max(256, fitting).bit_length() - 1)
 
 

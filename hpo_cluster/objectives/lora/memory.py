@@ -1,4 +1,4 @@
-"""The number of tokens in one pass of training, from the memory that a token needs and the memory that is free."""
+"""The memory that is free, and the number of tokens in one pass of training that fit into it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,17 @@ SLACK = 2.0
 LOGIT_BYTES = 16
 
 
+def free_bytes(device: torch.device) -> int:
+    """Return the memory of a GPU that torch can still use: what the device has left, and what torch has in reserve."""
+    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + reserved
+
+
 def tokens_that_fit(packed: PackedModel, device: torch.device) -> int:
     """Return how many tokens fit into one pass of training."""
     if device.type != "cuda":
         return TOKENS_ON_CPU
-    free = torch.cuda.mem_get_info(device)[0]
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    left = free - LOGIT_BYTES * packed.logits_at_once
+    left = free_bytes(device) - LOGIT_BYTES * packed.logits_at_once
     kept = SLACK * max(1.0, kept_bytes_per_token(packed, device))  # zero without an adapter
     return min(max(TRIED, int(left / kept)), MOST)
 

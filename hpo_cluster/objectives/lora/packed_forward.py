@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from litgpt.lora import LoRALinear, LoRAQKVLinear
-from litgpt.model import RMSNorm, do_softcapping
+from litgpt.model import RMSNorm
 from torch.nn import functional
 
 from hpo_cluster.objectives.lora.attention import Examples, Rule, flash_is_right, rule_of
+from hpo_cluster.objectives.lora.forward import head
 from hpo_cluster.objectives.lora.packing import Pass
 
 #: Largest number of logits in memory at once: 1 GB with their gradients.
@@ -56,8 +57,8 @@ class PackedModel:
         pieces = (torch.split(x, size) for x in (hidden.detach(), part.targets, part.weights))
         for piece, targets, weights in zip(*pieces, strict=True):
             with self.precision(), self._standing_in(None):
-                logits = self._logits(piece.requires_grad_(backward))
-            losses = functional.cross_entropy(logits.float(), targets, reduction="none")
+                logits = head(self.model, piece.requires_grad_(backward))
+            losses = functional.cross_entropy(logits, targets, reduction="none")
             loss = losses @ weights
             if backward:  # now, so that memory holds the logits of one piece only
                 torch.autograd.backward(loss)
@@ -99,11 +100,6 @@ class PackedModel:
             x = block(x, *tables[index])
         hidden: torch.Tensor = model.transformer.ln_f(x)[0]
         return hidden
-
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model.lm_head(hidden)
-        cap = self.model.config.final_logit_softcapping
-        return logits if cap is None else do_softcapping(logits, cap)
 
     @contextlib.contextmanager
     def _standing_in(self, examples: Examples | None) -> Iterator[None]:

@@ -14,8 +14,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
-import secrets
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ import torch
 from hpo_cluster.objectives.lora.instruction_data import files_of, read_data
 from hpo_cluster.objectives.lora.settings import DataSettings
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
+from hpo_cluster.record.files import replace
 
 log = logging.getLogger(__name__)
 
@@ -180,12 +179,4 @@ def _write(entry: Path, train: Rows, val: Rows | None) -> None:
         if rows is not None
         for name in ("tokens", "ends", "prompts")
     }
-    temporary = entry.with_name(f".{entry.stem}-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("wb") as stream:
-            np.savez(stream, **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(entry)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace(entry, lambda stream: np.savez(stream, **arrays))
