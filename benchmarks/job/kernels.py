@@ -19,6 +19,9 @@ from benchmarks.job.routes import write_attempt
 from hpo_cluster.objectives import worker
 from hpo_cluster.record.layout import resources_dir
 
+#: Tokens in a pass: a whole step of the benchmark's, as on a GPU.
+TOKENS_AT_ONCE = 2**14
+
 #: Operators that launch nothing: views, and memory without values.
 VIEWS = """
     view _unsafe_view t transpose expand slice select split split_with_sizes unsqueeze squeeze permute detach alias
@@ -73,7 +76,7 @@ def kernels_a_step(case: Case, folder: Path) -> float:
     counts: list[int] = []
     logging.getLogger("lora").setLevel(logging.WARNING)
     for steps in (fewer, more):
-        train = {**case.train, "max_steps": steps, "validation_batches": 0}
+        train = {**case.train, "max_steps": steps, "validation_batches": 0, "tokens_at_once": TOKENS_AT_ONCE}
         objective = dataclasses.replace(case, train=train)
         attempt = worker.Attempt(write_attempt(objective, folder / str(steps), folder / "storage"))
         attempt.settings["tasks"]["limit"] = 1

@@ -11,8 +11,8 @@ from hpo_cluster.objectives.lora.packing import passes
 if TYPE_CHECKING:
     from hpo_cluster.objectives.lora.packed_forward import PackedModel
 
-#: Tokens in a pass on a CPU, where more are not faster.
-TOKENS_ON_CPU = 4096
+#: Tokens in a pass on a CPU, where more are not faster and take more memory.
+TOKENS_ON_CPU = 1024
 
 #: Tokens of the trial pass, and the smallest result.
 TRIED = 64

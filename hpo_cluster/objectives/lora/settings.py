@@ -150,7 +150,7 @@ class TrainSettings(Settings):
         None,
         ge=1,
         description="largest number of tokens on the device at once; halved when memory runs out; does not affect "
-        "results; null: as many as fit into a GPU's free memory, 4096 on a CPU",
+        "results; null: as many as fit into a GPU's free memory, 1024 on a CPU",
     )
     lr_warmup_steps: int = Field(100, ge=0, description="optimizer steps of linear warm-up before the schedule")
     lr_warmup_share: float | None = Field(
