@@ -67,6 +67,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         from hpo_cluster.objectives.lora.adapter import converted_lm, save_adapter
         from hpo_cluster.objectives.lora.checkpoint import fingerprint
         from hpo_cluster.objectives.lora.meter import Meter, Weights
+        from hpo_cluster.objectives.lora.model_config import unlike_litgpt
         from hpo_cluster.objectives.lora.tasks import score
 
         meter = Meter(device, bfloat16=train.precision != "32-true")
@@ -89,6 +90,9 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
                 *checks.tokenizer_faults(tokenizers),
             ]
         )
+        unlike = unlike_litgpt(tokenizers)
+        if unlike:
+            log.warning("unlike LitGPT, as transformers: %s", ", ".join(f"{k}={v}" for k, v in unlike.items()))
         train_examples, val_examples = load_examples(objective, train, tokenizers, storage_dir / "tokenized")
         without_labels = 0 if attempt.baseline else count_without_labels(objective, train_examples)
         seed_everything(seed)  # before the model is made: its adapter is random
@@ -101,7 +105,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         if not attempt.baseline:
             begin("train")
             state.optimizer = make_optimizer(model, train)
-            keep.mark = fingerprint(objective, train, seed)
+            keep.mark = fingerprint(objective, train, seed, unlike)
             resume(keep)
             keep()
             before = state.tokens
@@ -157,6 +161,9 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         "train": train.model_dump(mode="json"),
         "baseline": attempt.baseline,
         "evaluation": objective.evaluation,
+        "adds_bos": tokenizers.adds_bos,
+        "norm_eps": model.config.norm_eps,
+        "unlike_litgpt": unlike,
         **used,
     }
 
@@ -299,11 +306,12 @@ def load_model(checkpoint_dir: Path, train: TrainSettings, device: torch.device,
     the same as LitGPT's. The base weights are then read from the checkpoint.
     """
     import torch
-    from litgpt.lora import GPT, Config, lora_filter, mark_only_lora_as_trainable
+    from litgpt.lora import GPT, lora_filter, mark_only_lora_as_trainable
 
     from hpo_cluster.objectives.lora.adapter import lora_settings, weights_dtype
+    from hpo_cluster.objectives.lora.model_config import read_config
 
-    config = Config.from_file(checkpoint_dir / "model_config.yaml", **({} if baseline else lora_settings(train)))
+    config = read_config(checkpoint_dir, **({} if baseline else lora_settings(train)))
     with torch.device(device), default_dtype(weights_dtype(train)):
         model = GPT(config)
     mark_only_lora_as_trainable(model)

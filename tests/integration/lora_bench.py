@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -252,3 +253,30 @@ def train_sentencepiece(folder: Path, kind: str) -> int:
     )  # fmt: skip
     (folder / "tokenizer.vocab").unlink()
     return 400
+
+
+def write_tokenizer(folder: Path, single: str) -> None:
+    """The bundled tokenizer with a post-processor like Llama 3's, and a class that tells LitGPT nothing.
+
+    Args:
+        folder: where its files are written.
+        single: what becomes of a text, ``{bos} $A`` for instance.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = {"bos": "<s>", "eos": "</s>"}
+    village = Tokenizer.from_file(str(BUNDLE / "checkpoint" / "tokenizer.json"))
+    pairs = [(token, village.token_to_id(token)) for token in tokens.values()]
+    village.post_processor = TemplateProcessing(single=single.format(**tokens), special_tokens=pairs)
+    made = PreTrainedTokenizerFast(tokenizer_object=village, bos_token=tokens["bos"], eos_token=tokens["eos"])
+    made.save_pretrained(folder)
+
+
+def village_checkpoint(folder: Path, single: str | None = None) -> Path:
+    """The bundled checkpoint under another name, with another tokenizer if `single` is given (`write_tokenizer`)."""
+    shutil.copytree(BUNDLE / "checkpoint", folder)
+    if single is not None:
+        write_tokenizer(folder, single)
+    return folder

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lora_bench import BUNDLE, objective, run_attempt, train_sentencepiece, write_data
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from lora_bench import BUNDLE, objective, run_attempt, train_sentencepiece, write_data, write_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hpo_cluster.cli.main import main
 from hpo_cluster.errors import ConfigError
@@ -251,26 +251,11 @@ def test_without_sentencepiece_the_fault_says_what_to_install(
     assert said.endswith("tokenizer.model cannot be read without sentencepiece; type: pip install sentencepiece")
 
 
-def with_first_token(folder: Path, add_bos_token: bool | None) -> None:
-    """A tokenizer like Llama 3's: a first token by its post-processor, and a class that tells LitGPT nothing."""
-    from tokenizers import Tokenizer
-    from tokenizers.processors import TemplateProcessing
-
-    village = Tokenizer.from_file(str(BUNDLE / "checkpoint" / "tokenizer.json"))
-    first = json.loads((BUNDLE / "checkpoint" / "tokenizer_config.json").read_text())["eos_token"]
-    pairs = [(first, village.token_to_id(first))]
-    village.post_processor = TemplateProcessing(single=f"{first} $A", pair=f"{first} $A $B", special_tokens=pairs)
-    options = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
-    PreTrainedTokenizerFast(tokenizer_object=village, bos_token=first, eos_token=first, **options).save_pretrained(
-        folder
-    )
-
-
 def test_training_begins_with_the_token_that_scoring_begins_with(tmp_path: Path, resolve: Resolve) -> None:
     from litgpt.tokenizer import Tokenizer
 
     folder = hugging_face(tmp_path / "mine")
-    with_first_token(folder, None)
+    write_tokenizer(folder, "{bos} $A")
     original = AutoTokenizer.from_pretrained(folder)
     assert Tokenizer(folder).encode("a").tolist() != original.encode("a")  # what LitGPT makes of the folder as it is
     checkpoint = prepared(folder, resolve)

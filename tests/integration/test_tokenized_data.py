@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from litgpt.data.base import SFTDataset
-from lora_bench import BUNDLE
+from lora_bench import BUNDLE, village_checkpoint
 
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives.lora import tokenized_data as module
@@ -71,12 +71,11 @@ def test_each_thing_that_the_tokens_depend_on_makes_another_entry(data: DataSett
     tokenized_data(data, tokenizers(), cache)
     tokenized_data(data.model_copy(update={"prompt_style": "llama3"}), tokenizers(), cache)
     tokenized_data(data.model_copy(update={"fields": {"input": "output"}}), tokenizers(), cache)
-    renamed = tmp_path / "Llama-3-village"  # by its name LitGPT puts a first token before each text
-    renamed.symlink_to(BUNDLE / "checkpoint")
-    tokenized_data(data, Tokenizers(renamed), cache)
+    tokenized_data(data, Tokenizers(village_checkpoint(tmp_path / "other", "{bos} $A")), cache)
     (Path(data.path) / "val.json").write_text(json.dumps(ROWS[31:]))
     tokenized_data(data, tokenizers(), cache)
     assert len(entries(cache)) == 5
+    tokenized_data(data, Tokenizers(village_checkpoint(tmp_path / "Llama-3-village")), cache)  # LitGPT adds a token
     unlike = data.model_copy(update={"mask_prompt": True, "val_split_fraction": 0.5, "split_seed": 1, "name": "x"})
     tokenized_data(unlike, tokenizers(), cache)  # of which the tokens do not depend
     assert len(entries(cache)) == 5

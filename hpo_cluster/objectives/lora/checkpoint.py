@@ -26,8 +26,17 @@ FORMAT = 1
 FREE_SETTINGS = ("tokens_at_once", "checkpoint_interval_s")
 
 
-def fingerprint(objective: LoraObjective, train: TrainSettings, seed: int) -> dict[str, Any]:
-    """Return what must be equal for a training run to resume from a checkpoint (JSON); the code is not included."""
+def fingerprint(
+    objective: LoraObjective, train: TrainSettings, seed: int, unlike: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return what must be equal for a training run to resume from a checkpoint (JSON); the code is not included.
+
+    Args:
+        objective: the settings.
+        train: those of this attempt.
+        seed: of the training.
+        unlike: result of `unlike_litgpt`. Earlier versions trained as LitGPT does.
+    """
     data = Path(objective.data.path)
     base = Path(objective.model.checkpoint_dir)
     files = [path for path in files_of(data) if path is not None]
@@ -39,6 +48,7 @@ def fingerprint(objective: LoraObjective, train: TrainSettings, seed: int) -> di
         "data_files": [_digest(path) for path in files],
         "model_files": [_digest(base / name) for name in ("model_config.yaml", "tokenizer.json")],
         "model_size": (base / "lit_model.pth").stat().st_size,
+        **({"unlike_litgpt": dict(unlike)} if unlike else {}),
     }
 
 

@@ -255,22 +255,30 @@ def prompt_faults(objective: LoraObjective) -> list[AttemptError]:
 
 
 def tokenizer_faults(tokenizers: Tokenizers) -> list[AttemptError]:
-    """Load the tokenizer with transformers, which scores, and with LitGPT, which trains; return the faults."""
-    checkpoint_dir, faults = tokenizers.checkpoint_dir, []
+    """Load the tokenizer with transformers, which scores, and with LitGPT, which trains; return a fault, if any.
+
+    It is a fault too if the two split a text into different tokens.
+    """
+    checkpoint_dir = tokenizers.checkpoint_dir
+
+    def fault(what: str) -> list[AttemptError]:
+        return [AttemptError(ErrorKind.MISSING_MODEL, f"the tokenizer in {checkpoint_dir} {what}")]
+
     try:
-        if tokenizers.hugging_face.eos_token_id is None:
-            what = 'has no eos token: add "eos_token" to its tokenizer_config.json'
-            faults.append(AttemptError(ErrorKind.MISSING_MODEL, f"the tokenizer in {checkpoint_dir} {what}"))
+        eos = tokenizers.hugging_face.eos_token_id
     except Exception as error:  # files of other versions raise many kinds of errors
         hint = "a newer version of transformers may have written it: use the tokenizer files of an older revision"
-        message = f"the tokenizer in {checkpoint_dir} cannot be read by transformers ({_short(error)}); {hint}"
-        faults.append(AttemptError(ErrorKind.MISSING_MODEL, message))
+        return fault(f"cannot be read by transformers ({_short(error)}); {hint}")
+    if eos is None:
+        return fault('has no eos token: add "eos_token" to its tokenizer_config.json')
     try:
-        _ = tokenizers.litgpt
+        difference = tokenizers.difference()
     except Exception as error:
-        message = f"the tokenizer in {checkpoint_dir} cannot be read by LitGPT ({_short(error)})"
-        faults.append(AttemptError(ErrorKind.MISSING_MODEL, message))
-    return faults
+        return fault(f"cannot be read by LitGPT ({_short(error)})")
+    if difference is None:
+        return []
+    hint = "see add_bos_token and add_eos_token in its tokenizer_config.json, and post_processor in tokenizer.json"
+    return fault(f"gives training other tokens than scoring: {difference}; {hint}")
 
 
 def dropout_faults(objective: LoraObjective, checkpoint_dir: Path) -> list[AttemptError]:

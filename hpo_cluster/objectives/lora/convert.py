@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster.objectives.lora.hugging_face import weight_files
+from hpo_cluster.objectives.lora.model_config import norm_epsilon
+from hpo_cluster.objectives.lora.tokenizers import SAMPLES, Tokenizers, adds_bos
 from hpo_cluster.record.files import read_json
-
-#: Texts that training and scoring must split into the same tokens.
-SAMPLES = ("a", "The quick brown fox, 12 times.", " leading space\nand a new line", "naïve – 東京 🙂")
 
 
 class ConversionError(Exception):
@@ -75,6 +74,7 @@ def convert_weights(folder: Path, name: str) -> None:
             what = f"a tensor {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
             raise ConversionError(f"LitGPT cannot convert the weights of {name}: {what}") from error
     _check_weights(folder, name)
+    _set_norm_epsilon(folder)
 
 
 @contextlib.contextmanager
@@ -222,14 +222,24 @@ def _check_weights(folder: Path, name: str) -> None:
         raise ConversionError(f"{message}, which transformers would ignore; set it to false if the head should be used")
 
 
+def _set_norm_epsilon(folder: Path) -> None:
+    """Write the epsilon of the model's norms to ``model_config.yaml``: LitGPT's own settings of Gemma have another."""
+    from litgpt.config import Config
+    from litgpt.utils import save_config
+
+    config = Config.from_file(folder / "model_config.yaml")
+    config.norm_eps = norm_epsilon(folder, config)
+    save_config(config, folder)
+
+
 # The tokenizer.
 
 
 def write_tokenizer(source: Path, folder: Path) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` so that LitGPT and transformers give the same tokens.
 
-    transformers reads any kind of tokenizer in `source`, including a SentencePiece model (``tokenizer.model``). LitGPT
-    puts a special token at the beginning of a text if ``add_bos_token`` is true; it is set to what transformers does.
+    transformers reads any kind of tokenizer in `source`, including a SentencePiece model (``tokenizer.model``). LitGPT's
+    own programs put a BOS token before a text if ``add_bos_token`` is true; it is set to what transformers does.
 
     Raises:
         ConversionError: if the tokenizer cannot be read, or if LitGPT and transformers still disagree.
@@ -243,7 +253,7 @@ def write_tokenizer(source: Path, folder: Path) -> None:
             raise ConversionError(f"{needs}; type: pip install {' '.join(absent)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        first = tokenizer.encode(SAMPLES[0])[:1]
+        begins_with_bos = adds_bos(tokenizer)
     except Exception as error:  # files of other versions raise many kinds of errors
         message = f"the tokenizer in {source} cannot be read by transformers ({type(error).__name__}: {error})"
         raise ConversionError(
@@ -258,7 +268,7 @@ def write_tokenizer(source: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["add_bos_token"] = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+    config["add_bos_token"] = begins_with_bos
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _check_tokens(tokenizer, folder)
 
@@ -271,21 +281,22 @@ def _is_installed(module: str) -> bool:
 
 
 def _check_tokens(original: Any, folder: Path) -> None:
-    """Raise ConversionError if transformers or LitGPT, with the written files, give other tokens than the original."""
-    from litgpt.tokenizer import Tokenizer
-    from transformers import AutoTokenizer
+    """Raise ConversionError if the written files give other tokens than the original, or training others than scoring.
 
-    scoring = AutoTokenizer.from_pretrained(folder)
+    Both texts and answers are compared; see `Tokenizers.difference`.
+    """
+    tokenizers = Tokenizers(folder)
+    for text in SAMPLES:
+        if (seen := tokenizers.hugging_face.encode(text)) != (wanted := original.encode(text)):
+            what = f"transformers reads {text!r} as {seen}, not as {wanted}"
+            raise ConversionError(f"the tokenizer of {folder.name} changes when it is written: {what}")
     try:
-        training = Tokenizer(folder)
+        difference = tokenizers.difference()
     except Exception as error:
         message = f"the tokenizer cannot be read by LitGPT ({type(error).__name__}: {error})"
         raise ConversionError(message) from error
-    for text in SAMPLES:
-        wanted = original.encode(text)
-        for reader, seen in (("transformers", scoring.encode(text)), ("LitGPT", training.encode(text).tolist())):
-            if seen != wanted:
-                raise ConversionError(
-                    f"the tokenizer of {folder.name} differs between training and scoring: {reader} reads {text!r} "
-                    f"as {seen}, not as {wanted}; see add_bos_token and add_eos_token in its tokenizer_config.json"
-                )
+    if difference is not None:
+        raise ConversionError(
+            f"the tokenizer of {folder.name} differs between training and scoring: {difference}; see add_bos_token and "
+            "add_eos_token in its tokenizer_config.json"
+        )

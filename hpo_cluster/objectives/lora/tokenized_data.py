@@ -102,7 +102,7 @@ def tokenized_data(
     files = [path for path in files_of(Path(data.path)) if path is not None]
     if cache_dir is None or sum(path.stat().st_size for path in files) < CACHED_FROM_BYTES:
         return _tokenize(data, tokenizers)
-    entry = cache_dir / f"{_key(data, files, tokenizers.checkpoint_dir)}.npz"
+    entry = cache_dir / f"{_key(data, files, tokenizers)}.npz"
     try:
         return _read(entry)
     except FileNotFoundError:
@@ -120,16 +120,17 @@ def tokenized_data(
     return train, val
 
 
-def _key(data: DataSettings, files: Sequence[Path], checkpoint_dir: Path) -> str:
+def _key(data: DataSettings, files: Sequence[Path], tokenizers: Tokenizers) -> str:
     """Return a digest of all that the tokens depend on."""
     packages = ("litgpt", "tokenizers", "sentencepiece")
+    checkpoint_dir, special = tokenizers.checkpoint_dir, tokenizers.hugging_face
     parts = {
         "format": FORMAT,
         "data": [_digest(path) for path in files],
         "tokenizer": {
             name: _digest(checkpoint_dir / name) for name in TOKENIZER_FILES if (checkpoint_dir / name).is_file()
         },
-        "model": checkpoint_dir.name,  # by which LitGPT decides on a first token
+        "special": [special.bos_token_id if tokenizers.adds_bos else None, special.eos_token_id],
         "style": data.prompt_style,
         "fields": dict(data.fields),
         "versions": {name: importlib.metadata.version(name) for name in packages},
