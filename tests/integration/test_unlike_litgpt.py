@@ -94,7 +94,7 @@ def test_tokenizers_that_cannot_serve_training_and_scoring_alike(single: str, da
 SMALL = {"n_layer": 2, "n_head": 4, "n_query_groups": 2, "n_embd": 32, "head_size": 8, "intermediate_size": 48}
 #: What of LitGPT's settings is made smaller, and the same model in transformers.
 GEMMAS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
-    "Gemma-2b": ({"n_query_groups": 1}, "gemma", {"num_key_value_heads": 1, "hidden_activation": "gelu_pytorch_tanh"}),
+    "Gemma-7b": ({}, "gemma", {"hidden_activation": "gelu_pytorch_tanh"}),
     "Gemma-2-2b": (
         {"attention_scores_scalar": 16, "sliding_window_size": 8, "sliding_window_indices": [1, 0]},
         "gemma2",
