@@ -66,6 +66,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         from hpo_cluster.objectives.lora import checks
         from hpo_cluster.objectives.lora.adapter import converted_lm, save_adapter
         from hpo_cluster.objectives.lora.checkpoint import fingerprint
+        from hpo_cluster.objectives.lora.learning_curve import final_loss, learning_curve
         from hpo_cluster.objectives.lora.meter import Meter, Weights
         from hpo_cluster.objectives.lora.model_config import unlike_litgpt
         from hpo_cluster.objectives.lora.tasks import score
@@ -113,7 +114,12 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
             tokens = state.tokens - before
             meter.add(tokens=tokens, flops=Weights.of(model).training_flops(tokens))
 
-        metrics: dict[str, float] = {} if attempt.baseline else {"train_loss": state.loss}
+        metrics: dict[str, float] = {}
+        curve: list[dict[str, Any]] = []
+        if not attempt.baseline:
+            plan = make_plan(train, len(train_examples))
+            metrics["train_loss"] = final_loss(state.losses)
+            curve = learning_curve(state.losses, state.step, lambda step: learning_rate(train, plan, step))
         if train.validation_batches and len(val_examples):
             begin("validate")
             metrics |= losses_of_validation(objective, validate(run, val_examples))
@@ -156,6 +162,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         "tokens": state.tokens,
         "attempts": len(state.resumed_at) + 1,
         "resumed_at": state.resumed_at,
+        "curve": curve,
         "trainable_parameters": trainable,
         "seeds": {"train": seed, "split": objective.data.split_seed},
         "train": train.model_dump(mode="json"),
@@ -410,7 +417,7 @@ class State:
 
     Attributes:
         train_s: seconds that the steps took, without checkpoints and without steps whose results were lost.
-        loss: loss of the last step whose loss has been read.
+        losses: of the steps whose losses have been read; after a checkpoint of an earlier version, from its last on.
         resumed_at: steps after which an attempt ended and the next one continued.
         unread: the step whose loss has not been read yet.
     """
@@ -420,22 +427,23 @@ class State:
     examples: int = 0
     tokens: int = 0
     train_s: float = 0.0
-    loss: float = math.nan
+    losses: list[float] = field(default_factory=list)
     resumed_at: list[int] = field(default_factory=list)
     unread: Unread | None = None
 
-    COUNTERS = ("step", "examples", "tokens", "train_s", "loss", "resumed_at")
+    COUNTERS = ("step", "examples", "tokens", "train_s", "losses", "resumed_at")
 
     def read(self, attempt: Attempt) -> None:
         """Wait for the loss of the last step and report it; raise `AttemptError` (diverged) if it is not finite."""
         unread, self.unread = self.unread, None
         if unread is None:
             return
-        self.loss = unread.loss.item()
-        if not math.isfinite(self.loss):
+        loss = unread.loss.item()
+        if not math.isfinite(loss):
             where = f"step {unread.step} of {unread.total}, learning rate {unread.learning_rate:.3g}"
-            raise AttemptError(ErrorKind.DIVERGED, f"the training loss is {self.loss} at {where}")
-        attempt.progress(step=unread.step, total=unread.total, loss=self.loss, learning_rate=unread.learning_rate)
+            raise AttemptError(ErrorKind.DIVERGED, f"the training loss is {loss} at {where}")
+        self.losses.append(loss)
+        attempt.progress(step=unread.step, total=unread.total, loss=loss, learning_rate=unread.learning_rate)
 
 
 @dataclass
@@ -492,7 +500,8 @@ def resume(keep: Keeper) -> None:
                 log.warning("%s is of another configuration (%s): not used", folder, ", ".join(others))
                 continue
             restore(kept, keep.run.model, keep.state.optimizer)
-            counters = {"train_s": math.nan, **kept["counters"]}  # earlier versions did not count the seconds
+            # earlier versions did not count the seconds, and kept the last loss alone
+            counters = {"train_s": math.nan, "losses": [kept["counters"].get("loss")], **kept["counters"]}
             for name in State.COUNTERS:
                 setattr(keep.state, name, counters[name])
         except Exception as error:  # whatever is wrong with a checkpoint, training from the beginning is right

@@ -38,10 +38,11 @@ from hpo_cluster.objectives.lora import checkpoint, language_model
 from hpo_cluster.objectives.lora.settings import LoraObjective
 from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.status import campaign_status
+from hpo_cluster.report.trial import trial_story
 
 #: Two epochs, dropout, and an accumulation that spans both of them.
 TRAINING: dict[str, Any] = {"lora_dropout": 0.3, "epochs": 2, "micro_batch_size": 4, "global_batch_size": 8}
-COUNTS = ("steps", "examples", "tokens", "sems", "train", "trainable_parameters")
+COUNTS = ("steps", "examples", "tokens", "sems", "train", "trainable_parameters", "curve")
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,23 @@ def test_a_signalled_training_goes_on_and_ends_the_same(
     assert result["attempts"] == len(steps) + 1
     assert result["resumed_at"] == [15 if step < 0 else step for step in steps]
     same(folders[-1], whole)
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_shorter_curve(
+    at_step: Any, whole: Path, data: Path, tmp_path: Path
+) -> None:
+    what = objective(data, **TRAINING)
+    kept = interrupted(tmp_path / "a0", what, at_step, step=5)
+    state = torch.load(kept / "state.pt", weights_only=True)
+    state["counters"]["loss"] = state["counters"].pop("losses")[-1]  # all that was kept
+    torch.save(state, kept / "state.pt")
+    listed = {"step": 5, "files": {"state.pt": (kept / "state.pt").stat().st_size}}
+    (kept / "checkpoint.json").write_text(json.dumps(listed))
+    result = run_attempt(tmp_path / "a1", what, previous=previous(tmp_path / "a0"))
+    expected = read(whole / "result.json")
+    assert result["resumed_at"] == [5]
+    assert result["curve"] == expected["curve"][4:]
+    assert learned(result) == learned(expected)
 
 
 def test_litgpts_draws_go_on_too(at_step: Any, data: Path, tmp_path: Path) -> None:
@@ -328,6 +346,22 @@ def test_attempts_that_get_further_use_up_no_retry(tmp_path: Path) -> None:
     )
     assert trial.state == "completed"
     assert [(a.error or {}).get("checkpoint_step") for a in trial.attempts] == [10, 20, 30, 40, None]
+
+
+@pytest.mark.parametrize(
+    ("curve", "drawn"),
+    [
+        ([{"step": 10 * n, "train_loss": 4.0 / n, "learning_rate": 0.1} for n in (1, 2, 4)], "█▃▁ 4 to 1 in 40 steps"),
+        ([[1, 2.0], [2, 1.0]], None),  # a program's own, of another shape
+        ("steep", None),
+    ],
+)
+def test_the_story_of_a_trial_draws_its_curve(curve: Any, drawn: str | None, tmp_path: Path) -> None:
+    campaign(tmp_path / "c", "end(value=1)")
+    path = tmp_path / "c" / "trials" / "t0000" / "a0" / "result.json"
+    path.write_text(json.dumps({**read(path), "curve": curve}))
+    told = [line for line in trial_story(tmp_path / "c", 0) if line.startswith("  loss")]
+    assert told == ([] if drawn is None else [f"  loss      {drawn}"])
 
 
 def test_attempts_that_do_not_get_further_do(tmp_path: Path) -> None:

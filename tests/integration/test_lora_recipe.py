@@ -68,6 +68,11 @@ def test_publishes_a_whole_result(by_hand: Path) -> None:
     assert result["steps"] == 7  # 15 micro-batches make 7 accumulations of 2
     assert result["examples"] == 56
     assert 56 * 10 < result["tokens"] < 56 * 25
+    assert [point["step"] for point in result["curve"]] == [1, 2, 3, 4, 5, 6, 7]
+    losses = [point["train_loss"] for point in result["curve"]]
+    assert len(set(losses)) == 7
+    assert result["metrics"]["train_loss"] == pytest.approx(sum(losses) / 7)
+    assert [point["learning_rate"] for point in result["curve"]][:4] == pytest.approx([0, 4e-3 / 3, 8e-3 / 3, 4e-3])
     assert result["trainable_parameters"] == sum(weight.numel() for weight in adapter(by_hand).values())
     assert result["seeds"] == {"train": 1337, "split": 42}
     assert result["train"]["lora_dropout"] == 0.1
@@ -104,6 +109,7 @@ def test_same_attempt_same_metrics_and_weights(by_hand: Path, data: Path, tmp_pa
 def test_learning_rate_zero_leaves_the_base_model(data: Path, tmp_path: Path) -> None:
     base = run_attempt(tmp_path / "base", objective(data), baseline=True)
     assert base["steps"] == base["trainable_parameters"] == 0
+    assert base["curve"] == []
     assert not {*OF_TRAINING} & base["metrics"].keys()
     assert not (tmp_path / "base" / "adapter").exists()
     for number, (rank, alpha) in enumerate(((2, 64.0), (64, 1.0))):
@@ -219,7 +225,7 @@ def test_a_step_without_a_learned_token_decays_the_weights_as_litgpts_does() -> 
     before = {name: value.clone() for name, value in model.state_dict().items() if "lora_A" in name}
     state = job.State(job.make_optimizer(model, train))
     job.fine_tune(job.Run(model, train, torch.device("cpu"), 0), state, [row] * 4, 42, SimpleNamespace(progress=dict))
-    assert state.loss == 0
+    assert state.losses == [0] * state.step
     for name, value in before.items():
         assert torch.allclose(model.state_dict()[name], value * (1 - train.learning_rate * 0.5))
 

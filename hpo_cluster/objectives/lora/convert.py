@@ -238,8 +238,8 @@ def _set_norm_epsilon(folder: Path) -> None:
 def write_tokenizer(source: Path, folder: Path) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` so that LitGPT and transformers give the same tokens.
 
-    transformers reads any kind of tokenizer in `source`, including a SentencePiece model (``tokenizer.model``). LitGPT's
-    own programs put a BOS token before a text if ``add_bos_token`` is true; it is set to what transformers does.
+    transformers reads any kind of tokenizer in `source`, including a SentencePiece model (``tokenizer.model``). The
+    programs of LitGPT put a BOS token before a text if ``add_bos_token`` is true; it is set to what transformers does.
 
     Raises:
         ConversionError: if the tokenizer cannot be read, or if LitGPT and transformers still disagree.

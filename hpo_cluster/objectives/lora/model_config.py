@@ -1,7 +1,7 @@
 """The settings of a LitGPT checkpoint's model, with the epsilon that transformers has in the model's norms.
 
-LitGPT's settings of Gemma (1, 2, 3 and CodeGemma) leave the epsilon at 1e-5, while the models have 1e-6. ``config.json``
-says the right one, also of other families; a Gemma checkpoint without that file is recognised by its name.
+LitGPT's settings of Gemma (1, 2, 3 and CodeGemma) leave the epsilon at 1e-5, while the models have 1e-6. The right one
+is in ``config.json``, for other families too; a Gemma checkpoint without that file is recognised by its name.
 """
 
 from __future__ import annotations
