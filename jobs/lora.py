@@ -46,7 +46,7 @@ if TYPE_CHECKING:  # torch, litgpt and lm-eval are imported once the environment
 
     from hpo_cluster.objectives.lora.dropout import Masks
     from hpo_cluster.objectives.lora.meter import Meter
-    from hpo_cluster.objectives.lora.packed_forward import PackedModel
+    from hpo_cluster.objectives.lora.packed_forward import PackedModel, Precision
     from hpo_cluster.objectives.lora.packing import Example
 
 log = logging.getLogger("lora")
@@ -71,7 +71,8 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         from hpo_cluster.objectives.lora.model_config import unlike_litgpt
         from hpo_cluster.objectives.lora.tasks import score
 
-        meter = Meter(device, bfloat16=train.precision != "32-true")
+        in_float32 = ("score",) if objective.score_precision == "float32" else ()
+        meter = Meter(device, bfloat16=train.precision != "32-true", in_float32=in_float32)
         attempt.used = meter.energy
 
         def begin(phase: str) -> None:
@@ -138,7 +139,10 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
                 begin("score")
                 scores, sems = score(lm, tasks, objective.tasks.limit)
         else:
-            lm = merged_lm(run, objective, tokenizers, attempt, keep, meter)
+            lost, precision = merge_adapter(run, objective, checkpoint_dir)
+            if lost is not None:
+                metrics["merge_loss"] = lost
+            lm = merged_lm(run, objective, tokenizers, attempt, keep, meter, precision)
             begin("score")
             with meter.scoring(model):
                 scores, sems = score(lm, tasks, objective.tasks.limit)
@@ -168,6 +172,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         "train": train.model_dump(mode="json"),
         "baseline": attempt.baseline,
         "evaluation": objective.evaluation,
+        "score_precision": objective.score_precision,
         "adds_bos": tokenizers.adds_bos,
         "norm_eps": model.config.norm_eps,
         "unlike_litgpt": unlike,
@@ -313,7 +318,7 @@ def load_model(checkpoint_dir: Path, train: TrainSettings, device: torch.device,
     the same as LitGPT's. The base weights are then read from the checkpoint.
     """
     import torch
-    from litgpt.lora import GPT, lora_filter, mark_only_lora_as_trainable
+    from litgpt.lora import GPT, mark_only_lora_as_trainable
 
     from hpo_cluster.objectives.lora.adapter import lora_settings, weights_dtype
     from hpo_cluster.objectives.lora.model_config import read_config
@@ -322,6 +327,15 @@ def load_model(checkpoint_dir: Path, train: TrainSettings, device: torch.device,
     with torch.device(device), default_dtype(weights_dtype(train)):
         model = GPT(config)
     mark_only_lora_as_trainable(model)
+    read_base(model, checkpoint_dir)
+    return model
+
+
+def read_base(model: Any, checkpoint_dir: Path) -> None:
+    """Read the base weights of a model from its checkpoint, in the dtype of the model."""
+    import torch
+    from litgpt.lora import lora_filter
+
     try:
         weights = torch.load(checkpoint_dir / "lit_model.pth", map_location="cpu", mmap=True, weights_only=True)
         loaded = model.load_state_dict(weights.get("model", weights), strict=False)
@@ -334,7 +348,6 @@ def load_model(checkpoint_dir: Path, train: TrainSettings, device: torch.device,
     if missing or loaded.unexpected_keys:
         message = f"{checkpoint_dir}/lit_model.pth: missing {missing[:5]}, unexpected {loaded.unexpected_keys[:5]}"
         raise AttemptError(ErrorKind.MISSING_MODEL, message)
-    return model
 
 
 # --- precision -------------------------------------------------------------------------------------------------------
@@ -705,17 +718,42 @@ def summed_loss(
 # --- after training --------------------------------------------------------------------------------------------------
 
 
-def merged_lm(
-    run: Run, objective: LoraObjective, tokenizers: Tokenizers, attempt: Attempt, keep: Callable[[], None], meter: Meter
-) -> Any:
-    """Merge the adapter into the model in place, and return the model as an lm-eval model."""
+def merge_adapter(run: Run, objective: LoraObjective, checkpoint_dir: Path) -> tuple[float | None, Precision]:
+    """Merge the adapter into the model in place, for scoring in ``objective.score_precision``.
+
+    Returns:
+        How much of the update is lost in rounding (`merging`; None without an adapter), and what returns the context in
+        which a forward pass of the merged model runs.
+    """
     import torch
-    from litgpt.lora import merge_lora_weights
 
-    from hpo_cluster.objectives.lora.language_model import LitLM
+    from hpo_cluster.objectives.lora.merging import merge, merge_in
 
+    precision = run.train.precision
+    wanted = objective.score_precision
     with torch.no_grad():
-        merge_lora_weights(run.model)
+        if wanted is None or wanted == {"32-true": "float32", "bf16-true": "bfloat16"}.get(precision):
+            return merge(run.model, torch.float32 if precision == "32-true" else torch.bfloat16), run.precision
+        if precision == "bf16-true":  # the checkpoint may have more digits
+            for name, value in run.model.named_parameters():
+                if "lora_" not in name:
+                    value.data = value.data.float()
+            read_base(run.model, checkpoint_dir)
+        dtype = torch.float32 if wanted == "float32" else torch.bfloat16
+        return merge_in(run.model, dtype), lambda: default_dtype(dtype)
+
+
+def merged_lm(
+    run: Run,
+    objective: LoraObjective,
+    tokenizers: Tokenizers,
+    attempt: Attempt,
+    keep: Callable[[], None],
+    meter: Meter,
+    precision: Precision,
+) -> Any:
+    """Return a merged model as an lm-eval model."""
+    from hpo_cluster.objectives.lora.language_model import LitLM
 
     def on_batch(done: int, total: int) -> None:
         attempt.progress(step=done, total=total)
@@ -724,7 +762,7 @@ def merged_lm(
         keep()
 
     tokenizer = tokenizers.hugging_face
-    return LitLM(run.model, tokenizer, objective.tasks.tokens_at_once, precision=run.precision, on_batch=on_batch)
+    return LitLM(run.model, tokenizer, objective.tasks.tokens_at_once, precision=precision, on_batch=on_batch)
 
 
 if __name__ == "__main__":

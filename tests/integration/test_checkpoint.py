@@ -148,6 +148,17 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_shorter_curve(
     assert learned(result) == learned(expected)
 
 
+def test_scoring_in_another_precision_leaves_the_adapter_for_the_next_attempt(
+    at_step: Any, data: Path, tmp_path: Path
+) -> None:
+    what = objective(data, **{**TRAINING, "epochs": 1, "precision": "bf16-true"})
+    what = what.model_copy(update={"score_precision": "float32"})
+    run_attempt(tmp_path / "whole" / "a0", what)
+    interrupted(tmp_path / "a0", what, at_step, step=-1)
+    assert run_attempt(tmp_path / "a1", what, previous=previous(tmp_path / "a0"))["resumed_at"] == [7]
+    same(tmp_path / "a1", tmp_path / "whole" / "a0")
+
+
 def test_litgpts_draws_go_on_too(at_step: Any, data: Path, tmp_path: Path) -> None:
     what = objective(data, limit=2, **{**TRAINING, "dropout_draws": "litgpt", "epochs": 1})
     run_attempt(tmp_path / "whole" / "a0", what)

@@ -62,7 +62,7 @@ def run_by_hand(folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_publishes_a_whole_result(by_hand: Path) -> None:
     result = json.loads((by_hand / "result.json").read_text(), parse_constant=refuse_nan)
-    assert set(result["metrics"]) == {*SCORES, *MEASURES} - {"energy_wh"}
+    assert set(result["metrics"]) == {*SCORES, *MEASURES, "merge_loss"} - {"energy_wh"}
     assert set(result["sems"]) == set(SCORES)
     assert set(result["seconds"]) == {"import", "load", "train", "validate", "merge", "score"}
     assert result["steps"] == 7  # 15 micro-batches make 7 accumulations of 2

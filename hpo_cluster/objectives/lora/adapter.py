@@ -37,6 +37,8 @@ def save_adapter(model: Any, objective: LoraObjective, train: TrainSettings, fol
         torch.save({"model": weights}, temporary / "lit_model.pth.lora")
         base = Path(objective.model.checkpoint_dir)
         arguments = {"checkpoint_dir": str(base), "precision": train.precision, **lora_settings(train)}
+        if objective.score_precision is not None:
+            arguments["score_precision"] = objective.score_precision
         (temporary / "hyperparameters.yaml").write_text(yaml.safe_dump(arguments))
         save_prompt_style(PromptStyle.from_name(objective.data.prompt_style), temporary)
         for path in base.iterdir():  # link, do not copy: a tokenizer is often larger than an adapter
@@ -110,6 +112,8 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embe
 def export_adapter(adapter_dir: Path, folder: Path) -> None:
     """Export the fine-tuned model of an attempt as a Hugging Face model with the same log-likelihoods.
 
+    It is in the precision of training, or in float32 if ``objective.score_precision`` was given.
+
     Args:
         adapter_dir: written by `save_adapter`; not changed.
         folder: a folder that does not exist yet; created atomically.
@@ -120,6 +124,11 @@ def export_adapter(adapter_dir: Path, folder: Path) -> None:
         merged, converted = temporary / "merged", temporary / "model"
         shutil.copytree(adapter_dir, merged)
         converted.mkdir()
+        if settings.get("score_precision"):  # LitGPT merges in the precision of the adapter
+            path = merged / "lit_model.pth.lora"
+            weights = torch.load(path, weights_only=True)["model"]
+            torch.save({"model": {name: value.float() for name, value in weights.items()}}, path)
+            settings["precision"] = "32-true"
         merge(merged, Path(settings["checkpoint_dir"]), settings["precision"])
         convert_to_hugging_face(merged, converted)
         converted.chmod(0o755)

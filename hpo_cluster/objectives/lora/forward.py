@@ -154,7 +154,7 @@ def tokens_that_fit(model: Any) -> int:
     of_layer = 10 * config.n_embd + 3 * (config.n_head + 2 * config.n_query_groups) * config.head_size
     of_layer += 3 * (config.intermediate_size or 4 * config.n_embd)
     kept = 2 * config.n_layer * config.n_query_groups * config.head_size
-    size: int = next(model.parameters()).element_size()
+    size: int = model.transformer.wte.weight.element_size()  # an adapter may have another dtype
     fitting = int((free_bytes(device) / 2 - 3 * 4 * LOGITS) / (size * (of_layer + kept)))
     return min(ON_GPU, 1 << max(256, fitting).bit_length() - 1)
 

@@ -115,7 +115,7 @@ def _cached(model: Any, contexts: Sequence[Sequence[int]], more: int) -> Iterato
     length = width + more
     for block in model.transformer.h:
         block.attn.kv_cache = block.attn.build_kv_cache(
-            len(contexts), length, model.rope_cache_length(), device, next(model.parameters()).dtype
+            len(contexts), length, model.rope_cache_length(), device, model.transformer.wte.weight.dtype
         )
     begins = torch.tensor([width - len(context) for context in contexts]).to(device)[:, None]
     every = torch.arange(length, device=device)

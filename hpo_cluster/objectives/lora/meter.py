@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,11 +139,13 @@ class Meter:
     Args:
         device: the device the attempt computes on.
         bfloat16: whether it computes in bfloat16, so that the peak rate is that of bfloat16.
+        in_float32: phases that do not.
     """
 
-    def __init__(self, device: torch.device, *, bfloat16: bool = True) -> None:
+    def __init__(self, device: torch.device, *, bfloat16: bool = True, in_float32: Collection[str] = ()) -> None:
         self._device = device
         self._bfloat16 = bfloat16
+        self._in_float32 = in_float32
         self._counter = _nvml(device) if device.type == "cuda" else _rapl()
         self._source = "none" if self._counter is None else "nvml" if device.type == "cuda" else "rapl"
         self._began_wh = self._read()
@@ -228,6 +230,7 @@ class Meter:
         if self._current[0]:
             self.begin(self._current[0])
         peak = peak_flops(name) if self._bfloat16 else None
+        peaks = {name: None if name in self._in_float32 else peak for name in self._phases}
         gpus = int(self._device.type == "cuda")
         return {
             "device": self._device.type,
@@ -236,7 +239,7 @@ class Meter:
             "energy_wh": energy_wh,
             "energy_source": self._source,
             "peak_tflops": None if peak is None else peak / 1e12,
-            "phases": {name: phase.document(gpus=gpus, peak=peak) for name, phase in self._phases.items()},
+            "phases": {name: phase.document(gpus=gpus, peak=peaks[name]) for name, phase in self._phases.items()},
         }
 
     def _read(self) -> float | None:

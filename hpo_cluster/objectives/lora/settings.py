@@ -232,6 +232,11 @@ class LoraObjective(Objective):
         "in_memory",
         description="in_memory: score the merged model in memory; litgpt_cli: convert and `litgpt evaluate`",
     )
+    score_precision: Literal["float32", "bfloat16"] | None = Field(
+        None,
+        description="precision in which the adapter is merged and the model scored by evaluation=in_memory; null: that "
+        "of training",
+    )
     keep_adapter: bool = Field(True, description="whether each attempt saves its LoRA weights")
 
     @model_validator(mode="before")
@@ -254,6 +259,11 @@ class LoraObjective(Objective):
             )
         if metric in OF_VALIDATION and not self.train.validation_batches:
             raise ValueError(f"tasks.metric={metric}: train.validation_batches=0 does not measure it; give 1 or more")
+        if self.score_precision is not None and self.evaluation == "litgpt_cli":
+            raise ValueError(
+                f"objective.score_precision={self.score_precision}: objective.evaluation=litgpt_cli merges and scores "
+                "in the precision of training; give objective.score_precision=null, or objective.evaluation=in_memory"
+            )
         task, of_a_task, _ = metric.rpartition("/")
         if of_a_task and task in self.tasks.test:
             raise ValueError(refused_test(metric, task))
@@ -266,6 +276,8 @@ class LoraObjective(Objective):
             del identity["data"]["fields"]
         if self.train.dropout_draws == "step":
             del identity["train"]["dropout_draws"]
+        if self.score_precision is None:
+            del identity["score_precision"]
         return identity
 
     @property
@@ -305,6 +317,8 @@ class LoraObjective(Objective):
         for name, default in ADDED.items():  # a campaign runs its own copy of the code, which may not know them
             if settings["train"][name] == default:
                 del settings["train"][name]
+        if self.score_precision is None:
+            del settings["score_precision"]
         settings["model"]["checkpoint_dir"] = str(litgpt_dir(resolve(self.model.checkpoint_dir), resolve))
         settings["data"]["path"] = str(resolve(self.data.path))
         settings["storage_dir"] = str(resolve("storage:"))

@@ -123,6 +123,19 @@ def test_without_bfloat16_there_is_no_share_of_its_peak(gpu: dict[str, Any], mon
     assert meter.report()["phases"]["train"]["mfu"] is None
 
 
+def test_nor_for_a_phase_in_float32(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    meter = Meter(torch.device("cuda"), in_float32=["score"])
+    for phase in ("train", "score"):
+        meter.begin(phase)
+        clock.now += 1
+        meter.add(flops=1e12)
+    phases = meter.report()["phases"]
+    assert [phases[name]["tflops"] for name in phases] == [1.0, 1.0]
+    assert phases["train"]["mfu"] > 0
+    assert phases["score"]["mfu"] is None
+
+
 @pytest.mark.parametrize(
     ("name", "tflops"),
     [
