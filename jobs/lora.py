@@ -140,7 +140,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
                 scores, sems = score(lm, tasks, objective.tasks.limit)
         else:
             lost, precision = merge_adapter(run, objective, checkpoint_dir)
-            if lost is not None:
+            if lost is not None and math.isfinite(lost):  # weights that are not finite are found by scoring
                 metrics["merge_loss"] = lost
             lm = merged_lm(run, objective, tokenizers, attempt, keep, meter, precision)
             begin("score")

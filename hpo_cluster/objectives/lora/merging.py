@@ -88,7 +88,7 @@ class _Loss:
         for part in zip(*(torch.split(each, rows) for each in (before, after, change)), strict=True):
             old, new = (weights.detach().to(self.dtype).float() for weights in part[:2])
             both = (new - old - part[2], part[2])
-            self.squares.append(torch.stack([each.square().sum(dtype=torch.float64) for each in both]))
+            self.squares.append(torch.stack([each.double().square().sum() for each in both]))
 
     @property
     def relative(self) -> float | None:
