@@ -44,6 +44,7 @@ from hpo_cluster.trial import ErrorKind
 if TYPE_CHECKING:  # torch, litgpt and lm-eval are imported once the environment is set
     import torch
 
+    from hpo_cluster.objectives.lora.adamw import AdamW
     from hpo_cluster.objectives.lora.dropout import Masks
     from hpo_cluster.objectives.lora.meter import Meter
     from hpo_cluster.objectives.lora.packed_forward import PackedModel, Precision
@@ -587,15 +588,12 @@ def micro_batch_order(examples: int, micro_batch_size: int, seed: int) -> Iterat
         yield from loader
 
 
-def make_optimizer(model: Any, train: TrainSettings) -> torch.optim.AdamW:
+def make_optimizer(model: Any, train: TrainSettings) -> AdamW:
     """Return AdamW over the adapter's weights, which it updates in one kernel."""
-    import torch
+    from hpo_cluster.objectives.lora.adamw import AdamW, Decay
 
-    adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    betas = (train.beta1, train.beta2)
-    return torch.optim.AdamW(
-        adapter, lr=train.learning_rate, betas=betas, eps=train.epsilon, weight_decay=train.weight_decay, fused=True
-    )
+    adapter = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return AdamW(adapter, Decay(train.beta1, train.beta2, train.epsilon, train.weight_decay))
 
 
 def fine_tune(
@@ -621,20 +619,14 @@ def fine_tune(
     plan = make_plan(train, len(examples))
     order = micro_batch_order(len(examples), train.micro_batch_size, split_seed)
     order = itertools.islice(order, state.step * plan.accumulation, None)
-    adapter = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     run.model.train()
     while state.step < plan.steps:
         began = time.monotonic()
         micro_batches = [[examples[number] for number in next(order)] for _ in range(plan.accumulation)]
         lr = learning_rate(train, plan, state.step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
         loss = summed_loss(run, micro_batches, weight=1 / plan.accumulation, step=state.step)
         state.read(attempt)  # the only point of a step where the program waits for the device
-        for parameter in adapter:
-            if parameter.grad is None:  # no token of the step has a label: the weights still decay
-                parameter.grad = parameter.new_zeros(parameter.shape)
-        state.optimizer.step()
+        state.optimizer.step(lr)
         state.optimizer.zero_grad()
         state.step += 1
         state.unread = Unread(state.step, plan.steps, lr, loss)

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from litgpt.finetune import (
+    lora as theirs,
+)  # before a job of ours, which imports LitGPT without what only its loop needs
 
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.lora.settings import LoraObjective
@@ -127,7 +130,6 @@ def litgpt_run(out: Path, what: LoraObjective, monkeypatch: Any, seed: int = 133
     """LitGPT's own ``finetune_lora``, in this process; its losses are those at optimizer steps."""
     from litgpt.args import EvalArgs, TrainArgs
     from litgpt.data import JSON
-    from litgpt.finetune import lora as theirs
 
     torch.set_num_threads(1)
     trace = Trace()

@@ -319,7 +319,7 @@ def test_alpha_is_free_or_follows_the_rank_or_its_root(rule: str, scale: float, 
     model = job.load_model(BUNDLE / "checkpoint", train, torch.device("cpu"), baseline=False)
     scales = {module.scaling for module in model.modules() if getattr(module, "r", 0) > 0}
     assert scales == {scale}
-    assert job.make_optimizer(model, train).defaults["eps"] == 1e-5
+    assert job.make_optimizer(model, train).settings.eps == 1e-5
 
 
 def test_divergence_ends_the_attempt_at_once(data: Path, tmp_path: Path) -> None:

@@ -16,11 +16,6 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before torch 2.10
-    varlen_attn = None  # type: ignore[assignment]
-
 log = logging.getLogger(__name__)
 
 #: The examples are padded if that gives at most this many times the tokens; otherwise they are computed one by one.
@@ -150,6 +145,13 @@ def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule) -> boo
     return flash_is_right(q.device, q.dtype, q.shape[-1], q.shape[2], k.shape[2], rule)
 
 
+def varlen_attn(*arguments: Any, **settings: Any) -> torch.Tensor:
+    """Call torch's flash attention of variable length, which exists since torch 2.10."""
+    from torch.nn.attention.varlen import varlen_attn  # here, as it imports torch's compiler: 1 s
+
+    return varlen_attn(*arguments, **settings)  # type: ignore[return-value]
+
+
 def varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule, examples: Examples) -> torch.Tensor:
     """Compute `Examples.attend` of a row by flash attention, in one kernel."""
     ends, longest = examples.ends, examples.longest
@@ -157,7 +159,7 @@ def varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule, exampl
     window = (-1 if rule.window is None else rule.window - 1, 0)
     grouped = q.shape[1] != k.shape[1]
     out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=rule.scale, window_size=window, enable_gqa=grouped)
-    return out.unsqueeze(0)  # type: ignore[union-attr]
+    return out.unsqueeze(0)
 
 
 @functools.lru_cache
@@ -166,7 +168,7 @@ def flash_is_right(device: torch.device, dtype: torch.dtype, size: int, heads: i
 
     Drivers, cards and versions differ, so it is tried once before it is used.
     """
-    if varlen_attn is None or device.type != "cuda" or rule.cap is not None:
+    if device.type != "cuda" or rule.cap is not None:
         return False
     if dtype not in (torch.bfloat16, torch.float16):
         return False

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from litgpt.lora import lora_filter
 
+from hpo_cluster.objectives.lora.adamw import AdamW
 from hpo_cluster.objectives.lora.instruction_data import files_of
 from hpo_cluster.objectives.lora.settings import LoraObjective, TrainSettings
 
@@ -70,7 +71,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def write_checkpoint(
-    folder: Path, model: Any, optimizer: torch.optim.Optimizer, counters: Mapping[str, Any], mark: Mapping[str, Any]
+    folder: Path, model: Any, optimizer: AdamW, counters: Mapping[str, Any], mark: Mapping[str, Any]
 ) -> None:
     """Write the adapter, the optimizer, the random generators and `counters` to `folder`.
 
@@ -98,7 +99,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     return {**kept, "mark": json.loads(kept["mark"])}
 
 
-def restore(kept: Mapping[str, Any], model: Any, optimizer: torch.optim.Optimizer) -> None:
+def restore(kept: Mapping[str, Any], model: Any, optimizer: AdamW) -> None:
     """Restore the adapter, the optimizer and the random generators from a checkpoint.
 
     Raises:
@@ -108,7 +109,7 @@ def restore(kept: Mapping[str, Any], model: Any, optimizer: torch.optim.Optimize
     mine = {name: value.shape for name, value in model.state_dict().items() if lora_filter(name, value)}
     if mine != {name: value.shape for name, value in adapter.items()}:
         raise ValueError("its adapter has other names or shapes")
-    optimizer.load_state_dict(kept["optimizer"])  # torch checks it before it changes anything
+    optimizer.load_state_dict(kept["optimizer"])  # it is checked before anything changes
     model.load_state_dict(adapter, strict=False)
     _set_generators(generators, next(model.parameters()).device)
 
