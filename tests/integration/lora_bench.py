@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from litgpt.finetune import (
-    lora as theirs,
-)  # before a job of ours, which imports LitGPT without what only its loop needs
+
+# before a job of ours, which imports LitGPT without what only its loop needs
+from litgpt.finetune import lora as theirs
 
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.lora.settings import LoraObjective

@@ -62,11 +62,14 @@ class GivenDropout(torch.nn.Module):
         self.p, self.site = p, site
         self.masks: Masks | None = None
 
+    def mask(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Return the mask for `x` of shape (…, tokens, features); None in evaluation mode."""
+        return self.masks.mask(self.site, x) if self.training and self.masks is not None else None
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the mask to `x` of shape (…, tokens, features); return `x` in evaluation mode."""
-        if not self.training or self.masks is None:
-            return x
-        return x * self.masks.mask(self.site, x) * (1.0 / (1.0 - self.p))
+        mask = self.mask(x)
+        return x if mask is None else x * mask * (1.0 / (1.0 - self.p))
 
 
 def replace_dropouts(model: Any, p: float) -> list[GivenDropout]:

@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from litgpt.lora import LoRALinear, LoRAQKVLinear
 from litgpt.model import RMSNorm
 from torch.nn import functional
 
+from hpo_cluster.objectives.lora import low_rank
 from hpo_cluster.objectives.lora.attention import Examples, Rule, flash_is_right, rule_of
 from hpo_cluster.objectives.lora.forward import head
 from hpo_cluster.objectives.lora.packing import Pass
@@ -157,7 +157,7 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, config: Any) 
     turning = x[..., :size]
     if config.rope_interleave:
         turning = turning.reshape(*x.shape[:-1], size // 2, 2).transpose(-1, -2).flatten(-2)
-    turned = torch.addcmul(turning * cos, turning.roll(-(size // 2), -1), sin).to(x.dtype)
+    turned: torch.Tensor = Rotation.apply(turning, cos, sin)  # type: ignore[no-untyped-call]
     return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), -1)
 
 
@@ -172,33 +172,7 @@ def _shorter(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     if isinstance(module, RMSNorm):
         weight = (1 + module.weight if module.add_unit_offset else module.weight).detach()
         return partial(_rms_norm, weight, weight.float() * len(weight) ** 0.5, module.eps)
-    if not isinstance(module, LoRALinear) or not hasattr(module, "lora_A"):
-        return None
-    if isinstance(module, LoRAQKVLinear):
-        ones = [module.lora_B.new_ones(rows, 1, requires_grad=False) for rows in module.qkv_shapes]
-        own = torch.block_diag(*ones)  # type: ignore[no-untyped-call]
-        return partial(_lora_qkv, module, own.unsqueeze(2))
-    return partial(_lora, module)
-
-
-def _lora(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """Apply a linear layer with its low-rank update."""
-    low = functional.linear(layer.lora_dropout(x), layer.lora_A)
-    return torch.add(layer.linear(x), functional.linear(low, layer.lora_B), alpha=layer.scaling)
-
-
-def _lora_qkv(layer: Any, own: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Apply the layer of queries, keys and values, each of which has a low-rank update of its own or none.
-
-    Args:
-        layer: the layer of LitGPT.
-        own: ones where a row of B belongs to an update, of shape (rows of B, updates, 1). With it, one product is
-            enough for all updates.
-        x: input.
-    """
-    low = functional.linear(layer.lora_dropout(x), layer.lora_A)
-    up = (layer.lora_B.unsqueeze(1) * own).flatten(1)
-    return torch.add(layer.linear(x), functional.linear(low, layer.zero_pad(up.T).T), alpha=layer.scaling)
+    return low_rank.short_forward(module)
 
 
 def _rms_norm(weight: torch.Tensor, scaled: torch.Tensor, eps: float, x: torch.Tensor) -> torch.Tensor:
@@ -221,6 +195,23 @@ class GivenGradient(torch.autograd.Function):
     def backward(ctx: Any, _: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Return the gradient of `x`, which is in pieces."""
         return ctx.pieces[0] if len(ctx.pieces) == 1 else torch.cat(ctx.pieces), None
+
+
+class Rotation(torch.autograd.Function):
+    """The rotary position embedding, with half as many kernels backward as autograd takes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Return `x` rotated; `sin` comes from `_signed`."""
+        ctx.save_for_backward(cos, sin)
+        return torch.addcmul(x * cos, x.roll(-(x.shape[-1] // 2), -1), sin, out=torch.empty_like(x))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Return the gradient of `x`."""
+        cos, sin = ctx.saved_tensors
+        turned = (gradient * sin).roll(gradient.shape[-1] // 2, -1)
+        return torch.addcmul(turned, gradient, cos, out=torch.empty_like(gradient)), None, None
 
 
 class RootMeanSquareNorm(torch.autograd.Function):
