@@ -44,7 +44,7 @@ class _CountOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
-def _counted(counts: list[int]) -> Iterator[None]:
+def counted(counts: list[int]) -> Iterator[None]:
     """Append the number of kernels that are launched inside (on a CPU: of operators that would launch one)."""
     if torch.cuda.is_available():
         from torch.profiler import ProfilerActivity, profile
@@ -60,6 +60,16 @@ def _counted(counts: list[int]) -> Iterator[None]:
         counts.append(mode.count)
 
 
+def load_job() -> Any:
+    """Return the program of our job as a module."""
+    spec = importlib.util.spec_from_file_location("lora_job", resources_dir() / "jobs" / "lora.py")
+    assert spec is not None
+    assert spec.loader is not None
+    job = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(job)
+    return job
+
+
 def kernels_a_step(case: Case, folder: Path) -> float:
     """Run our job in this process with few steps and with more; return the kernels that a further step launches.
 
@@ -67,11 +77,7 @@ def kernels_a_step(case: Case, folder: Path) -> float:
         case: what is trained; the data has to fill four steps.
         folder: a new folder.
     """
-    spec = importlib.util.spec_from_file_location("lora_job", resources_dir() / "jobs" / "lora.py")
-    assert spec is not None
-    assert spec.loader is not None
-    job = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(job)
+    job = load_job()
     fewer, more = 1, 3
     counts: list[int] = []
     logging.getLogger("lora").setLevel(logging.WARNING)
@@ -80,6 +86,6 @@ def kernels_a_step(case: Case, folder: Path) -> float:
         objective = dataclasses.replace(case, train=train)
         attempt = worker.Attempt(write_attempt(objective, folder / str(steps), folder / "storage"))
         attempt.settings["tasks"]["limit"] = 1
-        with _counted(counts):
+        with counted(counts):
             job.evaluate(attempt)
     return (counts[1] - counts[0]) / (more - fewer)

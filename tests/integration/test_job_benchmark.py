@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.job import kernels, run
-from benchmarks.job.cases import SHAPES, TEMPLATE_TOKENS, build
+from benchmarks.job import kernels, members, run
+from benchmarks.job.cases import SHAPES, TEMPLATE_TOKENS, build, village
 from benchmarks.job.routes import Measurement
 
 
@@ -33,6 +33,18 @@ def test_both_routes_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_kernels_of_a_step(tmp_path: Path) -> None:
     counted = kernels.kernels_a_step(build("tiny", tmp_path / "case", rows=64, documents=1), tmp_path / "runs")
     assert counted > 50
+
+
+def test_members_together_learn_what_they_learn_alone() -> None:
+    group = members.Group.of(village(), 3, 2)
+    together, alone = members.Together(group), [members.Alone(group, number) for number in range(4)]
+    before = members.difference(together, alone)
+    for step in range(3):
+        members.train([together, *alone], step)
+    assert before == 0
+    assert members.difference(together, alone) < 1e-4, "rounding shows where gradients are as small as AdamW's epsilon"
+    changed = [float(matrix.detach().abs().max()) for name, matrix in together.adapter.items() if "lora_B" in name]
+    assert min(changed) > 0.01, "B begins with zero"
 
 
 def test_synthetic_texts_have_the_lengths_that_are_asked_for(tmp_path: Path) -> None:
