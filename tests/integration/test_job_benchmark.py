@@ -42,7 +42,7 @@ def test_members_together_learn_what_they_learn_alone() -> None:
     for step in range(3):
         members.train([together, *alone], step)
     assert before == 0
-    assert members.difference(together, alone) < 1e-4, "rounding shows where gradients are as small as AdamW's epsilon"
+    assert members.difference(together, alone) < 1e-5
     changed = [float(matrix.detach().abs().max()) for name, matrix in together.adapter.items() if "lora_B" in name]
     assert min(changed) > 0.01, "B begins with zero"
 
