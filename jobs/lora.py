@@ -6,6 +6,9 @@ The recipe follows LitGPT's ``finetune_lora`` step by step; a test compares the 
 the losses and the weights. It adds what LitGPT's loop cannot do: send the examples of a step through the device
 together without padding, in as many passes as the memory requires; stop at a loss that is not finite; and end on a
 signal with a checkpoint from which the next attempt continues.
+
+On several GPUs the same program runs once for each of them. These ranks share the examples of each step and the
+requests of the scoring, and the result is the same as on one GPU (`hpo_cluster/objectives/lora/ranks.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives import worker
+from hpo_cluster.objectives.lora import rank_processes
 from hpo_cluster.objectives.lora.hugging_face import missing_files
+from hpo_cluster.objectives.lora.ranks import Ranks
 from hpo_cluster.objectives.lora.settings import (
     OF_TRAINING,
     LoraObjective,
@@ -56,15 +61,25 @@ LITGPT_SPLIT = 0.05  # share of a single file that LitGPT keeps for validation b
 
 
 def evaluate(attempt: Attempt) -> dict[str, Any]:
-    """Fine-tune, merge and score the model with this attempt's configuration; return its metrics and what was done."""
+    """Evaluate an attempt on all its GPUs; see `fine_tune_and_score`."""
+    gpus = int(attempt.params.get("gpus") or 0)
+    if gpus > 1:
+        return rank_processes.evaluate(attempt, gpus, Path(__file__))
+    return fine_tune_and_score(attempt, Ranks())
+
+
+def fine_tune_and_score(attempt: Attempt, ranks: Ranks) -> dict[str, Any]:
+    """Fine-tune, merge and score the model with this attempt's configuration; return its metrics and what was done.
+
+    With several ranks, only what the first one returns has the scores.
+    """
     storage_dir = Path(attempt.settings["storage_dir"])
     objective = LoraObjective.model_validate({k: v for k, v in attempt.settings.items() if k != "storage_dir"})
     train = effective_train(objective.train, attempt.parameters)
     seed = attempt.seed if train.seed is None else train.seed
     with tempfile.TemporaryDirectory(prefix="hpo-cluster-", ignore_cleanup_errors=True) as scratch:
         attempt.phase("import")
-        device = prepare_process(storage_dir, int(attempt.params.get("gpus") or 0))
-        from hpo_cluster.objectives.lora import checks
+        device = prepare_process(storage_dir, int(attempt.params.get("gpus") or 0), ranks)
         from hpo_cluster.objectives.lora.adapter import converted_lm, save_adapter
         from hpo_cluster.objectives.lora.checkpoint import fingerprint
         from hpo_cluster.objectives.lora.learning_curve import final_loss, learning_curve
@@ -73,7 +88,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         from hpo_cluster.objectives.lora.tasks import score
 
         in_float32 = ("score",) if objective.score_precision == "float32" else ()
-        meter = Meter(device, bfloat16=train.precision != "32-true", in_float32=in_float32)
+        meter = Meter(device, bfloat16=train.precision != "32-true", in_float32=in_float32, ranks=ranks)
         attempt.used = meter.energy
 
         def begin(phase: str) -> None:
@@ -84,23 +99,15 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         check_measurable(objective, meter.counts_energy, baseline=attempt.baseline)
         checkpoint_dir = checked_checkpoint(objective)
         tokenizers = Tokenizers(checkpoint_dir)
-        tasks = checks.load_tasks_of(objective, Path(scratch))
-        checks.raise_all(
-            [
-                *checks.task_faults(objective, tasks),
-                *checks.split_faults(objective),
-                *checks.prompt_faults(objective),
-                *checks.tokenizer_faults(tokenizers),
-            ]
-        )
+        tasks = checked_tasks(objective, tokenizers, Path(scratch)) if ranks.first else {}
         unlike = unlike_litgpt(tokenizers)
-        if unlike:
+        if unlike and ranks.first:
             log.warning("unlike LitGPT, as transformers: %s", ", ".join(f"{k}={v}" for k, v in unlike.items()))
         train_examples, val_examples = load_examples(objective, train, tokenizers, storage_dir / "tokenized")
         without_labels = 0 if attempt.baseline else count_without_labels(objective, train_examples)
         seed_everything(seed)  # before the model is made: its adapter is random
         model = load_model(checkpoint_dir, train, device, baseline=attempt.baseline)
-        run = Run(model, train, device, seed)
+        run = Run(model, train, device, seed, ranks)
         state = State()
         keep = Keeper(attempt, run, state, sample=meter.sample)
         attempt.looks = True  # from here on there is something to save in a checkpoint
@@ -129,7 +136,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         begin("merge")
         keep()
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        if objective.keep_adapter and not attempt.baseline:
+        if objective.keep_adapter and not attempt.baseline and ranks.first:
             save_adapter(model, objective, train, attempt.files.adapter_dir)
         if objective.evaluation == "litgpt_cli":
             model.cpu()  # LitGPT's own route puts a second copy of the model on the device
@@ -146,7 +153,12 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
             lm = merged_lm(run, objective, tokenizers, attempt, keep, meter, precision)
             begin("score")
             with meter.scoring(model):
-                scores, sems = score(lm, tasks, objective.tasks.limit)
+                if ranks.first:
+                    scores, sems = score(lm, tasks, objective.tasks.limit)
+                    lm.dismiss()
+                else:
+                    lm.help()
+                    scores, sems = {}, {}
     used = meter.report()
     metrics["peak_memory_gb"] = used["peak_memory_gb"]
     if used["energy_wh"] is not None:
@@ -181,15 +193,19 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def prepare_process(storage_dir: Path, gpus: int = 0) -> torch.device:
-    """Set the environment, import the heavy packages and return the device. Nothing here may use the network.
+def prepare_process(storage_dir: Path, gpus: int = 0, ranks: Ranks = Ranks()) -> torch.device:  # noqa: B008
+    """Set the environment, import the heavy packages, join the other ranks and return the device.
+
+    Nothing here may use the network.
 
     Args:
         storage_dir: shared folder of models and data.
         gpus: number of GPUs that the job asked for.
+        ranks: this rank and the others; rank k computes on the k-th GPU that torch sees.
 
     Raises:
-        AttemptError: if the job asked for GPUs and torch sees none: it would train on the host's cores, for days.
+        AttemptError: if torch sees fewer GPUs than the job asked for; without any it would train on the host's cores,
+            for days.
     """
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -202,14 +218,19 @@ def prepare_process(storage_dir: Path, gpus: int = 0) -> torch.device:
     import_packages()
     import torch
 
-    if gpus and not torch.cuda.is_available():
-        if torch.version.cuda is None and torch.version.hip is None:
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if seen < gpus:
+        if not seen and torch.version.cuda is None and torch.version.hip is None:
             what = f"torch {torch.__version__} is built without CUDA: install the CUDA build for the jobs' Python"
             raise AttemptError(ErrorKind.CODE, f"launcher.gpus_per_trial={gpus}, and {what}")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "(not set)")
-        seen = f"torch sees no GPU here (CUDA_VISIBLE_DEVICES={visible})"
-        raise AttemptError(ErrorKind.NODE, f"launcher.gpus_per_trial={gpus}, and {seen}")
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        what = f"torch sees {seen or 'no'} GPU{'s' * (seen > 1)} here (CUDA_VISIBLE_DEVICES={visible})"
+        raise AttemptError(ErrorKind.NODE, f"launcher.gpus_per_trial={gpus}, and {what}")
+    device = torch.device("cuda", ranks.rank) if seen else torch.device("cpu")
+    if seen:
+        torch.cuda.set_device(device)
+    ranks.join(device)
+    return device
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
@@ -233,6 +254,22 @@ def checked_checkpoint(objective: LoraObjective) -> Path:
         hint = f"hpo-cluster prepare model={objective.model.name}"
         raise AttemptError(ErrorKind.MISSING_MODEL, f"{folder} lacks {', '.join(missing)}; run: {hint}")
     return folder
+
+
+def checked_tasks(objective: LoraObjective, tokenizers: Tokenizers, scratch_dir: Path) -> dict[str, Any]:
+    """Return the loaded tasks. Raise AttemptError with all faults of tasks, data, prompts and tokenizers."""
+    from hpo_cluster.objectives.lora import checks
+
+    tasks = checks.load_tasks_of(objective, scratch_dir)
+    checks.raise_all(
+        [
+            *checks.task_faults(objective, tasks),
+            *checks.split_faults(objective),
+            *checks.prompt_faults(objective),
+            *checks.tokenizer_faults(tokenizers),
+        ]
+    )
+    return tasks
 
 
 def load_examples(
@@ -325,8 +362,13 @@ def load_model(checkpoint_dir: Path, train: TrainSettings, device: torch.device,
     from hpo_cluster.objectives.lora.model_config import read_config
 
     config = read_config(checkpoint_dir, **({} if baseline else lora_settings(train)))
-    with torch.device(device), default_dtype(weights_dtype(train)):
-        model = GPT(config)
+    try:
+        with torch.device(device), default_dtype(weights_dtype(train)):
+            model = GPT(config)
+    except torch.OutOfMemoryError as error:
+        hint = "each GPU of a trial holds the whole model: use GPUs with more memory, train.precision=bf16-true or a "
+        message = f"the base model does not fit into the GPU; {hint}smaller model ({error})"
+        raise AttemptError(ErrorKind.OUT_OF_MEMORY, message) from error
     mark_only_lora_as_trainable(model)
     read_base(model, checkpoint_dir)
     return model
@@ -376,6 +418,7 @@ class Run:
 
     Attributes:
         seed: seed of the dropout masks.
+        ranks: this rank and the others.
         packed: the model with the forward pass of packed rows.
         masks: source of the dropout masks; None without dropout.
         tokens_at_once: largest number of tokens in a pass; halved when memory runs out.
@@ -386,6 +429,7 @@ class Run:
     train: TrainSettings
     device: torch.device
     seed: int
+    ranks: Ranks = field(default_factory=Ranks)
     packed: PackedModel = field(init=False)
     masks: Masks | None = field(init=False, default=None)
     tokens_at_once: int = field(init=False)
@@ -505,6 +549,21 @@ class Keeper:
 
 def resume(keep: Keeper) -> None:
     """Restore the newest checkpoint of an earlier attempt that belongs to this training; without one, do nothing."""
+    from hpo_cluster.objectives.lora.checkpoint import restore
+
+    ranks = keep.run.ranks
+    kept = ranks.from_first(lambda: restored(keep))
+    if kept is None:
+        return
+    if not ranks.first:
+        restore(kept, keep.run.model, keep.state.optimizer)
+    for name in State.COUNTERS:
+        setattr(keep.state, name, kept["counters"][name])
+    keep.state.resumed_at.append(keep.state.step)
+
+
+def restored(keep: Keeper) -> dict[str, Any] | None:
+    """Restore the model and the optimizer of this rank from the newest checkpoint that fits, and return it."""
     from hpo_cluster.objectives.lora.checkpoint import differences, read_checkpoint, restore
 
     for folder in keep.attempt.checkpoints:
@@ -513,19 +572,19 @@ def resume(keep: Keeper) -> None:
             if others := differences(kept["mark"], keep.mark):
                 log.warning("%s is of another configuration (%s): not used", folder, ", ".join(others))
                 continue
-            restore(kept, keep.run.model, keep.state.optimizer)
             # earlier versions did not count the seconds, and kept the last loss alone
-            counters = {"train_s": math.nan, "losses": [kept["counters"].get("loss")], **kept["counters"]}
-            for name in State.COUNTERS:
-                setattr(keep.state, name, counters[name])
+            kept["counters"] = {"train_s": math.nan, "losses": [kept["counters"].get("loss")], **kept["counters"]}
+            if missing := [name for name in State.COUNTERS if name not in kept["counters"]]:
+                raise KeyError(*missing)
+            restore(kept, keep.run.model, keep.state.optimizer)
         except Exception as error:  # whatever is wrong with a checkpoint, training from the beginning is right
             log.warning("%s cannot be used: %s: %s", folder, type(error).__name__, error)
             continue
-        keep.state.resumed_at.append(keep.state.step)
-        log.info("continuing after step %d, from %s", keep.state.step, folder)
-        return
+        log.info("continuing after step %d, from %s", kept["counters"]["step"], folder)
+        return kept
     if keep.attempt.previous:
         log.info("training from the beginning: no usable checkpoint of %d earlier attempts", len(keep.attempt.previous))
+    return None
 
 
 @dataclass(frozen=True)
@@ -619,12 +678,15 @@ def fine_tune(
     plan = make_plan(train, len(examples))
     order = micro_batch_order(len(examples), train.micro_batch_size, split_seed)
     order = itertools.islice(order, state.step * plan.accumulation, None)
+    adapter = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+    run.ranks.copy(adapter)  # GPUs of different kinds draw different numbers from one seed
     run.model.train()
     while state.step < plan.steps:
         began = time.monotonic()
         micro_batches = [[examples[number] for number in next(order)] for _ in range(plan.accumulation)]
         lr = learning_rate(train, plan, state.step)
         loss = summed_loss(run, micro_batches, weight=1 / plan.accumulation, step=state.step)
+        loss = run.ranks.add_up(loss, adapter)
         state.read(attempt)  # the only point of a step where the program waits for the device
         state.optimizer.step(lr)
         state.optimizer.zero_grad()
@@ -661,7 +723,7 @@ def validate(run: Run, examples: Any) -> float:
     ]
     run.model.eval()
     with torch.no_grad():
-        loss = summed_loss(run, micro_batches, weight=1 / batches, step=None).item()
+        loss = run.ranks.add_up(summed_loss(run, micro_batches, weight=1 / batches, step=None)).item()
     if not math.isfinite(loss):
         raise AttemptError(ErrorKind.DIVERGED, f"the validation loss is {loss} after training")
     return loss
@@ -671,6 +733,8 @@ def summed_loss(
     run: Run, micro_batches: Sequence[Sequence[Example]], weight: float, *, step: int | None
 ) -> torch.Tensor:
     """Return the sum over micro-batches of `weight` times the mean loss of their tokens, still on the device.
+
+    With several ranks, it is the part of the sum that the examples of this rank contribute.
 
     The examples go through the model in as few passes as the memory allows; each token keeps the weight that its
     micro-batch gives it. If memory runs out, the computation starts again with half the tokens in a pass.
@@ -687,17 +751,18 @@ def summed_loss(
 
     if run.masks is not None and step is not None:
         run.masks.step(step, micro_batches)
+    whole = run.whole_micro_batches
     while True:
-        parts = passes(micro_batches, weight, run.tokens_at_once, whole_micro_batches=run.whole_micro_batches)
+        parts = passes(micro_batches, weight, run.tokens_at_once, whole_micro_batches=whole, ranks=run.ranks)
         try:
             total = torch.zeros((), device=run.device)
-            for part in parts:
+            for part in (part.to(run.device) for part in parts):
                 if run.masks is not None and step is not None:
                     run.masks.give(part)
                 total = total + run.packed.loss(part, backward=step is not None)
             return total
         except (RuntimeError, MemoryError) as error:
-            divisible = [len(part.tokens) for part in parts if len(part.lengths) > 1 and not run.whole_micro_batches]
+            divisible = [len(part.tokens) for part in parts if len(part.lengths) > 1 and not whole]
             if worker.classify(error) != ErrorKind.OUT_OF_MEMORY or not divisible:
                 raise
         run.tokens_at_once = max(divisible) // 2
@@ -753,9 +818,9 @@ def merged_lm(
             meter.add(requests=total)
         keep()
 
-    tokenizer = tokenizers.hugging_face
-    return LitLM(run.model, tokenizer, objective.tasks.tokens_at_once, precision=precision, on_batch=on_batch)
+    tokenizer, tokens = tokenizers.hugging_face, objective.tasks.tokens_at_once
+    return LitLM(run.model, tokenizer, tokens, precision=precision, on_batch=on_batch, ranks=run.ranks)
 
 
 if __name__ == "__main__":
-    sys.exit(worker.main(evaluate))
+    sys.exit(rank_processes.main(fine_tune_and_score) if rank_processes.is_rank() else worker.main(evaluate))

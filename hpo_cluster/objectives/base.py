@@ -110,11 +110,6 @@ class Objective(Settings, ABC):
         return False
 
     @property
-    def gpus_at_most(self) -> int | None:
-        """Largest number of GPUs that one evaluation can use; None: any number."""
-        return None
-
-    @property
     def test_tasks(self) -> tuple[str, ...] | None:
         """Names of the tasks whose metrics are only recorded; None if the objective does not set tasks apart."""
         return None
@@ -122,6 +117,10 @@ class Objective(Settings, ABC):
     def own_space(self) -> Space | None:
         """Return the search space to use if the configuration names none; None if the objective has no default."""
         return None
+
+    def gpu_faults(self, gpus: int) -> list[str]:
+        """Return why one evaluation cannot use this number of GPUs; empty if it can."""
+        return []
 
     def space_faults(self, space: Space) -> list[str]:
         """Return why this objective cannot be optimised over `space`; empty if it can."""

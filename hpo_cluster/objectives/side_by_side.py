@@ -84,11 +84,11 @@ def _numbers(listed: str) -> list[int]:
 class Lane:
     """The process of one attempt."""
 
-    def __init__(self, program: Path, directory: Path, devices: str, cores: set[int]) -> None:
+    def __init__(self, program: Path, directory: Path, devices: str | None, cores: set[int]) -> None:
         self.files = AttemptLayout(directory)
         self.files.job_dir.mkdir(parents=True, exist_ok=True)
         out, err = (self.files.job_dir / f"{LOG_NAME}.{end}" for end in ("out", "err"))
-        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": devices} if devices else {})}
+        environment = {**os.environ, **({} if devices is None else {"CUDA_VISIBLE_DEVICES": devices})}
         with out.open("ab") as out_stream, err.open("ab") as err_stream:
             self.process = subprocess.Popen(
                 [sys.executable, str(program), str(directory)],
@@ -132,7 +132,12 @@ def run(program: Path, directories: Sequence[Path], gpus: int) -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count, cores, on_node = len(directories), os.sched_getaffinity(0), os.cpu_count() or 1
     lanes = [
-        Lane(program, directory, share(number, gpus, visible, count), share_cores(number, cores, count, on_node))
+        Lane(
+            program,
+            directory,
+            share(number, gpus, visible, count) if gpus else None,
+            share_cores(number, cores, count, on_node),
+        )
         for number, directory in enumerate(directories)
     ]
     ending: list[int] = []

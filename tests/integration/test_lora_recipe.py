@@ -29,8 +29,10 @@ from lora_bench import (
 )
 
 from hpo_cluster.cli.config.compose import compose
+from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.lora import tasks as lm_tasks
+from hpo_cluster.objectives.lora.ranks import Ranks
 from hpo_cluster.objectives.lora.settings import LORA_MATRICES, MEASURES, OF_TRAINING, TrainSettings
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 
@@ -579,3 +581,21 @@ def test_a_gpu_that_was_promised_and_is_not_there_ends_the_attempt_at_once(
     assert error["kind"] == kind
     assert "launcher.gpus_per_trial=1" in error["message"]
     assert ("sees no GPU here" if cuda else "CUDA build") in error["message"]
+
+
+def test_fewer_gpus_than_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    with pytest.raises(AttemptError, match=r"torch sees 2 GPUs here \(CUDA_VISIBLE_DEVICES=4,7\)"):
+        load_program().prepare_process(tmp_path, 4, Ranks(0, 4))
+
+
+def test_a_base_model_that_does_not_fit(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_config: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("litgpt.lora.GPT", fail)
+    error = run_attempt(tmp_path / "a0", objective(data))
+    assert error["kind"] == "out_of_memory"
+    assert "each GPU of a trial holds the whole model" in error["message"]

@@ -90,7 +90,13 @@ def test_each_has_its_share_of_the_gpus(tmp_path: Path) -> None:
     assert job.process.returncode == 0
     assert [(read_json(files.result) or {})["devices"] for files in job.attempts] == ["0,1", "2,3"]
     assert share(1, 1, "4,7", 2) == "7"  # what the scheduler gave
-    assert share(1, 0, None, 2) == ""
+    assert share(1, 2, "GPU-a,GPU-b,GPU-c,GPU-d", 2) == "GPU-c,GPU-d"
+
+
+def test_none_takes_the_gpus_of_another_if_the_job_got_too_few(tmp_path: Path) -> None:
+    job = Job(tmp_path, 0, 0, gpus=2, CUDA_VISIBLE_DEVICES="4,7")
+    assert job.ended() == ["result", "result"]
+    assert [(read_json(files.result) or {})["devices"] for files in job.attempts] == ["4,7", ""]
 
 
 def test_one_that_is_killed_is_reported_at_once_and_takes_no_other_with_it(tmp_path: Path) -> None:

@@ -123,12 +123,7 @@ class _Builder:
         if objective is not None and operation is not None and operation.baseline and not objective.has_baseline:
             self.faults.append(f"baseline=True: objective={objective.kind} has no baseline; accepted: false")
         if objective is not None and isinstance(launcher, LauncherSettings):
-            most, wanted = objective.gpus_at_most, launcher.gpus_per_trial
-            if most is not None and wanted > most:
-                self.faults.append(
-                    f"launcher.gpus_per_trial={wanted}: objective={objective.kind} uses at most {most}; if the "
-                    "cluster gives out only whole nodes, launcher.trials_per_node puts several evaluations on one"
-                )
+            self.faults += objective.gpu_faults(launcher.gpus_per_trial)
         per_node = getattr(launcher, "trials_per_node", 1)
         if operation is not None and operation.slots < per_node:
             self.faults.append(

@@ -92,8 +92,8 @@ def divisible(model: Any, p: float) -> bool:
 class StepMasks:
     """Masks that are drawn once per dropout layer for all tokens of a step.
 
-    The draws depend only on the seed, the number of the step and the model. Each pass draws them again and takes its
-    part, so that memory holds at most one mask besides those that the backward pass needs.
+    The draws depend only on the seed, the number of the step and the model. Each pass, on whatever rank, draws them
+    again and takes its part, so that memory holds at most one mask besides those that the backward pass needs.
 
     Args:
         dropouts: the dropout layers of the model, from `replace_dropouts`.
@@ -128,9 +128,9 @@ class StepMasks:
         if site.kind == "expert":
             return self._drawn(len(x), x)
         if site.kind == "tokens":
-            return self._drawn(part.draw.tokens, x)[part.token : part.token + len(part.tokens)]
+            return self._drawn(part.draw.tokens, x)[part.places]
         if site.used == 0:
-            site.kept = self._drawn(part.draw.learned, x)[part.first : part.first + len(part.learned)]
+            site.kept = self._drawn(part.draw.learned, x)[part.learned_places]
         begin, site.used = site.used, site.used + x.numel() // features
         return site.kept[begin : site.used]
 

@@ -4,14 +4,19 @@ Only the forward pass differs from lm-eval's `HFLM`. Tokens, windows and scores 
 generated texts equal those of the converted checkpoint. Three optimisations do not affect results: shared beginnings of
 requests are computed once (`prefixes`), the language-model head (a fifth of the arithmetic of a 1B Llama) runs on
 scored positions only, and each batch is read from the device in one transfer (`forward`).
+
+With several ranks, lm-eval runs on the first one only. It deals rows and texts to all ranks, the others answer theirs
+(`help`), and the answers come back together.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,9 +25,10 @@ from lm_eval.models.utils import has_bos_prefix
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from hpo_cluster.errors import AttemptError
-from hpo_cluster.objectives.lora.forward import in_batches, score_rows, takes_masks, tokens_that_fit
+from hpo_cluster.objectives.lora.forward import Item, in_batches, score_rows, takes_masks, tokens_that_fit
 from hpo_cluster.objectives.lora.generation import MAX_GEN_TOKS, Decoding, generate
 from hpo_cluster.objectives.lora.prefixes import Row, Scored, rows_of
+from hpo_cluster.objectives.lora.ranks import Ranks, deal
 from hpo_cluster.trial import ErrorKind
 
 if TYPE_CHECKING:
@@ -32,6 +38,31 @@ log = logging.getLogger(__name__)
 
 #: A request of lm-eval: the strings (key of its cache), the tokens of the context, the tokens of the continuation.
 TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
+
+#: A row to score: with the row, the continuation of each of its sequences, by number.
+Question = tuple[Row, dict[int, list[int]]]
+
+#: A context to go on from: its number and its tokens.
+Context = tuple[int, list[int]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one rank has to answer.
+
+    Attributes:
+        items: rows to score (`Question`), or contexts to go on from (`Context`); the longest first.
+        decoding: how to go on from contexts; None for rows.
+        done: requests that all ranks have answered before.
+        asked: requests that are dealt to all ranks with this part.
+        total: number of all requests.
+    """
+
+    items: Sequence[Any]
+    decoding: Decoding | None
+    done: int
+    asked: int
+    total: int
 
 
 class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
@@ -45,6 +76,8 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         tokens_at_once: tokens in one forward pass, including padding; None: as many as fit into memory.
         precision: returns the context manager of a forward pass (autocast, for instance).
         on_batch: called after each forward pass with (requests answered, total requests).
+        ranks: the ranks that share the requests. All of them make this object; the first one is given to lm-eval, and
+            calls `dismiss` at the end, while the others `help`.
     """
 
     def __init__(
@@ -54,6 +87,7 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         tokens_at_once: int | None = None,
         precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
         on_batch: Callable[[int, int], None] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         super().__init__()
         self.model = model.eval()
@@ -64,6 +98,7 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         self._device: torch.device = next(model.parameters()).device
         self._precision = precision
         self._on_batch = on_batch
+        self._ranks = ranks or Ranks()
         self._prefix = tokenizer.decode(self.prefix_token_id)
         self._encoded: dict[str, list[int]] = {}
 
@@ -151,17 +186,16 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             Scored([*context, *continuation][-(self.max_length + 1) :][:-1], len(continuation))
             for _, context, continuation in requests
         ]
-        answers: list[tuple[float, bool]] = [(math.nan, False)] * len(requests)
-        done = 0
         rows = rows_of(sequences, self._pairs)
-        for scored, fitting in in_batches(rows, len, self.tokens_at_once, self._score(requests)):
-            self.tokens_at_once = fitting
-            for number, log_probs, greedy in scored:
-                answers[number] = (_total(log_probs), greedy)
-                if (key := requests[number][0]) is not None:
-                    self.cache_hook.add_partial("loglikelihood", key, answers[number])
-            done += len(scored)
-            self._tell(done, len(requests))
+        parts = [
+            Part([(row, _wanted(row, requests)) for row in share], None, 0, len(requests), len(requests))
+            for share in self._dealt(rows, len)
+        ]
+        answers: list[tuple[float, bool]] = [(math.nan, False)] * len(requests)
+        for number, score, greedy in self._on_all_ranks(parts):
+            answers[number] = (score, greedy)
+            if (key := requests[number][0]) is not None:
+                self.cache_hook.add_partial("loglikelihood", key, answers[number])
         return answers
 
     @property
@@ -172,18 +206,13 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         """
         return 2.0 * self.model.config.n_embd if takes_masks(self.model.config) else 0.0
 
-    def _score(
-        self, requests: Sequence[TokenRequest]
-    ) -> Callable[[Sequence[Row]], list[tuple[int, list[float], bool]]]:
-        def score(rows: Sequence[Row]) -> list[tuple[int, list[float], bool]]:
-            with torch.inference_mode(), self._precision():
-                return score_rows(self.model, rows, lambda number: requests[number][2])
-
-        return score
-
-    def _tell(self, done: int, total: int) -> None:
-        if self._on_batch is not None:
-            self._on_batch(done, total)
+    def _score(self, questions: Sequence[Question]) -> list[tuple[int, float, bool]]:
+        """Return number, log-likelihood and whether it is the most likely one of each sequence in some rows."""
+        rows = [row for row, _ in questions]
+        wanted = {number: tokens for _, of_row in questions for number, tokens in of_row.items()}
+        with torch.inference_mode(), self._precision():
+            scored = score_rows(self.model, rows, wanted.__getitem__)
+        return [(number, _total(log_probs), greedy) for number, log_probs, greedy in scored]
 
     # --- texts -------------------------------------------------------------------------------------------------------
 
@@ -195,7 +224,7 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         """
         texts = [""] * len(requests)
         done = 0
-        kinds: dict[Decoding, list[tuple[int, list[int]]]] = {}
+        kinds: dict[Decoding, list[Context]] = {}
         for number, request in enumerate(requests):
             context, options = request.args
             decoding = Decoding.of(options)
@@ -205,31 +234,84 @@ class LitLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             tokens = self.tok_encode(context)[-room:] or [self.prefix_token_id]
             kinds.setdefault(decoding, []).append((number, tokens))
         for decoding, members in kinds.items():
-            more = decoding.max_gen_toks
-
-            def answer(batch: Sequence[tuple[int, list[int]]], decoding: Decoding = decoding) -> list[tuple[int, str]]:
-                with torch.inference_mode(), self._precision():
-                    contexts = [tokens for _, tokens in batch]
-                    made = generate(self.model, self.tokenizer, contexts, decoding, self.eot_token_id)
-                return [(number, text) for (number, _), text in zip(batch, made, strict=True)]
-
-            def length(member: tuple[int, list[int]], more: int = more) -> int:
-                return len(member[1]) + more
-
-            members.sort(key=length, reverse=True)
-            for made, fitting in in_batches(members, length, self.tokens_at_once, answer):
-                self.tokens_at_once = fitting
-                for number, text in made:
-                    texts[number] = text
-                    self.cache_hook.add_partial("generate_until", requests[number].args, text)
-                done += len(made)
-                self._tell(done, len(requests))
+            members.sort(key=lambda member: len(member[1]), reverse=True)
+            parts = [
+                Part(share, decoding, done, len(members), len(requests))
+                for share in self._dealt(members, partial(_length, decoding))
+            ]
+            for number, text in self._on_all_ranks(parts):
+                texts[number] = text
+                self.cache_hook.add_partial("generate_until", requests[number].args, text)
+            done += len(members)
         return texts
+
+    def _generate(self, decoding: Decoding, members: Sequence[Context]) -> list[tuple[int, str]]:
+        """Return number and text of each context."""
+        with torch.inference_mode(), self._precision():
+            contexts = [tokens for _, tokens in members]
+            made = generate(self.model, self.tokenizer, contexts, decoding, self.eot_token_id)
+        return [(number, text) for (number, _), text in zip(members, made, strict=True)]
 
     @property
     def max_gen_toks(self) -> int:
         """Largest number of tokens to generate if a task does not set one."""
         return MAX_GEN_TOKS
+
+    # --- ranks -------------------------------------------------------------------------------------------------------
+
+    def help(self) -> None:
+        """Answer what the first rank deals to this one, until it calls `dismiss`."""
+        while part := self._received():
+            self._ranks.gather(self._answer(part))
+
+    def dismiss(self) -> None:
+        """Let the other ranks return from `help`."""
+        self._ranks.scatter([None] * self._ranks.count)
+
+    def _received(self) -> Part | None:
+        return self._ranks.scatter(None)
+
+    def _dealt(self, items: Sequence[Item], length: Callable[[Item], int]) -> list[list[Item]]:
+        """Return the items of each rank, in their order."""
+        shares = deal([length(item) for item in items], self._ranks.count)
+        return [[items[number] for number in share] for share in shares]
+
+    def _on_all_ranks(self, parts: Sequence[Part]) -> list[Any]:
+        """Let each rank answer its part; return the answers to all of them."""
+        answers = self._ranks.gather(self._answer(self._ranks.scatter(parts)))
+        return [answer for of_rank in answers for answer in of_rank]
+
+    def _answer(self, part: Part) -> list[Any]:
+        """Answer one part in batches."""
+        length: Callable[[Any], int]
+        answer: Callable[[Sequence[Any]], list[Any]]
+        if part.decoding is None:
+            length, answer = _row_length, self._score
+            mine = sum(len(row.members) for row, _ in part.items)
+        else:
+            length, answer = partial(_length, part.decoding), partial(self._generate, part.decoding)
+            mine = len(part.items)
+        answers: list[Any] = []
+        batches: Iterator[tuple[list[Any], int]] = in_batches(part.items, length, self.tokens_at_once, answer)
+        for made, fitting in batches:
+            self.tokens_at_once = fitting
+            answers += made
+            if self._on_batch is not None:
+                self._on_batch(part.done + part.asked * len(answers) // mine, part.total)
+        return answers
+
+
+def _row_length(question: Question) -> int:
+    return len(question[0])
+
+
+def _length(decoding: Decoding, context: Context) -> int:
+    return len(context[1]) + decoding.max_gen_toks
+
+
+def _wanted(row: Row, requests: Sequence[TokenRequest]) -> dict[int, list[int]]:
+    """Return the tokens to score in a row, by the number of their request."""
+    return {number: requests[number][2] for number, _ in row.members}
 
 
 def _total(log_probs: Sequence[float]) -> float:

@@ -11,6 +11,9 @@ states for dense bfloat16 matrix products. The FLOPs are those that the model ne
 Recomputation, padding in training, and the products inside the attention are not counted: at the lengths of Alpaca and
 HellaSwag the latter are about 1 % for a model of 1B. Positions of scoring are those that go through the model, and so
 hold the padding there is.
+
+With several GPUs, FLOPs, tokens, energy and the peak rate are those of all of them; memory is that of the GPU that used
+the most.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ from __future__ import annotations
 import contextlib
 import resource
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from hpo_cluster.objectives.lora.ranks import Ranks
 
 #: Dense bfloat16 TFLOP/s by a part of the device's name; the first that fits counts.
 PEAK_TFLOPS = {
@@ -140,13 +145,24 @@ class Meter:
         device: the device the attempt computes on.
         bfloat16: whether it computes in bfloat16, so that the peak rate is that of bfloat16.
         in_float32: phases that do not.
+        ranks: the ranks that share the attempt; rank k computes on GPU k.
     """
 
-    def __init__(self, device: torch.device, *, bfloat16: bool = True, in_float32: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        bfloat16: bool = True,
+        in_float32: Collection[str] = (),
+        ranks: Ranks | None = None,
+    ) -> None:
         self._device = device
         self._bfloat16 = bfloat16
         self._in_float32 = in_float32
-        self._counter = _nvml(device) if device.type == "cuda" else _rapl()
+        self._ranks = ranks or Ranks()
+        gpus = self._ranks.count if device.type == "cuda" else 0
+        self._gpus = [torch.device("cuda", number) for number in range(gpus)]
+        self._counter = _nvml(self._gpus) if gpus else _rapl()
         self._source = "none" if self._counter is None else "nvml" if device.type == "cuda" else "rapl"
         self._began_wh = self._read()
         self._sampled = time.monotonic()
@@ -189,7 +205,10 @@ class Meter:
 
     @contextlib.contextmanager
     def scoring(self, model: Any) -> Iterator[None]:
-        """Within the context, count the positions that go through a merged LitGPT model, for the current phase."""
+        """Within the context, count the positions that go through a merged LitGPT model, for the current phase.
+
+        On its way out, unless an exception ends it, it adds up the positions of all ranks.
+        """
         seen = _Positions()
 
         def through(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
@@ -207,7 +226,8 @@ class Meter:
         finally:
             for hook in hooks:
                 hook.remove()
-            self.add(tokens=seen.through, flops=Weights.of(model).scoring_flops(seen.through, seen.scored))
+        through_all, scored_all = map(sum, zip(*self._ranks.gather((seen.through, seen.scored)), strict=True))
+        self.add(tokens=through_all, flops=Weights.of(model).scoring_flops(through_all, scored_all))
 
     def energy(self) -> dict[str, float]:
         """Return ``energy_wh``, what was used until now; nothing if nothing counts it."""
@@ -215,27 +235,29 @@ class Meter:
         return {} if now is None or self._began_wh is None else {"energy_wh": round(now - self._began_wh, 6)}
 
     def report(self) -> dict[str, Any]:
-        """Return device, ``peak_memory_gb`` (1e9 bytes), ``energy_wh`` with its source, and ``phases``.
+        """Return device, ``peak_memory_gb`` (1e9 bytes), ``energy_wh`` with its source, and ``phases``, on all ranks.
 
         Memory is what torch allocated on a GPU, and the whole process's resident memory on a CPU. Energy is that of the
         whole GPU (NVML) or of all processors of the machine (RAPL), including the share of other processes.
         """
         if self._device.type == "cuda":
-            name = torch.cuda.get_device_name(self._device)
+            names = [torch.cuda.get_device_name(gpu) for gpu in self._gpus]
             memory = float(torch.cuda.max_memory_allocated(self._device))
         else:
-            name = "CPU"
+            names = ["CPU"] * self._ranks.count
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
         energy_wh = self.energy().get("energy_wh")
         if self._current[0]:
             self.begin(self._current[0])
-        peak = peak_flops(name) if self._bfloat16 else None
+        rates = [peak_flops(name) if self._bfloat16 else None for name in names]
+        peak = None if None in rates else sum(rate for rate in rates if rate is not None)
         peaks = {name: None if name in self._in_float32 else peak for name in self._phases}
-        gpus = int(self._device.type == "cuda")
+        gpus = len(self._gpus)
         return {
             "device": self._device.type,
-            "device_name": name,
-            "peak_memory_gb": round(memory / 1e9, 6),
+            "device_name": ", ".join(dict.fromkeys(names)),
+            "gpus": gpus,
+            "peak_memory_gb": round(max(self._ranks.gather(memory)) / 1e9, 6),
             "energy_wh": energy_wh,
             "energy_source": self._source,
             "peak_tflops": None if peak is None else peak / 1e12,
@@ -250,16 +272,24 @@ class Meter:
         return None
 
 
-def _nvml(device: torch.device) -> Callable[[], float] | None:
-    """Return a reader of the GPU's counter (Wh); None without an NVIDIA driver that has one (a MIG slice has none)."""
+def _nvml(gpus: Sequence[torch.device]) -> Callable[[], float] | None:
+    """Return a reader of the sum of the GPUs' counters (Wh).
+
+    It returns None without an NVIDIA driver that has one for each of them (a MIG slice has none).
+    """
     with contextlib.suppress(Exception):
         import pynvml
 
         pynvml.nvmlInit()
         # by UUID: CUDA_VISIBLE_DEVICES renumbers torch's devices, not NVML's
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)  # fails here if there is none
-        return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 3.6e6
+        uuids = [f"GPU-{torch.cuda.get_device_properties(gpu).uuid}" for gpu in gpus]
+        handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
+
+        def read() -> float:
+            return sum(float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) for handle in handles) / 3.6e6
+
+        read()  # fails here if one has no counter
+        return read
     return None
 
 

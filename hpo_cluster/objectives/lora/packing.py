@@ -12,11 +12,16 @@ from typing import Any
 
 import torch
 
+from hpo_cluster.objectives.lora.ranks import Ranks
+
 #: Label of a token that is not learned.
 IGNORED = -100
 
 #: A tokenized row of the data: ``input_ids`` and ``labels`` (length).
 Example = Mapping[str, Any]
+
+#: Rows of a tensor: a slice where they are consecutive (no copy), else their indices.
+Places = slice | torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ class Pass:
         weights: weights of their losses in the loss of the step, float32, of shape (learned).
         members: micro-batch of each example, and row in the micro-batch.
         draw: the tokens for which the dropout masks are drawn.
-        token: index of the first token of the pass in `draw`.
-        first: index of the first learned token of the pass among those of `draw`.
+        places: where the tokens of the pass are among those of `draw`: indices, or a slice if they are consecutive.
+        learned_places: where its learned tokens are among the learned tokens of `draw`.
     """
 
     tokens: torch.Tensor
@@ -61,19 +66,19 @@ class Pass:
     weights: torch.Tensor
     members: tuple[tuple[int, int], ...]
     draw: Draw
-    token: int
-    first: int
+    places: Places
+    learned_places: Places
 
     def to(self, device: torch.device) -> Pass:
         """Return the pass on a device. Copies to a GPU run while the program continues."""
-        if device.type == "cpu":
+        if device.type == self.tokens.device.type:
             return self
-        names = ("tokens", "positions", "learned", "targets", "weights")
-        moved = {name: getattr(self, name).pin_memory().to(device, non_blocking=True) for name in names}
+        tensors = {name: value for name, value in self.__dict__.items() if isinstance(value, torch.Tensor)}
+        moved = {name: value.pin_memory().to(device, non_blocking=True) for name, value in tensors.items()}
         return Pass(**{**self.__dict__, **moved})
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Row:
     """One example of two tokens or more."""
 
@@ -82,29 +87,35 @@ class _Row:
     targets: torch.Tensor  # IGNORED where nothing is learned
     learned: int
     weight: float  # of each of its learned tokens
+    token: int = 0  # index of its first token in the draw
+    first: int = 0  # index of its first learned token among those of the draw
 
 
 def passes(
-    micro_batches: Sequence[Sequence[Example]], weight: float, budget: int, *, whole_micro_batches: bool = False
+    micro_batches: Sequence[Sequence[Example]],
+    weight: float,
+    budget: int,
+    *,
+    whole_micro_batches: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008  # it is immutable
 ) -> list[Pass]:
-    """Return the passes of a step, in the order of its examples.
+    """Return the passes of a step that this rank makes, in the order of the step's examples.
 
     Args:
         micro_batches: the step's examples.
         weight: weight of the mean loss of each micro-batch in the loss of the step.
         budget: largest number of tokens in a pass of several examples.
         whole_micro_batches: whether each micro-batch is one pass, without regard to `budget`.
+        ranks: the ranks that share the examples of the step, or its micro-batches if these are passes.
     """
-    rows = [_rows(number, batch, weight) for number, batch in enumerate(micro_batches)]
+    groups = [_rows(number, batch, weight) for number, batch in enumerate(micro_batches)]
     if whole_micro_batches:
-        return [_pass(group, _draw(group, number), 0, 0) for number, group in enumerate(rows) if group]
-    flat = [row for group in rows for row in group]
-    draw, made, token, first = _draw(flat, 0), list[Pass](), 0, 0
-    for group in _cut(flat, budget):
-        made.append(_pass(group, draw, token, first))
-        token += len(made[-1].tokens)
-        first += len(made[-1].learned)
-    return made
+        drawn = [(group, _draw(group, number)) for number, group in enumerate(groups) if group]
+        return [_pass(*drawn[number]) for number in ranks.mine([draw.tokens for _, draw in drawn])]
+    rows = [row for group in groups for row in group]
+    draw = _draw(rows, 0)
+    mine = [rows[number] for number in ranks.mine([len(row.tokens) for row in rows])]
+    return [_pass(group, draw) for group in _cut(mine, budget)]
 
 
 def _rows(number: int, batch: Sequence[Example], weight: float) -> list[_Row]:
@@ -132,10 +143,16 @@ def _cut(rows: Iterable[_Row], budget: int) -> list[list[_Row]]:
 
 
 def _draw(rows: Sequence[_Row], number: int) -> Draw:
-    return Draw(number, sum(len(row.tokens) for row in rows), sum(row.learned for row in rows))
+    """Return the draw for all tokens of these rows, and note in each row where it begins in the draw."""
+    token = first = 0
+    for row in rows:
+        row.token, row.first = token, first
+        token += len(row.tokens)
+        first += row.learned
+    return Draw(number, token, first)
 
 
-def _pass(rows: Sequence[_Row], draw: Draw, token: int, first: int) -> Pass:
+def _pass(rows: Sequence[_Row], draw: Draw) -> Pass:
     targets = torch.cat([row.targets for row in rows])
     learned = (targets != IGNORED).nonzero().squeeze(1)
     lengths = torch.tensor([len(row.tokens) for row in rows])
@@ -150,6 +167,14 @@ def _pass(rows: Sequence[_Row], draw: Draw, token: int, first: int) -> Pass:
         weights=weights.repeat_interleave(torch.tensor([row.learned for row in rows])),
         members=tuple(row.member for row in rows),
         draw=draw,
-        token=token,
-        first=first,
+        places=_places([(row.token, len(row.tokens)) for row in rows]),
+        learned_places=_places([(row.first, row.learned) for row in rows]),
     )
+
+
+def _places(ranges: Sequence[tuple[int, int]]) -> Places:
+    """Return the indices of some ranges, each given as begin and length."""
+    ends = [begin + length for begin, length in ranges]
+    if all(end == begin for end, (begin, _) in zip(ends, ranges[1:], strict=False)):
+        return slice(ranges[0][0], ends[-1])
+    return torch.cat([torch.arange(begin, end) for (begin, _), end in zip(ranges, ends, strict=True)])

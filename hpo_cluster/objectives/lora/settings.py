@@ -302,11 +302,6 @@ class LoraObjective(Objective):
         return True
 
     @property
-    def gpus_at_most(self) -> int | None:
-        """Largest number of GPUs that one evaluation can use: it trains and scores on one."""
-        return 1
-
-    @property
     def test_tasks(self) -> tuple[str, ...]:
         """Names of the tasks whose metrics are only recorded."""
         return self.tasks.test
@@ -331,6 +326,15 @@ class LoraObjective(Objective):
         from hpo_cluster.objectives.lora.prepare import prepare
 
         prepare(self, resolve, say)
+
+    def gpu_faults(self, gpus: int) -> list[str]:
+        """Return the fault if the model is scored by lm-eval's own class, which uses one GPU."""
+        if gpus <= 1 or self.evaluation != "litgpt_cli":
+            return []
+        return [
+            f"launcher.gpus_per_trial={gpus}: objective.evaluation=litgpt_cli scores on one GPU; give "
+            "objective.evaluation=in_memory or launcher.gpus_per_trial=1"
+        ]
 
     def space_faults(self, space: Space) -> list[str]:
         """Return parameters without a training setting of their name, and values that settings do not accept."""

@@ -339,8 +339,8 @@ def test_all_faults_are_named_at_once() -> None:
         (["data.path=/nowhere.json"], "data.path: /nowhere.json is not Alpaca-format data"),
         (["launcher.cpus_per_trial=0"], "launcher.cpus_per_trial=0: must be at least 1"),
         (
-            ["launcher=slurm", "launcher.gpus_per_trial=4"],
-            "objective=lora uses at most 1; if the cluster",
+            ["launcher=slurm", "launcher.gpus_per_trial=4", "objective.evaluation=litgpt_cli"],
+            "launcher.gpus_per_trial=4: objective.evaluation=litgpt_cli scores on one GPU; give",
         ),
         (
             ["launcher=slurm", "launcher.trials_per_node=4"],

@@ -10,6 +10,7 @@ import torch
 
 from hpo_cluster.objectives.lora import meter as module
 from hpo_cluster.objectives.lora.meter import Meter, Weights, peak_flops
+from hpo_cluster.objectives.lora.ranks import Ranks
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +67,7 @@ def test_on_a_gpu(gpu: dict[str, Any]) -> None:
     assert meter.report() == {
         "device": "cuda",
         "device_name": "NVIDIA A100-SXM4-40GB",
+        "gpus": 1,
         "peak_memory_gb": 3.0,
         "energy_wh": 2.0,
         "energy_source": "nvml",
@@ -111,6 +113,40 @@ def test_phases_on_a_gpu(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -
     assert report["phases"]["score"]["energy_wh"] == 0.1
     assert report["phases"]["score"]["requests_per_s"] == 40.0
     assert report["phases"]["score"]["mfu"] is None
+
+
+class FirstOfTwo(Ranks):
+    """The first of two ranks, without the other one."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value, and one of the other rank that is twice as large."""
+        return [value, tuple(2 * part for part in value) if isinstance(value, tuple) else 2 * value]
+
+
+def test_phases_on_two_gpus(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    meter = Meter(torch.device("cuda", 0), ranks=FirstOfTwo(0, 2))
+    meter.begin("train")
+    clock.now += 10
+    gpu["energy_mj"] += 3_600_000  # both read this counter
+    meter.add(tokens=5_000, flops=312e12)
+    report = meter.report()
+    assert (report["gpus"], report["peak_memory_gb"], report["peak_tflops"]) == (2, 6.0, 624.0)
+    assert report["energy_wh"] == 2.0
+    train = report["phases"]["train"]
+    assert (train["gpu_s"], train["energy_wh"], train["tokens_per_s"], train["mfu"]) == (20.0, 2.0, 500.0, 0.05)
+
+
+def test_positions_of_all_ranks_are_scored_ones() -> None:
+    model = torch.nn.Module()
+    model.transformer = torch.nn.ModuleDict({"wte": torch.nn.Embedding(10, 4)})
+    model.lm_head = torch.nn.Linear(4, 10, bias=False)
+    model.config = SimpleNamespace(n_expert=0)
+    meter = Meter(torch.device("cpu"), ranks=FirstOfTwo(0, 2))
+    meter.begin("score")
+    with meter.scoring(model):
+        model.lm_head(model.transformer["wte"](torch.zeros(2, 3, dtype=torch.long))[:, -1])
+    assert meter.report()["phases"]["score"]["tokens"] == 6 + 12
 
 
 def test_without_bfloat16_there_is_no_share_of_its_peak(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

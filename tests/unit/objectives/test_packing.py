@@ -19,6 +19,7 @@ from hpo_cluster.objectives.lora import attention, dropout, memory
 from hpo_cluster.objectives.lora.adamw import AdamW, Decay
 from hpo_cluster.objectives.lora.packed_forward import PackedModel
 from hpo_cluster.objectives.lora.packing import IGNORED, passes
+from hpo_cluster.objectives.lora.ranks import Ranks
 
 SMALL = {"block_size": 96, "vocab_size": 200, "padded_vocab_size": 256, "n_layer": 3, "n_embd": 32, "head_size": 16}
 LORA = {"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, **{f"lora_{n}": True for n in ("query", "key", "value")}}
@@ -172,8 +173,12 @@ def test_passes_keep_order_weights_and_what_teaches_nothing() -> None:
         assert all(len(part.tokens) <= budget or len(part.lengths) == 1 for part in parts)
         for name in ("tokens", "positions", "targets", "weights"):
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole[0], name))
-        assert [part.token for part in parts] == [0, *itertools.accumulate(len(part.tokens) for part in parts)][:-1]
-        assert [part.first for part in parts] == [0, *itertools.accumulate(len(part.learned) for part in parts)][:-1]
+        for places, numbers in (("places", "tokens"), ("learned_places", "learned")):
+            sizes = [len(getattr(part, numbers)) for part in parts]
+            ends = list(itertools.accumulate(sizes))
+            assert [getattr(part, places) for part in parts] == [
+                slice(end - size, end) for size, end in zip(sizes, ends, strict=True)
+            ]
     assert passes([[{"input_ids": torch.ones(1, dtype=torch.long), "labels": torch.ones(1)}]], 1.0, 5) == []
 
 
@@ -240,6 +245,47 @@ def test_experts_draw_by_micro_batch() -> None:
     assert one[0] == other[0]
     with pytest.raises(ValueError, match="mixture of experts"):
         dropout.LitgptMasks(model, dropouts, nullcontext)
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["step", "litgpt"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ranks_share_a_step(family: str, source: str) -> None:
+    """Sliding windows and mixtures of experts too: the parts of the ranks add up to the whole."""
+    experts = "Mixtral" in family or "MoE" in family
+    if experts and source == "litgpt":
+        pytest.skip("refused on any number of ranks")
+    model = make(family, lora_dropout=0.4, lora_mlp=True, lora_head=True)
+    dropouts = dropout.replace_dropouts(model, 0.4)
+    masks: Any = (
+        dropout.StepMasks(dropouts, 5, torch.device("cpu"))
+        if source == "step"
+        else dropout.LitgptMasks(model, dropouts, nullcontext)
+    )
+    micro_batches = examples(LENGTHS, prompt=5)
+
+    def run(budget: int, ranks: Ranks) -> Any:
+        torch.manual_seed(4)
+        loss, found = drawn(model, masks, micro_batches, budget, whole_micro_batches=experts, ranks=ranks)
+        zeros = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
+        return loss, {name: zeros[name] if value is None else value for name, value in found.items()}
+
+    expected = run(10**6, Ranks())
+    for count in (2, 3, 8):  # more ranks than examples too
+        parts = [run(50, Ranks(rank, count)) for rank in range(count)]
+        loss = sum(part[0] for part in parts)
+        assert_same((loss, {name: sum(part[1][name] for part in parts) for name in expected[1]}), expected)
+
+
+def test_a_rank_takes_its_own_examples() -> None:
+    micro_batches = examples(LENGTHS, prompt=5)
+    seen = [passes(micro_batches, 1.0, 30, ranks=Ranks(rank, 2)) for rank in range(2)]
+    members = [[member for part in parts for member in part.members] for parts in seen]
+    assert sorted(members[0] + members[1]) == [(batch, row) for batch in range(3) for row in range(2)]
+    tokens = [sum(len(part.tokens) for part in parts) for parts in seen]
+    assert tokens == [29 + 13 + 1, 20 + 16 + 8]
 
 
 # --- what it costs ---------------------------------------------------------------------------------------------------
