@@ -25,6 +25,7 @@ from hpo_cluster.record.attempt_files import CLAIMED_EXIT_STATUS, SCHEMA
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.files import dumps, publish_once, read_json
 from hpo_cluster.record.layout import AttemptLayout
+from hpo_cluster.record.next_attempt import read_next
 from hpo_cluster.trial import ErrorKind
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def _numbers(listed: str) -> list[int]:
 
 
 class Lane:
-    """The process of one attempt."""
+    """The process of one attempt, and of those that it evaluates after it."""
 
     def __init__(self, program: Path, directory: Path, devices: str, cores: set[int]) -> None:
         self.files = AttemptLayout(directory)
@@ -107,6 +108,13 @@ class Lane:
         with contextlib.suppress(ProcessLookupError):
             if self.process.poll() is None:
                 os.killpg(self.process.pid, number)
+
+    def follow(self) -> None:
+        """Look whether the process has gone on with another attempt, whose files count from then on."""
+        if self.files.result.exists() or self.files.error.exists():
+            decision = read_next(self.files)
+            if decision is not None and decision.attempt_dir is not None:
+                self.files = AttemptLayout(decision.attempt_dir)
 
     def report_silence(self) -> None:
         """Write the error of an attempt if its process has ended without publishing a result or an error."""
@@ -148,6 +156,7 @@ def run(program: Path, directories: Sequence[Path], gpus: int) -> int:
         while alive:
             time.sleep(POLL_S)
             for lane in alive:
+                lane.follow()
                 if lane not in cancelled and lane.files.cancel.exists():
                     cancelled.add(lane)
                     lane.signal(signal.SIGTERM)

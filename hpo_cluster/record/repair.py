@@ -170,7 +170,9 @@ class _Rebuilding:
             elif kind == "intent":
                 if not self._has_trial(event["trial"]) or not self._has_attempts(event["trial"], event["attempt"]):
                     raise KeyError(event["trial"])
-                if len(self.record.trials[event["trial"]].attempts) > event["attempt"]:
+                trial = self.record.trials[event["trial"]]
+                replaces = trial.attempt is not None and trial.attempt.number == event["attempt"]
+                if len(trial.attempts) > event["attempt"] and not (replaces and trial.attempts[-1].after):
                     return
             elif "trial" in event and kind != "commanded":
                 attempt = event.get("attempt")
@@ -229,7 +231,8 @@ class _Rebuilding:
             if trial.attempt is not None:
                 self._give_up(trial)
             token = params["token"]
-            self.add("intent", trial=number, attempt=attempt, token=token, job_name=token, code=params["code"])
+            name = params.get("job_name") or token
+            self.add("intent", trial=number, attempt=attempt, token=token, job_name=name, code=params["code"])
         return True
 
     def _give_up(self, trial: TrialRecord) -> None:

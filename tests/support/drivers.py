@@ -40,6 +40,7 @@ def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
     quick = {"budget": 4, "workers": 2, "poll_s": 0.05, "grace_s": 0.5, "retry_wait_s": 0.0}
     operation = {**quick, **options.get("operation", {})}
     slurm = SlurmSettings(poll_period_s=0.2, gpus_per_trial=0, cpus_per_trial=1)
+    local = LocalSettings(poll_period_s=0.1, **options.get("local", {}))
     name, seed = options.get("optimizer", "random"), options.get("seed", 0)
     settings = make_settings(name, options.get("optimizer_settings", {}))
     made = make_spec(
@@ -55,7 +56,7 @@ def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
             recorded=read_identity(CampaignLayout(directory).identity),
         ),
         seed=seed,
-        launcher=slurm if options.get("launcher") == "slurm" else LocalSettings(poll_period_s=0.1),
+        launcher=slurm if options.get("launcher") == "slurm" else local,
         operation=Operation(**operation),
         storage_dir=directory.parent,
         resolve=Path,
