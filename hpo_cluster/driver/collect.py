@@ -17,7 +17,7 @@ from hpo_cluster.driver.failures import (
     silent_failure,
 )
 from hpo_cluster.driver.free_places import FreePlaces
-from hpo_cluster.driver.intents import intend
+from hpo_cluster.driver.intents import intend, note_job
 from hpo_cluster.driver.job_watch import JobWatch
 from hpo_cluster.driver.open_campaign import OpenCampaign
 from hpo_cluster.job import JobState, JobStatus
@@ -106,6 +106,10 @@ class Collector:
             message = f"the result has no metric {name!r}; {did_you_mean(name, there)}it has {', '.join(there)}"
             self._take_failure(trial, attempt, Failure(ErrorKind.BAD_RESULT, message, result))
             return
+        if attempt.job is None and attempt.after is not None:  # the driver died when it had given it to a running job
+            before = self._campaign.record.member(attempt.after)[1]
+            if before.job is not None:
+                note_job(self._campaign, [(trial, attempt)], before.job, adopted=True)
         self._campaign.append(
             "ended",
             trial=trial.number,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from hpo_cluster.driver.open_campaign import OpenCampaign
+from hpo_cluster.job import JobRef
 from hpo_cluster.record.campaign_state import Member, TrialRecord
 from hpo_cluster.trial import trial_label
 
@@ -36,3 +39,10 @@ def intend(
         fields |= {"after": [before.number, attempt.number], "turn": attempt.turn + 1}
     campaign.append("intent", trial=trial.number, **fields)
     return str(fields["job_name"])
+
+
+def note_job(campaign: OpenCampaign, members: Sequence[Member], job: JobRef, *, adopted: bool) -> None:
+    """Journal that a job evaluates these attempts."""
+    common = {"job": dataclasses.asdict(job), "gpus": campaign.spec.gpus_per_trial, "adopted": adopted}
+    for trial, attempt in members:
+        campaign.append("submitted", trial=trial.number, attempt=attempt.number, **common)

@@ -20,7 +20,7 @@ from pathlib import Path
 from hpo_cluster.driver.background import Background
 from hpo_cluster.driver.failures import rests_s
 from hpo_cluster.driver.free_places import FreePlaces
-from hpo_cluster.driver.intents import intend
+from hpo_cluster.driver.intents import intend, note_job
 from hpo_cluster.driver.open_campaign import OpenCampaign
 from hpo_cluster.driver.spec import CampaignSpec
 from hpo_cluster.errors import SubmissionError
@@ -218,9 +218,7 @@ class Submitter:
                 raise SubmissionError(what, retriable=False) from error
 
     def _note(self, members: Sequence[Member], job: JobRef, *, adopted: bool) -> None:
-        common = {"job": dataclasses.asdict(job), "gpus": self._campaign.spec.gpus_per_trial, "adopted": adopted}
-        for trial, attempt in members:
-            self._campaign.append("submitted", trial=trial.number, attempt=attempt.number, **common)
+        note_job(self._campaign, members, job, adopted=adopted)
         self._unsure.discard(job.token)
 
     def cancel(self, trials: Sequence[TrialRecord]) -> None:
