@@ -1,4 +1,4 @@
-"""Several trials one after another in one job: drivers die, jobs die, attempts fail, and nothing is lost or done twice."""
+"""Several trials one after another in one job: drivers, jobs and attempts die, and nothing is lost or done twice."""
 
 from __future__ import annotations
 
