@@ -66,7 +66,7 @@ def objective_of(case: Case) -> LoraObjective:
 
 
 def write_attempt(case: Case, folder: Path, storage_dir: Path, number: int = 0, trials: int = 1) -> Path:
-    """Write an attempt directory as the driver does: the first has the seed of the other route, the next ones others."""
+    """Write an attempt directory as the driver does; the first has the same seed as the other route."""
     folder.mkdir(parents=True)
     settings = objective_of(case).job_settings(lambda path: storage_dir if path == "storage:" else Path(path))
     job = {"token": folder.name, "turn": number + 1, "trials_per_job": trials, "linger_s": 60.0}
