@@ -83,12 +83,15 @@ class FreePlaces:
                 self._closed.add((trial.number, attempt.number))
 
     def _fits(self, member: Member) -> bool:
-        """Return whether the job after an attempt runs this driver's code and settings, and has the time."""
+        """Return whether a job has this driver's code and settings, a node that loses no attempts, and the time."""
         _, attempt = member
-        settings = self._campaign.spec.launcher_settings
+        spec, record = self._campaign.spec, self._campaign.record
+        settings = spec.launcher_settings
         if attempt.code != self._campaign.code or attempt.launcher != settings.model_dump(mode="json"):
             return False
-        return has_time(self._campaign.record, attempt, settings)
+        if attempt.node in record.bad_nodes(spec.operation.exclude_node_after):
+            return False
+        return has_time(record, attempt, settings)
 
 
 def has_time(record: Record, attempt: AttemptRecord, settings: LauncherSettings) -> bool:
