@@ -110,6 +110,7 @@ def write_log_of(directory: Path) -> None:
             opened = os.open(folder / f"{name}.{end}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             os.dup2(opened, 1 if end == "out" else 2)
             os.close(opened)
+        os.write(1, f"{directory}: after another attempt in the same job\n".encode())
     except OSError as error:
         log.warning("the log goes on here: %s", error)
 

@@ -410,4 +410,3 @@ def run_one_after_another(attempt: Attempt, evaluate: Callable[[Attempt], Mappin
             if status != 0:
                 start_program_again(program, following)
             attempt = Attempt(following)
-            log.info("attempt=%s turn=%s in the same process", following, attempt.params.get("turn"))

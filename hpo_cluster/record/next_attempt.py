@@ -32,8 +32,8 @@ class Next:
 
 END = Next()
 
-#: Kinds of errors after which a job ends at once: it was asked to, or its machine is at fault.
-ENDING_KINDS = frozenset({ErrorKind.INTERRUPTED, ErrorKind.NODE, ErrorKind.DISK})
+#: Kinds of errors after which a job ends at once: it was asked to, its machine is at fault, or its process has died.
+ENDING_KINDS = frozenset({ErrorKind.INTERRUPTED, ErrorKind.NODE, ErrorKind.DISK, ErrorKind.VANISHED})
 
 
 def read_next(files: AttemptLayout) -> Next | None:
