@@ -161,6 +161,7 @@ class Submitter:
                 decision = END
         if decision is not None and decision.token == attempt.token and before.job is not None:
             self._note([(trial, attempt)], before.job, adopted=False)
+            self.refused = ""
         elif decision is not None:
             intend(campaign, trial)
 

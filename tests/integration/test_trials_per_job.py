@@ -21,8 +21,8 @@ from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.inbox import post
 from hpo_cluster.record.journal import read_events
-from hpo_cluster.record.layout import CampaignLayout
-from hpo_cluster.record.next_attempt import END, read_next
+from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
+from hpo_cluster.record.next_attempt import END, Next, read_next
 from hpo_cluster.trial import State
 
 #: Longer than any test: a job that waits so long shows that nobody told it to end.
@@ -175,6 +175,21 @@ def test_a_job_dies_just_when_it_is_given_an_attempt(tmp_path: Path, monkeypatch
     record = check(directory, 2)  # it is not blamed: no retry was allowed
     assert record.trials[1].attempts[0].error is None
     assert record.trials[1].attempts[0].turn == 1
+
+
+def test_a_job_gives_up_just_before_it_is_given_an_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "c"
+    publish = submit.publish_next
+
+    def too_late(files: AttemptLayout, decision: Next) -> bool:
+        assert publish(files, END)
+        return publish(files, decision)
+
+    monkeypatch.setattr(submit, "publish_next", too_late)
+    with campaign(directory, operation={"budget": 3, "retries": 0}) as opened:
+        drive(opened)
+    check(directory, 3)
+    assert len(pids(directory)) == 3
 
 
 def interrupted_while_a_job_runs(directory: Path, **more: Any) -> None:
