@@ -41,7 +41,7 @@ class LocalSettings(LauncherSettings):
     @property
     def warning_s(self) -> int:
         """Seconds before its walltime at which a job is signalled."""
-        return warning_s(SIGNAL_DELAY_S, self.walltime_min)
+        return int(warning_s(SIGNAL_DELAY_S, self.walltime_min))
 
 
 class LocalLauncher:

@@ -98,7 +98,8 @@ def test_it_goes_on_in_the_same_process_and_begins_again_after_a_failure(tmp_pat
     tails = [log_tail(files) for files in attempts[1:]]
     assert ["it is broken" in tail for tail in tails] == [False, True, False]
     out = [next(files.job_dir.glob("*_log.out")).read_text() for files in attempts[1:]]
-    assert out == ["number 2\n", "number 3\n", "number 1\n"]
+    said = "after another attempt in the same job"
+    assert out == [f"{f.dir}: {said}\nnumber {n}\n" for f, n in zip(attempts[1:], (2, 3, 1), strict=True)]
 
 
 def test_nobody_names_another_attempt(tmp_path: Path) -> None:
