@@ -338,7 +338,6 @@ def load_model(checkpoint_dir: Path, train: TrainSettings, device: torch.device,
 
 def read_base(model: Any, checkpoint_dir: Path) -> None:
     """Read the base weights of a model from its checkpoint, in the dtype of the model."""
-    import torch
     from litgpt.lora import lora_filter
 
     try:
