@@ -9,6 +9,7 @@ CAMPAIGN ?=
 MODEL ?= village
 REPETITIONS ?= 3
 GPU ?=
+TRIALS ?= 1
 
 export OMP_NUM_THREADS ?= 1
 
@@ -70,8 +71,8 @@ bench-optimizers: $(VENV)/installed-peers  ## compare these optimizers with othe
 bench-campaign: $(VENV)/installed  ## measure the driver: 10 000 simulated trials on 1 000 workers; CAMPAIGN="--trials 500 --workers 100"
 	$(BIN)/python -m benchmarks.campaign.run $(CAMPAIGN)
 
-bench-job: $(VENV)/installed  ## one evaluation by our job and by LitGPT's commands; MODEL=medium REPETITIONS=5, GPU=1: a 1B model on a GPU
-	$(BIN)/python -W ignore -m benchmarks.job.run $(MODEL) --repetitions $(REPETITIONS) $(if $(GPU),--gpu)
+bench-job: $(VENV)/installed  ## one evaluation by our job and by LitGPT's commands; MODEL=medium REPETITIONS=5, TRIALS=10: ten in one job, GPU=1: a 1B model
+	$(BIN)/python -W ignore -m benchmarks.job.run $(MODEL) --repetitions $(REPETITIONS) --trials $(TRIALS) $(if $(GPU),--gpu)
 
 reference: $(VENV)/installed-dev  ## write docs/reference/configuration.md and failures.md again
 	$(BIN)/python tools/make_reference.py

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives import worker
-from hpo_cluster.objectives.lora import rank_processes
+from hpo_cluster.objectives.lora import kept, rank_processes
 from hpo_cluster.objectives.lora.hugging_face import missing_files
 from hpo_cluster.objectives.lora.ranks import Ranks
 from hpo_cluster.objectives.lora.settings import (
@@ -77,7 +77,10 @@ def fine_tune_and_score(attempt: Attempt, ranks: Ranks) -> dict[str, Any]:
     objective = LoraObjective.model_validate({k: v for k, v in attempt.settings.items() if k != "storage_dir"})
     train = effective_train(objective.train, attempt.parameters)
     seed = attempt.seed if train.seed is None else train.seed
-    with tempfile.TemporaryDirectory(prefix="hpo-cluster-", ignore_cleanup_errors=True) as scratch:
+    with (
+        kept.keeping(int(attempt.params.get("trials_per_job") or 1) > 1),
+        tempfile.TemporaryDirectory(prefix="hpo-cluster-", ignore_cleanup_errors=True) as scratch,
+    ):
         attempt.phase("import")
         device = prepare_process(storage_dir, int(attempt.params.get("gpus") or 0), ranks)
         from hpo_cluster.objectives.lora.adapter import converted_lm, save_adapter
@@ -98,7 +101,7 @@ def fine_tune_and_score(attempt: Attempt, ranks: Ranks) -> dict[str, Any]:
         begin("load")
         check_measurable(objective, meter.counts_energy, baseline=attempt.baseline)
         checkpoint_dir = checked_checkpoint(objective)
-        tokenizers = Tokenizers(checkpoint_dir)
+        tokenizers = kept.tokenizers(checkpoint_dir)
         tasks = checked_tasks(objective, tokenizers, Path(scratch)) if ranks.first else {}
         unlike = unlike_litgpt(tokenizers)
         if unlike and ranks.first:
@@ -260,7 +263,7 @@ def checked_tasks(objective: LoraObjective, tokenizers: Tokenizers, scratch_dir:
     """Return the loaded tasks. Raise AttemptError with all faults of tasks, data, prompts and tokenizers."""
     from hpo_cluster.objectives.lora import checks
 
-    tasks = checks.load_tasks_of(objective, scratch_dir)
+    tasks = kept.tasks(objective, scratch_dir)
     checks.raise_all(
         [
             *checks.task_faults(objective, tasks),
@@ -292,14 +295,14 @@ def load_examples(
     from litgpt.config import Config
     from torch.utils.data import random_split
 
-    from hpo_cluster.objectives.lora.tokenized_data import Examples, tokenized_data
+    from hpo_cluster.objectives.lora.tokenized_data import Examples
 
     block_size = Config.from_file(tokenizers.checkpoint_dir / "model_config.yaml").block_size
     settings = objective.data
     length = min(train.max_seq_length or block_size, block_size)
     made = [
         None if rows is None else Examples(rows, length, mask_prompt=settings.mask_prompt)
-        for rows in tokenized_data(settings, tokenizers, cache_dir)
+        for rows in kept.tokenized_data(settings, tokenizers, cache_dir)
     ]
     train_examples: Any = made[0]
     val_examples: Any = made[1]
@@ -376,11 +379,10 @@ def load_model(checkpoint_dir: Path, train: TrainSettings, device: torch.device,
 
 def read_base(model: Any, checkpoint_dir: Path) -> None:
     """Read the base weights of a model from its checkpoint, in the dtype of the model."""
-    import torch
     from litgpt.lora import lora_filter
 
     try:
-        weights = torch.load(checkpoint_dir / "lit_model.pth", map_location="cpu", mmap=True, weights_only=True)
+        weights = kept.base_weights(checkpoint_dir / "lit_model.pth")
         loaded = model.load_state_dict(weights.get("model", weights), strict=False)
     except Exception as error:
         if worker.classify(error) != ErrorKind.CODE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -16,7 +17,8 @@ import yaml
 
 from benchmarks.job.cases import Case
 from hpo_cluster.objectives.lora.settings import LORA_MATRICES, LoraObjective
-from hpo_cluster.record.layout import resources_dir
+from hpo_cluster.record.layout import AttemptLayout, resources_dir
+from hpo_cluster.record.next_attempt import Next, publish_next
 
 #: Of the fine-tuning, in both routes.
 SEED = 1337
@@ -31,9 +33,9 @@ class Measurement:
         cpu_s: CPU seconds of all its processes.
         wall_s: from their start to their end.
         memory_gb: 1e9 bytes of resident memory of the largest process at its peak.
-        phases: wall seconds of its parts.
-        scores: metrics by ``task/metric``.
-        result: ours: the whole result.
+        phases: wall seconds of its parts; of several trials, those of the last.
+        scores: metrics by ``task/metric``; of several trials, those of the first.
+        result: ours: the whole result of the last trial.
     """
 
     route: str
@@ -63,22 +65,26 @@ def objective_of(case: Case) -> LoraObjective:
     )
 
 
-def write_attempt(case: Case, folder: Path, storage_dir: Path) -> Path:
-    """Write an attempt directory as the driver does."""
+def write_attempt(case: Case, folder: Path, storage_dir: Path, number: int = 0, trials: int = 1) -> Path:
+    """Write an attempt directory as the driver does; the first has the same seed as the other route."""
     folder.mkdir(parents=True)
     settings = objective_of(case).job_settings(lambda path: storage_dir if path == "storage:" else Path(path))
-    document = {"schema": 1, "parameters": {}, "settings": settings, "seed": SEED}
+    job = {"token": folder.name, "turn": number + 1, "trials_per_job": trials, "linger_s": 60.0}
+    document = {"schema": 1, "parameters": {}, "settings": settings, "seed": SEED + number, **job}
     (folder / "params.json").write_text(json.dumps(document))
     return folder
 
 
-def ours(case: Case, folder: Path) -> Measurement:
-    """Run our job on a new attempt directory."""
-    attempt = write_attempt(case, folder, folder.parent / "storage")
-    took = _run([sys.executable, str(resources_dir() / "jobs" / "lora.py"), str(attempt)], folder / "log")
-    result = json.loads((attempt / "result.json").read_text())
-    scores = {name: value for name, value in result["metrics"].items() if "/" in name}
-    return Measurement("ours", *took, phases=result["seconds"], scores=scores, result=result)
+def ours(case: Case, folder: Path, trials: int = 1) -> Measurement:
+    """Run our job: one process evaluates so many new attempts, as with ``launcher.trials_per_job``."""
+    storage = folder.parent / "storage"
+    attempts = [write_attempt(case, folder / f"a{number}", storage, number, trials) for number in range(trials)]
+    for before, after in itertools.pairwise(attempts):  # as a driver does that has the next proposal at once
+        publish_next(AttemptLayout(before), Next(after, after.name))
+    took = _run([sys.executable, str(resources_dir() / "jobs" / "lora.py"), str(attempts[0])], folder / "log")
+    first, last = (json.loads((attempts[number] / "result.json").read_text()) for number in (0, -1))
+    scores = {name: value for name, value in first["metrics"].items() if "/" in name}
+    return Measurement("ours", *took, phases=last["seconds"], scores=scores, result=last)
 
 
 def theirs(case: Case, folder: Path) -> Measurement:

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.job.cases import MODELS, SHAPES, Case, build, village
 from benchmarks.job.routes import Measurement, ours, theirs
 
-ROUTES = {"ours": ours, "theirs": theirs}
+ROUTES = ("ours", "theirs")
 PACKAGES = ("torch", "litgpt", "lm_eval", "transformers")
 
 
@@ -28,6 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Our job against `litgpt finetune_lora` and `litgpt evaluate`.")
     parser.add_argument("model", nargs="?", default="village", choices=MODELS)
     parser.add_argument("--repetitions", type=int, default=3, help="runs of each route")
+    parser.add_argument("--trials", type=int, default=1, metavar="N", help="trials one after another in our job")
     parser.add_argument("--rows", type=int, help="training rows of a model with random weights")
     parser.add_argument("--documents", type=int, help="documents of each of its two tasks")
     parser.add_argument("--ours", action="store_true", help="measure our job alone")
@@ -80,14 +81,14 @@ def phases(found: Sequence[Measurement]) -> str:
     return table(rows)
 
 
-def ratios(found: Sequence[Measurement], what: str) -> list[float]:
-    """Return ours divided by theirs of each pair of neighbouring runs; `what` is a field of `Measurement`."""
+def ratios(found: Sequence[Measurement], what: str, trials: int = 1) -> list[float]:
+    """Return ours divided by `trials` times theirs of each pair of neighbouring runs; `what`: a field of a run."""
     pairs = zip(
         (each for each in found if each.route == "ours"),
         (each for each in found if each.route == "theirs"),
         strict=False,
     )
-    return [getattr(a, what) / getattr(b, what) for a, b in pairs]
+    return [getattr(a, what) / (trials * getattr(b, what)) for a, b in pairs]
 
 
 def score_differences(found: Sequence[Measurement]) -> Iterable[str]:
@@ -109,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         found = measure(make_case(arguments, folder / "case"), arguments, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    report(found)
+    report(found, arguments.trials)
     return 0
 
 
@@ -119,9 +120,10 @@ def measure(case: Case, arguments: argparse.Namespace, folder: Path) -> list[Mea
     print(f"{case.name} on {platform.machine()} with {os.cpu_count()} cores, {versions}", flush=True)
     found = []
     for number in range(arguments.repetitions):
-        for name, route in ROUTES.items():
+        for name in ROUTES:
             if name == "ours" or not arguments.ours:
-                one = route(case, folder / f"{name}{number}")
+                runs = folder / f"{name}{number}"
+                one = ours(case, runs, arguments.trials) if name == "ours" else theirs(case, runs)
                 print(f"{name}: {one.cpu_s:.2f} CPU s, {one.wall_s:.2f} s, {one.memory_gb:.2f} GB", flush=True)
                 found.append(one)
     if arguments.kernels or arguments.gpu:
@@ -131,16 +133,19 @@ def measure(case: Case, arguments: argparse.Namespace, folder: Path) -> list[Mea
     return found
 
 
-def report(found: Sequence[Measurement]) -> None:
-    """Print the tables and the ratios."""
+def report(found: Sequence[Measurement], trials: int = 1) -> None:
+    """Print the tables and the ratios; `trials` is the number of trials that our job evaluated."""
     print(f"\n{costs(found)}\n\n{phases(found)}\n")
     if work := throughput(found):
         print(f"{work}\n")
     for line in score_differences(found):
         print(f"scores differ: {line}")
-    if wall := ratios(found, "wall_s"):
+    if trials > 1:
+        print(f"ours: {trials} trials in one job; theirs: one trial, multiplied by {trials} in the ratios")
+        print(f"ours, CPU s a trial: {spread([each.cpu_s / trials for each in found if each.route == 'ours'])}")
+    if wall := ratios(found, "wall_s", trials):
         print(f"wall ratio {spread(wall)}")
-        print(f"cpu ratio {spread(ratios(found, 'cpu_s'))}")
+        print(f"cpu ratio {spread(ratios(found, 'cpu_s', trials))}")
 
 
 def throughput(found: Sequence[Measurement]) -> str:

@@ -68,7 +68,7 @@ class Campaign:
             undo.callback(self.opened.close)
             self.collector = Collector(self.opened)
             undo.callback(self.collector.in_background.close)
-            self.submitter = Submitter(self.opened, self.collector.in_background)
+            self.submitter = Submitter(self.opened, self.collector.in_background, self.collector.places)
             maximize = spec.objective.direction == "maximize"
             self._table = HistoryTable(self.record, spec.space.names, maximize=maximize)
             self._undo = undo.pop_all()
@@ -131,6 +131,7 @@ class Campaign:
             if not self.submitter.is_shut():  # ask only when jobs may start: the optimizer may know more by then
                 self.propose()
             self.submit()
+        self._end_idle_jobs()
         self._write_history()
 
     def _tick_or_pause(self) -> None:
@@ -148,6 +149,27 @@ class Campaign:
         else:
             self._storage.end()
             lock.tell(self._waits_for)
+
+    def _end_idle_jobs(self) -> None:
+        """Tell jobs that wait for another attempt to end, if there will be none for them soon."""
+        halted = self._stopping or self.record.halted
+        if halted or self._closing or self.submitter.shut or self._exhausted or not self._has_more:
+            self.collector.places.close_all()
+        if halted:  # no driver will be there when the jobs that run now have ended
+            for member in self.opened.with_job():
+                if member[1].may_be_followed:
+                    self.collector.places.close(member)
+
+    @property
+    def _has_more(self) -> bool:
+        """Whether trials wait for a job, or are still to be proposed."""
+        waiting = any(trial.attempt is None or trial.attempt.job is None for trial in self.record.in_flight)
+        return waiting or self._committed < self.spec.operation.budget
+
+    @property
+    def _committed(self) -> int:
+        """The part of the budget that ended trials have used, and that trials in flight will use."""
+        return self.record.spent + sum(trial.in_budget for trial in self.record.in_flight)
 
     @property
     def _waits_for(self) -> str | None:
@@ -198,8 +220,7 @@ class Campaign:
             row = {"trial": BASELINE, "parameters": {}, "seed": seed, "origin": Origin.BASELINE}
             self.append("asked", trials=[row], decision={})
         while not self._exhausted:
-            committed = self.record.spent + sum(trial.in_budget for trial in self.record.in_flight)
-            free = min(self.submitter.free_slots(), operation.budget - committed)
+            free = min(self.submitter.free_slots(), operation.budget - self._committed)
             if free <= 0:
                 return
             ask = self._ask(free)
@@ -232,6 +253,7 @@ class Campaign:
         """Read the results that are there, then end every job in flight. Cancelled trials do not use up the budget."""
         self.collect()
         self.submitter.cancel(self.record.in_flight)
+        self.collector.places.close_all()
 
     # ---------------------------------------------------------------------------------------------------- views, end
 

@@ -16,6 +16,8 @@ from hpo_cluster.driver.failures import (
     reported_failure,
     silent_failure,
 )
+from hpo_cluster.driver.free_places import FreePlaces
+from hpo_cluster.driver.intents import intend, note_job
 from hpo_cluster.driver.job_watch import JobWatch
 from hpo_cluster.driver.open_campaign import OpenCampaign
 from hpo_cluster.job import JobState, JobStatus
@@ -45,6 +47,7 @@ class Collector:
         self.watch = JobWatch(
             campaign.layout, spec.launcher.poll_period_s, operation.grace_s, operation.unknown_after_s
         )
+        self.places = FreePlaces(campaign, self.watch)
         #: Results are read while a slow scheduler has not answered yet.
         self.in_background = Background(self.read_files, operation.poll_s)
         self._some_completed = False
@@ -103,6 +106,10 @@ class Collector:
             message = f"the result has no metric {name!r}; {did_you_mean(name, there)}it has {', '.join(there)}"
             self._take_failure(trial, attempt, Failure(ErrorKind.BAD_RESULT, message, result))
             return
+        if attempt.job is None and attempt.after is not None:  # the driver died when it had given it to a running job
+            before = self._campaign.record.member(attempt.after)[1]
+            if before.job is not None:
+                note_job(self._campaign, [(trial, attempt)], before.job, adopted=True)
         self._campaign.append(
             "ended",
             trial=trial.number,
@@ -136,6 +143,7 @@ class Collector:
         """Ask the scheduler about the jobs in flight, and find out why those that ended have left no result."""
         campaign = self._campaign
         jobs = {attempt.job_name: attempt.job for _, attempt in campaign.with_job() if attempt.job is not None}
+        jobs |= self.places.jobs()
         if not jobs:
             return
         answer = self.in_background(lambda: campaign.spec.launcher.poll(list(jobs.values())))
@@ -153,6 +161,9 @@ class Collector:
             failure = reported_failure(files, attempt.token)
             if failure is not None:
                 failure = explained(failure, status)
+            elif self.watch.is_lost(attempt.job_name) and attempt.after is not None and trial.state is State.SUBMITTED:
+                log.info("trial=%d its job had ended before it began: it gets another one", trial.number)
+                intend(campaign, trial)
             elif self.watch.is_lost(attempt.job_name):
                 failure = silent_failure(files, attempt.job_id, status)
             if failure is not None:

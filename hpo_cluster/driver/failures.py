@@ -209,7 +209,8 @@ def decide(
         kinds = [*fruitless_kinds(trial), failure.kind]
         state = policy.verdict(kinds, retries, others_completed=others_completed)
     began_training = step or trial.furthest_step or progress.get("phase") not in START_PHASES
-    if failure.kind == ErrorKind.WALLTIME and not began_training:
+    had_it_all = not trial.attempts or trial.attempts[-1].turn == 1  # other attempts of its job may have used the time
+    if failure.kind == ErrorKind.WALLTIME and not began_training and had_it_all:
         state = State.FAILED  # the next attempt would not get further
         error["message"] += (
             f"; it had not begun to train (phase {progress['phase']}): its walltime is too short for its start. "

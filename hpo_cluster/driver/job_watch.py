@@ -76,6 +76,10 @@ class JobWatch:
         """
         return token in self._pending and time.monotonic() - self._answered_at < 2 * self._period_s
 
+    def has_ended(self, token: str) -> bool:
+        """Return whether the scheduler has reported that a job ended."""
+        return token in self._ended_since
+
     def is_lost(self, token: str) -> bool:
         """Return whether a job ended so long ago that its files can no longer be expected."""
         since = self._ended_since.get(token)

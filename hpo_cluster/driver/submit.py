@@ -2,6 +2,10 @@
 
 A job holds one attempt, or several side by side (`Launcher.trials_per_node`) if a site gives out only whole nodes.
 Each attempt has its own token, which is written in its files. The name of a job is the token of its first attempt.
+
+A job may go on with another attempt when one has ended (``launcher.trials_per_job``). A trial that needs a job gets
+a place in a job that waits (`FreePlaces`), or else a job of its own. If the job that was to evaluate an attempt has
+ended, a second intent gives the attempt a new token and a job of its own.
 """
 
 from __future__ import annotations
@@ -9,13 +13,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hpo_cluster.driver.background import Background
 from hpo_cluster.driver.failures import rests_s
+from hpo_cluster.driver.free_places import FreePlaces
+from hpo_cluster.driver.intents import intend, note_job
 from hpo_cluster.driver.open_campaign import OpenCampaign
 from hpo_cluster.driver.spec import CampaignSpec
 from hpo_cluster.errors import SubmissionError
@@ -27,7 +32,8 @@ from hpo_cluster.record.attempt_files import SCHEMA, document_of
 from hpo_cluster.record.campaign_state import Member, TrialRecord
 from hpo_cluster.record.files import PASSING, dumps, replace_text
 from hpo_cluster.record.layout import CampaignLayout
-from hpo_cluster.trial import BASELINE, State, trial_label
+from hpo_cluster.record.next_attempt import END, Next, publish_next, read_next
+from hpo_cluster.trial import BASELINE, State
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +44,7 @@ class Submitter:
     Args:
         campaign: the campaign whose trials are submitted.
         in_background: runs calls that may have to wait for the scheduler.
+        places: places in running jobs that are free.
 
     Attributes:
         refused: why the scheduler did not accept the last job; empty if it did.
@@ -45,15 +52,15 @@ class Submitter:
         shut: why the launch hours allowed no job when `is_shut` was last called; empty if they allowed any.
     """
 
-    def __init__(self, campaign: OpenCampaign, in_background: Background) -> None:
-        self._campaign, self._in_background = campaign, in_background
+    def __init__(self, campaign: OpenCampaign, in_background: Background, places: FreePlaces) -> None:
+        self._campaign, self._in_background, self._places = campaign, in_background, places
         self.refused = self.hopeless = self.shut = ""
         self._submissions = Backoff()
         #: Names of jobs that an earlier driver may have submitted: look for them before submitting.
         self._unsure = {
             trial.attempt.job_name
             for trial in campaign.record.in_flight
-            if trial.attempt is not None and trial.attempt.job is None
+            if trial.attempt is not None and trial.attempt.job is None and trial.attempt.after is None
         }
         self._not_found: set[str] = set()  # names in `_unsure` for which no job was found while `shut`
 
@@ -75,18 +82,24 @@ class Submitter:
     def free_slots(self) -> int:
         """Return how many more trials could be submitted at once.
 
-        The places of a job are free again only when all its trials have ended.
+        The places of a job are free again when all its trials have ended, or when the job waits for other ones.
         """
         with_job = self._campaign.with_job()
         waiting = len(self._campaign.record.in_flight) - len(with_job)
         jobs = {attempt.job_name for _, attempt in with_job}
-        return (self._jobs_at_most - len(jobs)) * self._campaign.spec.launcher.trials_per_node - waiting
+        beside = sum(attempt.job_name in jobs for _, attempt in self._places.free())  # in jobs that run others
+        return (self._jobs_at_most - len(jobs)) * self._campaign.spec.launcher.trials_per_node + beside - waiting
 
     def submit(self) -> None:
         """Submit jobs for the trials that have none; if the scheduler does not accept one, wait and try again.
 
         Jobs that an earlier driver may have submitted are looked for even while no job may be submitted.
         """
+        try:
+            self._fill_places()
+        except SubmissionError as error:
+            self.hopeless = f"a trial cannot be given to its job: {error}"
+            return
         if self._submissions.lasts:
             return
         for group in self._waiting():
@@ -112,17 +125,58 @@ class Submitter:
                     log.warning("trial=%d not submitted, again in %.0f s: %s", trials[0].number, wait_s, error)
                     return
 
+    def _fill_places(self) -> None:
+        """Give trials without a job to the jobs that wait for another attempt."""
+        campaign = self._campaign
+        for trial in campaign.record.in_flight:
+            if trial.attempt is not None and trial.attempt.job is None and trial.attempt.after is not None:
+                self._offer(trial)  # an earlier driver was about to
+        if self.is_shut():
+            return
+        fresh, places = self._fresh(), self._places.free()
+        for trial in fresh:
+            jobs = {attempt.job_name for _, attempt in campaign.with_job()}
+            full = len(jobs) >= self._jobs_at_most
+            place = next((place for place in places if not full or place[1].job_name in jobs), None)
+            if place is None:
+                return
+            places.remove(place)
+            intend(campaign, trial, job_name=place[1].job_name, after=place)
+            self._offer(trial)
+
+    def _offer(self, trial: TrialRecord) -> None:
+        """Give an attempt to the running job for which it is intended; if that job ends, intend a job of its own."""
+        campaign, attempt = self._campaign, trial.attempts[-1]
+        assert attempt.after is not None
+        before = campaign.record.member(attempt.after)[1]
+        place = campaign.layout.attempt(*attempt.after)
+        decision = read_next(place)
+        if decision is None and not self.is_shut():
+            self._write_params([(trial, attempt)])
+            folder = campaign.layout.attempt(trial.number, attempt.number).dir.resolve()
+            try:
+                publish_next(place, Next(folder, attempt.token))
+                decision = read_next(place)
+            except FileNotFoundError:  # somebody removed the folder
+                decision = END
+        if decision is not None and decision.token == attempt.token and before.job is not None:
+            self._note([(trial, attempt)], before.job, adopted=False)
+            self.refused = ""
+        elif decision is not None:
+            intend(campaign, trial)
+
+    def _fresh(self) -> list[TrialRecord]:
+        """Return the trials whose next attempt may begin and is not yet intended."""
+        wait_s = self._campaign.spec.operation.retry_wait_s
+        return [t for t in self._campaign.record.in_flight if t.attempt is None and rests_s(t, wait_s) <= 0]
+
     def _waiting(self) -> list[list[TrialRecord]]:
         """Return the trials without a job, in groups that share a job."""
         begun: dict[str, list[TrialRecord]] = {}
-        fresh: list[TrialRecord] = []
         for trial in self._campaign.record.in_flight:
-            if trial.attempt is None:
-                if rests_s(trial, self._campaign.spec.operation.retry_wait_s) <= 0:
-                    fresh.append(trial)
-            elif trial.attempt.job is None:
+            if trial.attempt is not None and trial.attempt.job is None and trial.attempt.after is None:
                 begun.setdefault(trial.attempt.job_name, []).append(trial)
-        size = self._campaign.spec.launcher.trials_per_node
+        fresh, size = self._fresh(), self._campaign.spec.launcher.trials_per_node
         return [*begun.values(), *(fresh[i : i + size] for i in range(0, len(fresh), size))]
 
     def _submit_job(self, trials: Sequence[TrialRecord]) -> None:
@@ -132,11 +186,7 @@ class Submitter:
         job_name: str | None = None
         for trial in trials:
             if trial.attempt is None:
-                number = len(trial.attempts)
-                token = new_token(layout.dir.name, trial.number, number)
-                job_name = job_name or token
-                fields = {"attempt": number, "token": token, "job_name": job_name, "code": campaign.code}
-                campaign.append("intent", trial=trial.number, **fields)
+                job_name = intend(campaign, trial, job_name=job_name)
         members = [(trial, trial.attempts[-1]) for trial in trials]
         exclude = campaign.record.bad_nodes(spec.operation.exclude_node_after)
         submission = make_submission(spec, layout, members, exclude)
@@ -150,23 +200,26 @@ class Submitter:
             if self.is_shut():
                 self._not_found.add(submission.token)
                 return
-        campaign.lock.check()  # without the lock, no journal would know of what is written and submitted below
+        self._write_params(members)
+        self._unsure.add(submission.token)
+        self._note(members, self._in_background(lambda: spec.launcher.submit(submission)), adopted=False)
+
+    def _write_params(self, members: Sequence[Member]) -> None:
+        """Write what the attempts' jobs read. Raise SubmissionError if something is in the way."""
+        campaign = self._campaign
+        campaign.lock.check()  # without the lock, no journal would know of what is written and submitted from here on
         for member in members:
             try:
-                write_params(spec, layout, member)
+                write_params(campaign.spec, campaign.layout, member)
             except OSError as error:
                 if error.errno in PASSING:
                     raise
                 campaign.lock.check()  # if the whole folder is gone, nothing is in the way
                 what = f"{error.filename}: {error.strerror}; remove what is in the way"
                 raise SubmissionError(what, retriable=False) from error
-        self._unsure.add(submission.token)
-        self._note(members, self._in_background(lambda: spec.launcher.submit(submission)), adopted=False)
 
     def _note(self, members: Sequence[Member], job: JobRef, *, adopted: bool) -> None:
-        common = {"job": dataclasses.asdict(job), "gpus": self._campaign.spec.gpus_per_trial, "adopted": adopted}
-        for trial, attempt in members:
-            self._campaign.append("submitted", trial=trial.number, attempt=attempt.number, **common)
+        note_job(self._campaign, members, job, adopted=adopted)
         self._unsure.discard(job.token)
 
     def cancel(self, trials: Sequence[TrialRecord]) -> None:
@@ -194,11 +247,6 @@ class Submitter:
         for trial in trials:
             number = None if trial.attempt is None else trial.attempt.number
             campaign.append("ended", trial=trial.number, attempt=number, state=State.CANCELLED)
-
-
-def new_token(campaign: str, trial: int, attempt: int) -> str:
-    """Return a new token for an attempt; the job of which it is the first attempt has the same name."""
-    return f"hpo-{campaign}-{trial_label(trial)}-a{attempt}-{secrets.token_hex(4)}"
 
 
 def command(spec: CampaignSpec, layout: CampaignLayout, code: str, folders: Sequence[Path]) -> tuple[str, ...]:
@@ -239,6 +287,11 @@ def write_params(spec: CampaignSpec, layout: CampaignLayout, member: Member) -> 
         "previous": [str(layout.attempt(trial.number, n).dir.resolve()) for n in range(attempt.number)],
         "physical_batch_size": trial.physical_batch_size,
         "gpus": spec.gpus_per_trial,
+        "job_name": attempt.job_name,
+        "after": attempt.after,
+        "turn": attempt.turn,
+        "trials_per_job": spec.launcher_settings.trials_per_job,
+        "linger_s": spec.launcher_settings.linger_s,
         "parameters": trial.parameters,
         "settings": spec.objective.job_settings(spec.resolve),
     }

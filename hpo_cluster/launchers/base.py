@@ -28,6 +28,12 @@ class LauncherSettings(Settings):
     gpus_per_trial: int = Field(0, ge=0, description="GPUs of one evaluation")
     cpus_per_trial: int = Field(1, ge=1, description="CPU cores of one evaluation")
     walltime_min: int = Field(1440, ge=1, description="minutes after which a job is ended")
+    trials_per_job: int = Field(
+        1, ge=1, description="evaluations one after another in one job, which pay for its start only once"
+    )
+    linger_s: float = Field(
+        60.0, gt=0, description="seconds that a job waits for its next evaluation, if trials_per_job is more than 1"
+    )
     not_before: datetime.datetime | None = Field(
         None,
         description="no job is submitted before this: 2027-01-31T19:00 (or with +01:00), or 19:00 for the next 19:00",
@@ -44,6 +50,11 @@ class LauncherSettings(Settings):
         None, description="command that runs the job in a container: singularity exec --nv image.sif (null: none)"
     )
     poll_period_s: float = Field(1.0, gt=0, description="seconds between two questions to the scheduler")
+
+    @property
+    def warning_s(self) -> int:
+        """Seconds before its walltime at which a job is signalled."""
+        return 0
 
     @property
     def setup_lines(self) -> list[str]:

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from hpo_cluster.errors import SubmissionError
 from hpo_cluster.job import EndReason, JobRef, JobState, JobStatus
-from hpo_cluster.launchers.base import LauncherSettings, Submission, make_ref
+from hpo_cluster.launchers.base import LauncherSettings, Submission, make_ref, warning_s
 from hpo_cluster.launchers.commands import Backoff, CommandError
 from hpo_cluster.record.clock import seconds_since
 
@@ -54,6 +54,11 @@ class SchedulerSettings(LauncherSettings):
     checkpoint_delay_s: int = Field(
         90, ge=0, description="seconds before the walltime at which a job gets SIGUSR2, to save a checkpoint (0: never)"
     )
+
+    @property
+    def warning_s(self) -> int:
+        """Seconds before its walltime at which a job is signalled."""
+        return warning_s(self.checkpoint_delay_s, self.walltime_min)
 
 
 class SchedulerLauncher(abc.ABC):

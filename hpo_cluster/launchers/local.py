@@ -38,6 +38,11 @@ class LocalSettings(LauncherSettings):
     kind: Literal["local"] = "local"
     gpu_devices: tuple[int, ...] | None = Field(None, description="GPUs to use; null: all that nvidia-smi lists")
 
+    @property
+    def warning_s(self) -> int:
+        """Seconds before its walltime at which a job is signalled."""
+        return int(warning_s(SIGNAL_DELAY_S, self.walltime_min))
+
 
 class LocalLauncher:
     """Launcher that runs each job as a process of this machine."""
@@ -90,7 +95,7 @@ class LocalLauncher:
         }
         command = self.command(submission)
         return start_local_controller(
-            submission.job_dir, command, environment, walltime_s=self._walltime_s, warning_s=self._warning_s
+            submission.job_dir, command, environment, walltime_s=self._walltime_s, warning_s=self.settings.warning_s
         )
 
     def _free_devices(self) -> list[int]:
@@ -118,17 +123,13 @@ class LocalLauncher:
         return {ref.token: self._status(ref, states[ref.token]) for ref in refs}
 
     def _status(self, ref: JobRef, state: JobState) -> JobStatus:
-        if state is not JobState.ENDED or self._ran_s(ref) < self._walltime_s - self._warning_s:
+        if state is not JobState.ENDED or self._ran_s(ref) < self._walltime_s - self.settings.warning_s:
             return JobStatus(state, detail=str(state))
         return JobStatus(state, EndReason.WALLTIME, f"ended after launcher.walltime_min={self.settings.walltime_min}")
 
     @property
     def _walltime_s(self) -> int:
         return int(60 * self.settings.walltime_min)
-
-    @property
-    def _warning_s(self) -> int:
-        return int(warning_s(SIGNAL_DELAY_S, self.settings.walltime_min))
 
     def _ran_s(self, ref: JobRef) -> float:
         """Return the least time that an ended job has run: until it was last seen, or last wrote to its log."""

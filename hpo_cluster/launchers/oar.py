@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 
 from hpo_cluster.errors import SubmissionError
 from hpo_cluster.job import EndReason, JobRef, JobState, JobStatus
-from hpo_cluster.launchers.base import Submission, warning_s
+from hpo_cluster.launchers.base import Submission
 from hpo_cluster.launchers.batch import (
     Listed,
     Refusal,
@@ -202,7 +202,7 @@ class OarLauncher(SchedulerLauncher):
             command += [option, value] if value else []
         for kind in settings.types:
             command += ["-t", kind]
-        if delay_s := warning_s(settings.checkpoint_delay_s, settings.walltime_min):
+        if delay_s := settings.warning_s:
             command += ["--checkpoint", str(delay_s), "--signal", str(int(signal.SIGUSR2))]
         return [*command, *_options(settings.extra), shlex.join(["/bin/bash", str(script)])]
 

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 
 from hpo_cluster.errors import SubmissionError
 from hpo_cluster.job import EndReason, JobRef, JobState, JobStatus
-from hpo_cluster.launchers.base import Submission, warning_s
+from hpo_cluster.launchers.base import Submission
 from hpo_cluster.launchers.batch import Listed, Refusal, SchedulerLauncher, SchedulerSettings, StateTable, refusal
 from hpo_cluster.launchers.commands import CommandError, call
 from hpo_cluster.launchers.submitit_inside import slurm_script
@@ -178,7 +178,7 @@ class SlurmLauncher(SchedulerLauncher):
             "constraint": settings.constraint,
             "exclude": ",".join(submission.exclude) or None,
             "setup": [_CORES_FOR_SRUN, *settings.setup_lines],
-            "signal_delay_s": warning_s(settings.checkpoint_delay_s, settings.walltime_min),
+            "signal_delay_s": settings.warning_s,
             "additional_parameters": {"no-requeue": True, **_flags(settings.extra)},
         }
         line = submission.shell_line({"OMP_NUM_THREADS": str(settings.cpus_per_trial)}, settings.container)

@@ -25,6 +25,7 @@ from hpo_cluster.record.attempt_files import CLAIMED_EXIT_STATUS, SCHEMA
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.files import dumps, publish_once, read_json
 from hpo_cluster.record.layout import AttemptLayout
+from hpo_cluster.record.next_attempt import END, publish_next, read_next
 from hpo_cluster.trial import ErrorKind
 
 log = logging.getLogger(__name__)
@@ -82,10 +83,11 @@ def _numbers(listed: str) -> list[int]:
 
 
 class Lane:
-    """The process of one attempt."""
+    """The process of one attempt, and of those that it evaluates after it."""
 
     def __init__(self, program: Path, directory: Path, devices: str | None, cores: set[int]) -> None:
         self.files = AttemptLayout(directory)
+        self.followed = False  # whether it has gone on with another attempt
         self.files.job_dir.mkdir(parents=True, exist_ok=True)
         out, err = (self.files.job_dir / f"{LOG_NAME}.{end}" for end in ("out", "err"))
         environment = {**os.environ, **({} if devices is None else {"CUDA_VISIBLE_DEVICES": devices})}
@@ -108,13 +110,32 @@ class Lane:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, number)
 
+    def follow(self) -> None:
+        """Look whether the process has gone on with another attempt, whose files count from then on."""
+        decision = read_next(self.files) if self._has_ended() else None
+        if decision is not None and decision.attempt_dir is not None:
+            self.files, self.followed = AttemptLayout(decision.attempt_dir), True
+
+    def _has_ended(self) -> bool:
+        return self.files.result.exists() or self.files.error.exists()
+
     def report_silence(self) -> None:
-        """Write the error of an attempt if its process has ended without publishing a result or an error."""
+        """Write the error of an attempt if its process has ended without publishing a result or an error.
+
+        If the process has died while it waited for another attempt, publish that there is none; if the driver has named
+        one by then, the error is that attempt's.
+        """
         status = self.process.returncode
-        claim = read_json(self.files.claim) or {}
-        if status in (0, CLAIMED_EXIT_STATUS) or claim.get("pid") != self.process.pid:
+        if status in (0, CLAIMED_EXIT_STATUS):
             return
-        if self.files.result.exists() or self.files.error.exists():
+        if self._has_ended() and not publish_next(self.files, END):
+            self.follow()
+        claim = read_json(self.files.claim)
+        if claim is None and self.followed:
+            claim = read_json(self.files.params) or {}  # it holds the token
+        elif claim is None or claim.get("pid") != self.process.pid:
+            return
+        if self._has_ended():
             return
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         document: dict[str, Any] = {
@@ -153,6 +174,7 @@ def run(program: Path, directories: Sequence[Path], gpus: int) -> int:
         while alive:
             time.sleep(POLL_S)
             for lane in alive:
+                lane.follow()
                 if lane not in cancelled and lane.files.cancel.exists():
                     cancelled.add(lane)
                     lane.signal(signal.SIGTERM)

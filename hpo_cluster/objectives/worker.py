@@ -42,6 +42,13 @@ from types import FrameType
 from typing import Any
 
 from hpo_cluster.errors import AttemptError
+from hpo_cluster.objectives.one_after_another import (
+    has_another_turn,
+    next_attempt,
+    noting_signals,
+    start_program_again,
+    write_log_of,
+)
 from hpo_cluster.record.attempt_files import (
     CHECKPOINT_LIST,
     CLAIMED_EXIT_STATUS,
@@ -55,6 +62,7 @@ from hpo_cluster.record.attempt_files import (
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.files import STORAGE, Reserve, dumps, publish_once, read_json, redact, replace_text
 from hpo_cluster.record.layout import AttemptLayout
+from hpo_cluster.record.next_attempt import job_goes_on
 from hpo_cluster.trial import ErrorKind
 
 log = logging.getLogger(__name__)
@@ -375,8 +383,30 @@ def main(evaluate: Callable[[Attempt], Mapping[str, Any]], argv: list[str] | Non
         directory = arguments.copy_to
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     attempt = Attempt(directory)
+    if arguments.copy_to is None and has_another_turn(attempt.params):
+        return run_one_after_another(attempt, evaluate)
     with _signals(attempt):
         status = run(attempt, evaluate)
     if arguments.copy_to is not None and status != CLAIMED_EXIT_STATUS:
         log.info("written: %s", directory / ("result.json" if status == 0 else "error.json"))
     return status
+
+
+def run_one_after_another(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> int:
+    """Run the attempt, then each one that the driver gives this job. Return the exit status of the last one."""
+    program = Path(sys.argv[0]).resolve()
+    with noting_signals() as signals:
+        while True:
+            with _signals(attempt):
+                if signals:
+                    return 0  # the attempt is not claimed, so the driver gives it to another job
+                status = run(attempt, evaluate)
+            if attempt.interrupted or not has_another_turn(attempt.params) or not job_goes_on(attempt.files):
+                return status
+            following = next_attempt(attempt.files, float(attempt.params["linger_s"]), signals)
+            if following is None or signals:
+                return 0
+            write_log_of(following)
+            if status != 0:
+                start_program_again(program, following)
+            attempt = Attempt(following)

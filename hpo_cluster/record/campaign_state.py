@@ -7,7 +7,8 @@ The events:
 | ``created`` | campaign, code, trials | the first line; `trials` are those imported from earlier campaigns |
 | ``started`` | host, pid, dir, operation, settings, overrides, code, versions, tick | a driver (or a tick) began |
 | ``asked`` | trials, decision | one answer of `Optimizer.ask`, all or nothing |
-| ``intent`` | trial, attempt, token, job_name, code | a job is about to be submitted |
+| ``intent`` | trial, attempt, token, job_name, code | a job is about to be submitted; a second one replaces the first |
+| | after, turn | the same, of an attempt that is given to a running job: `after` names the attempt before it |
 | ``submitted`` | trial, attempt, job, adopted | the scheduler has the job (`adopted`: a job of this token was found) |
 | ``running`` | trial, attempt, job, node, started_at | the job has claimed its attempt |
 | ``attempt_failed`` | trial, attempt, kind, message | the attempt failed; the trial goes on |
@@ -23,7 +24,7 @@ from __future__ import annotations
 import bisect
 import datetime
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -36,6 +37,9 @@ from hpo_cluster.space import Configuration
 from hpo_cluster.trial import BASELINE, Ask, ErrorKind, Origin, Proposal, Settled, State, derive_seed
 
 T = TypeVar("T")
+
+#: A trial and one of its attempts, by their numbers: where a running job is, or has just been.
+Place: TypeAlias = tuple[int, int]
 
 
 @dataclass
@@ -54,6 +58,20 @@ class AttemptRecord:
     ended_at: str | None = None
     error: dict[str, Any] | None = None
     over: bool = False
+    after: Place | None = None  # the attempt that the same job evaluated just before this one
+    turn: int = 1  # number of attempts that the job evaluated one after another, this one included
+    idle_since: str | None = None  # end of the attempt before it in the same job
+    launcher: Mapping[str, Any] = field(default_factory=dict)  # settings with which the job was submitted
+
+    @property
+    def occupied_since(self) -> str | None:
+        """Time from which on the job's GPUs count as used for this attempt; None if it has not begun."""
+        return self.started_at and (self.idle_since or self.started_at)
+
+    @property
+    def may_be_followed(self) -> bool:
+        """Whether the job may evaluate another attempt after this one."""
+        return self.job is not None and self.turn < self.launcher.get("trials_per_job", 1)
 
 
 @dataclass
@@ -160,6 +178,8 @@ class Record:
         self._energy_wh: dict[int, float] = {}  # by trial: as its ended attempts measured it
         self._on_gpu: dict[int, list[AttemptRecord]] = {}  # by trial: its attempts that run on a GPU now
         self._best: dict[bool, TrialRecord | None] = {}  # by `maximize`; without an entry it has to be searched
+        self._left: dict[Place, None] = {}  # ended attempts whose job may evaluate another one, in order of their ends
+        self.longest_evaluation_s = 0.0  # of the attempts that have completed
         for event in events:
             self.apply(event)
 
@@ -228,6 +248,7 @@ class Record:
             trial = self.trials[event["trial"]]
             before = trial.state
             self._advance(trial, kind, event)
+            self._note_job(trial, kind, event)
             self._note(trial, before)
 
     def _ask(self, row: dict[str, Any], event: Event) -> None:
@@ -261,7 +282,7 @@ class Record:
         timed = trial.in_budget and state is State.COMPLETED and trial.started_at and trial.ended_at
         _put(self._evaluation_s, number, _seconds(trial.started_at, trial.ended_at) if timed else None)
         on_gpu = [attempt for attempt in trial.attempts if attempt.gpus and attempt.started_at]
-        seconds = (a.gpus * _seconds(a.started_at, a.ended_at) for a in on_gpu if a.ended_at)
+        seconds = (a.gpus * _seconds(a.occupied_since, a.ended_at) for a in on_gpu if a.ended_at)
         _put(self._gpu_s, number, sum(seconds) if on_gpu else None)
         _put(self._energy_wh, number, _energy_wh(trial) or None)
         _put(self._on_gpu, number, [attempt for attempt in on_gpu if not attempt.ended_at] or None)
@@ -275,7 +296,11 @@ class Record:
     def _advance(trial: TrialRecord, kind: str, event: Event) -> None:
         if kind == "intent":
             names = event["token"], event.get("job_name") or event["token"]
-            trial.attempts.append(AttemptRecord(event["attempt"], *names, event["code"]))
+            made = AttemptRecord(event["attempt"], *names, event["code"], turn=event.get("turn", 1))
+            if trial.attempt is not None and trial.attempt.number == made.number:
+                trial.attempts[-1], trial.state = made, State.PROPOSED
+            else:
+                trial.attempts.append(made)
             return
         attempt = trial.attempts[event["attempt"]] if event.get("attempt") is not None else None
         if attempt is not None:
@@ -286,7 +311,8 @@ class Record:
         if kind == "submitted" and attempt is not None:
             attempt.job, attempt.gpus = JobRef(**event["job"]), event.get("gpus", 0)
             attempt.job_id = attempt.job_id or attempt.job.job_id
-            trial.submitted_at = trial.submitted_at or attempt.job.submitted_at
+            since = attempt.job.submitted_at if attempt.after is None else event["at"]
+            trial.submitted_at = trial.submitted_at or since
             trial.state = State.SUBMITTED
         elif kind == "running":
             trial.state = State.RUNNING
@@ -304,6 +330,32 @@ class Record:
             trial.metrics = event.get("metrics") or {}
             trial.error = event.get("error")
             trial.ended_at, trial.ended_seq = event.get("ended_at") or event["at"], event["seq"]
+
+    def _note_job(self, trial: TrialRecord, kind: str, event: Event) -> None:
+        """Note which jobs may evaluate another attempt, and how long evaluations take."""
+        if kind == "intent" and event.get("after"):
+            attempt, before = trial.attempts[-1], (int(event["after"][0]), int(event["after"][1]))
+            attempt.after, attempt.idle_since = before, self.member(before)[1].ended_at
+            self._left.pop(before, None)
+        elif kind == "submitted" and self.starts:
+            attempt = trial.attempts[event["attempt"]]
+            attempt.launcher = self.starts[-1].get("settings", {}).get("launcher") or {}
+        elif kind in ("attempt_failed", "ended") and event.get("attempt") is not None:
+            attempt = trial.attempts[event["attempt"]]
+            if attempt.may_be_followed:
+                self._left[trial.number, attempt.number] = None
+            if trial.state is State.COMPLETED:
+                took_s = _seconds(attempt.started_at, trial.ended_at)
+                self.longest_evaluation_s = max(self.longest_evaluation_s, took_s)
+
+    def member(self, place: Place) -> Member:
+        """Return a trial and its attempt by their numbers."""
+        trial = self.trials[place[0]]
+        return trial, trial.attempts[place[1]]
+
+    def left(self) -> Iterator[Member]:
+        """Yield the ended attempts whose job may evaluate another one and was not given any, the last to end first."""
+        return map(self.member, reversed(self._left))
 
     @property
     def rows(self) -> list[TrialRecord]:
@@ -354,9 +406,13 @@ class Record:
         return tuple(sorted(node for node, count in lost.items() if losses and count >= losses))
 
     def gpu_hours(self, now: datetime.datetime) -> float:
-        """Return the GPU-hours that jobs have used, each from its claim to its end, or to `now` if it runs."""
+        """Return the GPU-hours that attempts have used, each from its claim to its end, or to `now` if it runs.
+
+        An attempt that follows another one in the same job counts from the end of that one: the job waited in between.
+        """
         running = [attempt for attempts in self._on_gpu.values() for attempt in attempts]
-        seconds = sum(a.gpus * (now - _moment(a.started_at)).total_seconds() for a in running if a.started_at)
+        since = ((attempt.gpus, attempt.occupied_since) for attempt in running)
+        seconds = sum(gpus * (now - _moment(begin)).total_seconds() for gpus, begin in since if begin)
         return (sum(self._gpu_s.values()) + seconds) / 3600
 
     @property

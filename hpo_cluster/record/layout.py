@@ -28,7 +28,7 @@ def is_campaign_name(name: str) -> bool:
 
 @dataclass(frozen=True)
 class AttemptLayout:
-    """The files of one attempt. The driver writes `params` and `cancel`; the job writes the others."""
+    """The files of one attempt. The driver writes `params` and `cancel`, driver or job `next`, the job the others."""
 
     dir: Path
 
@@ -71,6 +71,11 @@ class AttemptLayout:
     def cancel(self) -> Path:
         """A file that asks the attempt to end, for an attempt that shares its job with others."""
         return self.dir / "cancel"
+
+    @property
+    def next(self) -> Path:
+        """What the job does after this attempt; published once, by the driver or by the job."""
+        return self.dir / "next.json"
 
     @property
     def job_dir(self) -> Path:

@@ -170,8 +170,12 @@ class _Rebuilding:
             elif kind == "intent":
                 if not self._has_trial(event["trial"]) or not self._has_attempts(event["trial"], event["attempt"]):
                     raise KeyError(event["trial"])
-                if len(self.record.trials[event["trial"]].attempts) > event["attempt"]:
+                trial = self.record.trials[event["trial"]]
+                replaces = trial.attempt is not None and trial.attempt.number == event["attempt"]
+                if len(trial.attempts) > event["attempt"] and not (replaces and trial.attempts[-1].after):
                     return
+                if not self._knows(fields.get("after")):
+                    fields = {key: value for key, value in fields.items() if key not in ("after", "turn")}
             elif "trial" in event and kind != "commanded":
                 attempt = event.get("attempt")
                 if not self._has_trial(event["trial"]):
@@ -229,8 +233,16 @@ class _Rebuilding:
             if trial.attempt is not None:
                 self._give_up(trial)
             token = params["token"]
-            self.add("intent", trial=number, attempt=attempt, token=token, job_name=token, code=params["code"])
+            name = params.get("job_name") or token
+            self.add("intent", trial=number, attempt=attempt, token=token, job_name=name, code=params["code"])
         return True
+
+    def _knows(self, after: Any) -> bool:
+        """Return whether the attempt after which a job goes on is known, or could be added from its files."""
+        if after is None:
+            return True
+        trial, attempt = after
+        return self._has_trial(trial) and self._has_attempts(trial, attempt + 1)
 
     def _give_up(self, trial: TrialRecord) -> None:
         """End the trial's last attempt, with the error in its files, so that the next one can begin."""

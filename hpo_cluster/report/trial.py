@@ -55,6 +55,9 @@ def _attempt_lines(attempt: AttemptRecord, files: AttemptLayout) -> list[str]:
     ]
     if attempt.job is not None:
         lines.append(f"  submitted {attempt.job.submitted_at} from {attempt.job.host} ({attempt.job.backend})")
+    if attempt.after is not None:
+        before = f"attempt {attempt.after[1]} of {trial_label(attempt.after[0])}"
+        lines.append(f"  number {attempt.turn} in its job, after {before}")
     if attempt.started_at:
         lines.append(f"  started   {attempt.started_at}")
     if attempt.error:

@@ -34,9 +34,9 @@ def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
     """The campaign that `options` describe."""
     made = drivers.spec(directory, {"operation": {"poll_s": 0.1, "grace_s": 2, **options.get("operation", {})}})
     objective = CommandObjective(command=command(directory.parent / "log", options), cwd=str(directory.parent))
-    settings = dict(options["launcher"])
-    launcher = make_launcher(LAUNCHERS[settings["kind"]][0](**settings))
-    return dataclasses.replace(made, objective=objective, launcher=launcher)
+    settings = LAUNCHERS[options["launcher"]["kind"]][0](**options["launcher"])
+    launcher = make_launcher(settings)
+    return dataclasses.replace(made, objective=objective, launcher=launcher, launcher_settings=settings)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import pytest
 from clusters import Cluster, Oar, Slurm, family, is_alive, kill, wait
 from on_a_cluster import CampaignOnACluster
 
+from hpo_cluster.record.attempt_files import log_tail
 from hpo_cluster.record.journal import read_events
 
 Make: TypeAlias = Callable[..., CampaignOnACluster]
@@ -144,6 +145,70 @@ def test_several_trials_share_each_job(campaign: Make, reference: Reference) -> 
     jobs = {attempt.job_id for attempt in attempts}
     assert len(jobs) in (3, 4)  # the second attempt comes with the last two trials, or after them
     assert len({attempt.job_id for trial in one.trials[:4] for attempt in trial.attempts[:1]}) == 1
+
+
+#: Longer than any scenario: a job that waits so long shows that nobody told it to end.
+LINGERS = {"linger_s": 900.0}
+
+
+def jobs_of(one: CampaignOnACluster) -> set[str]:
+    """The scheduler's ids of all jobs of a campaign."""
+    return {str(attempt.job_id) for trial in one.trials for attempt in trial.attempts}
+
+
+def test_jobs_go_on_with_other_trials(cluster: Cluster, campaign: Make, reference: Reference) -> None:
+    one = campaign(launcher={"trials_per_job": 3, **LINGERS}, operation={"budget": 6, "workers": 2})
+    assert one.run() == 0, one.story()
+    one.check(reference)
+    jobs = jobs_of(one)
+    assert len(jobs) in (2, 3), one.story()
+    assert max(attempt.turn for trial in one.trials for attempt in trial.attempts) == 3, one.story()
+    wait(lambda: not any(cluster.state(job) == "running" for job in jobs), 60, "the end of jobs without work")
+
+
+def test_a_failure_does_not_end_its_job(campaign: Make, reference: Reference) -> None:
+    one = campaign(
+        steps={"t0001/a0": "echo broken >&2; exit 7"},
+        launcher={"trials_per_job": 3, **LINGERS},
+        operation={"budget": 3, "workers": 1, "failures": {"code": "failed"}},
+    )
+    assert one.run() == 0, one.story()
+    one.check(reference, kinds={1: ["code"]}, states={1: "failed"})
+    assert len(jobs_of(one)) == 1, one.story()
+    tails = [log_tail(one.layout.attempt(trial.number, 0)) for trial in one.trials]
+    assert ["broken" in tail for tail in tails] == [False, True, False]
+
+
+def test_a_job_dies_with_its_second_trial(campaign: Make, reference: Reference) -> None:
+    one = campaign(
+        steps={"t0001/a0": FOR_EVER},
+        launcher={"trials_per_job": 3, **LINGERS},
+        operation={"budget": 4, "workers": 1},
+    )
+    one.start()
+    pid = one.claim(trial=1)["pid"]
+    assert one.trials[1].attempts[0].after == (0, 0), one.story()
+    kill(pid)
+    one.finish()
+    one.check(reference, kinds={1: ["vanished"]})
+    assert len(jobs_of(one)) == 2, one.story()
+
+
+def test_the_driver_dies_while_a_job_waits(cluster: Cluster, campaign: Make, reference: Reference) -> None:
+    one = campaign(launcher={"trials_per_job": 4, **LINGERS}, operation={"workers": 1})
+    assert one.run(kill_at=8, when="after") == -9, one.story()  # the intent for the second trial
+    assert one.run() == 0, one.story()
+    one.check(reference)
+    assert len(jobs_of(one)) == 1, one.story()
+
+
+def test_a_job_gets_no_trial_that_would_not_fit(campaign: Make, reference: Reference) -> None:
+    """A minute of walltime, of which the last 20 s are after the warning, is enough for two or three of these."""
+    launcher = {"walltime_min": 1, "trials_per_job": 9, **LINGERS}
+    one = campaign(step="sleep 8", launcher=launcher, operation={"budget": 6, "workers": 1})
+    assert one.run() == 0, one.story()
+    one.check(reference)
+    assert 2 <= len(jobs_of(one)) <= 4, one.story()
 
 
 #: Notes the cores that an attempt may use.

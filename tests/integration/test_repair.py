@@ -153,3 +153,31 @@ def test_the_command_says_what_it_found_and_what_to_type(campaign: Path, capsys:
     assert "results are taken in when the campaign goes on: t0000, t0001, t0002, t0003, t0004, t0005" in said
     assert f"hpo-cluster resume {campaign} budget=... workers=... launcher=..." in said
     assert main(["repair", str(campaign.parent / "nothing")]) == 2
+
+
+@pytest.fixture(scope="module")
+def shared_jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with two jobs, each of which evaluates three trials one after another."""
+    directory = tmp_path_factory.mktemp("shared") / "c"
+    assert drivers.run(directory, **SHARED_JOBS) == 0
+    return directory
+
+
+SHARED_JOBS: dict[str, Any] = {
+    "operation": {"budget": 6, "workers": 1},
+    "sleep": 0.0,
+    "local": {"trials_per_job": 3, "linger_s": 300.0},
+}
+
+
+@pytest.mark.parametrize("damage", ["every intent", "the first half", "cut after the tenth line", "every ended"])
+def test_a_campaign_whose_jobs_evaluate_several_trials(shared_jobs: Path, tmp_path: Path, damage: str) -> None:
+    directory = tmp_path / "c"
+    shutil.copytree(shared_jobs, directory)
+    shutil.copy(shared_jobs.with_name("c.log"), tmp_path / "c.log")
+    before, events = drivers.trials(directory), directory / "events.jsonl"
+    events.write_bytes(b"\n".join([*DAMAGES[damage](events.read_bytes().splitlines()), b""]))
+    repair(directory)
+    assert drivers.run(directory, **SHARED_JOBS) == 0
+    assert drivers.trials(directory) == before
+    assert len(drivers.evaluations(directory)) == 6  # nothing is evaluated again

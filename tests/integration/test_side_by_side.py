@@ -22,6 +22,7 @@ from hpo_cluster.record.attempt_files import SCHEMA
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.layout import AttemptLayout
+from hpo_cluster.record.next_attempt import END, Next, publish_next, read_next
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,6 +108,77 @@ def test_one_that_is_killed_is_reported_at_once_and_takes_no_other_with_it(tmp_p
     assert "SIGKILL" in error["message"]
     assert not job.attempts[1].result.exists()
     assert job.ended() == ["vanished", "result"]
+
+
+def more_turns(files: AttemptLayout) -> None:
+    """Let the job of an attempt, which has not begun to read its parameters, go on with other attempts."""
+    params = read_json(files.params) or {}
+    files.params.write_text(json.dumps({**params, "turn": 1, "trials_per_job": 3, "linger_s": 600.0}))
+
+
+class JobWithTurns(Job):
+    """A job whose first attempt may be followed by another one."""
+
+    def start(self, **environment: str) -> subprocess.Popen[bytes]:
+        more_turns(self.attempts[0])
+        return super().start(**environment)
+
+
+def follower(folder: Path, seconds: float) -> AttemptLayout:
+    """An attempt that a running job may be given."""
+    files = AttemptLayout(folder / "later")
+    files.dir.mkdir()
+    params = {"schema": SCHEMA, "token": "later", "seed": 0, "settings": {}, "turn": 2}
+    files.params.write_text(json.dumps({**params, "parameters": {"seconds": seconds}}))
+    return files
+
+
+def test_one_that_waits_is_killed_and_no_attempt_is_given_to_it(tmp_path: Path) -> None:
+    job = JobWithTurns(tmp_path, 0, 1000)
+    wait(job.attempts[0].result.exists)
+    os.kill(job.claims()[0]["pid"], signal.SIGKILL)
+    assert wait(lambda: read_next(job.attempts[0])) == END
+    job.process.send_signal(signal.SIGTERM)
+    assert job.ended() == ["result", "interrupted"]
+
+
+def test_one_that_is_killed_with_its_second_attempt_is_reported_there(tmp_path: Path) -> None:
+    job = JobWithTurns(tmp_path, 0, 1000)
+    wait(job.attempts[0].result.exists)
+    later = follower(tmp_path, 1000)
+    publish_next(job.attempts[0], Next(later.dir, "later"))
+    pid = wait(lambda: read_json(later.claim))["pid"]
+    assert pid == job.claims()[0]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    error = wait(lambda: read_json(later.error))
+    assert (error["kind"], error["token"]) == ("vanished", "later")
+    job.process.send_signal(signal.SIGTERM)
+    assert job.ended() == ["result", "interrupted"]
+
+
+def test_one_dies_before_it_begins_the_attempt_that_it_was_given(tmp_path: Path) -> None:
+    job = JobWithTurns(tmp_path, 0, 1000)
+    wait(job.attempts[0].result.exists)
+    os.kill(job.claims()[0]["pid"], signal.SIGSTOP)
+    time.sleep(0.2)
+    later = follower(tmp_path, 1000)
+    publish_next(job.attempts[0], Next(later.dir, "later"))
+    os.kill(job.claims()[0]["pid"], signal.SIGKILL)
+    error = wait(lambda: read_json(later.error))
+    assert (error["kind"], error["token"]) == ("vanished", "later")
+    job.process.send_signal(signal.SIGTERM)
+    assert job.ended() == ["result", "interrupted"]
+
+
+def test_the_second_attempt_of_one_is_cancelled_by_a_file(tmp_path: Path) -> None:
+    job = JobWithTurns(tmp_path, 0, 3)
+    wait(job.attempts[0].result.exists)
+    later = follower(tmp_path, 1000)
+    publish_next(job.attempts[0], Next(later.dir, "later"))
+    wait(lambda: read_json(later.claim))
+    later.cancel.touch()
+    assert wait(lambda: read_json(later.error))["kind"] == "interrupted"
+    assert job.ended() == ["result", "result"]
 
 
 def test_one_is_cancelled_by_a_file(tmp_path: Path) -> None:

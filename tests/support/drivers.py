@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hpo_cluster.driver import submit
 from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.driver.run_settings import Operation
 from hpo_cluster.driver.spec import CampaignSpec, choose_optimizer, make_spec
@@ -26,8 +27,10 @@ from hpo_cluster.optimizers.registry import make_settings
 from hpo_cluster.record import journal
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.identity import read_identity
-from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
+from hpo_cluster.record.next_attempt import Next
 from hpo_cluster.space import Float, Integer, Space
+from hpo_cluster.trial import trial_label
 
 SPACE = Space({"x": Float(-5.0, 5.0), "k": Integer(1, 8)})
 
@@ -40,6 +43,7 @@ def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
     quick = {"budget": 4, "workers": 2, "poll_s": 0.05, "grace_s": 0.5, "retry_wait_s": 0.0}
     operation = {**quick, **options.get("operation", {})}
     slurm = SlurmSettings(poll_period_s=0.2, gpus_per_trial=0, cpus_per_trial=1)
+    local = LocalSettings(poll_period_s=0.1, **options.get("local", {}))
     name, seed = options.get("optimizer", "random"), options.get("seed", 0)
     settings = make_settings(name, options.get("optimizer_settings", {}))
     made = make_spec(
@@ -55,7 +59,7 @@ def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
             recorded=read_identity(CampaignLayout(directory).identity),
         ),
         seed=seed,
-        launcher=slurm if options.get("launcher") == "slurm" else LocalSettings(poll_period_s=0.1),
+        launcher=slurm if options.get("launcher") == "slurm" else local,
         operation=Operation(**operation),
         storage_dir=directory.parent,
         resolve=Path,
@@ -80,6 +84,19 @@ def kill_around(number: int, when: str) -> None:
         return written
 
     journal.Journal.append = deadly  # type: ignore[method-assign]
+
+
+def kill_when_named(trial: int) -> None:
+    """From now on, die when a running job has been told to go on with this trial."""
+    publish = submit.publish_next
+
+    def deadly(files: AttemptLayout, decision: Next) -> bool:
+        published = publish(files, decision)
+        if decision.attempt_dir is not None and decision.attempt_dir.parent.name == trial_label(trial):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return published
+
+    submit.publish_next = deadly
 
 
 def run(directory: Path, **options: Any) -> int:
@@ -114,6 +131,8 @@ def main() -> None:
     directory, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     if "kill_at" in options:
         kill_around(options["kill_at"], options["when"])
+    if "kill_when_named" in options:
+        kill_when_named(options["kill_when_named"])
     with Campaign(spec(directory, options)) as campaign:
         for _ in campaign.drive():
             pass

@@ -292,6 +292,8 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
         count += len(trials)
         say(*(f"{label}  {parameters_text(parameters)}" for label, parameters in trials), script, sep="\n")
     say(f"{config.campaign}: {count} trials would be submitted first; nothing was created")
+    if (several := spec.launcher_settings.trials_per_job) > 1:
+        say(f"each job goes on with other trials when one has ended: up to {several} in all (launcher.trials_per_job)")
     if notice := spec.hours.reason_to_wait(clock.now()):
         say(notice)
     return OK

@@ -99,6 +99,8 @@ PACKAGES = (
 
 def import_packages() -> None:
     """Import torch, LitGPT, lm-eval and the tokenizers of transformers."""
+    if all(name in sys.modules for name in PACKAGES):  # an earlier attempt of this process imported them
+        return
     gc.disable()  # the million objects of these imports live on: looking for garbage among them takes a second
     try:
         with placeholders():

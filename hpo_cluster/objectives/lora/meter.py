@@ -19,6 +19,7 @@ the most.
 from __future__ import annotations
 
 import contextlib
+import re
 import resource
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -170,6 +171,8 @@ class Meter:
         self._current = ("", time.monotonic(), self._began_wh)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+        else:
+            _reset_peak()
 
     @property
     def counts_energy(self) -> bool:
@@ -245,7 +248,7 @@ class Meter:
             memory = float(torch.cuda.max_memory_allocated(self._device))
         else:
             names = ["CPU"] * self._ranks.count
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+            memory = _peak()
         energy_wh = self.energy().get("energy_wh")
         if self._current[0]:
             self.begin(self._current[0])
@@ -291,6 +294,18 @@ def _nvml(gpus: Sequence[torch.device]) -> Callable[[], float] | None:
         read()  # fails here if one has no counter
         return read
     return None
+
+
+def _reset_peak() -> None:
+    """Let the peak memory of this process begin again: an earlier attempt may have needed more."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> float:
+    """Return the largest resident memory of this process (bytes) since the last `_reset_peak`."""
+    match = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return float(match[1]) * 1024 if match else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 @dataclass

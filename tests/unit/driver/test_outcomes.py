@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 
 import pytest
 
-from hpo_cluster.driver.failures import Failure, awaits_reason, explained
+from hpo_cluster.driver.failures import Failure, Failures, awaits_reason, decide, explained
 from hpo_cluster.job import EndReason, JobState, JobStatus
+from hpo_cluster.record.campaign_state import AttemptRecord, TrialRecord
+from hpo_cluster.record.layout import AttemptLayout
+from hpo_cluster.trial import ErrorKind, Origin, State
 
 
 def interrupted(seconds_ago: float) -> Failure:
@@ -44,3 +48,17 @@ def test_another_error_is_the_attempts_own_whatever_the_scheduler_says() -> None
 def test_the_reason_is_waited_for_but_not_for_ever() -> None:
     assert awaits_reason(interrupted(5))
     assert not awaits_reason(interrupted(300))
+
+
+@pytest.mark.parametrize(("turn", "state"), [(1, State.FAILED), (2, None)])
+def test_a_walltime_that_other_attempts_of_the_job_have_used_is_not_too_short(
+    tmp_path: Path, turn: int, state: State | None
+) -> None:
+    trial = TrialRecord(0, {}, 0, Origin.EVALUATED, 0)
+    trial.attempts.append(AttemptRecord(0, "t", "t", "c", turn=turn))
+    files = AttemptLayout(tmp_path)
+    files.progress.write_text('{"phase": "load"}')
+    failure = Failure(ErrorKind.WALLTIME, "its walltime was over")
+    decision = decide(trial, failure, files, Failures(), 2, others_completed=True)
+    assert decision.state is state
+    assert ("Raise launcher.walltime_min" in decision.error["message"]) is (state is State.FAILED)

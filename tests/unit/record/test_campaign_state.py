@@ -194,3 +194,68 @@ def test_energy_is_that_of_ended_attempts_without_imported_trials() -> None:
     row = {"trial": 2, "parameters": {"x": 0.5}, "seed": 1, "origin": Origin.IMPORTED, "metrics": {"energy_wh": 9e9}}
     log.add("asked", trials=[row], decision={})
     assert log.record.energy_kwh == pytest.approx(0.8)
+
+
+JOB = {"backend": "slurm", "job_id": "1", "token": "0-0", "submitted_at": AT, "host": "h"}
+
+
+def started(log: Log, trials_per_job: int = 3) -> None:
+    launcher = {"trials_per_job": trials_per_job, "linger_s": 60.0}
+    log.add("started", operation={}, settings={"launcher": launcher}, code="c")
+
+
+def test_jobs_that_may_evaluate_another_attempt_are_known() -> None:
+    log = Log()
+    started(log)
+    log.ask(0, 1, 2)
+    for trial in (0, 1):
+        log.add("intent", trial=trial, attempt=0, token=f"{trial}-0", code="c")
+        log.add("submitted", trial=trial, attempt=0, job={**JOB, "token": f"{trial}-0"})
+        log.add("ended", trial=trial, attempt=0, state="completed", value=1.0, started_at=AT)
+    assert [trial.number for trial, _ in log.record.left()] == [1, 0]  # the last to end first
+    log.add("intent", trial=2, attempt=0, token="2-0", job_name="0-0", code="c", after=[0, 0], turn=2)
+    assert [trial.number for trial, _ in log.record.left()] == [1]
+    attempt = log.record.trials[2].attempts[0]
+    assert (attempt.after, attempt.turn, attempt.job_name, attempt.idle_since) == ((0, 0), 2, "0-0", AT)
+
+
+@pytest.mark.parametrize(("trials_per_job", "turn"), [(1, 1), (3, 3)])
+def test_a_job_at_its_last_turn_gets_no_other_attempt(trials_per_job: int, turn: int) -> None:
+    log = Log()
+    started(log, trials_per_job)
+    log.ask(0)
+    log.add("intent", trial=0, attempt=0, token="0-0", code="c", turn=turn)
+    log.add("submitted", trial=0, attempt=0, job=JOB)
+    log.add("ended", trial=0, attempt=0, state="completed", value=1.0)
+    assert not [*log.record.left()]
+
+
+def test_a_second_intent_replaces_an_attempt_that_was_never_begun() -> None:
+    log = Log()
+    started(log)
+    log.ask(0, 1)
+    log.add("intent", trial=0, attempt=0, token="0-0", code="c")
+    log.add("submitted", trial=0, attempt=0, job=JOB)
+    log.add("ended", trial=0, attempt=0, state="completed", value=1.0)
+    log.add("intent", trial=1, attempt=0, token="1-0", job_name="0-0", code="c", after=[0, 0], turn=2)
+    log.add("submitted", trial=1, attempt=0, job=JOB)
+    log.add("intent", trial=1, attempt=0, token="1-0-b", job_name="1-0-b", code="c")
+    trial = log.record.trials[1]
+    assert [(attempt.token, attempt.job, attempt.after, attempt.turn) for attempt in trial.attempts] == [
+        ("1-0-b", None, None, 1)
+    ]
+    assert trial.state is State.PROPOSED
+
+
+def test_gpu_hours_of_a_job_with_several_attempts_have_no_gaps() -> None:
+    log = Log()
+    started(log)
+    log.ask(0, 1)
+    for trial, hour, more in ((0, 18, {}), (1, 20, {"after": [0, 0], "turn": 2})):
+        log.add("intent", trial=trial, attempt=0, token=f"{trial}-0", job_name="0-0", code="c", **more)
+        log.add("submitted", trial=trial, attempt=0, job=JOB, gpus=2)
+        log.add("running", trial=trial, attempt=0, started_at=f"2027-01-31T{hour}:30:00Z")
+        log.add("ended", trial=trial, attempt=0, state="completed", value=1.0, at=f"2027-01-31T{hour + 1}:00:00Z")
+    now = datetime.datetime(2027, 2, 1, tzinfo=datetime.UTC)
+    assert log.record.gpu_hours(now) == 2 * 2.5  # from 18:30 to 21:00, with the wait from 19:00 to 20:30
+    assert log.record.longest_evaluation_s == 1800
