@@ -1,0 +1,271 @@
+"""Fine-tune the bundled model as a job does, and look at it after a ninth and a third of the steps.
+
+The training is that of ``jobs/lora.py``, called function by function; a test compares the last values with those of a
+real attempt. Between two steps a copy of the model is merged and scored, so that looking does not change the training.
+The tasks, their prompts and their tokens are read once for all evaluations of a process.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import importlib.util
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpo_cluster.cli.config.compose import compose
+from hpo_cluster.cli.config.schema import Config
+from hpo_cluster.errors import AttemptError
+from hpo_cluster.objectives.lora.settings import LoraObjective, effective_train
+from hpo_cluster.objectives.worker import Attempt
+from hpo_cluster.record.layout import resources_dir
+from hpo_cluster.space import Value
+from hpo_cluster.trial import ErrorKind
+
+#: What campaign the evaluations belong to: ``objective=lora`` on its defaults.
+OVERRIDES = ("space=village_extended", "objective.keep_adapter=false")
+#: Shares of the optimizer steps after which the model is scored.
+SHARES = {"1/9": 1 / 9, "1/3": 1 / 3, "1": 1.0}
+VALIDATION, TEST = "village_val", "village_test"
+#: "Reset the peak of the resident memory", in ``/proc/self/clear_refs``.
+RESET_PEAK = "5"
+
+
+def configuration() -> Config:
+    """Return the configuration of the campaign that the evaluations belong to."""
+    return compose(list(OVERRIDES))
+
+
+def rung_steps(steps: int) -> dict[str, int]:
+    """Return the number of steps that each of `SHARES` is of `steps`; at least one."""
+    return {name: max(1, round(steps * share)) for name, share in SHARES.items()}
+
+
+def load_program() -> Any:
+    """Return ``jobs/lora.py`` as a module."""
+    spec = importlib.util.spec_from_file_location("lora_job", resources_dir() / "jobs" / "lora.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[spec.name] = program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    return program
+
+
+class Silent(Attempt):
+    """An attempt without a directory, whose progress nobody reads."""
+
+    def __init__(self) -> None:
+        pass
+
+    def progress(self, *, force: bool = False, **fields: Any) -> None:
+        """Report nothing."""
+
+
+@dataclass
+class Look:
+    """What was measured after some steps of a training.
+
+    Attributes:
+        step: number of optimizer steps done.
+        tokens: tokens trained on.
+        train_s: CPU seconds of training up to here.
+        score_s: CPU seconds of the validation loss and of scoring the tasks, here alone.
+        metrics: accuracies and losses; empty if they are not finite.
+        error: why they are missing.
+    """
+
+    step: int
+    tokens: int
+    train_s: float
+    score_s: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the measurements as one level of JSON; the error only if there is one."""
+        row = {"step": self.step, "tokens": self.tokens, "train_s": round(self.train_s, 3)}
+        row |= {"score_s": round(self.score_s, 3), **{name: round(v, 6) for name, v in self.metrics.items()}}
+        return row | ({"error": self.error} if self.error else {})
+
+
+class Evaluator:
+    """Evaluates configurations in this process; what they have in common is read once.
+
+    Attributes:
+        config: the campaign's configuration.
+        objective: its objective, with absolute paths.
+    """
+
+    def __init__(self) -> None:
+        self.config = configuration()
+        assert isinstance(self.config.objective, LoraObjective)
+        settings = self.config.objective.job_settings(self.config.resolve)
+        storage_dir = Path(settings.pop("storage_dir"))
+        self.objective = LoraObjective.model_validate(settings)
+        self.job = load_program()
+        self.device = self.job.prepare_process(storage_dir)
+        from benchmarks.village.scoring import read_questions
+        from hpo_cluster.objectives.lora.tokenizers import Tokenizers
+
+        self.tokenizers = Tokenizers(self.job.checked_checkpoint(self.objective))
+        # no parameter of the space changes the examples
+        self.train_examples, self.val_examples = self.job.load_examples(
+            self.objective, self.objective.train, self.tokenizers
+        )
+        with tempfile.TemporaryDirectory(prefix="village-") as scratch:
+            self.questions = read_questions(self.objective, self.tokenizers, Path(scratch))
+
+    def __call__(self, parameters: Mapping[str, Value], seed: int, share: str = "1") -> dict[str, Any]:
+        """Fine-tune with one configuration and return what was measured, as JSON.
+
+        Args:
+            parameters: the configuration.
+            seed: of the adapter's first weights and the dropout masks.
+            share: the part of the steps after which the training *and its schedule* end, one of `SHARES`.
+
+        Returns:
+            ``looks``: one `Look` for each share up to the last, whose keys are those of `SHARES`; a whole training
+            has three, a shorter one has only its last. ``error``: kind and message if the training diverged. And
+            ``steps``, ``schedule``, ``examples``, ``tokens``, ``trainable_parameters``, CPU seconds and memory.
+        """
+        before = memory_mb(reset=True)
+        began = time.process_time()
+        train = effective_train(self.objective.train, parameters)
+        if share != "1":
+            whole = self.job.make_plan(train, len(self.train_examples))
+            train = effective_train(train, {"max_steps": rung_steps(whole.steps)[share]})
+        plan = self.job.make_plan(train, len(self.train_examples))
+        self.job.seed_everything(seed)
+        model = self.job.load_model(self.tokenizers.checkpoint_dir, train, self.device, baseline=False)
+        run = self.job.Run(model, train, self.device, seed)
+        training = Training(self, run, plan.steps, share)
+        training.state.optimizer = self.job.make_optimizer(model, train)
+        load_s = time.process_time() - began
+        error = training.finish()
+        looks = training.looks
+        last = looks.get(share)
+        row = {
+            "looks": {name: look.to_json() for name, look in looks.items()},
+            "steps": training.state.step,
+            "planned_steps": plan.steps,
+            "schedule_steps": plan.schedule,
+            "examples": training.state.examples,
+            "tokens": training.state.tokens,
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "load_s": round(load_s, 3),
+            "train_s": round(training.seconds, 3),
+            "total_s": round(load_s + training.seconds + (last.score_s if last else 0.0), 3),
+            "memory_mb": round(memory_mb() - before, 1),
+        }
+        return row | ({"error": error} if error else {})
+
+    def measure(self, run: Any) -> dict[str, float]:
+        """Return validation loss and accuracies of the model as it is now. The model and its training stay as they are.
+
+        Raises:
+            AttemptError: of kind ``diverged``, if something that is not finite comes up.
+        """
+        import torch
+        from litgpt.lora import merge_lora_weights
+
+        from hpo_cluster.objectives.lora.language_model import LitLM
+
+        val_loss = self.job.validate(run, self.val_examples)
+        merged = copy.deepcopy(run.model)
+        with torch.no_grad():
+            merge_lora_weights(merged)
+        lm = LitLM(merged, self.tokenizers.hugging_face, precision=run.precision)
+        return {"val_loss": val_loss, **self.questions.score(lm)}
+
+
+class Training:
+    """One training with looks at it.
+
+    Attributes:
+        looks: what was measured, by share.
+        seconds: CPU seconds of training so far.
+    """
+
+    def __init__(self, evaluator: Evaluator, run: Any, steps: int, share: str) -> None:
+        self.evaluator, self.run = evaluator, run
+        self.state = evaluator.job.State()
+        self.share, self.attempt = share, Silent()
+        steps_of = rung_steps(steps) if share == "1" else {share: steps}
+        self.due = {name: step for name, step in steps_of.items() if name != share}
+        self.looks = dict[str, Look]()
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def finish(self) -> dict[str, str] | None:
+        """Train to the end, and score. Return the error's kind and message if the training diverged."""
+        examples, split_seed = self.evaluator.train_examples, self.evaluator.objective.data.split_seed
+        self._since = time.process_time()
+        try:
+            self.evaluator.job.fine_tune(self.run, self.state, examples, split_seed, self.attempt, self.after_step)
+            self._count()
+            self.look(self.share, catch=False)
+        except AttemptError as error:
+            if error.kind != ErrorKind.DIVERGED:
+                raise
+            if self.share not in self.looks:
+                self._count()
+            return {"kind": str(error.kind), "message": str(error)}
+        return None
+
+    def after_step(self) -> None:
+        """Look at the model if a look is due; called by the training after each step."""
+        for name, step in self.due.items():
+            if step == self.state.step and name not in self.looks:
+                self._count()
+                self.state.read(self.attempt)
+                self.look(name, catch=True)
+                self.run.model.train()
+                self._since = time.process_time()
+
+    def _count(self) -> None:
+        """Add the CPU seconds since the last count, or since the end of the last look."""
+        now = time.process_time()
+        self.seconds += now - self._since
+        self._since = now
+
+    def look(self, name: str, *, catch: bool) -> None:
+        """Measure the model. With `catch` a look at a model that is not finite is a look with an error."""
+        look = self.looks[name] = Look(self.state.step, self.state.tokens, self.seconds)
+        began = time.process_time()
+        try:
+            look.metrics = self.evaluator.measure(self.run)
+            look.metrics["train_loss"] = self.state.loss
+        except AttemptError as error:
+            look.error = str(error)
+            if not catch or error.kind != ErrorKind.DIVERGED:
+                raise
+        finally:
+            look.score_s = time.process_time() - began
+
+
+def memory_mb(*, reset: bool = False) -> float:
+    """Return the peak of this process's resident memory in MB; with `reset`, first make now its peak.
+
+    Memory that the C library keeps for later is given back before, so that it does not hide what comes. NaN where
+    Linux's ``/proc`` does not say it.
+    """
+    try:
+        if reset:
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text(RESET_PEAK)
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    except (OSError, AttributeError, StopIteration):
+        return math.nan
+
+
+def quiet() -> None:
+    """Set the environment of a process that evaluates: one thread, no GPU, no progress bars."""
+    os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", TQDM_DISABLE="1")
