@@ -3,9 +3,9 @@
 Usage: ``python -m benchmarks.village.make --out rows.jsonl [--processes 1]``, then
 ``python -m benchmarks.village.table rows.jsonl``.
 
-In this order: a Sobol design; campaigns of optimizers, each of which sees its own trials only; other seeds of some
-configurations, good and bad ones; and, of some, trainings that end with their schedule after a ninth and a third of the
-steps.
+Each of `ROUNDS` goes on with these, in this order: a Sobol design; campaigns of optimizers, each of which sees its own
+trials only; other seeds of some configurations, good and bad ones; and, of some, trainings that end with their schedule
+after a ninth and a third of the steps. So the table has all of them whenever the program is stopped after a round.
 """
 
 from __future__ import annotations
@@ -33,11 +33,29 @@ from hpo_cluster.record.processes import end_with_parent
 from hpo_cluster.space import Configuration, Space
 from hpo_cluster.trial import Ask, Proposal, derive_seed
 
-SOBOL = 640
-#: Trials of each optimizer's campaign.
-CAMPAIGNS = {"bo": 80, "mosaic": 60, "turbo": 60, "optuna": 60}
-#: Configurations with other seeds, and with shorter schedules; of both, this share has learned something.
-SEEDED, SHORTER, GOOD = 100, 150, 2 / 3
+
+class Round(NamedTuple):
+    """How many of each there are at the end of a round.
+
+    Attributes:
+        sobol: points of the design.
+        campaigns: trials of each optimizer.
+        seeded: configurations with other seeds.
+        shorter: configurations with shorter schedules.
+    """
+
+    sobol: int
+    campaigns: Mapping[str, int]
+    seeded: int
+    shorter: int
+
+
+ROUNDS = (
+    Round(256, {"bo": 40, "mosaic": 20, "turbo": 20, "optuna": 20}, seeded=40, shorter=60),
+    Round(640, {"bo": 80, "mosaic": 60, "turbo": 60, "optuna": 60}, seeded=100, shorter=150),
+)
+#: Of the configurations with other seeds and shorter schedules, this share has learned something.
+GOOD = 2 / 3
 SEEDS = (1, 2)
 #: Accuracy above which a model has learned something; chance is 0.25.
 LEARNED = 0.35
@@ -147,12 +165,13 @@ class Plan:
 
     def __init__(self, space: Space, rows: Sequence[Row]) -> None:
         self.rows = {key_of(row): row for row in rows}
-        self.begun = set(self.rows)
+        self.begun = dict.fromkeys(self.rows)
         empty = MemoryJournal(space.names, maximize=True).history()
-        design = make_optimizer("sobol", space, derive_seed("village", "sobol")).ask(empty, SOBOL).proposals
+        design = make_optimizer("sobol", space, derive_seed("village", "sobol")).ask(empty, ROUNDS[-1].sobol).proposals
         self.design = [Task(Key("sobol", number), dict(p.parameters)) for number, p in enumerate(design)]
         self.campaigns = [
-            Campaign(name, space, (r for k, r in self.rows.items() if k == Key(name, k.trial))) for name in CAMPAIGNS
+            Campaign(name, space, (r for k, r in self.rows.items() if k == Key(name, k.trial)))
+            for name in ROUNDS[-1].campaigns
         ]
 
     def add(self, row: Row) -> None:
@@ -166,36 +185,37 @@ class Plan:
         """Return the next evaluation; None if all are made or begun."""
         task = next((task for task in self._in_order() if task.key not in self.begun), None)
         if task is not None:
-            self.begun.add(task.key)
+            self.begun[task.key] = None
         return task
 
     def _in_order(self) -> Iterator[Task]:
-        yield from self.design
-        open_ = [c for c in self.campaigns if not c.running and c.trials < CAMPAIGNS[c.name]]
-        if open_:
-            yield min(open_, key=lambda campaign: campaign.trials).ask()
-        chosen = self._chosen()
-        for task in chosen[:SEEDED]:
-            yield from (Task(task.key._replace(seed=seed), task.parameters) for seed in SEEDS)
-        for task in chosen:
-            yield from (Task(task.key._replace(share=share), task.parameters) for share in ("1/9", "1/3"))
+        for round_ in ROUNDS:
+            yield from self.design[: round_.sobol]
+            open_ = [c for c in self.campaigns if not c.running and c.trials < round_.campaigns[c.name]]
+            if open_:
+                yield min(open_, key=lambda campaign: campaign.trials).ask()
+            chosen = self._chosen(round_.shorter)
+            for task in chosen[: round_.seeded]:
+                yield from (Task(task.key._replace(seed=seed), task.parameters) for seed in SEEDS)
+            for task in chosen:
+                yield from (Task(task.key._replace(share=share), task.parameters) for share in ("1/9", "1/3"))
 
-    def _chosen(self) -> list[Task]:
-        """Return `SHORTER` configurations in random order: evenly spaced in the ranking of those that have learned
-        something, and in that of the others.
+    def _chosen(self, number: int) -> list[Task]:
+        """Return some configurations in random order.
 
-        What was chosen before stays chosen, though later rows change the ranking.
+        They are evenly spaced in the ranking of those that have learned something, and in that of the others. What was
+        chosen before stays chosen and comes first, though later rows change the ranking.
         """
         whole = {k: r for k, r in self.rows.items() if (k.seed, k.share) == (SEED, "1")}
-        before = dict.fromkeys(k._replace(seed=SEED, share="1") for k in self.rows if k not in whole)
+        before = dict.fromkeys(k._replace(seed=SEED, share="1") for k in self.begun if (k.seed, k.share) != (SEED, "1"))
         ranked = sorted(whole, key=lambda k: (score_of(whole[k]) or 0.0, k))
         good = [k for k in ranked if (score_of(whole[k]) or 0.0) > LEARNED]
         bad = ranked[: len(ranked) - len(good)]
-        count = min(round(SHORTER * GOOD), len(good))
-        picked = [*_spaced(good, count), *_spaced(bad, SHORTER - count)]
+        count = min(round(number * GOOD), len(good))
+        picked = [*_spaced(good, count), *_spaced(bad, number - count)]
         order = np.random.default_rng(derive_seed("village", "chosen")).permutation(len(picked))
         keys = dict.fromkeys([*before, *(picked[i] for i in order)])
-        return [Task(key, dict(whole[key]["parameters"])) for key in list(keys)[:SHORTER]]
+        return [Task(key, dict(whole[key]["parameters"])) for key in list(keys)[:number]]
 
 
 def _spaced(keys: Sequence[Key], count: int) -> list[Key]:
