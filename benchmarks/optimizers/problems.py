@@ -1,6 +1,9 @@
-"""The problems: test functions, cliffs made for this benchmark, and, with its data, a surrogate of real fine-tunings.
+"""The problems: test functions, cliffs made for this benchmark, and surrogates of real fine-tunings.
 
 A problem is always maximised here. Its *regret* at a configuration is the best known value minus the true one.
+
+`village` is a regression on the fine-tunings of the bundled model in `benchmarks.village`: 21 parameters, mixed and
+conditional, with the noise of their seeds.
 
 `lora1B` and its variants come from the 203 fine-tunings of Llama-3.2-1B published with N. Davouse and E.-G. Talbi,
 "Bayesian and Partition-Based Optimization for Hyperparameter Optimization of LLM Fine-Tuning", OLA 2025, in
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -21,13 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from benchmarks.optimizers.trees import TREES, Array, Trees
 from hpo_cluster.objectives import benchmark_functions
 from hpo_cluster.space import Configuration, Float, Integer, Parameter, Space, Value
 from hpo_cluster.trial import derive_seed
-
-Array = NDArray[np.float64]
 
 #: Environment variable that names the folder with the published evaluations.
 DATA_VARIABLE = "HPO_CLUSTER_BENCH_DATA"
@@ -116,9 +118,23 @@ def synthetic() -> dict[str, Problem]:
     return {problem.name: problem for problem in problems}
 
 
+def village() -> Problem:
+    """Return the regression on fine-tunings of the bundled model, with the noise of their seeds."""
+    from benchmarks.village import surrogate, table
+
+    known = surrogate.constants()
+    return Problem(
+        "village", table.read_space(), lambda c: surrogate.village()(c), known["best"], known["noise"], kind="data"
+    )
+
+
 def problems() -> tuple[dict[str, Problem], list[str]]:
     """Return the problems that can be made on this machine, and a message for each that cannot."""
     made, messages = synthetic(), []
+    if importlib.util.find_spec("sklearn"):
+        made["village"] = village()
+    else:
+        messages.append("village: left out, scikit-learn is not installed (pip install '.[peers]')")
     folder = os.environ.get(DATA_VARIABLE)
     if not folder:
         messages.append(f"lora1B, lora1Bs, lora1B_noisy: left out, {DATA_VARIABLE} names no folder with their data")
@@ -139,7 +155,7 @@ LORA_SPACE = Space(
         "weight_decay": Float(1e-5, 1e-1, log=True),
     }
 )
-TREES, PERTURBATIONS, SPREAD, NOISE = 200, 32, 0.02, 0.005
+PERTURBATIONS, SPREAD, NOISE = 32, 0.02, 0.005
 
 
 def load(folder: Path) -> tuple[Array, Array]:
@@ -165,38 +181,6 @@ def columns(x: Array) -> Array:
     return np.stack([np.log2(rank), np.log2(alpha), dropout, rate, decay, np.log2(ratio), root, *effective], axis=1)
 
 
-class Trees:
-    """Extremely randomised trees on the published evaluations, as arrays: one prediction takes well below 1 ms.
-
-    Args:
-        x: natural units (``n x 5``).
-        y: accuracies (``n``).
-    """
-
-    def __init__(self, x: Array, y: Array) -> None:
-        from sklearn.ensemble import ExtraTreesRegressor
-
-        forest = ExtraTreesRegressor(n_estimators=TREES, random_state=0, n_jobs=1).fit(columns(x), y)
-        trees = [estimator.tree_ for estimator in forest.estimators_]
-        starts = np.cumsum([0] + [tree.node_count for tree in trees])
-        self.roots = starts[:-1]
-        self.left = np.concatenate([t.children_left + s for t, s in zip(trees, starts, strict=False)])
-        self.right = np.concatenate([t.children_right + s for t, s in zip(trees, starts, strict=False)])
-        self.feature = np.concatenate([tree.feature for tree in trees])
-        self.threshold = np.concatenate([tree.threshold for tree in trees])
-        self.value = np.concatenate([tree.value[:, 0, 0] for tree in trees])
-
-    def predict(self, x: Array) -> Array:
-        """Return the means (``n``) at natural units (``n x 5``)."""
-        seen = columns(x).astype(np.float32)  # the precision that the trees were grown in
-        node = np.tile(self.roots, (len(x), 1))
-        rows = np.arange(len(x))[:, None]
-        while (inner := self.feature[node] >= 0).any():
-            goes_left = seen[rows, np.maximum(self.feature[node], 0)] <= self.threshold[node]
-            node = np.where(inner, np.where(goes_left, self.left[node], self.right[node]), node)
-        return np.asarray(self.value[node].mean(axis=1), dtype=np.float64)
-
-
 def natural(configuration: Mapping[str, Value]) -> Array:
     """Return the natural units (``5``) of a configuration of `LORA_SPACE`."""
     rank, alpha, dropout, rate, decay = (float(configuration[name]) for name in LORA_SPACE.names)
@@ -215,7 +199,8 @@ def _blur() -> Array:
 
 @functools.cache
 def _trees(folder: Path) -> Trees:
-    return Trees(*load(folder))
+    x, y = load(folder)
+    return Trees(columns(x), y)
 
 
 def surrogate_problems(folder: Path, store: Path | None = None) -> dict[str, Problem]:
@@ -223,7 +208,7 @@ def surrogate_problems(folder: Path, store: Path | None = None) -> dict[str, Pro
     blur = _blur()
 
     def raw(points: Array) -> Array:
-        return _trees(folder).predict(points)
+        return _trees(folder).predict(columns(points))
 
     def smooth(points: Array) -> Array:
         near = np.clip(points[:, None, :] + blur, LOW, HIGH).reshape(-1, 5)

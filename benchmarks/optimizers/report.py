@@ -21,7 +21,7 @@ from benchmarks.optimizers import cache
 from benchmarks.optimizers import statistics as st
 from benchmarks.optimizers.cache import Key
 from benchmarks.optimizers.contestants import MODULES, parse
-from benchmarks.optimizers.problems import DATA_VARIABLE, cross_validation, synthetic
+from benchmarks.optimizers.problems import DATA_VARIABLE, cross_validation, synthetic, village
 from benchmarks.optimizers.run import BUDGETS
 
 Array = NDArray[np.float64]
@@ -32,7 +32,7 @@ LEAST = 1e-12
 
 #: Order and kind of the problems, also of those whose data is not here.
 KINDS = {name: problem.kind for name, problem in synthetic().items()} | dict.fromkeys(
-    ("lora1B", "lora1Bs", "lora1B_noisy"), "data"
+    ("village", "lora1B", "lora1Bs", "lora1B_noisy"), "data"
 )
 #: Lines of the figures, in this order; colours that the colour-blind tell apart, each with a line style of its own.
 STYLES = {
@@ -113,6 +113,7 @@ def _best_known(path: Path) -> dict[str, float]:
     best = {name: problem.best for name, problem in synthetic().items()}
     store = path.parent / "best_known.json"
     kept: dict[str, Any] = json.loads(store.read_text(encoding="utf-8")) if store.is_file() else {}
+    best["village"] = village().best
     for name in ("lora1B", "lora1Bs", "lora1B_noisy"):
         best[name] = float(kept.get("lora1Bs" if name == "lora1Bs" else "lora1B", -math.inf))
     for key, entry in cache.latest(path).items():

@@ -1,7 +1,7 @@
 """Make the evaluations of the table, one JSON line each. An interrupted run goes on where it was.
 
 Usage: ``python -m benchmarks.village.make --out rows.jsonl [--processes 1]``, then
-``python -m benchmarks.village.table rows.jsonl``.
+``python -m benchmarks.village.table rows.jsonl``. A new file begins with the evaluations of the table there is.
 
 Each of `ROUNDS` goes on with these, in this order: a Sobol design; campaigns of optimizers, each of which sees its own
 trials only; other seeds of some configurations, good and bad ones; and, of some, trainings that end with their schedule
@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.village.evaluate import VALIDATION, Evaluator, configuration, quiet
+from benchmarks.village.table import TABLE, load, read_space, rows_of
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.record.campaign_state import asked_rows
 from hpo_cluster.record.history import MemoryJournal
@@ -51,7 +52,8 @@ class Round(NamedTuple):
 
 
 ROUNDS = (
-    Round(256, {"bo": 40, "mosaic": 20, "turbo": 20, "optuna": 20}, seeded=40, shorter=60),
+    Round(128, {"bo": 24, "mosaic": 12, "turbo": 12, "optuna": 12}, seeded=20, shorter=30),
+    Round(256, {"bo": 40, "mosaic": 24, "turbo": 24, "optuna": 24}, seeded=40, shorter=60),
     Round(640, {"bo": 80, "mosaic": 60, "turbo": 60, "optuna": 60}, seeded=100, shorter=150),
 )
 #: Of the configurations with other seeds and shorter schedules, this share has learned something.
@@ -249,6 +251,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--processes", type=int, default=1, help="evaluations at once")
     arguments = parser.parse_args(argv)
     quiet()  # inherited by the pool, whose processes read it when they start
+    if not arguments.out.exists() and TABLE.exists():
+        for row in rows_of(load(), read_space()):
+            append(arguments.out, row)
     plan = Plan(configuration().space, read(arguments.out))
     print(f"{len(plan.rows)} evaluations are in {arguments.out}", flush=True)
     context = multiprocessing.get_context("spawn")
