@@ -52,6 +52,7 @@ class Round(NamedTuple):
 
 
 ROUNDS = (
+    Round(72, {"bo": 4, "mosaic": 2, "turbo": 2, "optuna": 2}, seeded=8, shorter=12),
     Round(128, {"bo": 24, "mosaic": 12, "turbo": 12, "optuna": 12}, seeded=20, shorter=30),
     Round(256, {"bo": 40, "mosaic": 24, "turbo": 24, "optuna": 24}, seeded=40, shorter=60),
     Round(640, {"bo": 80, "mosaic": 60, "turbo": 60, "optuna": 60}, seeded=100, shorter=150),
@@ -252,8 +253,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     quiet()  # inherited by the pool, whose processes read it when they start
     if not arguments.out.exists() and TABLE.exists():
-        for row in rows_of(load(), read_space()):
-            append(arguments.out, row)
+        for known in rows_of(load(), read_space()):
+            append(arguments.out, known)
     plan = Plan(configuration().space, read(arguments.out))
     print(f"{len(plan.rows)} evaluations are in {arguments.out}", flush=True)
     context = multiprocessing.get_context("spawn")
