@@ -44,7 +44,7 @@ def test_the_configurations_are_of_the_space(frame: pd.DataFrame, space: Space) 
 
 def test_each_configuration_has_one_first_whole_training(frame: pd.DataFrame) -> None:
     first = table.trials(frame)
-    assert len(first) >= 200
+    assert len(first) >= 100
     assert not frame.duplicated(table.KEY).any()
     named = set(map(tuple, first[["origin", "trial"]].to_numpy().tolist()))
     assert set(map(tuple, frame[["origin", "trial"]].to_numpy().tolist())) == named
