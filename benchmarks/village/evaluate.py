@@ -172,16 +172,13 @@ class Evaluator:
         Raises:
             AttemptError: of kind ``diverged``, if something that is not finite comes up.
         """
-        import torch
-        from litgpt.lora import merge_lora_weights
-
         from hpo_cluster.objectives.lora.language_model import LitLM
 
         val_loss = self.job.validate(run, self.val_examples)
-        merged = copy.deepcopy(run.model)
-        with torch.no_grad():
-            merge_lora_weights(merged)
-        lm = LitLM(merged, self.tokenizers.hugging_face, precision=run.precision)
+        merged = copy.copy(run)
+        merged.model = copy.deepcopy(run.model)
+        _, precision = self.job.merge_adapter(merged, self.objective, self.tokenizers.checkpoint_dir)
+        lm = LitLM(merged.model, self.tokenizers.hugging_face, precision=precision)
         return {"val_loss": val_loss, **self.questions.score(lm)}
 
 
@@ -241,7 +238,7 @@ class Training:
         began = time.process_time()
         try:
             look.metrics = self.evaluator.measure(self.run)
-            look.metrics["train_loss"] = self.state.loss
+            look.metrics["train_loss"] = self.state.losses[-1]
         except AttemptError as error:
             look.error = str(error)
             if not catch or error.kind != ErrorKind.DIVERGED:

@@ -13,8 +13,9 @@
 | `examples` `tokens` `trainable_parameters` | of the training |
 | `load_s` `train_s` `score_s` `total_s` | CPU seconds of one thread; the total without the looks before the end |
 | `memory_mb` | growth of the resident memory, at its peak |
-| `val_acc` `val_acc_norm` `test_acc` `test_acc_norm` `val_loss` `train_loss` | at the end; NaN if it diverged |
-| the same with ``@1/9`` and ``@1/3`` | at a look into a whole training; NaN for the shorter ones |
+| `val_acc` `val_acc_norm` `test_acc` `test_acc_norm` `val_loss` | at the end; NaN if it diverged |
+| `train_loss` | loss of the last step alone |
+| these with ``@1/9`` and ``@1/3`` | at a look into a whole training; NaN for the shorter ones |
 | `step` `tokens` `train_s` with ``@1/9`` and ``@1/3`` | where the look was, and what had been spent on training |
 
 Usage: ``python -m benchmarks.village.table rows.jsonl`` writes the table of the lines of `benchmarks.village.make`.

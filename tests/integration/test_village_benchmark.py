@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.village.evaluate import SHARES, Evaluator, configuration, rung_steps
+from benchmarks.village.table import configurations, load, read_space, trials
 from hpo_cluster.record.attempt_files import SCHEMA
 from hpo_cluster.record.files import dumps
 from hpo_cluster.record.layout import resources_dir
@@ -64,12 +65,23 @@ def test_the_last_look_is_what_a_real_attempt_gives(case: str, evaluator: Evalua
     result = attempt(tmp_path / "a0", CASES[case], seed=3)
     last = row["looks"]["1"]
     names = [f"{task}/{metric}" for task in ("village_val", "village_test") for metric in ("acc", "acc_norm")]
-    for name in (*names, "val_loss", "train_loss"):
+    for name in (*names, "val_loss"):
         assert last[name] == round(result["metrics"][name], 6), name
+    assert last["train_loss"] == round(result["curve"][-1]["train_loss"], 6)  # the loss of the last step alone
     for name in ("steps", "examples", "tokens", "trainable_parameters"):
         assert row[name] == result[name]
     assert last["village_val/acc"] > 0.4  # it has learned something, so the comparison is of more than chance
     assert [look["step"] for look in row["looks"].values()] == [3, 10, 30]
+
+
+def test_a_row_of_the_table_is_measured_again(evaluator: Evaluator) -> None:
+    space, rows = read_space(), trials(load())
+    rows = rows[(rows["precision"] == "32-true") & (rows["val_acc"] > 0.85)].nsmallest(1, "planned_steps")
+    again = evaluator(configurations(rows, space)[0], seed=0)
+    for share, suffix in (("1", ""), ("1/3", "@1/3"), ("1/9", "@1/9")):
+        look = again["looks"][share]
+        assert look["village_val/acc"] == pytest.approx(rows[f"val_acc{suffix}"].iloc[0], abs=0.02)
+        assert look["val_loss"] == pytest.approx(rows[f"val_loss{suffix}"].iloc[0], abs=0.01)
 
 
 def test_looking_does_not_change_the_training(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
