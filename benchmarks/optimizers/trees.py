@@ -17,12 +17,13 @@ class Trees:
     Args:
         features: what the trees split on (``n x f``).
         y: values (``n``).
+        leaf: values that a leaf has at least. With one, the mean at a known point is the value measured there.
     """
 
-    def __init__(self, features: Array, y: Array) -> None:
+    def __init__(self, features: Array, y: Array, leaf: int = 1) -> None:
         from sklearn.ensemble import ExtraTreesRegressor
 
-        forest = ExtraTreesRegressor(n_estimators=TREES, random_state=0, n_jobs=1).fit(features, y)
+        forest = ExtraTreesRegressor(TREES, min_samples_leaf=leaf, random_state=0, n_jobs=1).fit(features, y)
         trees = [estimator.tree_ for estimator in forest.estimators_]
         starts = np.cumsum([0] + [tree.node_count for tree in trees])
         self.roots = starts[:-1]

@@ -28,6 +28,8 @@ SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 #: Rows of the training data, whose number gives that of the steps.
 EXAMPLES = 960
+#: Values in a leaf at least, so that a single noisy one is not repeated.
+LEAF = 2
 #: The surrogate's highest value and its noise, with the digest of the table that they belong to.
 CONSTANTS = FOLDER / "surrogate.json"
 #: Where the highest value is looked for: known and random points, then rounds of points around the best ones.
@@ -104,7 +106,7 @@ class Surrogate:
         space, rows = read_space(), trials(frame)
         found = configurations(rows, space)
         known = np.array([space.encode(configuration) for configuration in found])
-        return cls(space, Trees(matrix(found), targets(rows, column)), known)
+        return cls(space, Trees(matrix(found), targets(rows, column), LEAF), known)
 
     def predict(self, found: Sequence[Mapping[str, Value]]) -> Array:
         """Return the means of several configurations."""
@@ -176,7 +178,7 @@ def cross_validation(frame: pd.DataFrame, column: str = "val_acc", folds: int = 
         return lambda train, test: model.fit(x[train], y[train]).predict(x[test])
 
     ways: dict[str, Callable[[Any, Any], Any]] = {
-        "extremely randomised trees": lambda train, test: Trees(x[train], y[train]).predict(x[test]),
+        "extremely randomised trees": lambda train, test: Trees(x[train], y[train], LEAF).predict(x[test]),
         "random forest": fitted(RandomForestRegressor(200, random_state=0, n_jobs=1)),
         "gradient boosting": fitted(GradientBoostingRegressor(random_state=0)),
         "nearest row in the unit cube": lambda train, test: nearest(cube[train], y[train], cube[test]),
