@@ -45,7 +45,7 @@ class Problem:
         space: where it is defined.
         truth: noiseless value of a configuration.
         best: the highest known value.
-        noise: standard deviation of the noise that the optimizer sees.
+        noise: standard deviation of the noise that the optimizer sees, the same everywhere or by the true value.
         kind: "smooth", "cliff" or "data": what the tables group by.
     """
 
@@ -53,7 +53,7 @@ class Problem:
     space: Space
     truth: Callable[[Mapping[str, Value]], float]
     best: float
-    noise: float = 0.0
+    noise: float | Callable[[float], float] = 0.0
     kind: str = "smooth"
 
     def observe(self, configuration: Configuration, seed: int, trial: int) -> tuple[float, float]:
@@ -62,7 +62,8 @@ class Problem:
         if not self.noise:
             return true, true
         rng = np.random.default_rng(derive_seed("noise", self.name, seed, trial))
-        return true + self.noise * float(rng.standard_normal()), true
+        noise = self.noise(true) if callable(self.noise) else self.noise
+        return true + noise * float(rng.standard_normal()), true
 
 
 #: `island`: heights of chance, of the plateau and of the island's top; where the edge and the island lie; its widths.
@@ -122,9 +123,9 @@ def village() -> Problem:
     """Return the regression on fine-tunings of the bundled model, with the noise of their seeds."""
     from benchmarks.village import surrogate, table
 
-    known = surrogate.constants()
+    best = surrogate.constants()["best"]
     return Problem(
-        "village", table.read_space(), lambda c: surrogate.village()(c), known["best"], known["noise"], kind="data"
+        "village", table.read_space(), lambda c: surrogate.village()(c), best, surrogate.noise_at, kind="data"
     )
 
 

@@ -1,9 +1,9 @@
 """A regression on the table: a value for any configuration of the space, not for those in the table alone.
 
-Optimizers propose points between the rows, and with 21 parameters the nearest row is far away: its value predicts less
-than half of what the trees do (``docs/benchmarks/village.md`` has both figures). So the problem `village` of
-`benchmarks.optimizers` is the mean of a forest, with the noise that was measured with several seeds. Methods that
-choose among given configurations need no regression: they can be run on the rows themselves.
+Optimizers propose points between the rows, and with 21 parameters the nearest row is far away: its value predicts
+hardly anything, the trees half of the variance (``docs/benchmarks/village.md`` has the figures). So the problem
+`village` of `benchmarks.optimizers` is the mean of a forest, with the noise that was measured with several seeds.
+Methods that choose among given configurations need no regression: they can be run on the rows themselves.
 """
 
 from __future__ import annotations
@@ -148,10 +148,17 @@ def digest() -> str:
     return hashlib.sha256(TABLE.read_bytes()).hexdigest()[:16]
 
 
+@functools.cache
 def constants() -> dict[str, Any]:
-    """Return the highest value of `village` that was found, and the noise: see `benchmarks.village.report`."""
+    """Return what `benchmarks.village.report` found: the highest value of `village`, and the noise by accuracy."""
     found: dict[str, Any] = json.loads(CONSTANTS.read_text(encoding="utf-8"))
     return found
+
+
+def noise_at(accuracy: float) -> float:
+    """Return the standard deviation over training seeds at an accuracy: as measured at chance, between, and above."""
+    points = np.array(constants()["noise"])
+    return float(np.interp(accuracy, points[:, 0], points[:, 1]))
 
 
 # --- how good it is --------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def test_the_configurations_are_of_the_space(frame: pd.DataFrame, space: Space) 
 
 def test_each_configuration_has_one_first_whole_training(frame: pd.DataFrame) -> None:
     first = table.trials(frame)
-    assert len(first) >= 100
+    assert len(first) >= 200
     assert not frame.duplicated(table.KEY).any()
     named = set(map(tuple, first[["origin", "trial"]].to_numpy().tolist()))
     assert set(map(tuple, frame[["origin", "trial"]].to_numpy().tolist())) == named
@@ -102,7 +102,11 @@ def test_its_constants_belong_to_the_table() -> None:
     known = surrogate.constants()
     assert known["table"] == surrogate.digest()
     assert surrogate.village()(known["configuration"]) == pytest.approx(known["best"], abs=0.02)
-    assert 0.0 < known["noise"] < 0.1
+    (chance, _), (between, wide), (good, narrow) = known["noise"]
+    assert chance < between < good
+    assert surrogate.noise_at(between) == wide
+    assert narrow < surrogate.noise_at((between + good) / 2) < wide < 0.2
+    assert surrogate.noise_at(1.0) == narrow
 
 
 def test_alpha_is_that_of_the_job(frame: pd.DataFrame, space: Space) -> None:
