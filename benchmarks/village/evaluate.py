@@ -8,9 +8,7 @@ The tasks, their prompts and their tokens are read once for all evaluations of a
 from __future__ import annotations
 
 import copy
-import ctypes
 import importlib.util
-import math
 import os
 import sys
 import tempfile
@@ -34,8 +32,6 @@ OVERRIDES = ("space=village_extended", "objective.keep_adapter=false")
 #: Shares of the optimizer steps after which the model is scored.
 SHARES = {"1/9": 1 / 9, "1/3": 1 / 3, "1": 1.0}
 VALIDATION, TEST = "village_val", "village_test"
-#: "Reset the peak of the resident memory", in ``/proc/self/clear_refs``.
-RESET_PEAK = "5"
 
 
 def configuration() -> Config:
@@ -133,9 +129,8 @@ class Evaluator:
         Returns:
             ``looks``: one `Look` for each share up to the last, whose keys are those of `SHARES`; a whole training
             has three, a shorter one has only its last. ``error``: kind and message if the training diverged. And
-            ``steps``, ``schedule``, ``examples``, ``tokens``, ``trainable_parameters``, CPU seconds and memory.
+            ``steps``, ``schedule``, ``examples``, ``tokens``, ``trainable_parameters``, CPU seconds.
         """
-        before = memory_mb(reset=True)
         began = time.process_time()
         train = effective_train(self.objective.train, parameters)
         if share != "1":
@@ -162,7 +157,6 @@ class Evaluator:
             "load_s": round(load_s, 3),
             "train_s": round(training.seconds, 3),
             "total_s": round(load_s + training.seconds + (last.score_s if last else 0.0), 3),
-            "memory_mb": round(memory_mb() - before, 1),
         }
         return row | ({"error": error} if error else {})
 
@@ -245,22 +239,6 @@ class Training:
                 raise
         finally:
             look.score_s = time.process_time() - began
-
-
-def memory_mb(*, reset: bool = False) -> float:
-    """Return the peak of this process's resident memory in MB; with `reset`, first make now its peak.
-
-    Memory that the C library keeps for later is given back before, so that it does not hide what comes. NaN where
-    Linux's ``/proc`` does not say it.
-    """
-    try:
-        if reset:
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text(RESET_PEAK)
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-    except (OSError, AttributeError, StopIteration):
-        return math.nan
 
 
 def quiet() -> None:

@@ -173,8 +173,8 @@ def costs(frame: pd.DataFrame) -> Iterator[str]:
     for name, part in [("all", first), *first.groupby("precision"), *first.groupby("epochs")]:
         label = f"{name} epochs" if isinstance(name, int) else str(name)
         quantiles = part["total_s"].quantile([0.05, 0.5, 0.95])
-        rows.append([label, str(len(part)), *(f"{q:.1f}" for q in quantiles), f"{part['memory_mb'].median():.0f}"])
-    yield from table(["trainings", "number", "5 %", "median", "95 %", "MB, median"], rows)
+        rows.append([label, str(len(part)), *(f"{q:.1f}" for q in quantiles)])
+    yield from table(["trainings", "number", "5 %", "median", "95 %"], rows)
 
 
 def halving(frame: pd.DataFrame, pool: int = 81, draws: int = 200) -> Iterator[str]:

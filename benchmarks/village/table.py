@@ -12,7 +12,6 @@
 | `steps` `planned_steps` `schedule_steps` | optimizer steps done, in the plan and in the schedule |
 | `examples` `tokens` `trainable_parameters` | of the training |
 | `load_s` `train_s` `score_s` `total_s` | CPU seconds of one thread; the total without the looks before the end |
-| `memory_mb` | growth of the resident memory, at its peak |
 | `val_acc` `val_acc_norm` `test_acc` `test_acc_norm` `val_loss` | at the end; NaN if it diverged |
 | `train_loss` | loss of the last step alone |
 | these with ``@1/9`` and ``@1/3`` | at a look into a whole training; NaN for the shorter ones |
@@ -55,7 +54,7 @@ PROGRESS = ("step", "tokens", "train_s")
 EARLY = ("1/9", "1/3")
 KEY = ["origin", "trial", "seed", "share"]
 COUNTS = ("steps", "planned_steps", "schedule_steps", "examples", "tokens", "trainable_parameters")
-COSTS = ("load_s", "train_s", "total_s", "memory_mb")
+COSTS = ("load_s", "train_s", "total_s")
 #: Seed and share of the rows that stand for a configuration.
 FIRST_SEED, WHOLE = 0, "1"
 
