@@ -58,7 +58,7 @@ def merged(trained: Path, precision: str, score_precision: str | None) -> tuple[
 def unmerged_in_float32(trained: Path) -> list[float]:
     """Log-likelihoods of the base model in float32 with the adapter beside it."""
     train = objective(BUNDLE / "data", precision="32-true", **SMALL_UPDATE).train
-    model = load_program().load_model(CHECKPOINT, train, torch.device("cpu"), baseline=False)
+    model = load_model(CHECKPOINT, train, torch.device("cpu"), baseline=False)
     model.load_state_dict(adapter(trained), strict=False)
     return log_likelihoods(LitLM(model, Tokenizers(CHECKPOINT).hugging_face))
 

@@ -154,7 +154,7 @@ def of_a_job(checkpoint: Path) -> list[float]:
     from hpo_cluster.objectives.lora.language_model import LitLM
 
     train = objective(BUNDLE / "data").train
-    model = load_program().load_model(checkpoint, train, torch.device("cpu"), baseline=True)
+    model = load_model(checkpoint, train, torch.device("cpu"), baseline=True)
     return log_likelihoods(LitLM(model, AutoTokenizer.from_pretrained(checkpoint)))
 
 
