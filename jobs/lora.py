@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.errors import AttemptError
+from hpo_cluster.goals import GPU_SECONDS
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.lora import kept, rank_processes
 from hpo_cluster.objectives.lora.hugging_face import missing_files
@@ -120,6 +121,7 @@ def fine_tune_and_score(attempt: Attempt, ranks: Ranks) -> dict[str, Any]:
             state.optimizer = make_optimizer(model, train)
             keep.mark = fingerprint(objective, train, seed, unlike)
             resume(keep)
+            attempt.earlier_s = state.train_s
             keep()
             before = state.tokens
             fine_tune(run, state, train_examples, objective.data.split_seed, attempt, keep)
@@ -173,6 +175,7 @@ def fine_tune_and_score(attempt: Attempt, ranks: Ranks) -> dict[str, Any]:
         metrics["trainable_parameters"] = trainable
     if state.train_s > 0:
         metrics |= {"train_s": round(state.train_s, 6), "tokens_per_s": round(state.tokens / state.train_s, 3)}
+    metrics[GPU_SECONDS] = attempt.gpu_seconds()
     return {
         "metrics": {**scores, **metrics},
         "sems": sems,
@@ -241,13 +244,13 @@ def prepare_process(storage_dir: Path, gpus: int = 0, ranks: Ranks = Ranks()) ->
 
 def check_measurable(objective: LoraObjective, counts_energy: bool, *, baseline: bool) -> None:
     """Raise AttemptError, of kind ``bad_config``, if this attempt cannot measure the optimised metric."""
-    metric = objective.tasks.metric
-    if baseline and metric in OF_TRAINING:
-        message = f"tasks.metric={metric}: a model before fine-tuning does not have this metric; give baseline=false"
-        raise AttemptError(ErrorKind.BAD_CONFIG, message)
-    if metric == "energy_wh" and not counts_energy:
-        how = "this takes a whole NVIDIA GPU (not a MIG slice) and pynvml; optimise train_s instead"
-        raise AttemptError(ErrorKind.BAD_CONFIG, f"tasks.metric={metric}: this machine cannot measure energy: {how}")
+    for wanted in objective.wanted:
+        if baseline and wanted.name in OF_TRAINING:
+            message = f"{wanted.key}: a model before fine-tuning does not have this metric; give baseline=false"
+            raise AttemptError(ErrorKind.BAD_CONFIG, message)
+        if wanted.name == "energy_wh" and not counts_energy:
+            how = "this takes a whole NVIDIA GPU (not a MIG slice) and pynvml; optimise train_s instead"
+            raise AttemptError(ErrorKind.BAD_CONFIG, f"{wanted.key}: this machine cannot measure energy: {how}")
 
 
 def checked_checkpoint(objective: LoraObjective) -> Path:
@@ -707,7 +710,7 @@ def losses_of_validation(objective: LoraObjective, loss: float) -> dict[str, flo
     try:
         return {"val_loss": loss, "val_perplexity": math.exp(loss)}
     except OverflowError:
-        if objective.tasks.metric == "val_perplexity":
+        if any(wanted.name == "val_perplexity" for wanted in objective.wanted):
             raise AttemptError(ErrorKind.DIVERGED, f"the validation loss is {loss:.6g} after training") from None
         return {"val_loss": loss}
 
