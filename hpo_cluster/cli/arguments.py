@@ -60,6 +60,8 @@ COMMANDS: Mapping[str, Command] = {
         (*LOOK, "--config-dir", "--take-over"),
     ),
     "status": Command("where a campaign is, from any terminal", "look.status", "DIR", ("--json",)),
+    "why": Command("the story of a trial: attempts, jobs, nodes, errors, the end of its log", "look.why", "DIR TRIAL"),
+    "tail": Command("the log of a trial, as it grows", "look.tail", "DIR TRIAL"),
     "best": Command(
         "the best trial for a preference: weights='{acc: 1, gpu_seconds: -0.01}' or at_most='{gpu_seconds: 30}'",
         "look.best",
@@ -67,8 +69,6 @@ COMMANDS: Mapping[str, Command] = {
         ("--json",),
         ("weights", "at_most", "at_least"),
     ),
-    "why": Command("the story of a trial: attempts, jobs, nodes, errors, the end of its log", "look.why", "DIR TRIAL"),
-    "tail": Command("the log of a trial, as it grows", "look.tail", "DIR TRIAL"),
     "cancel": Command("end trials; they do not count for the budget", "drive.post", "DIR TRIAL [TRIAL ...]"),
     "retry": Command("try trials again that failed, diverged or were cancelled", "drive.post", "DIR TRIAL [TRIAL ...]"),
     "stop": Command("let the driver, or the ticks, submit nothing more; jobs run on", "drive.post", "DIR"),

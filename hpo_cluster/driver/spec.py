@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpo_cluster.driver.run_settings import Operation
+from hpo_cluster.goals import Goals
 from hpo_cluster.launchers import make_launcher
 from hpo_cluster.launchers.base import Launcher, LauncherSettings
 from hpo_cluster.objectives.base import Objective, PathResolver
@@ -145,12 +146,12 @@ def choose_optimizer(
 
 
 def several_objectives_faults(
-    objective: Objective, space: Space, optimizer: str, settings: OptimizerSettings
+    goals: Goals | None, space: Space, optimizer: str, settings: OptimizerSettings
 ) -> list[str]:
     """Return why several objectives do not go with this space or this optimizer; empty if there is only one."""
-    if objective.goals is None:
+    if goals is None:
         return []
-    columns = several_columns(objective.goals)
+    columns = several_columns(goals)
     faults = [
         f"space.{name}: that name is a column of the history of these objectives; choose another"
         for name in space.names

@@ -19,10 +19,10 @@ KEYS = ("weights", "at_most", "at_least")
 
 @dataclass(frozen=True)
 class Preference:
-    """What makes a trial the best one: the largest weighted sum of metrics, of the trials within bounds.
+    """What makes a trial the best one: the largest weighted sum of metrics among the trials within the bounds.
 
     Args:
-        weights: by metric; negative for a metric of which less is better. None: the campaign's (first) objective counts.
+        weights: by metric; negative for a metric of which less is better. Without weights the (first) objective counts.
         at_most: largest acceptable value, by metric.
         at_least: smallest acceptable value, by metric.
     """

@@ -106,7 +106,7 @@ class _Builder:
             self.faults += objective.space_faults(space)
             if isinstance(typed, OptimizerSettings):
                 self.faults += several_objectives_faults(
-                    objective, space, str(self.raw["optimizer"].get("name")), typed
+                    objective.goals, space, str(self.raw["optimizer"].get("name")), typed
                 )
         self._joint_faults(objective, operation, launcher)
         if objective is not None and settings is not None and check_files:
