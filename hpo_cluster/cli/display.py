@@ -17,8 +17,8 @@ from hpo_cluster.trial import Origin, trial_label
 
 BAR_WIDTH = 24
 LABEL_WIDTH = 11
-#: Largest number of trials of a Pareto front that are listed.
-FRONT_ROWS = 12
+#: Largest number of trials of a Pareto front that are listed, and widest lines with their parameters.
+FRONT_ROWS, FRONT_WIDTH = 12, 118
 
 
 def status_lines(status: Mapping[str, Any]) -> list[str]:
@@ -128,19 +128,24 @@ def front_lines(status: Mapping[str, Any]) -> list[str]:
         return [_labelled("front", f"none: {why}")]
     count = f"{len(front)} trials" if len(front) > 1 else "1 trial"
     goals = ", ".join(f"{direction} {name}" for name, direction in objectives.items())
-    rows = [["trial", *objectives, "parameters"]]
+    rows, texts = [["trial", *objectives]], ["parameters"]
     for trial in front[:FRONT_ROWS]:
         values = (number(trial["metrics"][name]) for name in objectives)
-        rows.append([trial_label(trial["trial"]), *values, parameters_text(trial["parameters"])])
+        rows.append([trial_label(trial["trial"]), *values])
+        texts.append(parameters_text(trial["parameters"]))
+    lines = _aligned(rows)
+    whole = [f"{line}  {text}" for line, text in zip(lines, texts, strict=True)]
+    fits = max(map(len, whole)) <= FRONT_WIDTH
     more = [f"  ... and {len(front) - FRONT_ROWS} more: column front of history.csv"] if len(front) > FRONT_ROWS else []
-    return [_labelled("front", f"{count} that no other one dominates ({goals})"), *_aligned(rows), *more]
+    more += [] if fits else [f"  parameters of a trial:  hpo-cluster why {status['dir']} {front[0]['trial']}"]
+    return [_labelled("front", f"{count} that no other one dominates ({goals})"), *(whole if fits else lines), *more]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the rows of a table as lines with columns of equal width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return [f"  {line}".rstrip() for line in lines]
+    return [f"  {line}" for line in lines]
 
 
 def _values_text(metrics: Mapping[str, float], objectives: Sequence[str]) -> str:
