@@ -35,7 +35,7 @@ STRIP = 0.035
 #: Smallest width of a figure, in inches: its title and legend need that much.
 MIN_WIDTH = 6.4
 #: Width and height that the number of a trial needs next to its point, as shares of the axes.
-LABEL = (0.06, 0.05)
+LABEL = (0.05, 0.04)
 
 
 def draw_best_by_evaluations(campaign: Campaign) -> bytes | None:
@@ -116,8 +116,7 @@ def _draw_pair(campaign: Campaign, axes: Any, ended: pd.DataFrame, first: Goal, 
     if not bad.empty:
         axes.scatter(bad[x], bad[y], color=PURPLE, marker="x", s=42, label="violates a constraint", zorder=2)
     if campaign.goals is not None and len(campaign.goals.metrics) == 2:  # with more, the front is no line in a panel
-        where = "post" if second.direction == "minimize" else "pre"
-        where = where if first.direction == "minimize" else {"post": "pre", "pre": "post"}[where]
+        where = "post" if first.direction == "minimize" else "pre"
         axes.step(front[x], front[y], where=where, color=GREEN, linewidth=1.4, zorder=3)
     axes.scatter(front[x], front[y], color=GREEN, marker="D", label="Pareto front", zorder=4, **filled)
     baseline = campaign.baseline
@@ -129,18 +128,23 @@ def _draw_pair(campaign: Campaign, axes: Any, ended: pd.DataFrame, first: Goal, 
         if values and min(values) > 0 and max(values) > 1000 * min(values):
             scale("log")
         axis.set_label_text(f"{goal.name} ({'higher' if goal.direction == 'maximize' else 'lower'} is better)")
-    _label_trials(axes, front, x, y)
+    _label_trials(axes, front, first, second)
 
 
-def _label_trials(axes: Any, front: pd.DataFrame, x: str, y: str) -> None:
-    """Write the numbers of trials next to their points, where there is room for them."""
-    placed: list[Any] = []
-    for trial, *at in front[["trial", x, y]].itertuples(index=False):
-        place = axes.transAxes.inverted().transform(axes.transData.transform(at))
-        if all(abs(place[0] - other[0]) > LABEL[0] or abs(place[1] - other[1]) > LABEL[1] for other in placed):
-            placed.append(place)
-            style = {"textcoords": "offset points", "fontsize": 8, "color": GREY, "zorder": 5}
-            axes.annotate(str(int(trial)), at, (5, 4), **style)
+def _label_trials(axes: Any, front: pd.DataFrame, first: Goal, second: Goal) -> None:
+    """Write the numbers of trials next to their points: beyond the front, or behind it if there is no room."""
+    placed: list[tuple[float, float]] = []
+    style = {"textcoords": "offset points", "fontsize": 8, "color": GREY, "zorder": 5}
+    for trial, *at in front[["trial", f"value_{first.name}", f"value_{second.name}"]].itertuples(index=False):
+        x, y = axes.transAxes.inverted().transform(axes.transData.transform(at))
+        for side in (1, -1):
+            right, up = side * first.sign > 0, side * second.sign > 0
+            middle = x + (1 if right else -1) * LABEL[0] / 2, y + (1 if up else -1) * LABEL[1] / 2
+            if all(abs(middle[0] - u) > LABEL[0] or abs(middle[1] - v) > LABEL[1] for u, v in placed):
+                placed.append(middle)
+                offset, align = (5 if right else -5, 4 if up else -10), "left" if right else "right"
+                axes.annotate(str(int(trial)), at, offset, ha=align, **style)
+                break
 
 
 def draw_hypervolume(campaign: Campaign) -> bytes | None:
