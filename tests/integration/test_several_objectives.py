@@ -119,6 +119,13 @@ def test_a_campaign_is_killed_resumed_and_looked_at(capsys: pytest.CaptureFixtur
     assert main(["best", str(DIR), "at_most={cots: 3}"]) == 2
     assert "did you mean cost?" in capsys.readouterr().err
 
+    violating = done[~done["feasible"].astype(bool)]
+    assert len(violating)
+    assert main(["why", str(DIR), str(violating["trial"].iloc[0])]) == 0
+    story = capsys.readouterr().out
+    assert "\n  quality " in story
+    assert "violates a constraint: memory " in story
+
     assert main(["report", str(DIR)]) == 0
     written = {path.name for path in (DIR / "report").iterdir()}
     assert {"report.md", "front.png", "hypervolume.png"} <= written
