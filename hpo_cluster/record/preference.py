@@ -53,6 +53,16 @@ def read_preference(parts: Mapping[str, Any]) -> Preference:
     return Preference(**{key: {str(name): float(n) for name, n in value.items()} for key, value in parts.items()})
 
 
+def with_full_names(preference: Preference, goals: Goals | None) -> Preference:
+    """Return the preference with ``TASK/METRIC`` where only METRIC was typed and one objective has that name."""
+    short: dict[str, list[str]] = {}
+    for name in goals.names if goals is not None else ():
+        short.setdefault(name.rpartition("/")[2], []).append(name)
+    full = {key: names[0] for key, names in short.items() if len(names) == 1}
+    parts = {key: {full.get(name, name): n for name, n in getattr(preference, key).items()} for key in KEYS}
+    return Preference(**parts)
+
+
 def preferred(record: Record, goals: Goals | None, direction: str, preference: Preference) -> TrialRecord:
     """Return the best trial for a preference, the first of equals.
 

@@ -77,9 +77,9 @@ def front_section(campaign: Campaign) -> list[str]:
         return [*lines, "No trial satisfies the constraints."]
     volumes, reference = campaign.hypervolumes()
     at = ", ".join(f"{goal.name} {edge:.4g}" for goal, edge in zip(goals.metrics, reference, strict=True))
+    count = f"{len(front)} trials" if len(front) > 1 else "1 trial"
     lines += [
-        f"{len(front)} trials that no other one dominates. Hypervolume {volumes[-1]:.6g}, counted from "
-        f"{in_markdown(at)}.",
+        f"{count} that no other one dominates. Hypervolume {volumes[-1]:.6g}, counted from {in_markdown(at)}.",
         "",
     ]
     names, metrics = [*campaign.space.names], [goal.name for goal in goals.metrics]

@@ -31,7 +31,7 @@ def best(arguments: Arguments) -> int:
     from hpo_cluster.record.campaign_state import Record
     from hpo_cluster.record.identity import identity_of_campaign
     from hpo_cluster.record.layout import CampaignLayout
-    from hpo_cluster.record.preference import preferred, read_preference
+    from hpo_cluster.record.preference import preferred, read_preference, with_full_names
     from hpo_cluster.record.status import shown_trial
     from hpo_cluster.trial import trial_label
 
@@ -45,8 +45,9 @@ def best(arguments: Arguments) -> int:
             faults.append(f"{word!r}: cannot be read; put quotes around it: {key}='{{gpu_seconds: 30}}'")
     if faults:
         raise ConfigError(faults, "hpo-cluster best --help")
-    preference, identity = read_preference(parts), identity_of_campaign(layout.identity)
+    identity = identity_of_campaign(layout.identity)
     goals = Goals.of(identity["objective"])
+    preference = with_full_names(read_preference(parts), goals)
     trial = preferred(Record.read(layout.events), goals, identity["direction"], preference)
     if arguments.option("--json"):
         say(json.dumps(shown_trial(trial), indent=2))

@@ -10,7 +10,7 @@ from hpo_cluster.goals import Bound, Goal, Goals
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.front import dominates, gain, hypervolume, reference_of, undominated
 from hpo_cluster.record.history import MemoryJournal
-from hpo_cluster.record.preference import Preference, preferred, read_preference
+from hpo_cluster.record.preference import Preference, preferred, read_preference, with_full_names
 
 GOALS = Goals((Goal("acc", "maximize"), Goal("cost", "minimize")), (Bound("memory", at_most=4.0),))
 
@@ -160,6 +160,15 @@ def test_a_preference_that_cannot_be(log: Log, parts: dict[str, Any], fault: str
     with pytest.raises(ConfigError) as raised:
         preferred(log.record, GOALS, "maximize", read_preference(parts))
     assert fault in str(raised.value)
+
+
+def test_a_task_need_not_be_typed() -> None:
+    goals = Goals((Goal("val/acc"), Goal("val/f1"), Goal("cost")), (Bound("test/f1", at_most=1.0),))
+    typed = Preference(weights={"acc": 1.0, "cost": -2.0, "f1": 3.0}, at_most={"f1": 1.0, "acc": 0.5})
+    full = with_full_names(typed, goals)
+    assert full.weights == {"val/acc": 1.0, "cost": -2.0, "f1": 3.0}  # two have the name f1
+    assert full.at_most == {"f1": 1.0, "val/acc": 0.5}
+    assert with_full_names(typed, None) == typed
 
 
 def test_without_several_objectives_the_best_is_the_best_value(log: Log) -> None:
