@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.errors import AttemptError
+from hpo_cluster.goals import GPU_SECONDS
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.lora import kept, rank_processes
 from hpo_cluster.objectives.lora.inputs import (
@@ -121,6 +122,7 @@ def fine_tune_and_score(attempt: Attempt, ranks: Ranks) -> dict[str, Any]:
             state.optimizer = make_optimizer(model, train)
             keep.mark = fingerprint(objective, train, seed, unlike)
             resume(keep)
+            attempt.earlier_s = state.train_s
             keep()
             before = state.tokens
             fine_tune(run, state, train_examples, objective.data.split_seed, attempt, keep)
@@ -167,6 +169,7 @@ def fine_tune_and_score(attempt: Attempt, ranks: Ranks) -> dict[str, Any]:
     metrics |= measures(used, state)
     if not attempt.baseline:
         metrics["trainable_parameters"] = trainable
+    metrics[GPU_SECONDS] = attempt.gpu_seconds()
     return {
         "metrics": {**scores, **metrics},
         "sems": sems,
@@ -319,7 +322,7 @@ def losses_of_validation(objective: LoraObjective, loss: float) -> dict[str, flo
     try:
         return {"val_loss": loss, "val_perplexity": math.exp(loss)}
     except OverflowError:
-        if objective.tasks.metric == "val_perplexity":
+        if any(wanted.name == "val_perplexity" for wanted in objective.wanted):
             raise AttemptError(ErrorKind.DIVERGED, f"the validation loss is {loss:.6g} after training") from None
         return {"val_loss": loss}
 

@@ -149,8 +149,7 @@ def norm_eps(checkpoint: Path) -> float:
 
 def of_a_job(checkpoint: Path) -> list[float]:
     """The log-likelihoods of a model that is loaded as a job does it."""
-    from lora_bench import load_program
-
+    from hpo_cluster.objectives.lora.base_model import load_model
     from hpo_cluster.objectives.lora.language_model import LitLM
 
     train = objective(BUNDLE / "data").train

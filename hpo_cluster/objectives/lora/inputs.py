@@ -20,13 +20,13 @@ LITGPT_SPLIT = 0.05  # share of a single file that LitGPT keeps for validation b
 
 def check_measurable(objective: LoraObjective, counts_energy: bool, *, baseline: bool) -> None:
     """Raise AttemptError, of kind ``bad_config``, if this attempt cannot measure the optimised metric."""
-    metric = objective.tasks.metric
-    if baseline and metric in OF_TRAINING:
-        message = f"tasks.metric={metric}: a model before fine-tuning does not have this metric; give baseline=false"
-        raise AttemptError(ErrorKind.BAD_CONFIG, message)
-    if metric == "energy_wh" and not counts_energy:
-        how = "this takes a whole NVIDIA GPU (not a MIG slice) and pynvml; optimise train_s instead"
-        raise AttemptError(ErrorKind.BAD_CONFIG, f"tasks.metric={metric}: this machine cannot measure energy: {how}")
+    for wanted in objective.wanted:
+        if baseline and wanted.name in OF_TRAINING:
+            message = f"{wanted.key}: a model before fine-tuning does not have this metric; give baseline=false"
+            raise AttemptError(ErrorKind.BAD_CONFIG, message)
+        if wanted.name == "energy_wh" and not counts_energy:
+            how = "this takes a whole NVIDIA GPU (not a MIG slice) and pynvml; optimise train_s instead"
+            raise AttemptError(ErrorKind.BAD_CONFIG, f"{wanted.key}: this machine cannot measure energy: {how}")
 
 
 def checked_checkpoint(objective: LoraObjective) -> Path:
