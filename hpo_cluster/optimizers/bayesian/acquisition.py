@@ -188,7 +188,7 @@ def values_of(acquisition: Acquisition, inputs: Array) -> Array:
     if len(inputs) == 0:
         return np.empty(0)
     with torch.no_grad():
-        parts = [acquisition(part) for part in tensor(inputs)[:, None].split(SCORED)]
+        parts = [acquisition(tensor(inputs[i : i + SCORED])[:, None]) for i in range(0, len(inputs), SCORED)]
     return np.asarray(torch.cat(parts).numpy(), dtype=np.float64)
 
 

@@ -218,7 +218,7 @@ class Process:
         if len(inputs) == 0:
             return np.empty(0), np.empty(0)
         with computing(0), torch.no_grad():
-            found = [self.gp.posterior(part) for part in tensor(inputs).split(AT_ONCE)]
+            found = [self.gp.posterior(tensor(inputs[i : i + AT_ONCE])) for i in range(0, len(inputs), AT_ONCE)]
             means, variances = (torch.cat(parts)[:, 0].numpy() for parts in zip(*map(_moments, found), strict=True))
         return means, variances
 

@@ -94,7 +94,7 @@ AVERAGED, FANTASIZED = 32, 96
 
 #: Monte Carlo draws of the acquisition function, samples and starting points of its search, and the number of the best
 #: points that it searches around.
-DRAWS, SAMPLES, RESTARTS, BEST = 64, 256, 3, 5
+DRAWS, SAMPLES, RESTARTS, BEST = 256, 256, 3, 5
 
 
 class MosaicSettings(OptimizerSettings):
