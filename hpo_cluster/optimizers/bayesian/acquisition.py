@@ -34,6 +34,7 @@ from botorch.acquisition.logei import qLogExpectedImprovement, qLogNoisyExpected
 from botorch.acquisition.thompson_sampling import PathwiseThompsonSampling
 from botorch.acquisition.utils import prune_inferior_points
 from botorch.generation.gen import gen_candidates_scipy
+from botorch.posteriors import Posterior
 from botorch.sampling.normal import SobolQMCNormalSampler
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ def feasibility(process: Process) -> Acquisition:
         process: of labels, 1 for what could be evaluated and -1 for what could not.
     """
     zero = -process.location / process.spread
-    return Sum([LogProbabilityOfFeasibility(process.gp, {0: (zero, None)})], CAUTION)
+    return Sum([LogProbabilityOfFeasibility(Observed(process), {0: (zero, None)})], CAUTION)
 
 
 def doubt(feasible: Acquisition) -> Acquisition:
@@ -114,6 +115,24 @@ def guided(acquisition: Acquisition, features: Features, weight: float) -> Acqui
     return PriorGuidedAcquisitionFunction(  # type: ignore[no-any-return]
         whole, LogPrior(features), log=True, prior_exponent=weight
     )
+
+
+class Observed(nn.Module):
+    """A process with its noise: labels near a known one are not quite sure.
+
+    Args:
+        process: fitted.
+    """
+
+    num_outputs, batch_shape = 1, torch.Size()  # what BoTorch asks of a model
+
+    def __init__(self, process: Process) -> None:
+        super().__init__()
+        self._gp = process.gp
+
+    def posterior(self, X: Tensor, posterior_transform: None = None) -> Posterior:  # noqa: N803 - BoTorch's name
+        """Return the posterior of outcomes at inputs (``... x c``)."""
+        return self._gp.posterior(X, observation_noise=True)
 
 
 class Sum(nn.Module):
