@@ -72,7 +72,10 @@ PROGRESS_PERIOD_S = 1.0
 HANDLED = (signal.SIGUSR2, signal.SIGTERM)
 
 #: Packages whose versions a result records, if they are installed.
-RECORDED_PACKAGES = ("torch", "litgpt", "lm_eval", "transformers", "tokenizers", "datasets", "numpy", "hpo_cluster")
+RECORDED_PACKAGES = (
+    *("torch", "litgpt", "lm_eval", "transformers", "tokenizers", "datasets", "numpy", "hpo_cluster"),
+    *("botorch", "gpytorch"),  # of the driver: the models that propose
+)
 
 
 class Attempt:
