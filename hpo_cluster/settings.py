@@ -64,6 +64,8 @@ class Fault:
         return ".".join(self.loc)
 
     def __str__(self) -> str:
+        if not self.loc:
+            return self.message
         bare = self.kind in ("missing", "extra_forbidden") or isinstance(self.value, Mapping)
         return f"{self.key}: {self.message}" if bare else f"{self.key}={self.value!r}: {self.message}"
 

@@ -93,6 +93,7 @@ class Settled:
     info: Mapping[str, Any] = field(default_factory=dict)
     value_sem: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    sems: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

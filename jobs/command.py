@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives import worker
-from hpo_cluster.objectives.black_box import read_output, reported_error
+from hpo_cluster.objectives.black_box import needed_metrics, read_output, reported_error
 from hpo_cluster.objectives.command import render
 from hpo_cluster.record.processes import process_start
 from hpo_cluster.trial import ErrorKind
@@ -83,7 +83,7 @@ def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
         seen = repr(out.lines[-1][:200]) if out.lines else "nothing"
         message = f'the last line of standard output must be a JSON object such as {{"value": 0.5}}, not {seen}'
         raise AttemptError(ErrorKind.BAD_RESULT, message)
-    return {**read_output(output, settings["metric"]), "command": command}
+    return {**read_output(output, *needed_metrics(settings)), "command": command}
 
 
 def run(command: str, cwd: str, timeout_s: float | None, attempt: worker.Attempt) -> tuple[int | None, Tail, Tail]:

@@ -11,7 +11,7 @@ sys.path.pop(0)  # this directory: a user's module may have the same name as a p
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hpo_cluster.objectives import worker
-from hpo_cluster.objectives.black_box import read_output
+from hpo_cluster.objectives.black_box import needed_metrics, read_output
 from hpo_cluster.objectives.function import load
 
 
@@ -22,7 +22,8 @@ def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
     function = load(settings["function"], settings["search_path"])
     attempt.phase("call")
     output = function(**attempt.parameters)
-    return read_output(output if isinstance(output, Mapping) else {settings["metric"]: output}, settings["metric"])
+    needed = needed_metrics(settings)
+    return read_output(output if isinstance(output, Mapping) else {needed[0]: output}, *needed)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import contextlib
 import itertools
 import logging
 import math
@@ -26,22 +25,23 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.errors import AttemptError
+from hpo_cluster.goals import GPU_SECONDS
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.lora import kept, rank_processes
-from hpo_cluster.objectives.lora.hugging_face import missing_files
-from hpo_cluster.objectives.lora.ranks import Ranks
-from hpo_cluster.objectives.lora.settings import (
-    OF_TRAINING,
-    LoraObjective,
-    TrainSettings,
-    effective_train,
+from hpo_cluster.objectives.lora.inputs import (
+    check_measurable,
+    checked_checkpoint,
+    checked_tasks,
+    count_without_labels,
+    load_examples,
 )
+from hpo_cluster.objectives.lora.ranks import Ranks
+from hpo_cluster.objectives.lora.schedule import learning_rate, make_plan, micro_batch_order
+from hpo_cluster.objectives.lora.settings import LoraObjective, TrainSettings, effective_train
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 from hpo_cluster.objectives.worker import Attempt
 from hpo_cluster.trial import ErrorKind
@@ -50,14 +50,13 @@ if TYPE_CHECKING:  # torch, litgpt and lm-eval are imported once the environment
     import torch
 
     from hpo_cluster.objectives.lora.adamw import AdamW
-    from hpo_cluster.objectives.lora.dropout import Masks
     from hpo_cluster.objectives.lora.meter import Meter
-    from hpo_cluster.objectives.lora.packed_forward import PackedModel, Precision
+    from hpo_cluster.objectives.lora.packed_forward import Precision
     from hpo_cluster.objectives.lora.packing import Example
+    from hpo_cluster.objectives.lora.progress import State
+    from hpo_cluster.objectives.lora.run import Run
 
 log = logging.getLogger("lora")
-
-LITGPT_SPLIT = 0.05  # share of a single file that LitGPT keeps for validation by default
 
 
 def evaluate(attempt: Attempt) -> dict[str, Any]:
@@ -84,10 +83,13 @@ def fine_tune_and_score(attempt: Attempt, ranks: Ranks) -> dict[str, Any]:
         attempt.phase("import")
         device = prepare_process(storage_dir, int(attempt.params.get("gpus") or 0), ranks)
         from hpo_cluster.objectives.lora.adapter import converted_lm, save_adapter
+        from hpo_cluster.objectives.lora.base_model import load_model
         from hpo_cluster.objectives.lora.checkpoint import fingerprint
         from hpo_cluster.objectives.lora.learning_curve import final_loss, learning_curve
         from hpo_cluster.objectives.lora.meter import Meter, Weights
         from hpo_cluster.objectives.lora.model_config import unlike_litgpt
+        from hpo_cluster.objectives.lora.progress import Keeper, State, resume
+        from hpo_cluster.objectives.lora.run import Run
         from hpo_cluster.objectives.lora.tasks import score
 
         in_float32 = ("score",) if objective.score_precision == "float32" else ()
@@ -120,6 +122,7 @@ def fine_tune_and_score(attempt: Attempt, ranks: Ranks) -> dict[str, Any]:
             state.optimizer = make_optimizer(model, train)
             keep.mark = fingerprint(objective, train, seed, unlike)
             resume(keep)
+            attempt.earlier_s = state.train_s
             keep()
             before = state.tokens
             fine_tune(run, state, train_examples, objective.data.split_seed, attempt, keep)
@@ -163,16 +166,10 @@ def fine_tune_and_score(attempt: Attempt, ranks: Ranks) -> dict[str, Any]:
                     lm.help()
                     scores, sems = {}, {}
     used = meter.report()
-    metrics["peak_memory_gb"] = used["peak_memory_gb"]
-    if used["energy_wh"] is not None:
-        metrics["energy_wh"] = used["energy_wh"]
-    for phase, name in (("train", "train_mfu"), ("score", "score_mfu")):
-        if (mfu := used["phases"].get(phase, {}).get("mfu")) is not None:
-            metrics[name] = mfu
+    metrics |= measures(used, state)
     if not attempt.baseline:
         metrics["trainable_parameters"] = trainable
-    if state.train_s > 0:
-        metrics |= {"train_s": round(state.train_s, 6), "tokens_per_s": round(state.tokens / state.train_s, 3)}
+    metrics[GPU_SECONDS] = attempt.gpu_seconds()
     return {
         "metrics": {**scores, **metrics},
         "sems": sems,
@@ -194,6 +191,22 @@ def fine_tune_and_score(attempt: Attempt, ranks: Ranks) -> dict[str, Any]:
         "unlike_litgpt": unlike,
         **used,
     }
+
+
+def measures(used: Mapping[str, Any], state: State) -> dict[str, float]:
+    """Return the metrics that say what an evaluation took; what was not measured is left out.
+
+    Args:
+        used: report of the meter.
+        state: the end of the training.
+    """
+    metrics = {name: used[name] for name in ("peak_memory_gb", "energy_wh") if used[name] is not None}
+    for phase, name in (("train", "train_mfu"), ("score", "score_mfu")):
+        if (mfu := used["phases"].get(phase, {}).get("mfu")) is not None:
+            metrics[name] = mfu
+    if state.train_s > 0:
+        metrics |= {"train_s": round(state.train_s, 6), "tokens_per_s": round(state.tokens / state.train_s, 3)}
+    return metrics
 
 
 def prepare_process(storage_dir: Path, gpus: int = 0, ranks: Ranks = Ranks()) -> torch.device:  # noqa: B008
@@ -236,112 +249,6 @@ def prepare_process(storage_dir: Path, gpus: int = 0, ranks: Ranks = Ranks()) ->
     return device
 
 
-# --- inputs ----------------------------------------------------------------------------------------------------------
-
-
-def check_measurable(objective: LoraObjective, counts_energy: bool, *, baseline: bool) -> None:
-    """Raise AttemptError, of kind ``bad_config``, if this attempt cannot measure the optimised metric."""
-    metric = objective.tasks.metric
-    if baseline and metric in OF_TRAINING:
-        message = f"tasks.metric={metric}: a model before fine-tuning does not have this metric; give baseline=false"
-        raise AttemptError(ErrorKind.BAD_CONFIG, message)
-    if metric == "energy_wh" and not counts_energy:
-        how = "this takes a whole NVIDIA GPU (not a MIG slice) and pynvml; optimise train_s instead"
-        raise AttemptError(ErrorKind.BAD_CONFIG, f"tasks.metric={metric}: this machine cannot measure energy: {how}")
-
-
-def checked_checkpoint(objective: LoraObjective) -> Path:
-    """Return the base model's folder. Raise AttemptError, of kind ``missing_model``, if a file is missing."""
-    folder = Path(objective.model.checkpoint_dir)
-    if missing := missing_files(folder):
-        hint = f"hpo-cluster prepare model={objective.model.name}"
-        raise AttemptError(ErrorKind.MISSING_MODEL, f"{folder} lacks {', '.join(missing)}; run: {hint}")
-    return folder
-
-
-def checked_tasks(objective: LoraObjective, tokenizers: Tokenizers, scratch_dir: Path) -> dict[str, Any]:
-    """Return the loaded tasks. Raise AttemptError with all faults of tasks, data, prompts and tokenizers."""
-    from hpo_cluster.objectives.lora import checks
-
-    tasks = kept.tasks(objective, scratch_dir)
-    checks.raise_all(
-        [
-            *checks.task_faults(objective, tasks),
-            *checks.split_faults(objective),
-            *checks.prompt_faults(objective),
-            *checks.tokenizer_faults(tokenizers),
-        ]
-    )
-    return tasks
-
-
-def load_examples(
-    objective: LoraObjective, train: TrainSettings, tokenizers: Tokenizers, cache_dir: Path | None = None
-) -> tuple[Any, Any]:
-    """Return the training and the validation examples, of which the latter may be empty.
-
-    A single file is split as LitGPT's `JSON` does it.
-
-    Args:
-        objective: the settings.
-        train: those of this attempt.
-        tokenizers: of the base model.
-        cache_dir: where tokenized data are kept for other jobs.
-
-    Raises:
-        AttemptError: of kind ``bad_data``, if the data cannot be read or split.
-    """
-    import torch
-    from litgpt.config import Config
-    from torch.utils.data import random_split
-
-    from hpo_cluster.objectives.lora.tokenized_data import Examples
-
-    block_size = Config.from_file(tokenizers.checkpoint_dir / "model_config.yaml").block_size
-    settings = objective.data
-    length = min(train.max_seq_length or block_size, block_size)
-    made = [
-        None if rows is None else Examples(rows, length, mask_prompt=settings.mask_prompt)
-        for rows in kept.tokenized_data(settings, tokenizers, cache_dir)
-    ]
-    train_examples: Any = made[0]
-    val_examples: Any = made[1]
-    if val_examples is None and settings.val_split_fraction != 0:
-        share = LITGPT_SPLIT if settings.val_split_fraction is None else settings.val_split_fraction
-        generator = torch.Generator().manual_seed(settings.split_seed)
-        train_examples, val_examples = random_split(train_examples, [1.0 - share, share], generator=generator)
-        if not len(val_examples) or not len(train_examples):
-            what = f"data.val_split_fraction={share} of {len(train_examples) + len(val_examples)} rows"
-            message = f"data.path={settings.path}: {what} leaves a part empty; 0 trains on all, unvalidated"
-            raise AttemptError(ErrorKind.BAD_DATA, message)
-    return train_examples, val_examples or []
-
-
-def count_without_labels(objective: LoraObjective, examples: Any) -> int:
-    """Count the training examples without labels: every token after the first is masked or was cut off.
-
-    Without ``data.mask_prompt`` every example of two tokens or more has labels, so the count stops at the first one.
-
-    Raises:
-        AttemptError: of kind ``bad_data``, if no example has a label.
-    """
-    from hpo_cluster.objectives.lora.packing import IGNORED
-
-    count, total = 0, len(examples)
-    for number in range(total):
-        if (examples[number]["labels"][1:] == IGNORED).all():
-            count += 1
-        elif not objective.data.mask_prompt:
-            break
-    if count == total:
-        hint = "every prompt is longer than the context" if objective.data.mask_prompt else "every row is empty"
-        message = f"data.path={objective.data.path}: none of the {total} training examples has a token to learn ({hint}"
-        raise AttemptError(ErrorKind.BAD_DATA, f"{message}; see data.mask_prompt and train.max_seq_length)")
-    if count:
-        log.warning("%d of %d training examples have no token to learn: their prompts fill the context", count, total)
-    return count
-
-
 def seed_everything(seed: int) -> None:
     """Seed the generators of Python, NumPy and torch, on every device."""
     import numpy as np
@@ -352,301 +259,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def load_model(checkpoint_dir: Path, train: TrainSettings, device: torch.device, *, baseline: bool) -> Any:
-    """Return the base model, frozen, with untrained LoRA layers (B is zero); for the baseline without LoRA layers.
-
-    All weights are first drawn from the global generator, in LitGPT's order and on the device, so that the adapter is
-    the same as LitGPT's. The base weights are then read from the checkpoint.
-    """
-    import torch
-    from litgpt.lora import GPT, mark_only_lora_as_trainable
-
-    from hpo_cluster.objectives.lora.adapter import lora_settings, weights_dtype
-    from hpo_cluster.objectives.lora.model_config import read_config
-
-    config = read_config(checkpoint_dir, **({} if baseline else lora_settings(train)))
-    try:
-        with torch.device(device), default_dtype(weights_dtype(train)):
-            model = GPT(config)
-    except torch.OutOfMemoryError as error:
-        hint = "each GPU of a trial holds the whole model: use GPUs with more memory, train.precision=bf16-true or a "
-        message = f"the base model does not fit into the GPU; {hint}smaller model ({error})"
-        raise AttemptError(ErrorKind.OUT_OF_MEMORY, message) from error
-    mark_only_lora_as_trainable(model)
-    read_base(model, checkpoint_dir)
-    return model
-
-
-def read_base(model: Any, checkpoint_dir: Path) -> None:
-    """Read the base weights of a model from its checkpoint, in the dtype of the model."""
-    from litgpt.lora import lora_filter
-
-    try:
-        weights = kept.base_weights(checkpoint_dir / "lit_model.pth")
-        loaded = model.load_state_dict(weights.get("model", weights), strict=False)
-    except Exception as error:
-        if worker.classify(error) != ErrorKind.CODE:
-            raise
-        message = f"{checkpoint_dir}/lit_model.pth is not a checkpoint of the model in model_config.yaml: {error}"
-        raise AttemptError(ErrorKind.MISSING_MODEL, message) from error
-    missing = [name for name in loaded.missing_keys if not lora_filter(name, None)]
-    if missing or loaded.unexpected_keys:
-        message = f"{checkpoint_dir}/lit_model.pth: missing {missing[:5]}, unexpected {loaded.unexpected_keys[:5]}"
-        raise AttemptError(ErrorKind.MISSING_MODEL, message)
-
-
-# --- precision -------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make `dtype` the default of new tensors while the context lasts."""
-    import torch
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 # --- training --------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Run:
-    """Parts of a run that stay the same while a model is trained and validated, except for `tokens_at_once`.
-
-    Attributes:
-        seed: seed of the dropout masks.
-        ranks: this rank and the others.
-        packed: the model with the forward pass of packed rows.
-        masks: source of the dropout masks; None without dropout.
-        tokens_at_once: largest number of tokens in a pass; halved when memory runs out.
-        whole_micro_batches: whether each micro-batch must be a pass of its own.
-    """
-
-    model: Any
-    train: TrainSettings
-    device: torch.device
-    seed: int
-    ranks: Ranks = field(default_factory=Ranks)
-    packed: PackedModel = field(init=False)
-    masks: Masks | None = field(init=False, default=None)
-    tokens_at_once: int = field(init=False)
-    whole_micro_batches: bool = field(init=False, default=False)
-
-    def __post_init__(self) -> None:
-        from hpo_cluster.objectives.lora import dropout, memory
-        from hpo_cluster.objectives.lora.packed_forward import PackedModel
-
-        self.packed = PackedModel(self.model, self.precision, half=self.train.precision != "32-true")
-        p = self.train.lora_dropout if self.model.config.lora_r > 0 else 0.0
-        if p > 0:
-            dropouts = dropout.replace_dropouts(self.model, p)
-            self.whole_micro_batches = not dropout.divisible(self.model, p)
-            if self.train.dropout_draws == "litgpt":
-                self.masks = dropout.LitgptMasks(self.model, dropouts, self.precision)
-            else:
-                self.masks = dropout.StepMasks(dropouts, self.seed, self.device)
-        self.tokens_at_once = self.train.tokens_at_once or memory.tokens_that_fit(self.packed, self.device)
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """Return the context in which a forward pass runs."""
-        import torch
-
-        if self.train.precision == "bf16-mixed":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext() if self.train.precision == "32-true" else default_dtype(torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Unread:
-    """The loss of a step that the device may still be computing."""
-
-    step: int
-    total: int
-    learning_rate: float
-    loss: torch.Tensor
-
-
-@dataclass
-class State:
-    """Progress of the training. Together with the adapter and the global generators, all that a resumed run needs.
-
-    Attributes:
-        train_s: seconds that the steps took, without checkpoints and without steps whose results were lost.
-        losses: of the steps whose losses have been read; after a checkpoint of an earlier version, from its last on.
-        resumed_at: steps after which an attempt ended and the next one continued.
-        unread: the step whose loss has not been read yet.
-    """
-
-    optimizer: Any = None
-    step: int = 0
-    examples: int = 0
-    tokens: int = 0
-    train_s: float = 0.0
-    losses: list[float] = field(default_factory=list)
-    resumed_at: list[int] = field(default_factory=list)
-    unread: Unread | None = None
-
-    COUNTERS = ("step", "examples", "tokens", "train_s", "losses", "resumed_at")
-
-    def read(self, attempt: Attempt) -> None:
-        """Wait for the loss of the last step and report it; raise `AttemptError` (diverged) if it is not finite."""
-        unread, self.unread = self.unread, None
-        if unread is None:
-            return
-        loss = unread.loss.item()
-        if not math.isfinite(loss):
-            where = f"step {unread.step} of {unread.total}, learning rate {unread.learning_rate:.3g}"
-            raise AttemptError(ErrorKind.DIVERGED, f"the training loss is {loss} at {where}")
-        self.losses.append(loss)
-        attempt.progress(step=unread.step, total=unread.total, loss=loss, learning_rate=unread.learning_rate)
-
-
-@dataclass
-class Keeper:
-    """Saver of checkpoints: every ``checkpoint_interval_s``, and when a signal asks the program to end.
-
-    Attributes:
-        mark: `fingerprint` of the training, by which a later attempt recognises its checkpoints.
-        kept_at: time of the last checkpoint, on the monotonic clock.
-    """
-
-    attempt: Attempt
-    run: Run
-    state: State
-    mark: Mapping[str, Any] = field(default_factory=dict)
-    kept_at: float = field(default_factory=time.monotonic)
-    sample: Callable[[], None] = lambda: None
-
-    def __call__(self) -> None:
-        """Save a checkpoint if one is due, and end the attempt if a signal asked for that.
-
-        This is called between two steps of training and between two batches of scoring.
-        """
-        self.sample()
-        period = self.run.train.checkpoint_interval_s
-        due = period > 0 and time.monotonic() - self.kept_at >= period
-        if due or self.attempt.interrupted:
-            self.save()
-        if self.attempt.interrupted:
-            raise self.attempt.interruption()
-
-    def save(self) -> None:
-        """Save a checkpoint, if the training has begun and has not diverged."""
-        self.state.read(self.attempt)
-        if self.state.step > 0:
-            self.attempt.save_checkpoint(self.state.step, self._write)
-        self.kept_at = time.monotonic()
-
-    def _write(self, folder: Path) -> None:
-        from hpo_cluster.objectives.lora.checkpoint import write_checkpoint
-
-        counters = {name: getattr(self.state, name) for name in State.COUNTERS}
-        write_checkpoint(folder, self.run.model, self.state.optimizer, counters, self.mark)
-
-
-def resume(keep: Keeper) -> None:
-    """Restore the newest checkpoint of an earlier attempt that belongs to this training; without one, do nothing."""
-    from hpo_cluster.objectives.lora.checkpoint import restore
-
-    ranks = keep.run.ranks
-    kept = ranks.from_first(lambda: restored(keep))
-    if kept is None:
-        return
-    if not ranks.first:
-        restore(kept, keep.run.model, keep.state.optimizer)
-    for name in State.COUNTERS:
-        setattr(keep.state, name, kept["counters"][name])
-    keep.state.resumed_at.append(keep.state.step)
-
-
-def restored(keep: Keeper) -> dict[str, Any] | None:
-    """Restore the model and the optimizer of this rank from the newest checkpoint that fits, and return it."""
-    from hpo_cluster.objectives.lora.checkpoint import differences, read_checkpoint, restore
-
-    for folder in keep.attempt.checkpoints:
-        try:
-            kept = read_checkpoint(folder)
-            if others := differences(kept["mark"], keep.mark):
-                log.warning("%s is of another configuration (%s): not used", folder, ", ".join(others))
-                continue
-            # earlier versions did not count the seconds, and kept the last loss alone
-            kept["counters"] = {"train_s": math.nan, "losses": [kept["counters"].get("loss")], **kept["counters"]}
-            if missing := [name for name in State.COUNTERS if name not in kept["counters"]]:
-                raise KeyError(*missing)
-            restore(kept, keep.run.model, keep.state.optimizer)
-        except Exception as error:  # whatever is wrong with a checkpoint, training from the beginning is right
-            log.warning("%s cannot be used: %s: %s", folder, type(error).__name__, error)
-            continue
-        log.info("continuing after step %d, from %s", kept["counters"]["step"], folder)
-        return kept
-    if keep.attempt.previous:
-        log.info("training from the beginning: no usable checkpoint of %d earlier attempts", len(keep.attempt.previous))
-    return None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Numbers of micro-batches in a step, of steps in the run and of steps in the schedule, by LitGPT's rules.
-
-    A last accumulation that is not full is dropped. Over several epochs the remainders of the epochs are joined, so
-    `steps` can exceed `schedule`, and a cosine schedule then rises again.
-    """
-
-    accumulation: int
-    steps: int
-    schedule: int
-
-
-def make_plan(train: TrainSettings, examples: int) -> Plan:
-    """Return the plan for `examples` training examples."""
-    accumulation = train.global_batch_size // train.micro_batch_size
-    micro_batches = math.ceil(examples / train.micro_batch_size)
-    limit = train.max_steps or sys.maxsize
-    plan = Plan(
-        accumulation,
-        steps=min(train.epochs * micro_batches // accumulation, limit),
-        schedule=min(train.epochs * (micro_batches // accumulation), limit),
-    )
-    if plan.schedule < 1:
-        message = f"{examples} training examples do not fill one step of global_batch_size={train.global_batch_size}"
-        raise AttemptError(ErrorKind.BAD_DATA, message)
-    return plan
-
-
-def learning_rate(train: TrainSettings, plan: Plan, step: int) -> float:
-    """Return the learning rate of a step (from 0): linear from zero over the warm-up, then the configured schedule."""
-    warmup = train.warmup_steps(plan.schedule)
-    if step < warmup:
-        return train.learning_rate * step / warmup
-    if train.lr_schedule == "constant":
-        return train.learning_rate
-    period = max(1, plan.schedule - warmup)
-    if train.lr_schedule == "linear":
-        return train.learning_rate * max(0.0, 1 - (step - warmup) / period)
-    return train.learning_rate * (1 + math.cos(math.pi * (step - warmup) / period)) / 2
-
-
-def micro_batch_order(examples: int, micro_batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Yield the indices of the examples of each micro-batch, in LitGPT's order, epoch after epoch without end.
-
-    The order depends on the arguments alone, not on the global generator, so a resumed run can skip the micro-batches
-    that it has already trained on.
-    """
-    import torch
-    from torch.utils.data import DataLoader
-
-    generator = torch.Generator().manual_seed(seed)
-    numbers: Any = range(examples)
-    loader: DataLoader[int] = DataLoader(
-        numbers, batch_size=micro_batch_size, shuffle=True, generator=generator, collate_fn=list
-    )
-    while True:
-        yield from loader
 
 
 def make_optimizer(model: Any, train: TrainSettings) -> AdamW:
@@ -676,6 +289,8 @@ def fine_tune(
     Raises:
         AttemptError: of kind ``diverged``, if a loss is not finite.
     """
+    from hpo_cluster.objectives.lora.progress import Unread
+
     train = run.train
     plan = make_plan(train, len(examples))
     order = micro_batch_order(len(examples), train.micro_batch_size, split_seed)
@@ -707,7 +322,7 @@ def losses_of_validation(objective: LoraObjective, loss: float) -> dict[str, flo
     try:
         return {"val_loss": loss, "val_perplexity": math.exp(loss)}
     except OverflowError:
-        if objective.tasks.metric == "val_perplexity":
+        if any(wanted.name == "val_perplexity" for wanted in objective.wanted):
             raise AttemptError(ErrorKind.DIVERGED, f"the validation loss is {loss:.6g} after training") from None
         return {"val_loss": loss}
 
@@ -786,6 +401,7 @@ def merge_adapter(run: Run, objective: LoraObjective, checkpoint_dir: Path) -> t
     """
     import torch
 
+    from hpo_cluster.objectives.lora.base_model import default_dtype, read_base
     from hpo_cluster.objectives.lora.merging import merge, merge_in
 
     precision = run.train.precision

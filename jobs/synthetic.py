@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives import worker
-from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
+from hpo_cluster.objectives.benchmark_functions import FUNCTIONS, SEVERAL
 from hpo_cluster.objectives.synthetic import fails, noise_of
 from hpo_cluster.trial import ErrorKind
 
@@ -23,8 +23,12 @@ def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
     time.sleep(settings["duration_s"])
     if fails(attempt.seed, int(attempt.params.get("attempt") or 0), settings["failure_rate"]):
         raise AttemptError(ErrorKind.CODE, "injected failure")
-    exact = FUNCTIONS[settings["function"]].evaluate(attempt.parameters)
     noise = settings["noise"]
+    if settings["function"] in SEVERAL:
+        values = SEVERAL[settings["function"]].evaluate(attempt.parameters)
+        noisy = {name: value + noise * noise_of(attempt.seed, name) for name, value in values.items()}
+        return {"metrics": noisy, "sems": dict.fromkeys(values, noise)}
+    exact = FUNCTIONS[settings["function"]].evaluate(attempt.parameters)
     if not noise:
         return {"metrics": {"value": exact}}
     return {"metrics": {"value": exact + noise * noise_of(attempt.seed), "exact": exact}, "sems": {"value": noise}}

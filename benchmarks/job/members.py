@@ -28,9 +28,11 @@ from benchmarks.job.cases import MODELS, SHAPES, Case, build, village
 from benchmarks.job.kernels import counted, load_job
 from benchmarks.job.routes import objective_of
 from hpo_cluster.objectives.lora.adamw import AdamW
+from hpo_cluster.objectives.lora.base_model import default_dtype, load_model
 from hpo_cluster.objectives.lora.dropout import GivenDropout, Site, StepMasks
 from hpo_cluster.objectives.lora.packed_forward import PackedModel
 from hpo_cluster.objectives.lora.packing import Pass, passes
+from hpo_cluster.objectives.lora.run import Run
 from hpo_cluster.objectives.lora.settings import TrainSettings
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 
@@ -82,7 +84,7 @@ class Group:
     def model(self, train: TrainSettings, seed: int) -> Any:
         """Return the base with a new adapter."""
         self.job.seed_everything(seed)
-        return self.job.load_model(self.case.checkpoint_dir, train, self.device, baseline=False).train()
+        return load_model(self.case.checkpoint_dir, train, self.device, baseline=False).train()
 
     def passes(self, batch: Batch) -> list[Pass]:
         """Return one pass with all examples of a step; the weights are those of the mean over one member's examples."""
@@ -103,7 +105,7 @@ class Alone:
     def __init__(self, group: Group, number: int) -> None:
         train = group.settings[number]
         self.model, self.number, self.group, self.rate = group.model(train, number), number, group, train.learning_rate
-        self.run = group.job.Run(self.model, train, group.device, number)
+        self.run = Run(self.model, train, group.device, number)
         self.optimizer = group.job.make_optimizer(self.model, train)
 
     def step(self, step: int) -> None:
@@ -187,7 +189,7 @@ class Together:
                     theirs.view(-1, train.lora_rank, theirs.shape[-1])
                 )
         half = group.settings[0].precision != "32-true"
-        precision = partial(group.job.default_dtype, torch.bfloat16) if half else nullcontext
+        precision = partial(default_dtype, torch.bfloat16) if half else nullcontext
         self.packed = PackedModel(self.model, precision, half=half)
         sources = [GivenDropout(train.lora_dropout, Site()) for train in group.settings]
         self.shared = Shared([StepMasks([each], seed, group.device) for seed, each in enumerate(sources)])

@@ -28,6 +28,7 @@ class Command:
     runs: str  # module of `hpo_cluster.cli.commands` and function
     words: str
     options: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()  # accepted as KEY=VALUE after a folder, if these are not overrides
 
     @property
     def takes_overrides(self) -> bool:
@@ -61,6 +62,13 @@ COMMANDS: Mapping[str, Command] = {
     "status": Command("where a campaign is, from any terminal", "look.status", "DIR", ("--json",)),
     "why": Command("the story of a trial: attempts, jobs, nodes, errors, the end of its log", "look.why", "DIR TRIAL"),
     "tail": Command("the log of a trial, as it grows", "look.tail", "DIR TRIAL"),
+    "best": Command(
+        "the best trial for a preference: weights='{acc: 1, gpu_seconds: -0.01}' or at_most='{gpu_seconds: 30}'",
+        "look.best",
+        "DIR [weights={METRIC: NUMBER}] [at_most={METRIC: NUMBER}] [at_least={METRIC: NUMBER}]",
+        ("--json",),
+        ("weights", "at_most", "at_least"),
+    ),
     "cancel": Command("end trials; they do not count for the budget", "drive.post", "DIR TRIAL [TRIAL ...]"),
     "retry": Command("try trials again that failed, diverged or were cancelled", "drive.post", "DIR TRIAL [TRIAL ...]"),
     "stop": Command("let the driver, or the ticks, submit nothing more; jobs run on", "drive.post", "DIR"),
@@ -133,7 +141,7 @@ OPTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
         },
     ),
     "--to": ((), {"metavar": "NEW_DIR", "help": "the folder to write"}),
-    "--json": ((), {"action": "store_true", "help": "print the status as JSON"}),
+    "--json": ((), {"action": "store_true", "help": "print it as JSON"}),
     "--help": (("-h",), {"action": "store_true", "help": "this text"}),
 }  # fmt: skip
 
@@ -180,6 +188,10 @@ class Arguments:
             faults += [f"{word!r}: is not the number of a trial" for word in wrong]
             if len(self.words) < 2:
                 faults.append(f"{self.command} needs the number of a trial, such as 7")
+        elif command.keys:
+            wrong = [word for word in self.words[1:] if word.partition("=")[0] not in command.keys or "=" not in word]
+            accepted = ", ".join(f"{key}={{METRIC: NUMBER}}" for key in command.keys)
+            faults += [f"{word!r}: is not a preference; accepted: {accepted}" for word in wrong]
         elif not command.takes_overrides:
             faults += [f"{word!r}: {self.command} takes nothing but a folder" for word in self.words[1:]]
         if faults:

@@ -100,7 +100,8 @@ def _words(
         return _campaigns(word)
     if command.takes_trials:
         return [f"{path.name} " for path in sorted((Path(given[0]) / "trials").glob("t[0-9]*"))]
-    return _overrides(typed, word, dirs) if command.takes_overrides else ()
+    keys = [f"{key}=" for key in command.keys]
+    return _overrides(typed, word, dirs) if command.takes_overrides else keys
 
 
 def _matching(word: str, offered: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ else there is one line for each change of state, with fixed ``key=value`` pairs.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,13 +17,17 @@ from hpo_cluster.trial import Origin, trial_label
 
 BAR_WIDTH = 24
 LABEL_WIDTH = 11
+#: Largest number of trials of a Pareto front that are listed, and widest lines with their parameters.
+FRONT_ROWS, FRONT_WIDTH = 12, 118
 
 
 def status_lines(status: Mapping[str, Any]) -> list[str]:
     """Return a campaign's status as text: progress, best, baseline, what runs, what failed."""
     driver = status["driver"] or {}
     lines = [f"{status['campaign']}: {_state(status, driver)}", progress_line(status)]
-    if status["best"]:
+    if "front" in status:
+        lines += front_lines(status)
+    elif status["best"]:
         lines.append(_labelled("best", score(status["best"])))
         lines.append(_labelled("", parameters_text(status["best"]["parameters"])))
     lines += _imported_lines(status)
@@ -51,7 +55,9 @@ def progress_line(status: Mapping[str, Any]) -> str:
     parts += [
         f"{counts[state]} {state}" for state in ("failed", "diverged", "infeasible", "cancelled") if counts.get(state)
     ]
-    if status["best"]:
+    if "front" in status:
+        parts.append(f"front {len(status['front'])}")
+    elif status["best"]:
         parts.append(f"best {number(status['best']['value'])}")
     if status["eta_s"] is not None:
         parts.append(f"{duration(status['eta_s'])} left")
@@ -99,7 +105,9 @@ def summary_lines(
     lines = [f"{status['campaign']}: {_state(status, status['driver'] or {})}", progress_line(status)]
     lines += [f"  {notice}" for notice in status.get("notices", [])]
     best, baseline = status["best"], status["baseline"]
-    if best is None:
+    if "front" in status:
+        lines += [*front_lines(status), *(error_lines(status) if best is None else ())]
+    elif best is None:
         lines.append(_labelled("best", "none: no trial was completed"))
         lines += error_lines(status)
     else:
@@ -110,6 +118,39 @@ def summary_lines(
         lines.append(_labelled("baseline", "the model before fine-tuning"))
         lines += _scores(baseline, metric, tests)
     return lines + [_labelled(label, str(path)) for label, path in files.items()]
+
+
+def front_lines(status: Mapping[str, Any]) -> list[str]:
+    """Return the front of a status as a table: trials, their objectives and their parameters."""
+    front, objectives = status["front"], status["objectives"]
+    if not front:
+        why = "none satisfies the constraints" if status["counts"].get("completed") else "no trial was completed"
+        return [_labelled("front", f"none: {why}")]
+    count = f"{len(front)} trials" if len(front) > 1 else "1 trial"
+    goals = ", ".join(f"{direction} {name}" for name, direction in objectives.items())
+    rows, texts = [["trial", *objectives]], ["parameters"]
+    for trial in front[:FRONT_ROWS]:
+        values = (number(trial["metrics"][name]) for name in objectives)
+        rows.append([trial_label(trial["trial"]), *values])
+        texts.append(parameters_text(trial["parameters"]))
+    lines = _aligned(rows)
+    whole = [f"{line}  {text}" for line, text in zip(lines, texts, strict=True)]
+    fits = max(map(len, whole)) <= FRONT_WIDTH
+    more = [f"  ... and {len(front) - FRONT_ROWS} more: column front of history.csv"] if len(front) > FRONT_ROWS else []
+    more += [] if fits else [f"  parameters of a trial:  hpo-cluster why {status['dir']} {front[0]['trial']}"]
+    return [_labelled("front", f"{count} that no other one dominates ({goals})"), *(whole if fits else lines), *more]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a table as lines with columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return [f"  {line}" for line in lines]
+
+
+def _values_text(metrics: Mapping[str, float], objectives: Sequence[str]) -> str:
+    """Return the values of the objectives, as in ``accuracy=0.81 gpu_seconds=12.5``."""
+    return " ".join(f"{name}={number(metrics[name])}" for name in objectives if name in metrics)
 
 
 def _imported_lines(status: Mapping[str, Any]) -> list[str]:
@@ -164,10 +205,13 @@ class PlainDisplay:
             if record.attempts and not record.state.ended:
                 parts.append(f"attempt={len(record.attempts) - 1}")
             if record.value is not None:
-                parts.append(f"value={number(record.value)}")
+                several = _values_text(record.metrics, status.get("objectives", ()))
+                parts.append(several or f"value={number(record.value)}")
             if record.state.ended:
                 parts.append(f"done={status['done']}/{status['budget']}")
-                if status["best"]:
+                if "front" in status:
+                    parts.append(f"front={len(status['front'])}")
+                elif status["best"]:
                     parts.append(f"best={number(status['best']['value'])}")
             if record.error is not None:
                 parts.append(f"error={record.error['kind']}")

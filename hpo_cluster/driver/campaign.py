@@ -70,7 +70,7 @@ class Campaign:
             undo.callback(self.collector.in_background.close)
             self.submitter = Submitter(self.opened, self.collector.in_background, self.collector.places)
             maximize = spec.objective.direction == "maximize"
-            self._table = HistoryTable(self.record, spec.space.names, maximize=maximize)
+            self._table = HistoryTable(self.record, spec.space.names, maximize=maximize, goals=spec.objective.goals)
             self._undo = undo.pop_all()
         self._stopping = False
         self._exhausted = False
@@ -263,6 +263,7 @@ class Campaign:
             self.record,
             self.opened.layout,
             self.spec.identity["direction"],
+            goals=self.spec.objective.goals,
             driver_alive=True,
             exhausted=self._exhausted,
             read=self._read_again,

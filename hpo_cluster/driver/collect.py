@@ -102,8 +102,9 @@ class Collector:
         try:
             outcome = self._campaign.spec.objective.outcome(result)
         except KeyError as error:
-            there, name = sorted(result["metrics"]), str(error.args[0])
-            message = f"the result has no metric {name!r}; {did_you_mean(name, there)}it has {', '.join(there)}"
+            there, names = sorted(result["metrics"]), list(map(str, error.args))
+            missing, close = ", ".join(map(repr, names)), "".join(did_you_mean(name, there) for name in names)
+            message = f"the result has no metric {missing}; {close}it has {', '.join(there)}"
             self._take_failure(trial, attempt, Failure(ErrorKind.BAD_RESULT, message, result))
             return
         if attempt.job is None and attempt.after is not None:  # the driver died when it had given it to a running job
@@ -118,6 +119,7 @@ class Collector:
             value=outcome.value,
             value_sem=None if outcome.value_sem != outcome.value_sem else outcome.value_sem,
             metrics=dict(outcome.metrics),
+            **({"sems": dict(outcome.sems)} if outcome.sems else {}),
             ended_at=result.get("ended_at"),
             **_whereabouts(result),
         )

@@ -32,7 +32,8 @@ def preview(spec: CampaignSpec) -> Iterator[tuple[list[tuple[str, Configuration]
     if free <= 0:
         return
     code = record.code if record.code and spec.code == "recorded" else current_code()
-    history = to_frame(record, spec.space.names, maximize=spec.objective.direction == "maximize")
+    maximize, goals = spec.objective.direction == "maximize", spec.objective.goals
+    history = to_frame(record, spec.space.names, maximize=maximize, goals=goals)
     proposals = list(enumerate(spec.optimizer.ask(history, free).proposals, record.next_trial))
     size = spec.launcher.trials_per_node
     for first in range(0, len(proposals), size):

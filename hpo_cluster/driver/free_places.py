@@ -104,4 +104,4 @@ def has_time(record: Record, attempt: AttemptRecord, settings: LauncherSettings)
     walltime_s = 60.0 * settings.walltime_min
     spare_s = SPARE_EVALUATION * record.longest_evaluation_s + min(SPARE_WALLTIME * walltime_s, SPARE_AT_MOST_S)
     needed_s = seconds_since(first.started_at) + record.longest_evaluation_s + spare_s
-    return needed_s <= walltime_s - settings.warning_s
+    return needed_s <= walltime_s - settings.warning_s - settings.early_s

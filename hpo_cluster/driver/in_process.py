@@ -10,7 +10,9 @@ evaluations, unless it names a `campaign`.
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 import multiprocessing
 import multiprocessing.connection
 import random
@@ -27,7 +29,8 @@ from pydantic import ValidationError
 from hpo_cluster.driver.failures import Failures
 from hpo_cluster.driver.run_settings import Operation
 from hpo_cluster.errors import ConfigError, HpoClusterError
-from hpo_cluster.objectives.black_box import read_output
+from hpo_cluster.goals import GPU_SECONDS, Direction
+from hpo_cluster.objectives.black_box import needed_metrics, read_output
 from hpo_cluster.objectives.function import FunctionObjective
 from hpo_cluster.objectives.worker import classify
 from hpo_cluster.record.campaign_state import Record, asked_rows
@@ -49,9 +52,9 @@ log = logging.getLogger(__name__)
 
 #: The function to optimise: called as ``fn(**parameters)``, it returns the value or a dictionary with key ``value``.
 Function: TypeAlias = Callable[..., Any]
-Direction: TypeAlias = Literal["maximize", "minimize"]
+#: A call of the function with one configuration.
+Call: TypeAlias = "Callable[[Configuration], _Answer]"
 
-METRIC = "value"
 #: Actions that differ from a campaign's: each call is made once, and a call that takes too long is infeasible.
 FAILURES = {"walltime": "infeasible"}
 
@@ -63,6 +66,8 @@ class AllFailedError(HpoClusterError):
 @dataclass(frozen=True)
 class Result:
     """The best trial, and the history of all trials.
+
+    With several objectives it is the trial of the Pareto front that is the best by the first one.
 
     Args:
         parameters: parameters of the trial with the best value.
@@ -76,6 +81,11 @@ class Result:
     trial: int
     history: pd.DataFrame = field(repr=False)
 
+    @property
+    def front(self) -> pd.DataFrame:
+        """The rows of the history that make up the Pareto front of several objectives."""
+        return self.history[self.history["front"]]
+
 
 def optimize(
     fn: Function,
@@ -86,6 +96,8 @@ def optimize(
     workers: int = 1,
     seed: int = 0,
     direction: Direction = "maximize",
+    metrics: Sequence[str | Mapping[str, Any]] = (),
+    constraints: Sequence[Mapping[str, Any]] = (),
     campaign: str | None = None,
     warm_start: Sequence[str | Path] = (),
     warm_start_other_objective: bool = False,
@@ -109,6 +121,9 @@ def optimize(
             The next evaluation is proposed as soon as one ends.
         seed: seed of the optimizer and the trials.
         direction: whether larger values are better ("maximize") or smaller ones ("minimize").
+        metrics: two or more fields of the dictionary to optimise at once, in place of ``value``:
+            ``[{"name": "accuracy", "direction": "maximize"}, {"name": "size", "direction": "minimize"}]``.
+        constraints: with `metrics`, what a result must satisfy: ``[{"name": "memory_gb", "at_most": 40}]``.
         campaign: name of a campaign in ``campaigns/`` of the working directory. Each evaluation is then a job, and the
             same call continues where an earlier one ended. `fn` must be importable by its name.
         warm_start: folders of earlier campaigns with whose evaluations a `campaign` begins, outside its budget.
@@ -161,17 +176,25 @@ def optimize(
             faults.append(f'failures={failures!r}: accepted: "raise", or a mapping such as {{"code": "failed"}}')
     except ValidationError as error:
         faults += [f"failures.{fault}" for fault in faults_of(error, Failures)]
+    several = {"metrics": metrics, "constraints": constraints}
+    try:
+        shape = FunctionObjective.model_validate({"function": "fn:fn", "direction": direction, **several})
+    except ValidationError as error:
+        found = [fault for fault in faults_of(error, FunctionObjective) if fault.key != "direction"]
+        faults += [line.removeprefix("objective.") for fault in found for line in str(fault).splitlines()]
     if faults:
         raise ConfigError(faults)
     if not isinstance(space, Space):
         space = Space.from_json(space)
 
-    from hpo_cluster.driver.spec import choose_optimizer
+    from hpo_cluster.driver.spec import choose_optimizer, several_objectives_faults
     from hpo_cluster.optimizers.registry import make_settings
 
     directory = None if campaign is None else Path("campaigns") / campaign
     recorded = None if directory is None else read_identity(CampaignLayout(directory).identity)
     typed = make_settings(optimizer, settings)
+    if faults := several_objectives_faults(shape.goals, space, optimizer, typed):
+        raise ConfigError(faults)
     chosen = choose_optimizer(optimizer, typed, space, seed, budget=budget, recorded=recorded)
     if directory is not None:
         operation = Operation(budget=budget, workers=workers, failures=policy)
@@ -179,18 +202,20 @@ def optimize(
             "warm_start": [Path(folder) for folder in warm_start],
             "warm_start_other_objective": warm_start_other_objective,
         }
-        return _in_campaign(fn, space, chosen, operation, seed, directory, direction, earlier)
+        objective = FunctionObjective.of(fn, direction=direction, **several)
+        return _in_campaign(objective, space, chosen, operation, seed, directory, earlier)
 
     alone = workers == 1 and trial_timeout_s is None
     # fork before anything else, while this process has no threads
-    crew = _Alone(fn) if alone else _Crew(fn, workers, trial_timeout_s)
-    journal = _Journal(space, direction == "maximize", seed, policy, raises=failures == "raise")
+    call = functools.partial(_call, fn, needed_metrics(shape.model_dump()))
+    crew = _Alone(call) if alone else _Crew(call, workers, trial_timeout_s)
+    journal = _Journal(space, shape, seed, policy, raises=failures == "raise")
     end = None if timeout_s is None else time.monotonic() + timeout_s
     try:
         _loop(chosen.made, journal, crew, budget, end)
     finally:
         crew.close()
-    return _result(journal.record, journal.history(), journal.maximize, journal.first_trace)
+    return _result(journal.record, journal.history(), shape, journal.first_trace)
 
 
 def _loop(optimizer: Optimizer, journal: _Journal, crew: _Crew | _Alone, budget: int, end: float | None) -> None:
@@ -223,13 +248,12 @@ def _loop(optimizer: Optimizer, journal: _Journal, crew: _Crew | _Alone, budget:
 
 
 def _in_campaign(
-    fn: Function,
+    objective: FunctionObjective,
     space: Space,
     optimizer: ChosenOptimizer,
     operation: Operation,
     seed: int,
     directory: Path,
-    direction: Direction,
     earlier: Mapping[str, Any],
 ) -> Result:
     """Run each evaluation as a job of a journaled campaign; after an interruption the same call continues it."""
@@ -238,7 +262,6 @@ def _in_campaign(
     from hpo_cluster.launchers.local import LocalSettings
     from hpo_cluster.record.history import load_history
 
-    objective = FunctionObjective.of(fn, direction=direction)
     spec = make_spec(
         directory,
         space=space,
@@ -256,7 +279,7 @@ def _in_campaign(
             pass
         if campaign.reason:
             raise AllFailedError(f"{campaign.reason}\nOnce that is fixed, continue with the same call")
-    return _result(campaign.record, load_history(directory), objective.direction == "maximize")
+    return _result(campaign.record, load_history(directory), objective)
 
 
 @dataclass(frozen=True)
@@ -269,10 +292,13 @@ class _Answer:
     trace: str = ""
 
 
-def _call(fn: Function, parameters: Configuration) -> _Answer:
+def _call(fn: Function, needed: Sequence[str], parameters: Configuration) -> _Answer:
+    """Call the function; `needed` are the fields of its result that are optimised or constrained."""
+    began = time.monotonic()
     try:
         output = fn(**parameters)
-        return _Answer(read_output(output if isinstance(output, Mapping) else {METRIC: output}, METRIC))
+        result = read_output(output if isinstance(output, Mapping) else {needed[0]: output}, *needed)
+        return _Answer({**result, GPU_SECONDS: round(time.monotonic() - began, 6)})
     except Exception as error:
         return _Answer(None, str(classify(error)), str(error) or type(error).__name__, traceback.format_exc())
 
@@ -280,8 +306,8 @@ def _call(fn: Function, parameters: Configuration) -> _Answer:
 class _Alone:
     """A worker that calls the function in this process, inside `wait`."""
 
-    def __init__(self, fn: Function) -> None:
-        self.fn = fn
+    def __init__(self, call: Call) -> None:
+        self.call = call
         self._next: tuple[int, Configuration] | None = None
 
     @property
@@ -298,7 +324,7 @@ class _Alone:
     def wait(self, end: float | None) -> list[tuple[int, _Answer]]:
         assert self._next is not None
         number, parameters = self._next
-        answer = _call(self.fn, dict(parameters))
+        answer = self.call(dict(parameters))
         self._next = None
         return [(number, answer)]
 
@@ -309,12 +335,12 @@ class _Alone:
 class _Member:
     """A forked process that calls the function for one trial after another."""
 
-    def __init__(self, fn: Function, others: Sequence[_Member]) -> None:
+    def __init__(self, call: Call, others: Sequence[_Member]) -> None:
         context = multiprocessing.get_context("fork")
         self.connection, theirs = context.Pipe()
         # A fork inherits the parent's ends of the pipes. Left open, they would hide from members that the parent died.
         inherited = [self.connection, *(other.connection for other in others)]
-        self.process = context.Process(target=_serve, args=(fn, theirs, inherited))
+        self.process = context.Process(target=_serve, args=(call, theirs, inherited))
         self.process.start()
         theirs.close()
         self.trial: int | None = None
@@ -322,7 +348,7 @@ class _Member:
 
 
 def _serve(
-    fn: Function,
+    call: Call,
     connection: multiprocessing.connection.Connection,
     inherited: Sequence[multiprocessing.connection.Connection],
 ) -> None:
@@ -337,7 +363,7 @@ def _serve(
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed(seed)
         try:
-            connection.send(_call(fn, parameters))
+            connection.send(call(parameters))
         except (BrokenPipeError, KeyboardInterrupt):
             return
 
@@ -345,11 +371,11 @@ def _serve(
 class _Crew:
     """A group of forked workers; one that dies loses only its own trial, and is replaced."""
 
-    def __init__(self, fn: Function, workers: int, trial_timeout_s: float | None = None) -> None:
-        self.fn, self._trial_timeout_s = fn, trial_timeout_s
+    def __init__(self, call: Call, workers: int, trial_timeout_s: float | None = None) -> None:
+        self.call, self._trial_timeout_s = call, trial_timeout_s
         self.members: list[_Member] = []
         for _ in range(workers):
-            self.members.append(_Member(fn, self.members))
+            self.members.append(_Member(call, self.members))
 
     @property
     def busy(self) -> bool:
@@ -400,7 +426,7 @@ class _Crew:
         member.process.join()
         member.connection.close()
         others = [other for other in self.members if other is not member]
-        self.members[self.members.index(member)] = _Member(self.fn, others)
+        self.members[self.members.index(member)] = _Member(self.call, others)
 
     def _receive(self, member: _Member) -> _Answer:
         try:
@@ -423,9 +449,11 @@ class _Crew:
 class _Journal(MemoryJournal):
     """The journal of a search, in memory: the events with which its calls begin and end."""
 
-    def __init__(self, space: Space, maximize: bool, seed: int, policy: Failures, *, raises: bool = False) -> None:
-        super().__init__(space.names, maximize=maximize)
-        self.maximize, self.seed, self._policy, self._raises = maximize, seed, policy, raises
+    def __init__(
+        self, space: Space, objective: FunctionObjective, seed: int, policy: Failures, *, raises: bool = False
+    ) -> None:
+        super().__init__(space.names, maximize=objective.direction == "maximize", goals=objective.goals)
+        self._objective, self.seed, self._policy, self._raises = objective, seed, policy, raises
         self.first_trace = ""
 
     def append(self, event: str, at: str = "", **fields: Any) -> None:
@@ -442,10 +470,11 @@ class _Journal(MemoryJournal):
     def end(self, number: int, answer: _Answer) -> None:
         """Note the outcome of a call."""
         if answer.result is not None:
-            metrics, sems = answer.result["metrics"], answer.result["sems"]
-            outcome = {"value": metrics[METRIC], "value_sem": sems.get(METRIC), "metrics": metrics}
-            self.append("ended", trial=number, attempt=0, state=State.COMPLETED, **outcome)
-            log.info("trial=%d state=completed value=%s", number, metrics[METRIC])
+            outcome = self._objective.outcome(answer.result)
+            sem = None if math.isnan(outcome.value_sem) else outcome.value_sem
+            measured: dict[str, Any] = {"value": outcome.value, "value_sem": sem, "metrics": outcome.metrics}
+            self.append("ended", trial=number, attempt=0, state=State.COMPLETED, sems=outcome.sems, **measured)
+            log.info("trial=%d state=completed value=%s", number, outcome.value)
             return
         if self._raises:
             parameters = self.record.trials[number].parameters
@@ -458,9 +487,11 @@ class _Journal(MemoryJournal):
         log.warning("trial=%d state=%s error=%s: %s", number, state, answer.kind, answer.message)
 
 
-def _result(record: Record, history: pd.DataFrame, maximize: bool, first_trace: str = "") -> Result:
+def _result(record: Record, history: pd.DataFrame, objective: FunctionObjective, first_trace: str = "") -> Result:
     """Return the best of the evaluated trials. Raise AllFailedError if none has a value."""
-    best = record.best(maximize=maximize)
+    best = record.best(maximize=objective.direction == "maximize")
+    if objective.goals is not None and (front := record.front(objective.goals)):
+        best = front[0]
     if best is None or best.value is None:
         errors = [trial.error for trial in record.rows if trial.error]
         first = first_trace or (errors[0]["message"] if errors else "")

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpo_cluster.driver.run_settings import Operation
+from hpo_cluster.goals import Goals
 from hpo_cluster.launchers import make_launcher
 from hpo_cluster.launchers.base import Launcher, LauncherSettings
 from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.optimizers.base import Optimizer, OptimizerSettings
-from hpo_cluster.optimizers.registry import build_optimizer
+from hpo_cluster.optimizers.registry import build_optimizer, several_faults
 from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.history import several_columns
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.places import Move, as_recorded, move_of
@@ -141,6 +143,23 @@ def choose_optimizer(
         still_open = [key for key in type(settings).model_fields if getattr(settings, key) is None]
         settings = settings.model_copy(update={key: choices[key] for key in still_open if key in choices})
     return ChosenOptimizer(name, settings, build_optimizer(name, space, settings, seed))
+
+
+def several_objectives_faults(
+    goals: Goals | None, space: Space, optimizer: str, settings: OptimizerSettings
+) -> list[str]:
+    """Return why several objectives do not go with this space or this optimizer; empty if there is only one."""
+    if goals is None:
+        return []
+    columns = several_columns(goals)
+    faults = [
+        f"space.{name}: that name is a column of the history of these objectives; choose another"
+        for name in space.names
+        if name in columns
+    ]
+    if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        faults.append(f"objective.metrics: their names give the history the same column twice: {', '.join(twice)}")
+    return [*faults, *several_faults(optimizer, settings)]
 
 
 def make_spec(

@@ -57,6 +57,11 @@ class LauncherSettings(Settings):
         return 0
 
     @property
+    def early_s(self) -> int:
+        """Seconds by which a job may be signalled earlier than `warning_s` says."""
+        return 0
+
+    @property
     def setup_lines(self) -> list[str]:
         """Shell lines that a job's script runs before its command."""
         if self.setup_file is None:

@@ -139,6 +139,11 @@ class SlurmSettings(SchedulerSettings):
         default_factory=dict, description="native sbatch options, passed through: {nodelist: node01}"
     )
 
+    @property
+    def early_s(self) -> int:
+        """Seconds by which Slurm may send the signal of ``--signal`` too early (sbatch's manual page)."""
+        return 60
+
     @field_validator("extra")
     @classmethod
     def _not_ours(cls, extra: dict[str, str | int | bool]) -> dict[str, str | int | bool]:

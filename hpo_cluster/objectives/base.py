@@ -6,10 +6,14 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Self
 
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from hpo_cluster.goals import GPU_SECONDS, Bound, Direction, Goal, Goals
+from hpo_cluster.objectives.several import bound_faults, entry_of, goal_faults, key_faults
 from hpo_cluster.settings import Settings
 from hpo_cluster.space import Space
 
@@ -55,11 +59,15 @@ def _place(settings: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The content of a result file: `value` as measured, its standard error (NaN if unknown), all metrics by name."""
+    """The content of a result file: `value` as measured, its standard error (NaN if unknown), all metrics by name.
+
+    With several objectives, `value` is the first one, and `sems` holds the standard errors that are known.
+    """
 
     value: float
     value_sem: float = math.nan
     metrics: Mapping[str, float] = field(default_factory=dict)
+    sems: Mapping[str, float] = field(default_factory=dict)
 
 
 class Objective(Settings, ABC):
@@ -74,8 +82,74 @@ class Objective(Settings, ABC):
     #: Settings that say where the input files are. `resume` may change them after the files have moved.
     PLACES: ClassVar[tuple[str, ...]] = ()
 
+    #: Metrics that have no noise: the same configuration always has the same value.
+    EXACT: ClassVar[tuple[str, ...]] = ()
+
+    #: Metrics that messages suggest, in addition to those of tasks.
+    KNOWN: ClassVar[tuple[str, ...]] = (GPU_SECONDS,)
+
     kind: str
-    direction: Literal["maximize", "minimize"] = "maximize"
+    direction: Direction = "maximize"
+    metrics: tuple[Goal, ...] = Field(
+        (),
+        description="two or more metrics to optimise at once: names, or {name: ..., direction: maximize or minimize, "
+        "reference: worst value of interest}; empty: one objective",
+    )
+    constraints: tuple[Bound, ...] = Field(
+        (),
+        description="with several metrics, what a result must satisfy: {name: METRIC, at_most: ...} or at_least",
+    )
+
+    @classmethod
+    def full_name(cls, name: str, data: Mapping[str, Any]) -> str:
+        """Return the name in a result of a metric as it is typed; `data` are the settings as typed."""
+        return name
+
+    @classmethod
+    def known_direction(cls, name: str) -> Direction | None:
+        """Return which values of a metric are better; None if its name does not say."""
+        return "minimize" if name == GPU_SECONDS else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written_out(cls, data: Any) -> Any:
+        """Turn the names of several metrics into goals; the first one's direction is the objective's."""
+        if not isinstance(data, dict):
+            return data
+        data, known, faults = dict(data), cls.known_direction, list[str]()
+        for key, kind in (("metrics", Goal), ("constraints", Bound)):
+            if isinstance(entries := data.get(key), (list, tuple)):
+                data[key] = tuple(entry_of(entry, lambda name: cls.full_name(name, data)) for entry in entries)
+                faults += key_faults(key, data[key], [each.name for each in fields(kind)])
+        if faults:
+            raise ValueError("\n".join(faults))
+        if isinstance(goals := data.get("metrics"), tuple) and goals and all(isinstance(goal, dict) for goal in goals):
+            data["metrics"] = tuple({**g, "direction": g.get("direction") or known(str(g.get("name")))} for g in goals)
+            data["direction"] = data["metrics"][0]["direction"] or "maximize"
+        return data
+
+    @model_validator(mode="after")
+    def _several_make_sense(self) -> Self:
+        faults = [*goal_faults(self.metrics, self.KNOWN), *bound_faults(self.constraints, bool(self.metrics))]
+        if faults:
+            raise ValueError("\n".join(faults))
+        for goal in self.metrics:
+            known = self.known_direction(goal.name)
+            if known not in (None, goal.direction):
+                better = "more" if known == "maximize" else "less"
+                raise ValueError(f"objective.metrics: {better} {goal.name} is better; give direction: {known}, or none")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what only several objectives have, so that one objective is written as it always was."""
+        plain: dict[str, Any] = handler(self)
+        return {key: value for key, value in plain.items() if key not in ("metrics", "constraints") or value}
+
+    @property
+    def goals(self) -> Goals | None:
+        """The objectives, if there are several; None if one metric is optimised."""
+        return Goals(self.metrics, self.constraints) if self.metrics else None
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that must stay the same throughout a campaign, as plain data."""
@@ -110,6 +184,11 @@ class Objective(Settings, ABC):
         return False
 
     @property
+    def not_of_baseline(self) -> tuple[str, ...]:
+        """Names of the needed metrics that the baseline does not have."""
+        return ()
+
+    @property
     def test_tasks(self) -> tuple[str, ...] | None:
         """Names of the tasks whose metrics are only recorded; None if the objective does not set tasks apart."""
         return None
@@ -142,9 +221,16 @@ class Objective(Settings, ABC):
         """Read a valid ``result.json``.
 
         Raises:
-            KeyError: if it lacks the optimised metric.
+            KeyError: with the names of the metrics that are needed and missing.
         """
         metrics = {str(name): float(value) for name, value in result["metrics"].items()}
         name = self.metric or "value"
-        sem = (result.get("sems") or {}).get(name)
-        return Outcome(metrics[name], math.nan if sem is None else float(sem), metrics)
+        needed = self.goals.names if self.goals else (name,)
+        if GPU_SECONDS in needed and GPU_SECONDS in result:
+            metrics.setdefault(GPU_SECONDS, float(result[GPU_SECONDS]))
+        if missing := [needed_name for needed_name in needed if needed_name not in metrics]:
+            raise KeyError(*missing)
+        sems = {key: float(sem) for key, sem in (result.get("sems") or {}).items() if sem is not None}
+        several = {**sems, **dict.fromkeys(self.EXACT, 0.0)}
+        several = {goal.name: several[goal.name] for goal in self.metrics if goal.name in several}
+        return Outcome(metrics[name], sems.get(name, math.nan), metrics, several)

@@ -3,7 +3,11 @@
 All are minimised, as in the literature. They need numpy only, so that a job that evaluates one starts at once.
 
 References: M. Molga and C. Smutnicki, "Test functions for optimization needs", 2005; L. C. W. Dixon and G. P. Szegö,
-"Towards Global Optimisation 2", 1978 (Branin, Hartmann); D. M. Himmelblau, "Applied Nonlinear Programming", 1972.
+"Towards Global Optimisation 2", 1978 (Branin, Hartmann); D. M. Himmelblau, "Applied Nonlinear Programming", 1972; E.
+Zitzler, K. Deb and L. Thiele, "Comparison of Multiobjective Evolutionary Algorithms: Empirical Results", Evolutionary
+Computation 8(2), 2000 (ZDT1); K. Deb et al., "Scalable Test Problems for Evolutionary Multiobjective Optimization",
+2005 (DTLZ2); T. T. Binh and U. Korn, "MOBES: A Multiobjective Evolution Strategy for Constrained Optimization
+Problems", 1997 (BNH).
 `cliff` is our own model of fine-tuning: a long slope up to a plateau, the best learning rate near its edge, and the
 accuracy of guessing beyond the edge.
 """
@@ -17,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hpo_cluster.goals import Bound
 from hpo_cluster.space import Configuration, Float, Integer, Parameter, Space, Value
 
 
@@ -179,3 +184,70 @@ def _make() -> dict[str, TestFunction]:
 
 
 FUNCTIONS: dict[str, TestFunction] = _make()
+
+
+@dataclass(frozen=True)
+class SeveralFunctions:
+    """Functions to minimise at once, with their domain and constraints on further functions.
+
+    Args:
+        name: key in `SEVERAL`.
+        space: domain of the functions.
+        functions: maps a point (``d``) to the values.
+        metrics: names of the values that are minimised, in the order in which `functions` returns them.
+        constraints: bounds of the values that follow.
+    """
+
+    name: str
+    space: Space
+    functions: Callable[[NDArray[np.float64]], tuple[float, ...]]
+    metrics: tuple[str, ...]
+    constraints: tuple[Bound, ...] = ()
+
+    def evaluate(self, configuration: Mapping[str, Value]) -> dict[str, float]:
+        """Return the values by name. Raises ConfigError if the configuration lies outside the space."""
+        self.space.check(configuration)
+        point = np.array([configuration[name] for name in self.space.names], dtype=np.float64)
+        names = (*self.metrics, *(bound.name for bound in self.constraints))
+        return {name: float(value) for name, value in zip(names, self.functions(point), strict=True)}
+
+
+def zdt1(x: NDArray[np.float64]) -> tuple[float, ...]:
+    """Return the two functions of ZDT1 at ``x`` (length 2 or more): the front is ``f2 = 1 - sqrt(f1)``."""
+    g = 1 + 9 * float(np.mean(x[1:]))
+    return float(x[0]), g * (1 - math.sqrt(x[0] / g))
+
+
+def dtlz2(x: NDArray[np.float64]) -> tuple[float, ...]:
+    """Return the three functions of DTLZ2 at ``x`` (length 3 or more): the front is an eighth of the unit sphere."""
+    radius = 1 + float(np.sum((x[2:] - 0.5) ** 2))
+    a, b = x[0] * math.pi / 2, x[1] * math.pi / 2
+    return (
+        radius * math.cos(a) * math.cos(b),
+        radius * math.cos(a) * math.sin(b),
+        radius * math.sin(a),
+    )
+
+
+def bnh(x: NDArray[np.float64]) -> tuple[float, ...]:
+    """Return the two functions and the two constrained ones of BNH at ``x`` (2)."""
+    return (
+        float(4 * x[0] ** 2 + 4 * x[1] ** 2),
+        float((x[0] - 5) ** 2 + (x[1] - 5) ** 2),
+        float((x[0] - 5) ** 2 + x[1] ** 2),
+        float((x[0] - 8) ** 2 + (x[1] + 3) ** 2),
+    )
+
+
+def _make_several() -> dict[str, SeveralFunctions]:
+    box = Space({"x1": Float(0.0, 5.0), "x2": Float(0.0, 3.0)})
+    bounds = (Bound("g1", at_most=25.0), Bound("g2", at_least=7.7))
+    functions = [
+        SeveralFunctions("zdt1", _cube(4, 0.0, 1.0), zdt1, ("f1", "f2")),
+        SeveralFunctions("dtlz2", _cube(5, 0.0, 1.0), dtlz2, ("f1", "f2", "f3")),
+        SeveralFunctions("bnh", box, bnh, ("f1", "f2"), bounds),
+    ]
+    return {several.name: several for several in functions}
+
+
+SEVERAL: dict[str, SeveralFunctions] = _make_several()

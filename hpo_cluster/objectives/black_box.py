@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo_cluster.errors import AttemptError
+from hpo_cluster.goals import GPU_SECONDS, Goals
 from hpo_cluster.trial import DRIVER_KINDS, ErrorKind
 
 log = logging.getLogger(__name__)
@@ -19,33 +20,38 @@ SEM_SUFFIXES = ("_sem", "_stderr")
 REPORTED_KINDS = tuple(str(kind) for kind in ErrorKind if kind not in DRIVER_KINDS)
 
 
-def read_output(output: Mapping[str, Any], metric: str) -> dict[str, Any]:
+def needed_metrics(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the fields that a black box must report: all that its settings name, but not what the job measures."""
+    goals = Goals.of(settings)
+    return (settings["metric"],) if goals is None else tuple(name for name in goals.names if name != GPU_SECONDS)
+
+
+def read_output(output: Mapping[str, Any], *needed: str) -> dict[str, Any]:
     """Return the result of an attempt: `metrics`, `sems` and, under `output`, the fields that are not numbers.
 
     Args:
         output: output of the black box. Its number fields are the metrics; ``<metric>_sem`` or ``<metric>_stderr``
             is the standard error of ``<metric>``. A field `error` ends the attempt with that error kind.
-        metric: the field that is optimised.
+        needed: the fields that are optimised or constrained.
 
     Raises:
-        AttemptError: of kind `diverged` if the metric is NaN or infinite, `bad_result` if it is missing or not a
+        AttemptError: of kind `diverged` if one of these is NaN or infinite, `bad_result` if one is missing or not a
             number, or the kind that the black box reports.
     """
     if output.get("error"):
         raise reported_error(output)
-    value = output.get(metric)
-    if value is None or not _is_number(value):
-        seen = f"{value!r} is not a number" if metric in output else f"missing; got {', '.join(output) or 'nothing'}"
-        raise AttemptError(ErrorKind.BAD_RESULT, f"metric {metric!r}: {seen}")
-    if not math.isfinite(value):
-        raise AttemptError(ErrorKind.DIVERGED, f"metric {metric!r} is {value}")
+    if wrong := [name for name in needed if not _is_number(output.get(name))]:
+        raise AttemptError(ErrorKind.BAD_RESULT, "; ".join(_not_a_number(name, output) for name in wrong))
+    for name in needed:
+        if not math.isfinite(output[name]):
+            raise AttemptError(ErrorKind.DIVERGED, f"metric {name!r} is {output[name]}")
     numbers = {str(name): float(number) for name, number in output.items() if _is_number(number)}
     rest = {str(name): _jsonable(field) for name, field in output.items() if not _is_number(field)}
     metrics: dict[str, float] = {}
     sems: dict[str, float] = {}
     for name, number in numbers.items():
         base = next((name.removesuffix(suffix) for suffix in SEM_SUFFIXES if name.endswith(suffix)), "")
-        is_sem = base in numbers and name != metric
+        is_sem = base in numbers and name not in needed
         if is_sem and number < 0:
             log.warning("%s=%s is left out: a standard error is not below zero", name, number)
         elif math.isfinite(number):
@@ -53,6 +59,14 @@ def read_output(output: Mapping[str, Any], metric: str) -> dict[str, Any]:
         else:
             log.warning("%s=%s is left out: only finite numbers are kept", name, number)
     return {"metrics": metrics, "sems": sems, **({"output": rest} if rest else {})}
+
+
+def _not_a_number(name: str, output: Mapping[str, Any]) -> str:
+    """Return a message about a field that is missing or not a number."""
+    there = (
+        f"{output.get(name)!r} is not a number" if name in output else f"missing; got {', '.join(output) or 'nothing'}"
+    )
+    return f"metric {name!r}: {there}"
 
 
 def reported_error(output: Mapping[str, Any]) -> AttemptError:

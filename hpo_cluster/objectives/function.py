@@ -81,8 +81,8 @@ class FunctionObjective(Objective):
 
     @property
     def metric(self) -> str:
-        """Name of the metric that is optimised."""
-        return self.metric_name
+        """Name of the metric that is optimised; the first one of several."""
+        return self.metrics[0].name if self.metrics else self.metric_name
 
     def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
         """Return the ``settings`` of ``params.json``: plain JSON, all paths absolute."""

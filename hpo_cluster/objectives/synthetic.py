@@ -6,11 +6,13 @@ succeed. The same campaign therefore gives the same values again. The program is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from hpo_cluster.goals import Direction
 from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.space import Space
 from hpo_cluster.trial import derive_seed
@@ -20,22 +22,40 @@ class SyntheticObjective(Objective):
     """A test function, with optional noise, delay and failures."""
 
     kind: Literal["synthetic"] = "synthetic"
-    direction: Literal["maximize", "minimize"] = "minimize"
+    direction: Direction = "minimize"
     function: str = Field(
-        "himmelblau", description="test function: himmelblau, branin, hartmann6, ackley, rosenbrock, levy…"
+        "himmelblau",
+        description="test function: himmelblau, branin, hartmann6, ackley, rosenbrock, levy…; zdt1, dtlz2 and bnh have "
+        "several objectives",
     )
-    noise: float = Field(0.0, ge=0, description="standard deviation of the Gaussian noise added to the value")
+    noise: float = Field(0.0, ge=0, description="standard deviation of the Gaussian noise added to each value")
     duration_s: float = Field(0.0, ge=0, description="seconds that an evaluation takes")
     failure_rate: float = Field(0.0, ge=0, le=1, description="share of the attempts that fail")
 
     @field_validator("function")
     @classmethod
     def _known(cls, function: str) -> str:
-        from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
+        from hpo_cluster.objectives.benchmark_functions import FUNCTIONS, SEVERAL
 
-        if function not in FUNCTIONS:
-            raise ValueError(f"is not a test function; accepted: {', '.join(sorted(FUNCTIONS))}")
+        if function not in FUNCTIONS and function not in SEVERAL:
+            raise ValueError(f"is not a test function; accepted: {', '.join(sorted((*FUNCTIONS, *SEVERAL)))}")
         return function
+
+    @classmethod
+    def known_direction(cls, name: str) -> Direction | None:
+        """Return which values of a metric are better: all test functions are minimised."""
+        return "minimize"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_goals(cls, data: Any) -> Any:
+        """Take over the objectives and constraints of the test function, if none are given."""
+        from hpo_cluster.objectives.benchmark_functions import SEVERAL
+
+        if not isinstance(data, Mapping) or data.get("metrics") or str(data.get("function")) not in SEVERAL:
+            return data
+        own = SEVERAL[str(data["function"])]
+        return {**data, "metrics": own.metrics, "constraints": data.get("constraints") or own.constraints}
 
     @property
     def label(self) -> str:
@@ -49,8 +69,8 @@ class SyntheticObjective(Objective):
 
     @property
     def metric(self) -> str:
-        """Name of the metric that is optimised."""
-        return "value"
+        """Name of the metric that is optimised; the first one of several."""
+        return self.metrics[0].name if self.metrics else "value"
 
     def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
         """Return the ``settings`` of ``params.json``."""
@@ -58,9 +78,9 @@ class SyntheticObjective(Objective):
 
     def own_space(self) -> Space:
         """Return the usual domain of the function."""
-        from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
+        from hpo_cluster.objectives.benchmark_functions import FUNCTIONS, SEVERAL
 
-        return FUNCTIONS[self.function].space
+        return (FUNCTIONS if self.function in FUNCTIONS else SEVERAL)[self.function].space
 
     def space_faults(self, space: Space) -> list[str]:
         """Return the faults of a space: unknown, missing or conditional parameters, and values outside the domain."""
@@ -83,9 +103,9 @@ class SyntheticObjective(Objective):
         return faults
 
 
-def noise_of(seed: int) -> float:
-    """Return the standard normal draw of a seed."""
-    return float(np.random.default_rng(derive_seed(seed, "noise")).standard_normal())
+def noise_of(seed: int, *more: str) -> float:
+    """Return the standard normal draw of a seed, and of further words."""
+    return float(np.random.default_rng(derive_seed(seed, "noise", *more)).standard_normal())
 
 
 def fails(seed: int, attempt: int, rate: float) -> bool:

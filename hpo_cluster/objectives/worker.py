@@ -42,6 +42,7 @@ from types import FrameType
 from typing import Any
 
 from hpo_cluster.errors import AttemptError
+from hpo_cluster.goals import GPU_SECONDS
 from hpo_cluster.objectives.one_after_another import (
     has_another_turn,
     next_attempt,
@@ -71,7 +72,10 @@ PROGRESS_PERIOD_S = 1.0
 HANDLED = (signal.SIGUSR2, signal.SIGTERM)
 
 #: Packages whose versions a result records, if they are installed.
-RECORDED_PACKAGES = ("torch", "litgpt", "lm_eval", "transformers", "tokenizers", "datasets", "numpy", "hpo_cluster")
+RECORDED_PACKAGES = (
+    *("torch", "litgpt", "lm_eval", "transformers", "tokenizers", "datasets", "numpy", "hpo_cluster"),
+    *("botorch", "gpytorch"),  # of the driver: the models that propose
+)
 
 
 class Attempt:
@@ -86,6 +90,7 @@ class Attempt:
         previous: directories of the trial's earlier attempts, newest first.
         interrupted: name of the signal that asked the program to save its state and end; None if none has arrived.
         looks: whether the program checks `interrupted` regularly, so that SIGTERM must not end it at once.
+        earlier_s: seconds of earlier attempts whose work this one goes on with, set by a program with checkpoints.
         used: returns what the attempt has used until now (JSON: ``energy_wh``), for its progress and its error.
     """
 
@@ -106,6 +111,7 @@ class Attempt:
         self.previous = [Path(folder) for folder in reversed(params.get("previous") or [])]
         self.interrupted: str | None = None
         self.looks = False
+        self.earlier_s = 0.0
         self.used: Callable[[], Mapping[str, Any]] = dict
         self._progress_at = -math.inf
         self._seconds: dict[str, float] = {}
@@ -187,6 +193,15 @@ class Attempt:
         """Return the wall-clock seconds of each phase so far."""
         self._close_phase()
         return dict(self._seconds)
+
+    def gpu_seconds(self) -> float:
+        """Return the cost of the evaluation so far: its seconds times its GPUs, or times one if it has none.
+
+        The phase ``import`` is left out: it says nothing of the configuration, and a job with several trials imports
+        once. The seconds of earlier attempts whose work goes on here are part of it.
+        """
+        seconds = self.earlier_s + sum(s for phase, s in self.seconds().items() if phase != "import")
+        return round(seconds * max(1, int(self.params.get("gpus") or 0)), 3)
 
     def _close_phase(self) -> None:
         name, began = self._phase
@@ -280,6 +295,7 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
             "ended_at": utc_now(),
             "seed": attempt.seed,
             "seconds": attempt.seconds(),
+            GPU_SECONDS: attempt.gpu_seconds(),
             "versions": package_versions(),
             **result,
         }

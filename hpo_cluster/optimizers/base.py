@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 class OptimizerSettings(Settings):
     """Base of the typed settings of an optimizer: unknown keys are faults, values cannot be changed."""
 
+    @property
+    def several_faults(self) -> list[str]:
+        """Why these settings allow one objective only, if the optimizer can have several; empty if they do not."""
+        return []
+
 
 @runtime_checkable
 class Optimizer(Protocol):

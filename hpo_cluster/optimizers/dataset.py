@@ -51,6 +51,9 @@ class Row:
         asked: journal sequence number of the event that proposed it; NaN if the history does not say.
         ended: journal sequence number of the event that ended it; NaN before, or if the history does not say.
         key: identity of the configuration.
+        targets: with several objectives, what is maximised for each; empty with one.
+        sems: their standard errors: 0 without noise, NaN if unknown.
+        slacks: how far each constraint holds; negative if it does not.
     """
 
     trial: int
@@ -62,6 +65,9 @@ class Row:
     asked: float
     ended: float
     key: Key
+    targets: tuple[float, ...] = ()
+    sems: tuple[float, ...] = ()
+    slacks: tuple[float, ...] = ()
 
     @cached_property
     def observed(self) -> bool:
@@ -69,6 +75,7 @@ class Row:
         return (
             self.state is State.COMPLETED
             and math.isfinite(self.target)
+            and all(map(math.isfinite, self.targets))
             and self.origin in (Origin.EVALUATED, Origin.IMPORTED)
         )
 
@@ -112,10 +119,14 @@ class Dataset:
         rows: those whose configuration lies in the space.
         next_trial: number of the trial that the next proposal becomes.
         outside: number of rows left out because their configuration is not in the space (imported ones may not be).
+        objectives: names of the metrics that are optimised, if there are several; empty if there is one.
     """
 
-    def __init__(self, space: Space, columns: Columns, found: Sequence[Row | None]) -> None:
+    def __init__(
+        self, space: Space, columns: Columns, found: Sequence[Row | None], several: Sequence[str] = ()
+    ) -> None:
         self.space, self._columns, self._found = space, columns, found
+        self.objectives = tuple(name.removeprefix("target_") for name in several if name.startswith("target_"))
         self.rows = tuple([row for row in found if row is not None])
         self.outside = len(found) - len(self.rows)
         self.next_trial = int(columns["trial"][-1]) + 1 if found else 0
@@ -135,9 +146,10 @@ class Dataset:
             ConfigError: there are values but no targets, so that nobody can tell what is better; or a parameter has no
                 column.
         """
+        several = _several(space, history)
         if history.empty:
-            return cls(space, {}, ())
-        columns = _columns(space, history)
+            return cls(space, {}, (), several)
+        columns = _columns(space, history, several)
         count = len(columns["trial"])
         found, changed = list[Row | None]([None] * count), np.ones(count, dtype=np.bool_)
         if previous is not None and previous.space is space and previous._columns.keys() == columns.keys():
@@ -151,7 +163,7 @@ class Dataset:
         for i, index in enumerate(indices.tolist()):
             row = {name: column[i] for name, column in cells.items()}
             try:
-                found[index] = _row(space, row)
+                found[index] = _row(space, row, several)
             except (KeyError, ConfigError) as error:
                 found[index] = None
                 if row["origin"] != Origin.IMPORTED:
@@ -160,7 +172,7 @@ class Dataset:
             more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
             fault = "rows of the history are not configurations of the space and are left out"
             warnings.warn(f"{len(left_out)} {fault}: {', '.join(left_out[:3])}{more}", stacklevel=2)
-        return cls(space, columns, found)
+        return cls(space, columns, found, several)
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -185,6 +197,35 @@ class Dataset:
     def worst(self) -> float:
         """The lowest target observed, which diverged and infeasible trials count as; NaN if there is none."""
         return min((row.target for row in self.rows if row.observed), default=math.nan)
+
+    @property
+    def worst_targets(self) -> tuple[float, ...]:
+        """The lowest target observed of each of several objectives; empty before the first observation."""
+        return tuple(map(min, zip(*(row.targets for row in self.rows if row.observed), strict=True)))
+
+    @cached_property
+    def targets(self) -> NDArray[np.float64]:
+        """The targets of several objectives (``n x m``, a row for each of `rows`; NaN without a value)."""
+        return self._matrix([row.targets for row in self.rows])
+
+    @cached_property
+    def sems(self) -> NDArray[np.float64]:
+        """The standard errors of the targets (``n x m``): 0 for a metric without noise, NaN if it is not known."""
+        return self._matrix([row.sems for row in self.rows])
+
+    @cached_property
+    def slacks(self) -> NDArray[np.float64]:
+        """How far each of the constraints holds (``n x c``): negative if it does not, NaN without a value."""
+        return self._matrix([row.slacks for row in self.rows])
+
+    @property
+    def feasible(self) -> NDArray[np.bool_]:
+        """Whether a value was observed and all constraints hold (``n``)."""
+        return np.array([row.observed and all(slack >= 0 for slack in row.slacks) for row in self.rows], dtype=np.bool_)
+
+    @staticmethod
+    def _matrix(rows: Sequence[tuple[float, ...]]) -> NDArray[np.float64]:
+        return np.array(rows, dtype=np.float64).reshape(len(rows), -1 if rows else 0)
 
     @property
     def infeasible(self) -> int:
@@ -271,7 +312,17 @@ class Dataset:
         return row.state, None if math.isnan(row.target) else row.target, self._ended_at(row)
 
 
-def _columns(space: Space, history: pd.DataFrame) -> dict[str, NDArray[Any]]:
+def _several(space: Space, history: pd.DataFrame) -> list[str]:
+    """Return the columns of several objectives, in the order of the objectives; none with one objective."""
+    names = [name for name in map(str, history.columns) if name not in space.parameters]
+    targets = [name for name in names if name.startswith("target_")]
+    if len(targets) < 2:
+        return []
+    sems = [f"value_sem_{name.removeprefix('target_')}" for name in targets]
+    return [*targets, *sems, *(name for name in names if name.startswith("slack_"))]
+
+
+def _columns(space: Space, history: pd.DataFrame, several: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Return copies of the columns that rows are read from, in trial order and without the baseline."""
     import pandas as pd
 
@@ -280,7 +331,7 @@ def _columns(space: Space, history: pd.DataFrame) -> dict[str, NDArray[Any]]:
     columns: dict[str, NDArray[Any]] = {"trial": np.arange(count)}  # a frame made by hand: its rows are the trials
     if "trial" in history.columns:
         columns["trial"] = np.array(history["trial"].to_numpy(dtype=np.int64))
-    for name in NUMBERS:
+    for name in (*NUMBERS, *several):
         columns[name] = np.full(count, math.nan)
         if name in history.columns:
             numbers = pd.to_numeric(history[name], errors="coerce")
@@ -324,7 +375,7 @@ def _check_columns(space: Space, history: pd.DataFrame) -> None:
         raise ConfigError(faults, hint)
 
 
-def _row(space: Space, cells: Mapping[str, Any]) -> Row:
+def _row(space: Space, cells: Mapping[str, Any], several: Sequence[str]) -> Row:
     """Read one row. Raises KeyError or ConfigError if its configuration is not in the space."""
     found = Configuration()
     for name in space.order:
@@ -343,6 +394,9 @@ def _row(space: Space, cells: Mapping[str, Any]) -> Row:
         asked=cells["asked_seq"],
         ended=cells["ended_seq"],
         key=key_of(space, point),
+        targets=tuple(cells[name] for name in several if name.startswith("target_")),
+        sems=tuple(cells[name] for name in several if name.startswith("value_sem_")),
+        slacks=tuple(cells[name] for name in several if name.startswith("slack_")),
     )
 
 

@@ -33,17 +33,24 @@ from hpo_cluster.text import did_you_mean
 
 
 class Entry(NamedTuple):
-    """One row of the table: the class of the settings, and that of the optimizer, made with (space, settings, seed)."""
+    """One row of the table.
+
+    Args:
+        settings: class of the settings.
+        optimizer: class of the optimizer, made with (space, settings, seed).
+        several_objectives: whether it can optimise several objectives at once.
+    """
 
     settings: type[OptimizerSettings]
     optimizer: Any
+    several_objectives: bool = False
 
 
 OPTIMIZERS: Mapping[str, Entry] = {
-    "random": Entry(RandomSettings, RandomSearch),
-    "lhs": Entry(LHSSettings, LatinHypercube),
-    "sobol": Entry(SobolSettings, Sobol),
-    "grid": Entry(GridSettings, Grid),
+    "random": Entry(RandomSettings, RandomSearch, several_objectives=True),
+    "lhs": Entry(LHSSettings, LatinHypercube, several_objectives=True),
+    "sobol": Entry(SobolSettings, Sobol, several_objectives=True),
+    "grid": Entry(GridSettings, Grid, several_objectives=True),
     "bo": Entry(BOSettings, BO),
     "soo": Entry(SOOSettings, SOO),
     "bamsoo": Entry(BaMSOOSettings, BaMSOO),
@@ -52,7 +59,7 @@ OPTIMIZERS: Mapping[str, Entry] = {
     "fda": Entry(FDASettings, FDA),
     "turbo": Entry(TurboSettings, Turbo),
     "mosaic": Entry(MosaicSettings, Mosaic),
-    "optuna": Entry(OptunaSettings, Optuna),
+    "optuna": Entry(OptunaSettings, Optuna, several_objectives=True),
     "nevergrad": Entry(NevergradSettings, Nevergrad),
     "nomad": Entry(NomadSettings, Nomad),
 }
@@ -88,6 +95,14 @@ def build_optimizer(name: str, space: Space, settings: OptimizerSettings, seed: 
     """
     optimizer: Optimizer = OPTIMIZERS[name].optimizer(space, settings, seed)
     return Started(optimizer) if space.start else optimizer
+
+
+def several_faults(name: str, settings: OptimizerSettings) -> list[str]:
+    """Return why an optimizer with these settings cannot have several objectives; empty if it can."""
+    if OPTIMIZERS[name].several_objectives:
+        return settings.several_faults
+    accepted = ", ".join(other for other, entry in OPTIMIZERS.items() if entry.several_objectives)
+    return [f"optimizer={name}: has one objective only, and objective.metrics names several; accepted: {accepted}"]
 
 
 def make_settings(name: str, settings: Mapping[str, Any]) -> OptimizerSettings:

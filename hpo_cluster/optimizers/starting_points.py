@@ -63,4 +63,6 @@ def _with_proposed(history: pd.DataFrame, configurations: Sequence[Configuration
         for number, configuration in enumerate(configurations, first)
     ]
     added = pd.DataFrame(rows, dtype=object)
-    return pd.concat([history.astype(object), added], ignore_index=True) if len(history) else added
+    if len(history):
+        return pd.concat([history.astype(object), added], ignore_index=True)
+    return added.reindex(columns=list(dict.fromkeys([*history.columns, *added.columns])))  # they say what is optimised

@@ -12,7 +12,7 @@ The events:
 | ``submitted`` | trial, attempt, job, adopted | the scheduler has the job (`adopted`: a job of this token was found) |
 | ``running`` | trial, attempt, job, node, started_at | the job has claimed its attempt |
 | ``attempt_failed`` | trial, attempt, kind, message | the attempt failed; the trial goes on |
-| ``ended`` | trial, attempt, state, value, value_sem, metrics, … | the trial has ended |
+| ``ended`` | trial, attempt, state, value, value_sem, metrics, … | the trial has ended (several objectives: `sems`) |
 | ``commanded`` | id, verb, trial | a command from the inbox was carried out |
 | ``reopened`` | trial | an ended trial will be tried again |
 | ``stopped`` | reason | the driver released the campaign |
@@ -30,8 +30,10 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from hpo_cluster.errors import JournalError
+from hpo_cluster.goals import Goals
 from hpo_cluster.job import JobRef
 from hpo_cluster.record.clock import is_time
+from hpo_cluster.record.front import dominates
 from hpo_cluster.record.journal import Event, read_journal
 from hpo_cluster.space import Configuration
 from hpo_cluster.trial import BASELINE, Ask, ErrorKind, Origin, Proposal, Settled, State, derive_seed
@@ -88,6 +90,7 @@ class TrialRecord:
     value: float | None = None
     value_sem: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    sems: dict[str, float] = field(default_factory=dict)  # standard errors of the metrics, with several objectives
     attempts: list[AttemptRecord] = field(default_factory=list)
     submitted_at: str | None = None
     started_at: str | None = None
@@ -178,6 +181,7 @@ class Record:
         self._energy_wh: dict[int, float] = {}  # by trial: as its ended attempts measured it
         self._on_gpu: dict[int, list[AttemptRecord]] = {}  # by trial: its attempts that run on a GPU now
         self._best: dict[bool, TrialRecord | None] = {}  # by `maximize`; without an entry it has to be searched
+        self._fronts: dict[Goals, list[TrialRecord]] = {}  # likewise, of campaigns with several objectives
         self._left: dict[Place, None] = {}  # ended attempts whose job may evaluate another one, in order of their ends
         self.longest_evaluation_s = 0.0  # of the attempts that have completed
         for event in events:
@@ -257,6 +261,7 @@ class Record:
         if origin not in (Origin.EVALUATED, Origin.BASELINE):
             trial.state, trial.value = State.COMPLETED, row.get("value")
             trial.value_sem, trial.metrics = _sem(row), row.get("metrics") or {}
+            trial.sems = row.get("sems") or {}
             trial.ended_seq, trial.ended_at = event["seq"], event["at"]
         self.trials[trial.number] = trial
         if origin is Origin.IMPORTED:
@@ -288,9 +293,12 @@ class Record:
         _put(self._on_gpu, number, [attempt for attempt in on_gpu if not attempt.ended_at] or None)
         if before is not None and before.ended:
             self._best.clear()  # this trial may have been the best
+            self._fronts.clear()
         for maximize, best in self._best.items():
             if _has_value(trial) and (best is None or _rank(trial, maximize) > _rank(best, maximize)):
                 self._best[maximize] = trial
+        for goals, front in self._fronts.items():
+            self._fronts[goals] = _with_one_more(front, trial, goals)
 
     @staticmethod
     def _advance(trial: TrialRecord, kind: str, event: Event) -> None:
@@ -327,7 +335,7 @@ class Record:
                 attempt.over, attempt.error, attempt.ended_at = True, event.get("error"), event["at"]
             trial.state = State(event["state"])
             trial.value, trial.value_sem = event.get("value"), _sem(event)
-            trial.metrics = event.get("metrics") or {}
+            trial.metrics, trial.sems = event.get("metrics") or {}, event.get("sems") or {}
             trial.error = event.get("error")
             trial.ended_at, trial.ended_seq = event.get("ended_at") or event["at"], event["seq"]
 
@@ -398,6 +406,18 @@ class Record:
             self._best[maximize] = max(valued, key=lambda trial: _rank(trial, maximize), default=None)
         return self._best[maximize]
 
+    def front(self, goals: Goals) -> list[TrialRecord]:
+        """Return the completed trials that satisfy the constraints and that no other one dominates.
+
+        The best by the first objective comes first.
+        """
+        if goals not in self._fronts:
+            front: list[TrialRecord] = []
+            for trial in self._rows:
+                front = _with_one_more(front, trial, goals)
+            self._fronts[goals] = front
+        return sorted(self._fronts[goals], key=lambda trial: (-goals.targets(trial.metrics)[0], trial.number))
+
     def bad_nodes(self, losses: int) -> tuple[str, ...]:
         """Return the nodes, by name, that lost at least `losses` attempts to a fault of node or disk; none for 0."""
         kinds = (ErrorKind.NODE, ErrorKind.DISK)
@@ -414,6 +434,10 @@ class Record:
         since = ((attempt.gpus, attempt.occupied_since) for attempt in running)
         seconds = sum(gpus * (now - _moment(begin)).total_seconds() for gpus, begin in since if begin)
         return (sum(self._gpu_s.values()) + seconds) / 3600
+
+    def gpu_hours_of(self, trial: int) -> float:
+        """Return the GPU-hours of a trial's attempts that have ended; 0 without a GPU."""
+        return self._gpu_s.get(trial, 0.0) / 3600
 
     @property
     def energy_kwh(self) -> float:
@@ -444,6 +468,17 @@ def _rank(trial: TrialRecord, maximize: bool) -> tuple[float, int]:
     return (value if maximize else -value), -trial.number
 
 
+def _with_one_more(front: list[TrialRecord], trial: TrialRecord, goals: Goals) -> list[TrialRecord]:
+    """Return the front of some trials and one more."""
+    if not _has_value(trial) or not goals.feasible(trial.metrics):
+        return front
+    mine = goals.targets(trial.metrics)
+    others = [(other, goals.targets(other.metrics)) for other in front]
+    if any(dominates(theirs, mine) for _, theirs in others):
+        return front
+    return [*(other for other, theirs in others if not dominates(mine, theirs)), trial]
+
+
 def _moment(text: str) -> datetime.datetime:
     return datetime.datetime.fromisoformat(text)
 
@@ -462,7 +497,7 @@ def asked_rows(ask: Ask, first: int, seed: int) -> list[dict[str, Any]]:
 
 
 def _measured(row: Settled) -> dict[str, Any]:
-    more = {"value_sem": row.value_sem, "metrics": dict(row.metrics)}
+    more = {"value_sem": row.value_sem, "metrics": dict(row.metrics), "sems": dict(row.sems)}
     return {"value": row.value, **{name: measured for name, measured in more.items() if measured}}
 
 

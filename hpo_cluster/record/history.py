@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpo_cluster.goals import Goals
 from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.files import replace_text
 from hpo_cluster.record.identity import identity_of_campaign
@@ -42,7 +43,29 @@ TAIL_COLUMNS = (
 METRIC_PREFIX = "metric."
 
 
-def _row(trial: TrialRecord, names: Sequence[str], metrics: Sequence[str], sign: float) -> list[Any]:
+def several_columns(goals: Goals | None) -> list[str]:
+    """Return the columns that a history has because of several objectives, before the parameters; none with one."""
+    if goals is None:
+        return []
+    kinds = ("value", "value_sem", "target")
+    columns = [f"{kind}_{goal.name}" for goal in goals.metrics for kind in kinds]
+    return [*columns, *(f"slack_{bound.name}" for bound in goals.constraints), "feasible", "front"]
+
+
+def _several_cells(trial: TrialRecord, goals: Goals | None) -> list[Any]:
+    """Return a trial's cells of these columns; `front` is filled in later, since it depends on all trials."""
+    if goals is None:
+        return []
+    cells: list[Any] = []
+    for goal in goals.metrics:
+        value = trial.metrics.get(goal.name, math.nan)
+        cells += [value, trial.sems.get(goal.name, math.nan), goal.sign * value]
+    return [*cells, *goals.slacks(trial.metrics), goals.feasible(trial.metrics) if trial.metrics else None, False]
+
+
+def _row(
+    trial: TrialRecord, names: Sequence[str], metrics: Sequence[str], sign: float, goals: Goals | None
+) -> list[Any]:
     last = trial.attempts[-1] if trial.attempts else None
     value = math.nan if trial.value is None else trial.value
     error = f"{trial.error['kind']}: {trial.error['message']}" if trial.error else None
@@ -53,6 +76,7 @@ def _row(trial: TrialRecord, names: Sequence[str], metrics: Sequence[str], sign:
         value,
         math.nan if trial.value_sem is None else trial.value_sem,
         sign * value,
+        *_several_cells(trial, goals),
         *(trial.parameters.get(name) for name in names),
         *(trial.metrics.get(name, math.nan) for name in metrics),
         trial.began,
@@ -75,10 +99,13 @@ class HistoryTable:
         record: the campaign's record.
         parameters: names of the parameters, in the order of the space.
         maximize: whether larger values are better.
+        goals: the objectives, if there are several.
     """
 
-    def __init__(self, record: Record, parameters: Sequence[str], *, maximize: bool) -> None:
-        self._record, self._parameters = record, list(parameters)
+    def __init__(
+        self, record: Record, parameters: Sequence[str], *, maximize: bool, goals: Goals | None = None
+    ) -> None:
+        self._record, self._parameters, self._goals = record, list(parameters), goals
         self._sign = 1.0 if maximize else -1.0
         self._metrics: list[str] = []
         self._columns: list[list[Any]] = []
@@ -99,7 +126,7 @@ class HistoryTable:
             self._metrics, changed, old = metrics, list(range(len(trials))), 0
             self._columns = [[] for _ in self._names]
         for i in changed:
-            row = _row(trials[i], self._parameters, metrics, self._sign)
+            row = _row(trials[i], self._parameters, metrics, self._sign, self._goals)
             for column, cell in zip(self._columns, row, strict=True):
                 if i < old:
                     column[i] = cell
@@ -107,16 +134,20 @@ class HistoryTable:
                     column.append(cell)
         self._seen = now
         columns = dict(zip(self._names, self._columns, strict=True)) if trials else None
-        return pd.DataFrame(columns, columns=self._names)
+        frame = pd.DataFrame(columns, columns=self._names)
+        if self._goals is not None:
+            frame["front"] = frame["trial"].isin([trial.number for trial in self._record.front(self._goals)])
+        return frame
 
     @property
     def _names(self) -> list[str]:
-        return [*HISTORY_COLUMNS, *self._parameters, *(METRIC_PREFIX + name for name in self._metrics), *TAIL_COLUMNS]
+        metrics = (METRIC_PREFIX + name for name in self._metrics)
+        return [*HISTORY_COLUMNS, *several_columns(self._goals), *self._parameters, *metrics, *TAIL_COLUMNS]
 
 
-def to_frame(record: Record, parameters: Sequence[str], *, maximize: bool) -> pd.DataFrame:
+def to_frame(record: Record, parameters: Sequence[str], *, maximize: bool, goals: Goals | None = None) -> pd.DataFrame:
     """Return the history of a record: one row for each trial, in trial order; a baseline (-1) comes first."""
-    return HistoryTable(record, parameters, maximize=maximize).frame()
+    return HistoryTable(record, parameters, maximize=maximize, goals=goals).frame()
 
 
 class MemoryJournal:
@@ -125,11 +156,12 @@ class MemoryJournal:
     Args:
         parameters: names of the parameters, in the order of the space.
         maximize: whether larger values are better.
+        goals: the objectives, if there are several.
     """
 
-    def __init__(self, parameters: Sequence[str], *, maximize: bool) -> None:
+    def __init__(self, parameters: Sequence[str], *, maximize: bool, goals: Goals | None = None) -> None:
         self.record = Record()
-        self._table = HistoryTable(self.record, parameters, maximize=maximize)
+        self._table = HistoryTable(self.record, parameters, maximize=maximize, goals=goals)
         self._count = 0
 
     def append(self, event: str, at: str = "", **fields: Any) -> None:
@@ -163,8 +195,8 @@ def load_history(campaign_dir: str | os.PathLike[str]) -> pd.DataFrame:
     """
     layout = CampaignLayout(Path(campaign_dir))
     identity = identity_of_campaign(layout.identity)
-    maximize = identity["direction"] == "maximize"
-    return to_frame(Record.read(layout.events), parameter_names(identity["space"]), maximize=maximize)
+    maximize, goals = identity["direction"] == "maximize", Goals.of(identity["objective"])
+    return to_frame(Record.read(layout.events), parameter_names(identity["space"]), maximize=maximize, goals=goals)
 
 
 def write_history(frame: pd.DataFrame, path: Path) -> None:

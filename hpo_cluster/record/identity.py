@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from hpo_cluster.errors import IdentityError, JournalError
+from hpo_cluster.goals import Goals
 from hpo_cluster.record.files import publish_once
 
 ABSENT = "(absent)"
@@ -71,6 +72,11 @@ def read_identity(path: Path) -> dict[str, Any] | None:
         faults += [f"{name} is not a mapping" for name in SECTIONS if not isinstance(data.get(name), Mapping)]
         if data.get("direction") not in ("maximize", "minimize"):
             faults.append(f"direction is {data.get('direction')!r:.80}; accepted: maximize, minimize")
+    if not faults:
+        try:
+            Goals.of(data["objective"])
+        except TypeError as error:
+            faults.append(f"objective.metrics or objective.constraints: {error}")
     if faults:
         raise JournalError(f"{path}: is not what was written there: {'; '.join(faults)}. {WAY_OUT}")
     identity: dict[str, Any] = data

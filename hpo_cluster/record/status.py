@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hpo_cluster.goals import Goals
 from hpo_cluster.record import clock
 from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.clock import is_time, seconds_since
@@ -33,7 +34,8 @@ def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
     identity = identity_of_campaign(layout.identity)
     owner = read_lock(layout.lock)
     alive = owner is not None and owner_lives(layout.lock, owner)
-    return summarise(Record.read(layout.events), layout, identity["direction"], driver_alive=alive)
+    goals = Goals.of(identity["objective"])
+    return summarise(Record.read(layout.events), layout, identity["direction"], goals=goals, driver_alive=alive)
 
 
 def scheduler_view(data: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -55,6 +57,7 @@ def summarise(
     layout: CampaignLayout,
     direction: str,
     *,
+    goals: Goals | None = None,
     driver_alive: bool,
     exhausted: bool = False,
     read: Callable[[Path], dict[str, Any] | None] = read_json,
@@ -65,6 +68,7 @@ def summarise(
         record: the campaign's record.
         layout: the campaign's files.
         direction: ``maximize`` or ``minimize``.
+        goals: the objectives, if there are several.
         driver_alive: whether a driver is running.
         exhausted: whether this driver has found that the space has no other configuration.
         read: reader of the JSON files that the jobs and the driver rewrite all the time.
@@ -89,9 +93,10 @@ def summarise(
         "done": record.spent,
         "in_flight": len(in_flight),
         "counts": {str(state): count for state in State if (count := record.counts[state])},
-        "best": _shown(record.best(maximize=direction == "maximize")),
+        "best": shown_trial(record.best(maximize=direction == "maximize")),
+        **({} if goals is None else _front(record, goals)),
         "imported": _imported(record, maximize=direction == "maximize"),
-        "baseline": _shown(record.trials.get(BASELINE)),
+        "baseline": shown_trial(record.trials.get(BASELINE)),
         "running": running,
         "notices": [
             *_driver_notices(record, layout, driver_alive=driver_alive, exhausted=exhausted),
@@ -109,16 +114,25 @@ def summarise(
     }
 
 
+def _front(record: Record, goals: Goals) -> dict[str, Any]:
+    """Return the objectives and the trials of the Pareto front, the best by the first objective first."""
+    front = [shown_trial(trial) for trial in record.front(goals)]
+    objectives = {goal.name: goal.direction for goal in goals.metrics}
+    constraints = {bound.name: {"at_most": bound.at_most, "at_least": bound.at_least} for bound in goals.constraints}
+    return {"objectives": objectives, "constraints": constraints, "best": front[0] if front else None, "front": front}
+
+
 def _imported(record: Record, *, maximize: bool) -> dict[str, Any] | None:
     """Return a summary of the imported trials, which the other counts leave out; None without any."""
     if not record.imported:
         return None
     campaigns = Counter(str(trial.info.get("campaign")) for trial in record.imported)
     best = record.best_imported(maximize=maximize)
-    return {"trials": len(record.imported), "campaigns": dict(campaigns), "best": _shown(best)}
+    return {"trials": len(record.imported), "campaigns": dict(campaigns), "best": shown_trial(best)}
 
 
-def _shown(trial: TrialRecord | None) -> dict[str, Any] | None:
+def shown_trial(trial: TrialRecord | None) -> dict[str, Any] | None:
+    """Return what is shown of a trial, as plain data; None without a trial."""
     if trial is None:
         return None
     names = ("value", "value_sem", "parameters", "metrics", "seed")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster.errors import ConfigError, JournalError
+from hpo_cluster.goals import Goals
 from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.identity import differences, read_identity
 from hpo_cluster.record.layout import CampaignLayout
@@ -108,7 +109,7 @@ def read_warm_start(
     Raises:
         ConfigError: naming every folder that is not a campaign or has another direction or another objective.
     """
-    known = recorded_warm_start(recorded).sources
+    known, goals = recorded_warm_start(recorded).sources, Goals.of(identity["objective"])
     faults: list[str] = []
     allow, paths = False, set[Path]()
     sources, rows = list[Source](), dict[tuple[Any, ...], Settled]()
@@ -135,7 +136,7 @@ def read_warm_start(
         if path in paths:
             faults.append(f"{IDENTITY_KEY}={folder}: is named twice")
         paths.add(path)
-        if earlier.get("direction") != identity["direction"]:
+        if goals is None and earlier.get("direction") != identity["direction"]:
             faults.append(
                 f"{IDENTITY_KEY}={folder}: direction={earlier.get('direction')}, here {identity['direction']}: what is "
                 "good there would be bad here"
@@ -145,11 +146,11 @@ def read_warm_start(
         others = [] if other_objective else _differences(theirs, mine)
         faults += [f"{IDENTITY_KEY}={folder}: {difference}" for difference in others]
         allow = allow or bool(others)
-        finished = [trial for trial in trials if _finished(trial)]
+        finished = [trial for trial in trials if _finished(trial, goals)]
         inside = {id(trial): found for trial in finished if (found := _inside(space, trial)) is not None}
         for trial in finished:
             if id(trial) in inside:
-                row = _settled(path.name, trial, inside[id(trial)])
+                row = _settled(path.name, trial, inside[id(trial)], goals)
                 key = row.info["campaign"], row.info["trial"], row.value, *row.parameters.values()
                 rows.setdefault(key, row)
         sources.append(Source(path.name, len(finished), _digest(finished), len(finished) - len(inside)))
@@ -167,9 +168,12 @@ def _differences(earlier: Mapping[str, Any], mine: Mapping[str, Any]) -> list[st
     return [*shown, f"objective: {more} more fields differ"] if more else shown
 
 
-def _finished(trial: TrialRecord) -> bool:
+def _finished(trial: TrialRecord, goals: Goals | None) -> bool:
+    """Return whether a trial was evaluated and has a value, with several objectives all that they need."""
     evaluated = trial.origin in (Origin.EVALUATED, Origin.IMPORTED)
-    return evaluated and trial.state is State.COMPLETED and trial.value is not None
+    needed = goals.names if goals is not None else ()
+    measured = trial.value is not None and all(name in trial.metrics for name in needed)
+    return evaluated and trial.state is State.COMPLETED and measured
 
 
 def _inside(space: Space, trial: TrialRecord) -> Configuration | None:
@@ -181,10 +185,16 @@ def _inside(space: Space, trial: TrialRecord) -> Configuration | None:
     return {name: trial.parameters[name] for name in space.names if name in trial.parameters}
 
 
-def _settled(campaign: str, trial: TrialRecord, configuration: Configuration) -> Settled:
-    """Return the row of an evaluation; one that was imported before keeps the name of its first campaign."""
+def _settled(campaign: str, trial: TrialRecord, configuration: Configuration, goals: Goals | None) -> Settled:
+    """Return the row of an evaluation; one that was imported before keeps the name of its first campaign.
+
+    With several objectives its value is that of the first one, whatever the earlier campaign optimised.
+    """
     info = trial.info if trial.origin is Origin.IMPORTED else {"campaign": campaign, "trial": trial.number}
-    return Settled(configuration, Origin.IMPORTED, trial.value, info, trial.value_sem, trial.metrics)
+    value, sem = trial.value, trial.value_sem
+    if goals is not None:
+        value, sem = trial.metrics[goals.names[0]], trial.sems.get(goals.names[0])
+    return Settled(configuration, Origin.IMPORTED, value, info, sem, trial.metrics, trial.sems)
 
 
 def _digest(trials: Sequence[TrialRecord]) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.errors import ConfigError, JournalError
+from hpo_cluster.goals import Goals
 from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.record.attempt_files import is_finite_number
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.files import read_json
+from hpo_cluster.record.front import gain, reference_of, undominated
 from hpo_cluster.record.history import METRIC_PREFIX, load_history
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CampaignLayout
@@ -43,6 +47,8 @@ class Campaign:
     others_are_tests: bool
     history: pd.DataFrame
     sems: dict[int, dict[str, float]]  # standard errors that the results report, by trial and metric
+    goals: Goals | None = None  # the objectives, if there are several
+    gpu_hours: dict[int, float] = field(default_factory=dict)  # with several objectives, by trial; 0 without a GPU
 
     @property
     def ended(self) -> pd.DataFrame:
@@ -70,6 +76,32 @@ class Campaign:
         return None if rows.empty else rows.iloc[0]
 
     @property
+    def front(self) -> pd.DataFrame:
+        """The Pareto front of several objectives, the best by the first one first."""
+        frame = self.history[self.history["front"]]
+        return frame.sort_values(["target", "trial"], ascending=[False, True], kind="stable")
+
+    def hypervolumes(self) -> tuple[list[float], tuple[float, ...]]:
+        """Return the volume that the front dominates after each of `ended`, and the reference point (values)."""
+        assert self.goals is not None
+        columns = [f"target_{goal.name}" for goal in self.goals.metrics]
+        ended = self.ended
+        points = [tuple(map(float, row)) for row in ended[columns].itertuples(index=False)]
+        good = [bool(ok) for ok in ended["feasible"].eq(True) & ended[columns].notna().all(axis=1)]
+        feasible = [point for point, ok in zip(points, good, strict=True) if ok]
+        if not feasible:
+            return [0.0] * len(points), ()
+        reference = reference_of(self.goals, feasible)
+        front: list[Sequence[float]] = []
+        volume, volumes = 0.0, []
+        for point, ok in zip(points, good, strict=True):
+            if ok:
+                volume += gain(point, front, reference)
+                front = undominated([*front, point])
+            volumes.append(volume)
+        return volumes, tuple(goal.sign * edge for goal, edge in zip(self.goals.metrics, reference, strict=True))
+
+    @property
     def title(self) -> str:
         """The name, short enough for the head of a figure."""
         return shorten(self.name, 36)
@@ -92,13 +124,15 @@ def read_campaign(campaign_dir: Path) -> Campaign:
     except ConfigError as error:  # perhaps written by another version: the history can be drawn even so
         log.warning("campaign=%s objective=unreadable reason=%s", layout.dir, error)
         objective = None
-    metric = (objective.metric if objective else None) or "value"
+    goals = Goals.of(identity["objective"])
+    metric = goals.metrics[0].name if goals else (objective.metric if objective else None) or "value"
     direction = identity.get("direction") or (objective.direction if objective else "maximize")
     columns = map(str, history.columns)
     known = [column.removeprefix(METRIC_PREFIX) for column in columns if column.startswith(METRIC_PREFIX)]
     tests = objective.test_tasks if objective else None
     others = known if tests is None else test_metrics(metric, tests, known)
-    chosen = [name for name in others if name in known and name != metric]
+    optimised = [goal.name for goal in goals.metrics] if goals else [metric]
+    chosen = [name for name in others if name in known and name not in optimised]
     return Campaign(
         layout=layout,
         name=layout.dir.resolve().name,
@@ -110,7 +144,14 @@ def read_campaign(campaign_dir: Path) -> Campaign:
         others_are_tests=tests is not None,
         history=history,
         sems={int(trial): _sems(layout, int(trial)) for trial in history["trial"]},
+        goals=goals,
+        gpu_hours=_gpu_hours(layout) if goals else {},
     )
+
+
+def _gpu_hours(layout: CampaignLayout) -> dict[int, float]:
+    record = Record.read(layout.events)
+    return {trial.number: record.gpu_hours_of(trial.number) for trial in record.rows}
 
 
 def _sems(layout: CampaignLayout, trial: int) -> dict[str, float]:

@@ -8,10 +8,12 @@ K. Ito, which colour-blind readers can distinguish, and each state also has its 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hpo_cluster.goals import Goal
 from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.report.data import Campaign, shorten
 from hpo_cluster.space import Categorical, Integer
@@ -32,12 +34,14 @@ STATE_STYLE = {
 STRIP = 0.035
 #: Smallest width of a figure, in inches: its title and legend need that much.
 MIN_WIDTH = 6.4
+#: Width and height that the number of a trial needs next to its point, as shares of the axes.
+LABEL = (0.05, 0.04)
 
 
 def draw_best_by_evaluations(campaign: Campaign) -> bytes | None:
     """Draw the value of each evaluation, in the order of their ends, and the best value so far."""
     ended = campaign.ended
-    if ended.empty:
+    if ended.empty or campaign.goals is not None:
         return None
     x = list(range(1, len(ended) + 1))
     figure, axes = _figure(7.2, 4.2)
@@ -56,7 +60,7 @@ def draw_best_by_time(campaign: Campaign) -> bytes | None:
     ended = campaign.ended
     times = pd.to_datetime(ended["ended_at"], utc=True, format="ISO8601")
     starts = pd.to_datetime(campaign.history["submitted_at"], utc=True, format="ISO8601").dropna()
-    if ended.empty or times.isna().any():
+    if ended.empty or times.isna().any() or campaign.goals is not None:
         return None
     elapsed = (times - min([*starts, times.min()])).dt.total_seconds().sort_values(kind="stable")
     ended = ended.loc[elapsed.index]  # a driver may notice the ends of two trials in the opposite order
@@ -80,6 +84,90 @@ def _draw_best(campaign: Campaign, axes: Any, x: Sequence[float], ended: pd.Data
     axes.set_ylabel(campaign.goal)
     _scale_values(axes, campaign)
     _legend(axes)
+
+
+def draw_front(campaign: Campaign) -> bytes | None:
+    """Draw the Pareto front of several objectives: a panel for each pair, with the numbers of the front's trials."""
+    ended = campaign.ended
+    if campaign.goals is None or ended["value"].isna().all():
+        return None
+    pairs = list(itertools.combinations(campaign.goals.metrics, 2))
+    columns = 1 if len(pairs) == 1 else min(3, len(pairs))
+    rows = math.ceil(len(pairs) / columns)
+    figure, grid = _figures(rows, columns, 4.6 * columns + 1.6, 4.2 * rows + 0.7)
+    for axes, (first, second) in zip(grid.flat, pairs, strict=False):
+        _draw_pair(campaign, axes, ended, first, second)
+    for axes in list(grid.flat)[len(pairs) :]:
+        axes.set_axis_off()
+    figure.suptitle(f"{campaign.title}: Pareto front", x=0.01, ha="left")
+    handles, labels = next(iter(grid.flat)).get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return _png(figure)
+
+
+def _draw_pair(campaign: Campaign, axes: Any, ended: pd.DataFrame, first: Goal, second: Goal) -> None:
+    """Draw two of the objectives against each other."""
+    x, y = f"value_{first.name}", f"value_{second.name}"
+    done = ended[ended[[x, y]].notna().all(axis=1)]
+    bad, front = done[done["feasible"].eq(False)], campaign.front.sort_values(x, kind="stable")
+    others = done[~done["front"] & done["feasible"].eq(True)]
+    filled = {"edgecolors": "white", "linewidths": 0.6, "s": 42}
+    axes.scatter(others[x], others[y], color=BLUE, marker="o", label="dominated", zorder=2, **filled)
+    if not bad.empty:
+        axes.scatter(bad[x], bad[y], color=PURPLE, marker="x", s=42, label="violates a constraint", zorder=2)
+    if campaign.goals is not None and len(campaign.goals.metrics) == 2:  # with more, the front is no line in a panel
+        where = "post" if first.direction == "minimize" else "pre"
+        axes.step(front[x], front[y], where=where, color=GREEN, linewidth=1.4, zorder=3)
+    axes.scatter(front[x], front[y], color=GREEN, marker="D", label="Pareto front", zorder=4, **filled)
+    baseline = campaign.baseline
+    if baseline is not None and math.isfinite(float(baseline[x])) and math.isfinite(float(baseline[y])):
+        axes.scatter([baseline[x]], [baseline[y]], color=VERMILION, marker="*", s=120, label="baseline", zorder=4)
+    sides = ((first, x, axes.xaxis, axes.set_xscale), (second, y, axes.yaxis, axes.set_yscale))
+    for goal, column, axis, scale in sides:
+        values = [float(value) for value in done[column]]
+        if values and min(values) > 0 and max(values) > 1000 * min(values):
+            scale("log")
+        axis.set_label_text(f"{goal.name} ({'higher' if goal.direction == 'maximize' else 'lower'} is better)")
+    _label_trials(axes, front, first, second)
+
+
+def _label_trials(axes: Any, front: pd.DataFrame, first: Goal, second: Goal) -> None:
+    """Write the numbers of trials next to their points: beyond the front, or behind it if there is no room."""
+    placed: list[tuple[float, float]] = []
+    style = {"textcoords": "offset points", "fontsize": 8, "color": GREY, "zorder": 5}
+    for trial, *at in front[["trial", f"value_{first.name}", f"value_{second.name}"]].itertuples(index=False):
+        x, y = axes.transAxes.inverted().transform(axes.transData.transform(at))
+        for side in (1, -1):
+            right, up = side * first.sign > 0, side * second.sign > 0
+            middle = x + (1 if right else -1) * LABEL[0] / 2, y + (1 if up else -1) * LABEL[1] / 2
+            if all(abs(middle[0] - u) > LABEL[0] or abs(middle[1] - v) > LABEL[1] for u, v in placed):
+                placed.append(middle)
+                offset, align = (5 if right else -5, 4 if up else -10), "left" if right else "right"
+                axes.annotate(str(int(trial)), at, offset, ha=align, **style)
+                break
+
+
+def draw_hypervolume(campaign: Campaign) -> bytes | None:
+    """Draw the volume that the front dominates against evaluations and, if known, GPU-hours."""
+    ended = campaign.ended
+    if campaign.goals is None or ended["value"].isna().all():
+        return None
+    volumes, reference = campaign.hypervolumes()
+    hours = list(itertools.accumulate(campaign.gpu_hours.get(int(trial), 0.0) for trial in ended["trial"]))
+    figure, grid = _figures(1, 1 + (hours[-1] > 0), 7.2 + 3.6 * (hours[-1] > 0), 4.2)
+    panels = [
+        (list(range(1, len(ended) + 1)), "evaluations that have ended"),
+        (hours, "GPU-hours of these evaluations"),
+    ]
+    for axes, (x, label) in zip(grid.flat, panels, strict=False):
+        axes.step(x, volumes, where="post", color=GREEN, linewidth=2)
+        axes.set_xlabel(label)
+        axes.set_ylim(bottom=0)
+    grid[0, 0].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    grid[0, 0].set_ylabel("hypervolume")
+    at = ", ".join(f"{goal.name} {edge:.4g}" for goal, edge in zip(campaign.goals.metrics, reference, strict=False))
+    figure.suptitle(f"{campaign.title}: hypervolume, counted from {at}", x=0.01, ha="left", fontsize=11)
+    return _png(figure)
 
 
 def draw_parameters(campaign: Campaign) -> bytes | None:
@@ -288,6 +376,8 @@ class Figure(NamedTuple):
 
 #: The figures of the report, in their order on the page. A figure for which there is nothing to draw is left out.
 FIGURES = (
+    Figure("front", lambda _: "All trials and the front", draw_front),
+    Figure("hypervolume", lambda _: "Hypervolume", draw_hypervolume),
     Figure("best_by_evaluations", lambda _: "Best so far against evaluations", draw_best_by_evaluations),
     Figure("best_by_time", lambda _: "Best so far against time", draw_best_by_time),
     Figure("parameters", lambda _: "Score by each parameter", draw_parameters),

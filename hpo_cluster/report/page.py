@@ -26,15 +26,16 @@ def render_page(campaign: Campaign, figures: Sequence[tuple[str, str]]) -> str:
     lines = [
         f"# Campaign {campaign.name}",
         "",
-        f"Objective `{kind}`, metric `{campaign.metric}` ({'maximised' if campaign.maximize else 'minimised'}), "
-        f"optimizer `{optimizer_name}`, seed {identity.get('seed', '?')}.",
+        f"Objective `{kind}`, {_goals(campaign)}, optimizer `{optimizer_name}`, seed {identity.get('seed', '?')}.",
         "",
         *_counts(campaign),
         "",
-        "## Best",
+        "## Pareto front" if campaign.goals else "## Best",
         "",
     ]
-    if ranked.empty:
+    if campaign.goals and not ranked.empty:
+        lines += front_section(campaign)
+    elif ranked.empty:
         lines.append("No trial has a value yet." if campaign.ended.empty else "No trial ended with a value.")
     else:
         lines.append(f"By measured value: {_describe(campaign, ranked.iloc[0])}")
@@ -45,13 +46,51 @@ def render_page(campaign: Campaign, figures: Sequence[tuple[str, str]]) -> str:
         lines += ["", f"Imported, not a result of this campaign: the best of {len(campaign.imported)} is {best}"]
     if campaign.baseline is not None:
         lines += ["", f"Baseline: {_value(campaign.baseline)}{_other_scores(campaign, campaign.baseline)}."]
-    if not ranked.empty:
+    if not ranked.empty and campaign.goals is None:
         lines += ["", f"## The {min(BEST_ROWS, len(ranked))} best of {len(ranked)}", "", *_table(campaign)]
     if failures := _failures(campaign):
         lines += ["", "## Without a value", "", *failures]
     for title, name in figures:
         lines += ["", f"## {title}", "", f"![{title}]({name})"]
     return "\n".join(lines) + "\n"
+
+
+def _goals(campaign: Campaign) -> str:
+    """Return what is optimised, in words."""
+    if campaign.goals is None:
+        return f"metric `{campaign.metric}` ({'maximised' if campaign.maximize else 'minimised'})"
+    return "metrics " + ", ".join(f"`{goal.name}` ({goal.direction}d)" for goal in campaign.goals.metrics)
+
+
+def front_section(campaign: Campaign) -> list[str]:
+    """Return the front as a table, with the constraints and the volume that it dominates."""
+    assert campaign.goals is not None
+    front, goals = campaign.front, campaign.goals
+    lines = []
+    if goals.constraints:
+        ends = [(bound.name, "at most", bound.at_most) for bound in goals.constraints]
+        ends += [(bound.name, "at least", bound.at_least) for bound in goals.constraints]
+        held = ", ".join(f"`{name}` {which} {end:g}" for name, which, end in ends if end is not None)
+        violated = int(campaign.ended["feasible"].eq(False).sum())
+        lines += [f"Constraints: {held}; {violated} of {len(campaign.ended)} trials violate them.", ""]
+    if front.empty:
+        return [*lines, "No trial satisfies the constraints."]
+    volumes, reference = campaign.hypervolumes()
+    at = ", ".join(f"{goal.name} {edge:.4g}" for goal, edge in zip(goals.metrics, reference, strict=True))
+    count = f"{len(front)} trials" if len(front) > 1 else "1 trial"
+    lines += [
+        f"{count} that no other one dominates. Hypervolume {volumes[-1]:.6g}, counted from {in_markdown(at)}.",
+        "",
+    ]
+    names, metrics = [*campaign.space.names], [goal.name for goal in goals.metrics]
+    head = ["trial", *metrics, *campaign.others, *names]
+    lines += ["| " + " | ".join(map(in_markdown, head)) + " |", "|" + " ---: |" * len(head)]
+    for _, row in front.iterrows():
+        others = [_cell(float(row[METRIC_PREFIX + name])) for name in campaign.others]
+        values = [f"{float(row[f'value_{name}']):.6g}" for name in metrics]
+        cells = [str(int(row["trial"])), *values, *others, *(_cell(row[name]) for name in names)]
+        lines.append("| " + " | ".join(map(in_markdown, cells)) + " |")
+    return lines
 
 
 def _counts(campaign: Campaign) -> list[str]:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster.errors import ConfigError
+from hpo_cluster.goals import Goals
 from hpo_cluster.record.attempt_files import log_tail
 from hpo_cluster.record.campaign_state import AttemptRecord, Record, TrialRecord
 from hpo_cluster.record.files import read_json
+from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
 from hpo_cluster.trial import Origin, trial_label
 
@@ -33,7 +35,10 @@ def trial_story(campaign_dir: Path, number: int) -> list[str]:
         lines.append(f"  imported: trial {trial.info.get('trial')} of {trial.info.get('campaign')}")
     elif trial.info:
         lines.append("  proposed as " + ", ".join(f"{name} {value}" for name, value in trial.info.items()))
-    if trial.value is not None:
+    goals = Goals.of(identity_of_campaign(layout.identity)["objective"])
+    if goals is not None:
+        lines += _goal_lines(trial, goals)
+    elif trial.value is not None:
         lines.append(f"  value {trial.value:.6g}")
     for attempt in trial.attempts:
         lines += _attempt_lines(attempt, layout.attempt(number, attempt.number))
@@ -45,6 +50,15 @@ def trial_story(campaign_dir: Path, number: int) -> list[str]:
     last = layout.attempt(number, trial.attempts[-1].number)
     tail = log_tail(last).splitlines()[-LOG_LINES:]
     lines += [f"the end of its log ({last.job_dir}):", *(f"  | {line}" for line in tail)] if tail else []
+    return lines
+
+
+def _goal_lines(trial: TrialRecord, goals: Goals) -> list[str]:
+    """Return the values of several objectives, and those of constraints that do not hold."""
+    lines = [f"  {goal.name} {trial.metrics[goal.name]:.6g}" for goal in goals.metrics if goal.name in trial.metrics]
+    for bound, slack in zip(goals.constraints, goals.slacks(trial.metrics), strict=True):
+        if slack < 0:
+            lines.append(f"  violates a constraint: {bound.name} {trial.metrics[bound.name]:.6g}")
     return lines
 
 

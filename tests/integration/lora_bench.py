@@ -94,7 +94,7 @@ def run_attempt(folder: Path, what: LoraObjective, **params: Any) -> dict[str, A
 
 
 #: Metrics that measure the machine, and so differ from run to run.
-COSTS = ("train_s", "tokens_per_s", "peak_memory_gb", "energy_wh")
+COSTS = ("train_s", "gpu_seconds", "tokens_per_s", "peak_memory_gb", "energy_wh")
 
 
 def learned(result: dict[str, Any]) -> dict[str, float]:

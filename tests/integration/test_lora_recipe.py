@@ -32,7 +32,10 @@ from hpo_cluster.cli.config.compose import compose
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.lora import tasks as lm_tasks
+from hpo_cluster.objectives.lora.base_model import load_model
+from hpo_cluster.objectives.lora.progress import State
 from hpo_cluster.objectives.lora.ranks import Ranks
+from hpo_cluster.objectives.lora.run import Run
 from hpo_cluster.objectives.lora.settings import LORA_MATRICES, MEASURES, OF_TRAINING, TrainSettings
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 
@@ -224,10 +227,10 @@ def test_a_step_without_a_learned_token_decays_the_weights_as_litgpts_does() -> 
     job = load_program()
     train = TrainSettings(**{**TRAIN, "weight_decay": 0.5, "lr_warmup_steps": 0, "global_batch_size": 4})
     row = {"input_ids": torch.arange(5), "labels": torch.full((5,), -100)}
-    model = job.load_model(BUNDLE / "checkpoint", train, torch.device("cpu"), baseline=False)
+    model = load_model(BUNDLE / "checkpoint", train, torch.device("cpu"), baseline=False)
     before = {name: value.clone() for name, value in model.state_dict().items() if "lora_A" in name}
-    state = job.State(job.make_optimizer(model, train))
-    job.fine_tune(job.Run(model, train, torch.device("cpu"), 0), state, [row] * 4, 42, SimpleNamespace(progress=dict))
+    state = State(job.make_optimizer(model, train))
+    job.fine_tune(Run(model, train, torch.device("cpu"), 0), state, [row] * 4, 42, SimpleNamespace(progress=dict))
     assert state.losses == [0] * state.step
     for name, value in before.items():
         assert torch.allclose(model.state_dict()[name], value * (1 - train.learning_rate * 0.5))
@@ -252,8 +255,8 @@ def test_training_goes_on_from_its_state(data: Path) -> None:
 
     def start() -> tuple[Any, Any]:
         job.seed_everything(5)
-        model = job.load_model(BUNDLE / "checkpoint", what.train, torch.device("cpu"), baseline=False)
-        return job.Run(model, what.train, torch.device("cpu"), 5), job.State(job.make_optimizer(model, what.train))
+        model = load_model(BUNDLE / "checkpoint", what.train, torch.device("cpu"), baseline=False)
+        return Run(model, what.train, torch.device("cpu"), 5), State(job.make_optimizer(model, what.train))
 
     def fine_tune(run: Any, state: Any, stop: int | None = None) -> dict[str, torch.Tensor]:
         def progress(step: int, **_: Any) -> None:
@@ -318,7 +321,7 @@ def test_other_schedules_and_a_warm_up_that_is_a_share_of_them() -> None:
 def test_alpha_is_free_or_follows_the_rank_or_its_root(rule: str, scale: float, data: Path) -> None:
     job = load_program()
     train = objective(data, lora_rank=4, lora_alpha=3, lora_alpha_factor=5.0, lora_alpha_rule=rule, epsilon=1e-5).train
-    model = job.load_model(BUNDLE / "checkpoint", train, torch.device("cpu"), baseline=False)
+    model = load_model(BUNDLE / "checkpoint", train, torch.device("cpu"), baseline=False)
     scales = {module.scaling for module in model.modules() if getattr(module, "r", 0) > 0}
     assert scales == {scale}
     assert job.make_optimizer(model, train).settings.eps == 1e-5
@@ -595,7 +598,7 @@ def test_a_base_model_that_does_not_fit(data: Path, tmp_path: Path, monkeypatch:
     def fail(_config: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("litgpt.lora.GPT", fail)
+    monkeypatch.setattr("hpo_cluster.objectives.lora.base_model.GPT", fail)
     error = run_attempt(tmp_path / "a0", objective(data))
     assert error["kind"] == "out_of_memory"
     assert "each GPU of a trial holds the whole model" in error["message"]

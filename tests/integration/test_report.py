@@ -62,7 +62,9 @@ def make_campaign(
             journal.append("asked", trials=[row], decision={})
             journal.append("intent", trial=number, attempt=0, token=f"t{number}", code="c")
             job = {"backend": "l", "job_id": "1", "token": f"t{number}", "submitted_at": stamp(number + 1), "host": "h"}
-            journal.append("submitted", trial=number, attempt=0, job=job)
+            journal.append("submitted", trial=number, attempt=0, job=job, gpus=trial.get("gpus", 0))
+            if "gpus" in trial:
+                journal.append("running", trial=number, attempt=0, started_at=stamp(0))
             if "end" in trial:
                 end = dict(trial["end"])
                 sems = end.pop("sems", None)
@@ -207,3 +209,37 @@ def test_figures_of_an_earlier_report_that_no_longer_hold_are_removed(tmp_path: 
 def test_no_campaign_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="is not a campaign"):
         write_report(tmp_path)
+
+
+def test_three_objectives_have_a_panel_for_each_pair_and_the_volume_two_axes(tmp_path: Path) -> None:
+    goals = [("a", "maximize", 0.0), ("b", "minimize", None), ("c", "minimize", 10.0)]
+    objective = {
+        "kind": "command",
+        "command": "echo {x}",
+        "metrics": [dict(zip(("name", "direction", "reference"), goal, strict=True)) for goal in goals],
+        "constraints": [{"name": "m", "at_most": 5.0, "at_least": None}],
+    }
+    values = [(1, 3, 5, 1), (2, 4, 6, 1), (2, 3, 7, 9), (0.5, 5, 9, 1), None, (3, 2, 4, 5)]
+    trials: list[Mapping[str, Any]] = []
+    for number, value in enumerate(values):
+        end: dict[str, Any] = {"state": "infeasible", "error": {"kind": "out_of_memory", "message": "too large"}}
+        if value is not None:
+            metrics = dict(zip("abcm", map(float, value), strict=True))
+            end = {"state": "completed", "value": metrics["a"], "metrics": metrics}
+        trials.append({"number": number, "parameters": {"x": number / 10}, "gpus": 4, "end": end})
+    folder = make_campaign(tmp_path / "c", objective, Space({"x": Float(0.0, 1.0)}), trials, "maximize")
+    campaign = read_campaign(folder)
+    assert list(campaign.front["trial"]) == [5]
+    volumes, reference = campaign.hypervolumes()
+    worst_b = 5 + 0.1 * 3  # b was not given: a tenth of its range beyond the worst that is feasible
+    assert reference == pytest.approx((0.0, worst_b, 10.0))
+    first, second = 1 * (worst_b - 3) * 5, 2 * (worst_b - 4) * 4
+    both = first + second - 1 * (worst_b - 4) * 4
+    assert volumes == pytest.approx([first, both, both, both, both, 3 * (worst_b - 2) * 6])  # trial 2 violates a bound
+    assert all(campaign.gpu_hours[trial] > 0 for trial in range(6))
+    drawn = {path.name: size(path) for path in write_report(folder) if path.suffix == ".png"}
+    assert {"front.png", "hypervolume.png"} <= drawn.keys()
+    assert drawn["front.png"][0] > 2 * 900  # three panels
+    page = (folder / "report" / "report.md").read_text()
+    assert "1 of 6 trials violate them" in page
+    assert "1 trials" not in page

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from test_hugging_face import log_likelihoods
 
 from hpo_cluster.objectives.lora import forward
+from hpo_cluster.objectives.lora.base_model import load_model
 from hpo_cluster.objectives.lora.language_model import LitLM
+from hpo_cluster.objectives.lora.run import Run
 from hpo_cluster.objectives.lora.settings import LoraObjective
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 
@@ -46,9 +48,9 @@ def merged(trained: Path, precision: str, score_precision: str | None) -> tuple[
     """The model of an attempt, merged as its job does it; the loss of the merge; log-likelihoods."""
     job = load_program()
     what = scoring(objective(BUNDLE / "data", precision=precision, **SMALL_UPDATE), score_precision)
-    model = job.load_model(CHECKPOINT, what.train, torch.device("cpu"), baseline=False)
+    model = load_model(CHECKPOINT, what.train, torch.device("cpu"), baseline=False)
     model.load_state_dict(adapter(trained), strict=False)
-    run = job.Run(model, what.train, torch.device("cpu"), 0)
+    run = Run(model, what.train, torch.device("cpu"), 0)
     lost, context = job.merge_adapter(run, what, CHECKPOINT)
     return model, lost, log_likelihoods(LitLM(model, Tokenizers(CHECKPOINT).hugging_face, precision=context))
 
@@ -56,7 +58,7 @@ def merged(trained: Path, precision: str, score_precision: str | None) -> tuple[
 def unmerged_in_float32(trained: Path) -> list[float]:
     """Log-likelihoods of the base model in float32 with the adapter beside it."""
     train = objective(BUNDLE / "data", precision="32-true", **SMALL_UPDATE).train
-    model = load_program().load_model(CHECKPOINT, train, torch.device("cpu"), baseline=False)
+    model = load_model(CHECKPOINT, train, torch.device("cpu"), baseline=False)
     model.load_state_dict(adapter(trained), strict=False)
     return log_likelihoods(LitLM(model, Tokenizers(CHECKPOINT).hugging_face))
 
@@ -166,8 +168,8 @@ def test_tokens_at_once_follow_the_dtype_that_is_scored_in(monkeypatch: pytest.M
     fitting = {}
     for score_precision in (None, "float32"):
         what = scoring(objective(data, precision="bf16-true", lora_head=True), score_precision)
-        model = job.load_model(CHECKPOINT, what.train, torch.device("cpu"), baseline=False)
-        job.merge_adapter(job.Run(model, what.train, torch.device("cpu"), 0), what, CHECKPOINT)
+        model = load_model(CHECKPOINT, what.train, torch.device("cpu"), baseline=False)
+        job.merge_adapter(Run(model, what.train, torch.device("cpu"), 0), what, CHECKPOINT)
         on_gpu = SimpleNamespace(
             cos=SimpleNamespace(device=SimpleNamespace(type="cuda")),
             config=SimpleNamespace(**{**vars(model.config), "n_embd": 2048, "n_layer": 64, "head_size": 64}),

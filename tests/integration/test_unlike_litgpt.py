@@ -149,12 +149,11 @@ def norm_eps(checkpoint: Path) -> float:
 
 def of_a_job(checkpoint: Path) -> list[float]:
     """The log-likelihoods of a model that is loaded as a job does it."""
-    from lora_bench import load_program
-
+    from hpo_cluster.objectives.lora.base_model import load_model
     from hpo_cluster.objectives.lora.language_model import LitLM
 
     train = objective(BUNDLE / "data").train
-    model = load_program().load_model(checkpoint, train, torch.device("cpu"), baseline=True)
+    model = load_model(checkpoint, train, torch.device("cpu"), baseline=True)
     return log_likelihoods(LitLM(model, AutoTokenizer.from_pretrained(checkpoint)))
 
 

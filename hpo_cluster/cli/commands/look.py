@@ -22,6 +22,48 @@ def status(arguments: Arguments) -> int:
     return OK
 
 
+def best(arguments: Arguments) -> int:
+    """Print the best trial for a preference."""
+    import yaml
+
+    from hpo_cluster.cli.display import number, parameters_text
+    from hpo_cluster.goals import Goals
+    from hpo_cluster.record.campaign_state import Record
+    from hpo_cluster.record.identity import identity_of_campaign
+    from hpo_cluster.record.layout import CampaignLayout
+    from hpo_cluster.record.preference import preferred, read_preference, with_full_names
+    from hpo_cluster.record.status import shown_trial
+    from hpo_cluster.trial import trial_label
+
+    layout = CampaignLayout(arguments.folder())
+    parts, faults = {}, []
+    for word in arguments.words[1:]:
+        key, _, text = word.partition("=")
+        try:
+            parts[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            faults.append(f"{word!r}: cannot be read; put quotes around it: {key}='{{gpu_seconds: 30}}'")
+    if faults:
+        raise ConfigError(faults, "hpo-cluster best --help")
+    identity = identity_of_campaign(layout.identity)
+    goals = Goals.of(identity["objective"])
+    preference = with_full_names(read_preference(parts), goals)
+    trial = preferred(Record.read(layout.events), goals, identity["direction"], preference)
+    if arguments.option("--json"):
+        say(json.dumps(shown_trial(trial), indent=2))
+        return OK
+    names = [
+        *(goals.names if goals is not None else ()),
+        *preference.weights,
+        *preference.at_most,
+        *preference.at_least,
+    ]
+    values = [f"{name} {number(trial.metrics[name])}" for name in dict.fromkeys(names)]
+    say(f"{trial_label(trial.number)}  {'  '.join(values) or number(trial.value)}")
+    say(f"       {parameters_text(trial.parameters)}")
+    return OK
+
+
 def why(arguments: Arguments) -> int:
     """Print the story of trials."""
     from hpo_cluster.report.trial import trial_story

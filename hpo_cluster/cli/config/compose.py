@@ -34,7 +34,6 @@ from hpo_cluster.cli.config.with_hydra import (
 )
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.objectives.base import Objective
-from hpo_cluster.objectives.lora.settings import OF_TRAINING
 from hpo_cluster.record.identity import flatten
 from hpo_cluster.space import PARAMETER_FIELDS, SPACE_KEYS, parameter_names
 from hpo_cluster.text import did_you_mean
@@ -143,9 +142,6 @@ class Composition:
                 "'objective.command=\"python ...\"', or hpo_cluster.optimize(fn, ...) in Python"
             )
             self.broken.add("objective")
-        metric = (raw.get("tasks") or {}).get("metric")
-        if raw.get("baseline") is True and "tasks" not in self.broken and metric in OF_TRAINING:
-            self.faults.append(f"baseline=True: a model before fine-tuning has no {metric}; accepted: false")
         whole = any(value.key_or_group == "space" for value in values)
         if (own := None if whole else self._own_space(raw)) is not None:
             lines.append(store_space(own))

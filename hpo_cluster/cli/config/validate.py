@@ -25,7 +25,7 @@ from hpo_cluster.cli.config.schema import (
     section_class,
 )
 from hpo_cluster.driver.run_settings import Operation
-from hpo_cluster.driver.spec import ChosenOptimizer, choose_optimizer
+from hpo_cluster.driver.spec import ChosenOptimizer, choose_optimizer, several_objectives_faults
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.launchers import LAUNCHERS
 from hpo_cluster.launchers.base import LauncherSettings
@@ -43,6 +43,9 @@ M = TypeVar("M", bound=BaseModel)
 
 #: A space written on the command line.
 INLINE = "{lr: {low: 1e-5, high: 1e-1, log: true}}"
+
+#: Beginnings of messages about a whole section that name their keys themselves, one in each line.
+WITH_KEY = tuple(f"{section}." for section in (*NESTED, *DISCRIMINATORS))
 
 _SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\b[A-Z0-9_]*(TOKEN|SECRET|PASSWORD|API_KEY)=[\"']?[^\s\"'$]")
 
@@ -101,6 +104,10 @@ class _Builder:
         typed = self._section("optimizer")
         if objective is not None and space is not None:
             self.faults += objective.space_faults(space)
+            if isinstance(typed, OptimizerSettings):
+                self.faults += several_objectives_faults(
+                    objective.goals, space, str(self.raw["optimizer"].get("name")), typed
+                )
         self._joint_faults(objective, operation, launcher)
         if objective is not None and settings is not None and check_files:
             found = objective.file_faults(lambda path: resolve(path, settings.storage_dir))
@@ -122,6 +129,11 @@ class _Builder:
         """Add the faults of combinations of parts."""
         if objective is not None and operation is not None and operation.baseline and not objective.has_baseline:
             self.faults.append(f"baseline=True: objective={objective.kind} has no baseline; accepted: false")
+        if objective is not None and operation is not None and operation.baseline:
+            self.faults += [
+                f"baseline=True: a model before fine-tuning has no {name}; accepted: false"
+                for name in objective.not_of_baseline
+            ]
         if objective is not None and isinstance(launcher, LauncherSettings):
             self.faults += objective.gpu_faults(launcher.gpus_per_trial)
         per_node = getattr(launcher, "trials_per_node", 1)
@@ -163,6 +175,9 @@ class _Builder:
         """Return a sentence for each fault: the key as it is typed, the value seen, what is accepted."""
         found = []
         for fault in faults:
+            if not fault.loc and fault.message.startswith(WITH_KEY):
+                found += fault.message.splitlines()
+                continue
             nested = section == "objective" and fault.loc and fault.loc[0] in NESTED
             if section and not nested:
                 fault = replace(fault, loc=(section, *fault.loc))

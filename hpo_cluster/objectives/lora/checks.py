@@ -20,7 +20,14 @@ from typing import Any
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives.lora.imports import import_packages
 from hpo_cluster.objectives.lora.instruction_data import files_of, read_data
-from hpo_cluster.objectives.lora.settings import MEASURES, OF_VALIDATION, LoraObjective, lower_is_better, refused_test
+from hpo_cluster.objectives.lora.settings import (
+    MEASURES,
+    OF_VALIDATION,
+    LoraObjective,
+    Wanted,
+    lower_is_better,
+    refused_test,
+)
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import ErrorKind
@@ -139,26 +146,29 @@ def _generation_faults(objective: LoraObjective, name: str, options: Mapping[str
 
 
 def _metric_faults(objective: LoraObjective, loaded: Mapping[str, Any]) -> list[AttemptError]:
-    """Return a fault if the metric does not exist, may not be optimised, or is better in the other direction."""
-    validation, metric = objective.tasks.validation, objective.tasks.metric
-    if metric in MEASURES:
-        return []
-    task, _, name = objective.metric.rpartition("/")
-    inside = _names_in([validation], loaded)
+    """Return a fault for each metric that is missing, may not be optimised, or is better in the other direction."""
+    found = [_metric_fault(objective, wanted, loaded) for wanted in objective.wanted if wanted.name not in MEASURES]
+    return [AttemptError(ErrorKind.BAD_CONFIG, fault) for fault in found if fault]
+
+
+def _metric_fault(objective: LoraObjective, wanted: Wanted, loaded: Mapping[str, Any]) -> str:
+    """Return what is wrong with a metric of a task; empty if nothing is."""
+    task, _, name = wanted.name.rpartition("/")
+    inside = _names_in([objective.tasks.validation], loaded)
     if task in _names_in(objective.tasks.test, loaded):
-        return [AttemptError(ErrorKind.BAD_CONFIG, refused_test(metric, task))]
+        return refused_test(wanted.key, task)
     directions = _directions(task, loaded) if task in inside else {}
     if name not in directions:
-        return [AttemptError(ErrorKind.BAD_CONFIG, _no_metric(objective, inside, loaded))]
-    wanted = "maximize" if directions[name] else "minimize"
-    if objective.direction != wanted and lower_is_better(metric) is None:  # the settings check well-known metrics
-        better = "more" if directions[name] else "less"
-        message = (
-            f"objective.direction={objective.direction}: task {task} declares that {better} {name} is better; "
-            f"give objective.direction={wanted}, or correct higher_is_better in the task"
-        )
-        return [AttemptError(ErrorKind.BAD_CONFIG, message)]
-    return []
+        return _no_metric(objective, wanted, inside, loaded)
+    right = "maximize" if directions[name] else "minimize"
+    if wanted.direction in (None, right) or lower_is_better(wanted.typed) is not None:
+        return ""  # the settings check well-known metrics
+    better = "more" if directions[name] else "less"
+    key = "objective.direction" if not objective.metrics else f"{wanted.key}, direction"
+    return (
+        f"{key}={wanted.direction}: task {task} declares that {better} {name} is better; "
+        f"give {key}={right}, or correct higher_is_better in the task"
+    )
 
 
 def _names_in(names: Iterable[str], loaded: Mapping[str, Any]) -> list[str]:
@@ -194,9 +204,9 @@ def _directions(name: str, loaded: Mapping[str, Any]) -> dict[str, bool]:
     }
 
 
-def _no_metric(objective: LoraObjective, inside: Sequence[str], loaded: Mapping[str, Any]) -> str:
+def _no_metric(objective: LoraObjective, wanted: Wanted, inside: Sequence[str], loaded: Mapping[str, Any]) -> str:
     """Return a message that the metric cannot be optimised, with the metrics that can."""
-    validation, metric = objective.tasks.validation, objective.tasks.metric
+    validation, metric = objective.tasks.validation, wanted.typed
     own = _directions(validation, loaded)
     full = {f"{name}/{key}": None for name in inside if name != validation for key in _directions(name, loaded)}
     others = [*full][:SHOWN_METRICS]
@@ -204,10 +214,10 @@ def _no_metric(objective: LoraObjective, inside: Sequence[str], loaded: Mapping[
     accepted = ", ".join([*own, *MEASURES, *others, *([f"{more} more TASK/METRIC"] if more else [])])
     if "/" in metric:
         meant = did_you_mean(metric, [*(f"{validation}/{key}" for key in own), *full])
-        return f"tasks.metric={metric}: no task of tasks.validation={validation} has it; {meant}accepted: {accepted}"
+        return f"{wanted.key}: no task of tasks.validation={validation} has it; {meant}accepted: {accepted}"
     if own:
         meant = did_you_mean(metric, [*own, *MEASURES])
-        return f"tasks.metric={metric}: {validation} has no such metric; {meant}accepted: {accepted}"
+        return f"{wanted.key}: {validation} has no such metric; {meant}accepted: {accepted}"
     if validation in loaded["groups"]:
         what = f"a group of {', '.join(loaded['group_map'][validation])} without an aggregate_metric_list, so it has"
         how = "use one of its tasks, or give the group an aggregate_metric_list"
@@ -235,11 +245,11 @@ def split_faults(objective: LoraObjective) -> list[AttemptError]:
             "null, or give only the training file"
         )
         return [AttemptError(ErrorKind.BAD_CONFIG, message)]
-    metric = objective.tasks.metric
-    if metric in OF_VALIDATION and validation is None and data.val_split_fraction == 0:
-        message = f"tasks.metric={metric}: there are no validation rows; give data.val_split_fraction, or a val.json"
-        return [AttemptError(ErrorKind.BAD_CONFIG, message)]
-    return []
+    if validation is not None or data.val_split_fraction != 0:
+        return []
+    unmeasured = [wanted.key for wanted in objective.wanted if wanted.name in OF_VALIDATION]
+    hint = "there are no validation rows; give data.val_split_fraction, or a val.json"
+    return [AttemptError(ErrorKind.BAD_CONFIG, f"{key}: {hint}") for key in unmeasured]
 
 
 def prompt_faults(objective: LoraObjective) -> list[AttemptError]:

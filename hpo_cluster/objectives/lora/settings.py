@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
+from hpo_cluster.goals import GPU_SECONDS, Direction
 from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.objectives.lora.hugging_face import conversion_fault, litgpt_dir, missing_files
 from hpo_cluster.objectives.lora.instruction_data import Field as Column
@@ -39,6 +40,7 @@ MEASURES = {
     "train_loss": True,
     "val_perplexity": True,
     "train_s": True,
+    GPU_SECONDS: True,
     "tokens_per_s": False,
     "peak_memory_gb": True,
     "energy_wh": True,
@@ -208,10 +210,22 @@ def lower_is_better(metric: str) -> bool | None:
     return True if name in _LESS_IS_BETTER else False if name in _MORE_IS_BETTER else None
 
 
-def refused_test(metric: str, task: str) -> str:
+class Wanted(NamedTuple):
+    """A metric that a campaign needs: its name in the settings and in results, its direction and where it is typed.
+
+    The direction of a metric that only a constraint needs is None.
+    """
+
+    typed: str
+    name: str
+    direction: Direction | None
+    key: str
+
+
+def refused_test(key: str, task: str) -> str:
     """Return a message that says why the metric of a test task cannot be optimised."""
     return (
-        f"tasks.metric={metric}: {task} is a test task: it is only recorded, to judge the result independently; "
+        f"{key}: {task} is a test task: it is only recorded, to judge the result independently; "
         f"to optimise it, give tasks.validation={task} and take it out of tasks.test"
     )
 
@@ -221,6 +235,8 @@ class LoraObjective(Objective):
 
     OPERATIONAL = ("train.tokens_at_once", "train.checkpoint_interval_s", "tasks.tokens_at_once", "keep_adapter")
     FORMER = ("train.physical_batch_size",)
+    EXACT = ("trainable_parameters",)
+    KNOWN = (*MEASURES, *_MORE_IS_BETTER, *_LESS_IS_BETTER)
     PLACES = ("model.checkpoint_dir", "data.path", "tasks.include_path")
 
     kind: Literal["lora"] = "lora"
@@ -249,25 +265,48 @@ class LoraObjective(Objective):
         less = isinstance(metric, str) and lower_is_better(metric)
         return {**data, "direction": "minimize" if less else "maximize"}
 
+    @classmethod
+    def full_name(cls, name: str, data: Mapping[str, Any]) -> str:
+        """Return the name of a metric in results: ``TASK/METRIC`` for one of the validation task."""
+        tasks = data.get("tasks")
+        validation = tasks.get("validation") if isinstance(tasks, dict) else getattr(tasks, "validation", None)
+        return name if name in MEASURES or "/" in name else f"{validation}/{name}"
+
+    @classmethod
+    def known_direction(cls, name: str) -> Direction | None:
+        """Return which values of a metric are better; None if its name is not well known."""
+        less = lower_is_better(name)
+        return None if less is None else "minimize" if less else "maximize"
+
     @model_validator(mode="after")
     def _metric_can_be_optimised(self) -> Self:
         metric, less = self.tasks.metric, lower_is_better(self.tasks.metric)
-        if less is not None and less == (self.direction == "maximize"):
+        if not self.metrics and less is not None and less == (self.direction == "maximize"):
             better, wanted = ("less", "minimize") if less else ("more", "maximize")
             raise ValueError(
                 f"objective.direction={self.direction}: {better} {metric} is better; give {wanted}, or null"
             )
-        if metric in OF_VALIDATION and not self.train.validation_batches:
-            raise ValueError(f"tasks.metric={metric}: train.validation_batches=0 does not measure it; give 1 or more")
         if self.score_precision is not None and self.evaluation == "litgpt_cli":
             raise ValueError(
                 f"objective.score_precision={self.score_precision}: objective.evaluation=litgpt_cli merges and scores "
                 "in the precision of training; give objective.score_precision=null, or objective.evaluation=in_memory"
             )
-        task, of_a_task, _ = metric.rpartition("/")
-        if of_a_task and task in self.tasks.test:
-            raise ValueError(refused_test(metric, task))
+        for name, full, _, key in self.wanted:
+            if name in OF_VALIDATION and not self.train.validation_batches:
+                raise ValueError(f"{key}: train.validation_batches=0 does not measure it; give 1 or more")
+            task, of_a_task, _ = full.rpartition("/")
+            if of_a_task and task in self.tasks.test:
+                raise ValueError(refused_test(key, task))
         return self
+
+    @property
+    def wanted(self) -> tuple[Wanted, ...]:
+        """The metrics that each result must hold."""
+        if not self.metrics:
+            return (Wanted(self.tasks.metric, self.metric, self.direction, f"tasks.metric={self.tasks.metric}"),)
+        goals = [Wanted(g.name, g.name, g.direction, f"objective.metrics: {g.name}") for g in self.metrics]
+        bounds = [Wanted(b.name, b.name, None, f"objective.constraints: {b.name}") for b in self.constraints]
+        return (*goals, *bounds)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that must not change; without defaults that old campaigns do not have."""
@@ -292,7 +331,9 @@ class LoraObjective(Objective):
 
     @property
     def metric(self) -> str:
-        """Name of the metric that is optimised."""
+        """Name of the metric that is optimised; the first one of several."""
+        if self.metrics:
+            return self.metrics[0].name
         metric = self.tasks.metric
         return metric if metric in MEASURES or "/" in metric else f"{self.tasks.validation}/{metric}"
 
@@ -300,6 +341,11 @@ class LoraObjective(Objective):
     def has_baseline(self) -> bool:
         """Whether the objective can be evaluated before any tuning: the base model can be scored."""
         return True
+
+    @property
+    def not_of_baseline(self) -> tuple[str, ...]:
+        """Names of the needed metrics that a model before fine-tuning does not have."""
+        return tuple(wanted.name for wanted in self.wanted if wanted.name in OF_TRAINING)
 
     @property
     def test_tasks(self) -> tuple[str, ...]:

@@ -45,16 +45,6 @@ from pydantic import Field
 
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.batch import Batch, Found, Points
-from hpo_cluster.optimizers.bayesian.acquisition import (
-    Acquisition,
-    Doubt,
-    Draw,
-    Feasibility,
-    NoisyImprovement,
-    Sum,
-    UpperBound,
-    believed,
-)
 from hpo_cluster.optimizers.bayesian.encoding import Features
 from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome
 from hpo_cluster.optimizers.bayesian.optimize_acquisition import Goal, search
@@ -66,6 +56,8 @@ from hpo_cluster.trial import Ask, derive_seed
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from hpo_cluster.optimizers.bayesian.acquisition import Acquisition
 
 #: Most pending points that are averaged over; if there are more, the process fantasizes its mean at them.
 AVERAGED = 48
@@ -160,33 +152,45 @@ class BO:
         return batch.ask(decision)
 
     def _modelled(
-        self, trial: int, batch: Batch, surrogate: Surrogate, feasibility: Feasibility | None
+        self, trial: int, batch: Batch, surrogate: Surrogate, feasibility: Acquisition | None
     ) -> Found | None:
         """Return the free canonical point of the highest acquisition value; None if none is free."""
+        from hpo_cluster.optimizers.bayesian.acquisition import Sum, doubt
+        from hpo_cluster.optimizers.bayesian.gaussian_process import computing
+
         settings = self.settings
         seed = derive_seed(self.seed, "ask", trial)
-        acquisition = self._acquisition(surrogate, batch.pending, seed)
-        if feasibility is not None:
-            doubted = settings.acquisition in ("ucb", "thompson")
-            acquisition = Sum([acquisition, Doubt(feasibility) if doubted else feasibility])
         best = np.argsort(-surrogate.observations.targets, kind="stable")[:AROUND]
-        found = search(
-            Goal(self.features, acquisition, batch.prior_weight(settings.prior_weight, settings.initial)),
-            surrogate.observations.points[best],
-            set() if settings.replicates else batch.taken,
-            settings.restarts,
-            settings.raw_samples,
-            np.random.default_rng(seed),
-        )
+        with computing(seed):
+            acquisition = self._acquisition(surrogate, batch.pending, seed)
+            if feasibility is not None:
+                doubted = settings.acquisition in ("ucb", "thompson")
+                acquisition = Sum([acquisition, doubt(feasibility) if doubted else feasibility])
+            found = search(
+                Goal(self.features, acquisition, batch.prior_weight(settings.prior_weight, settings.initial)),
+                surrogate.observations.points[best],
+                set() if settings.replicates else batch.taken,
+                settings.restarts,
+                settings.raw_samples,
+                np.random.default_rng(seed),
+            )
         return None if found is None else Found(found[0], {"phase": "model", "acquisition": float(f"{found[1]:.6g}")})
 
     def _acquisition(self, surrogate: Surrogate, pending: Points, seed: int) -> Acquisition:
         """Return the acquisition function, of the columns."""
+        from hpo_cluster.optimizers.bayesian.acquisition import (
+            believed,
+            drawn,
+            improvement,
+            noisy_improvement,
+            upper_bound,
+        )
+
         process, settings = surrogate.process, self.settings
         if settings.acquisition == "thompson":
-            return Draw(process, seed)
+            return drawn(process)
         process, columns = believed(process, self.features.encode(pending), AVERAGED, FANTASIZED)
         if settings.acquisition == "ucb":
-            return UpperBound(process, columns, settings.beta)
-        least = float(surrogate.process.outcomes.max()) if settings.acquisition == "log_ei" else None
-        return NoisyImprovement(process, columns, settings.mc_samples, seed, least)
+            return upper_bound(process, columns, settings.beta)
+        made = improvement if settings.acquisition == "log_ei" else noisy_improvement
+        return made(process, columns, settings.mc_samples, seed)

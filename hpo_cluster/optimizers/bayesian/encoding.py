@@ -25,13 +25,13 @@ class Features:
         self.names: list[str] = []  # of the columns
         self.start: list[int] = []  # first column of each parameter
         self.one_hot: list[bool] = []
-        self._ends: list[tuple[float, float]] = []  # canonical coordinates of a parameter's first and last value
+        self.ends: list[tuple[float, float]] = []  # canonical coordinates of a parameter's first and last value
         for name, parameter in space:
             choices = parameter.choices if isinstance(parameter, Categorical) and not parameter.ordered else ()
             self.start.append(len(self.names))
             self.one_hot.append(len(choices) > 2)
             first, last = (parameter.encode(parameter.decode(u)) for u in (0.0, 1.0))
-            self._ends.append((first, last) if last > first else (0.0, 1.0))
+            self.ends.append((first, last) if last > first else (0.0, 1.0))
             self.names += [f"{name}={choice}" for choice in choices] if len(choices) > 2 else [name]
 
     @property
@@ -43,7 +43,7 @@ class Features:
         """Columns (``n x c``) of canonical points (``n x d``)."""
         out = np.zeros((len(points), self.dim))
         active = self.space.active(points)
-        for axis, (start, (first, last)) in enumerate(zip(self.start, self._ends, strict=True)):
+        for axis, (start, (first, last)) in enumerate(zip(self.start, self.ends, strict=True)):
             if self.one_hot[axis]:
                 count = self._count(axis)
                 out[np.arange(len(points)), start + self._index(axis, points[:, axis])] = 1.0
@@ -55,7 +55,7 @@ class Features:
     def decode(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
         """Canonical points (``n x d``) of columns (``n x c``), those of discrete parameters rounded to a value."""
         out = np.zeros((len(columns), self.space.dim))
-        for axis, (start, (first, last)) in enumerate(zip(self.start, self._ends, strict=True)):
+        for axis, (start, (first, last)) in enumerate(zip(self.start, self.ends, strict=True)):
             if self.one_hot[axis]:
                 count = self._count(axis)
                 out[:, axis] = (columns[:, start : start + count].argmax(axis=1) + 0.5) / count
@@ -70,36 +70,11 @@ class Features:
     def bounds(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
         """Least and greatest columns (``c`` each) of a box between two points (``d`` each); one-hot: 0, 1."""
         least, greatest = np.zeros(self.dim), np.ones(self.dim)
-        for axis, (start, (first, last)) in enumerate(zip(self.start, self._ends, strict=True)):
+        for axis, (start, (first, last)) in enumerate(zip(self.start, self.ends, strict=True)):
             if not self.one_hot[axis]:
                 ends = (low[axis] - first) / (last - first), (high[axis] - first) / (last - first)
                 least[start], greatest[start] = np.clip(ends, 0.0, 1.0)
         return least, greatest
-
-    def log_prior(self, columns: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Logarithm of the priors' density (``n``), up to a constant, at columns (``n x c``), and its gradient.
-
-        Between two values of a discrete parameter it is interpolated. Unordered choices of more than two, which have
-        no values in between, are left out.
-        """
-        total, gradient = np.zeros(len(columns)), np.zeros_like(columns)
-        for axis, (_, parameter) in enumerate(self.space):
-            if parameter.prior is None or self.one_hot[axis]:
-                continue
-            start, (first, last) = self.start[axis], self._ends[axis]
-            column = columns[:, start]
-            if isinstance(parameter, Categorical):
-                logs = np.log(np.array(parameter.prior, dtype=np.float64))
-                below = np.clip(np.floor(column * (len(logs) - 1)).astype(np.int64), 0, len(logs) - 2)
-                rise = logs[below + 1] - logs[below]
-                total += logs[below] + rise * (column * (len(logs) - 1) - below)
-                gradient[:, start] = rise * (len(logs) - 1)
-            else:
-                mean, spread = parameter.prior_position
-                away = (first + column * (last - first) - mean) / spread
-                total -= 0.5 * away**2
-                gradient[:, start] = -away * (last - first) / spread
-        return total, gradient
 
     def _index(self, axis: int, u: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the index of the choice that each coordinate (``n``) stands for."""

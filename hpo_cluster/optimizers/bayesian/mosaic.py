@@ -49,19 +49,10 @@ from pydantic import Field
 
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.batch import Batch, Found, Points
-from hpo_cluster.optimizers.bayesian.acquisition import (
-    Acquisition,
-    Feasibility,
-    NoisyImprovement,
-    Scaled,
-    Sum,
-    believed,
-)
 from hpo_cluster.optimizers.bayesian.encoding import Features
-from hpo_cluster.optimizers.bayesian.gaussian_process import Fitted, Process
 from hpo_cluster.optimizers.bayesian.observations import VARIED, Observations, Outcome
 from hpo_cluster.optimizers.bayesian.optimize_acquisition import ENUMERATED, Goal, search
-from hpo_cluster.optimizers.bayesian.surrogate import FittedFeasibility, FittedModels, SurrogateError
+from hpo_cluster.optimizers.bayesian.surrogate import Fitted, FittedFeasibility, FittedModels, SurrogateError
 from hpo_cluster.optimizers.bayesian.turbo import box_sides
 from hpo_cluster.optimizers.dataset import Dataset, Moment, Row
 from hpo_cluster.optimizers.designs.sequence import Design, lhs_block
@@ -71,6 +62,9 @@ from hpo_cluster.trial import Ask, Origin, derive_seed
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from hpo_cluster.optimizers.bayesian.acquisition import Acquisition
+    from hpo_cluster.optimizers.bayesian.gaussian_process import Process
 
 #: Observations in a cell for each dimension.
 CAPACITY = 2
@@ -100,7 +94,7 @@ AVERAGED, FANTASIZED = 32, 96
 
 #: Monte Carlo draws of the acquisition function, samples and starting points of its search, and the number of the best
 #: points that it searches around.
-DRAWS, SAMPLES, RESTARTS, BEST = 64, 256, 3, 5
+DRAWS, SAMPLES, RESTARTS, BEST = 256, 256, 3, 5
 
 
 class MosaicSettings(OptimizerSettings):
@@ -185,7 +179,7 @@ class Mosaic:
         self._step = np.array([1.0 / p.cardinality if p.cardinality else 0.0 for p in parameters])
         self._design = Design(space, lhs_block(settings.initial, space.dim, seed), seed)
         self._replay = Replay(lambda: Credit(settings, seed))  # a cache, like those below
-        self._fitted = Fitted("matern")
+        self._fitted = Fitted()
         self._outcomes = VARIED if settings.outcome == "varied" else (settings.outcome,)
         self._models = {outcome: FittedModels(self.features, outcome) for outcome in self._outcomes}
         self._feasibility = FittedFeasibility(self.features)
@@ -223,27 +217,35 @@ class Mosaic:
         return batch.ask(decision)
 
     def _modelled(
-        self, trial: int, local: bool, batch: Batch, observations: Observations, feasibility: Feasibility | None
+        self, trial: int, local: bool, batch: Batch, observations: Observations, feasibility: Acquisition | None
     ) -> Found | None:
         """Return the free canonical point of the highest acquisition value that an arm finds; None if none is free."""
+        from hpo_cluster.optimizers.bayesian.gaussian_process import computing
+
         seed = derive_seed(self.seed, "ask", trial)
         outcome = self._outcomes[trial % len(self._outcomes) if len(batch.pending) >= WIDE else 0]
         rng = np.random.default_rng(seed)
         info: dict[str, Any] = {"arm": "global", "outcome": outcome}
-        goal, near = None, observations
-        if local and self.space.size - len(batch.taken) > ENUMERATED:
-            goal, near, side = self._cell(observations, batch.pending, outcome, rng, seed) or (None, observations, 0.0)
-            if goal is not None:
-                info |= {"arm": "local", "side": float(f"{side:.4g}")}
-        if goal is None:
-            process = self._models[outcome].model_of(observations).process
-            goal = Goal(self.features, self._improvement(process, self.features.encode(batch.pending), seed))
-        if feasibility is not None:
-            goal = replace(goal, acquisition=Sum([goal.acquisition, feasibility]))
-        goal = replace(goal, prior_weight=batch.prior_weight(self.settings.prior_weight, self.settings.initial))
-        best = near.points[np.argsort(-near.targets, kind="stable")[:BEST]]
-        found = search(goal, best, batch.taken, RESTARTS, SAMPLES, rng)
+        with computing(seed):
+            goal, near = None, observations
+            if local and self.space.size - len(batch.taken) > ENUMERATED:
+                goal, near, side = self._cell(observations, batch.pending, outcome, rng, seed) or (None, near, 0.0)
+                if goal is not None:
+                    info |= {"arm": "local", "side": float(f"{side:.4g}")}
+            if goal is None:
+                process = self._models[outcome].model_of(observations).process
+                goal = Goal(self.features, self._improvement(process, self.features.encode(batch.pending), seed))
+            weight = batch.prior_weight(self.settings.prior_weight, self.settings.initial)
+            goal = replace(goal, acquisition=self._weighted(goal.acquisition, feasibility), prior_weight=weight)
+            best = near.points[np.argsort(-near.targets, kind="stable")[:BEST]]
+            found = search(goal, best, batch.taken, RESTARTS, SAMPLES, rng)
         return None if found is None else Found(found[0], info)
+
+    def _weighted(self, acquisition: Acquisition, feasibility: Acquisition | None) -> Acquisition:
+        """Return an acquisition function weighted by the probability of feasibility."""
+        from hpo_cluster.optimizers.bayesian.acquisition import Sum
+
+        return acquisition if feasibility is None else Sum([acquisition, feasibility])
 
     def _cell(
         self, observations: Observations, pending: Points, outcome: Outcome, rng: np.random.Generator, seed: int
@@ -262,12 +264,12 @@ class Mosaic:
         if not np.ptp(outcomes) > 0:
             return None
         units = self.features.units(side)
-        process = self._fitted.process(outcome, self.features.encode(near.points) / units, outcomes)
+        process = self._fitted.process(outcome, self.features.encode(near.points), outcomes, units=units)
         sides = np.maximum(box_sides(self.features, side, np.clip(process.scales, 0.05, 20.0)), 3.0 * self._step)
         sides = np.where(self._unordered, 2.0, np.clip(sides, side / 3, np.maximum(3 * side, 3.0 * self._step)))
         inside = near.points[(np.abs(near.points - centre) <= sides / 2).all(axis=1)]
         if len(inside):
-            means = process.posterior(self.features.encode(inside) / units)[0]
+            means = process.means(self.features.encode(inside))
             if process.noise > NOISY and np.ptp(means) < DROWNED * math.sqrt(process.noise):
                 return None
             centre = inside[int(means.argmax())]
@@ -276,12 +278,14 @@ class Mosaic:
             away = (np.abs(pending - centre) / sides).max(axis=1)
             nearest = np.argsort(away, kind="stable")[:FANTASIZED]
             pending = pending[nearest[away[nearest] < 1.0]]
-        acquisition = self._improvement(process, self.features.encode(pending) / units, seed)
-        return Goal(self.features, Scaled(acquisition, units), low=low, high=high), near, side
+        acquisition = self._improvement(process, self.features.encode(pending), seed)
+        return Goal(self.features, acquisition, low=low, high=high), near, side
 
     def _improvement(self, process: Process, pending: Points, seed: int) -> Acquisition:
         """Return the acquisition function of an arm; `pending` are its inputs (``p x c``)."""
-        return NoisyImprovement(*believed(process, pending, AVERAGED, FANTASIZED), DRAWS, seed)
+        from hpo_cluster.optimizers.bayesian.acquisition import believed, noisy_improvement
+
+        return noisy_improvement(*believed(process, pending, AVERAGED, FANTASIZED), DRAWS, seed)
 
     def _centre(self, observations: Observations, capacity: int, most: int, rng: np.random.Generator) -> Points:
         """Draw one of the centres (``d``)."""

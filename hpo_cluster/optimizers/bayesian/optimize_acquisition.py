@@ -1,27 +1,31 @@
 """Find where an acquisition function is highest among the configurations of a space.
 
-Samples of the whole space and near the best points, gradient steps from the best of them, a local search over integers
-and choices, and the gradient again. Integers and choices are relaxed for the gradient steps, then rounded. Conditional
-parameters: gradient steps move the active ones alone, and the local search changes the parents. Constraints: samples
-are drawn until enough are allowed; gradient steps that lead out of what is allowed are taken back along their line to
-its edge, from where, if they bound a real parameter, a random local search goes on.
+Samples of the whole space and near the best points, gradient steps of BoTorch from the best of them (all in one
+evaluation), a local search over integers and choices, and the gradient again. Integers and choices are relaxed for the
+gradient steps, then rounded. Conditional parameters: gradient steps move the active ones alone, and the local search
+changes the parents. Constraints: samples are drawn until enough are allowed; gradient steps that lead out of what is
+allowed are taken back along their line to its edge, from where, if they bound a real parameter, a random local search
+goes on.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpo_cluster.optimizers.batch import Points
-from hpo_cluster.optimizers.bayesian.acquisition import Acquisition
 from hpo_cluster.optimizers.bayesian.encoding import Features
 from hpo_cluster.space import Categorical, Parameter, Space
 from hpo_cluster.space.sampling import Key, free_point, key_of, remaining_points
+
+if TYPE_CHECKING:
+    from hpo_cluster.optimizers.bayesian.acquisition import Acquisition
 
 #: Canonical points (``m x d``) to values (``m``).
 Score: TypeAlias = Callable[[Points], NDArray[np.float64]]
@@ -31,12 +35,6 @@ ENUMERATED = 2000
 
 #: Blocks of samples drawn at most until enough of them are allowed.
 MOST_BLOCKS = 32
-
-#: Samples that are scored at once.
-SCORED = 512
-
-#: Most steps of a gradient search.
-ASCENT = 60
 
 #: Standard deviations, as shares of an axis, of the rounds of the random search for what constraints allow.
 STEPS = (0.1, 0.03, 0.01, 0.003)
@@ -71,18 +69,10 @@ class Goal:
 
     def score(self, points: Points) -> NDArray[np.float64]:
         """Return the values (``m``) at canonical points (``m x d``)."""
-        columns = self.features.encode(points)
-        parts = [self.acquisition(columns[i : i + SCORED]) for i in range(0, len(columns), SCORED)]
-        values = np.concatenate(parts) if parts else np.empty(0)
-        return values + self.prior_weight * self.features.space.log_prior(points) if self.prior_weight > 0 else values
+        from hpo_cluster.optimizers.bayesian.acquisition import values_of
 
-    def with_gradient(self, columns: Points) -> tuple[float, Points]:
-        """Return the value at columns (``c``) and its gradient (``c``)."""
-        values, gradient = self.acquisition.with_gradient(columns[None])
-        if self.prior_weight > 0:
-            logs, rise = self.features.log_prior(columns[None])
-            values, gradient = values + self.prior_weight * logs, gradient + self.prior_weight * rise
-        return float(values[0]), gradient[0]
+        values = values_of(self.acquisition, self.features.encode(points))
+        return values + self.prior_weight * self.features.space.log_prior(points) if self.prior_weight > 0 else values
 
 
 def search(
@@ -103,44 +93,68 @@ def search(
     """
     space = goal.features.space
     if space.size - len(banned) <= ENUMERATED:
-        candidates = remaining_points(space, banned)
+        found = _Scored(goal, remaining_points(space, banned))
     else:
-        candidates = _climb(goal, best, restarts, raw_samples, rng)
-    candidates = _free(space, candidates, banned)
-    candidates = candidates[space.allowed(candidates)]
-    if len(candidates) == 0:
+        found = _climb(goal, best, restarts, raw_samples, rng)
+    found = found.chosen(_free(space, found.points, banned))
+    if len(found.points) == 0:
         rest = free_point(space, banned, rng)
         if rest is None:
             return None
-        candidates = rest[None]
-    values = goal.score(candidates)
-    if not np.isfinite(values).any():
+        found = _Scored(goal, rest[None])
+    if not np.isfinite(found.values).any():
         raise ArithmeticError("the acquisition is not finite at any candidate")
-    i = int(np.nanargmax(np.where(np.isfinite(values), values, -np.inf)))
-    return candidates[i], float(values[i])
+    i = int(np.nanargmax(np.where(np.isfinite(found.values), found.values, -np.inf)))
+    return found.points[i], float(found.values[i])
 
 
-def _climb(goal: Goal, best: Points, restarts: int, raw_samples: int, rng: np.random.Generator) -> Points:
-    """Return canonical candidates (``m x d``): samples, and the ends of searches from the best of them."""
+class _Scored:
+    """Canonical points (``m x d``), each scored once, and their values (``m``).
+
+    Args:
+        goal: which scores.
+        points: ``m x d``; those that are not allowed are left out.
+    """
+
+    def __init__(self, goal: Goal, points: Points) -> None:
+        space = goal.features.space
+        self.goal = goal
+        self.points = points[space.allowed(points)] if len(points) else points
+        self.values = goal.score(self.points)
+
+    def add(self, points: Points) -> None:
+        """Score more points."""
+        more = _Scored(self.goal, points)
+        self.points = np.concatenate([self.points, more.points])
+        self.values = np.concatenate([self.values, more.values])
+
+    def chosen(self, indices: NDArray[np.int64]) -> _Scored:
+        """Return those at some indices (``k``)."""
+        found = copy(self)
+        found.points, found.values = self.points[indices], self.values[indices]
+        return found
+
+
+def _climb(goal: Goal, best: Points, restarts: int, raw_samples: int, rng: np.random.Generator) -> _Scored:
+    """Return scored candidates: samples, and the ends of searches from the best of them."""
     space = goal.features.space
-    samples = space.snap(np.concatenate([_spread(goal, raw_samples, rng), _around(goal, best, raw_samples // 4, rng)]))
-    samples = samples[space.allowed(samples)]
-    if len(samples) == 0:
-        return samples
-    values = goal.score(samples)
-    starts = samples[_diverse(samples / np.maximum(goal.box[1] - goal.box[0], 1e-12), values, restarts)]
-    mixed = any(parameter.cardinality is not None for _, parameter in space)
-    real = any(parameter.cardinality is None for _, parameter in space)
-    climbed = _ascend(goal, starts, relax=True)
-    candidates = [samples, climbed]
-    if mixed:
-        candidates.append(_improve(goal, climbed))
-        if real:
-            candidates.append(_ascend(goal, candidates[-1], relax=False))
+    samples = np.concatenate([_spread(goal, raw_samples, rng), _around(goal, best, raw_samples // 4, rng)])
+    found = _Scored(goal, space.snap(samples))
+    if not np.isfinite(found.values).any():
+        return found
+    widths = np.maximum(goal.box[1] - goal.box[0], 1e-12)
+    reached = _ascend(goal, found.points[_diverse(found.points / widths, found.values, restarts)], relax=True)
+    found.add(reached)
+    if any(parameter.cardinality is not None for _, parameter in space):
+        reached = _improve(goal, reached)
+        found.add(reached)
+        if any(parameter.cardinality is None for _, parameter in space):
+            reached = _ascend(goal, reached, relax=False)
+            found.add(reached)
     bounded = {name for constraint in space.constraints for name in constraint.names}
     if any(parameter.cardinality is None for name, parameter in space if name in bounded):
-        candidates.append(_wander(goal, candidates[-1], rng))
-    return np.concatenate(candidates)
+        found.add(_wander(goal, reached, rng))
+    return found
 
 
 def _spread(goal: Goal, raw_samples: int, rng: np.random.Generator) -> Points:
@@ -191,11 +205,13 @@ def _diverse(points: Points, values: NDArray[np.float64], count: int) -> NDArray
 
 
 def _ascend(goal: Goal, starts: Points, *, relax: bool) -> Points:
-    """Return canonical points (``k x d``) after L-BFGS-B on the columns from each start.
+    """Return canonical points (``k x d``) after gradient steps on the columns from each start.
 
     One-hot columns and those of inactive parameters and of parents stay as they are; those of integers and ordered
     choices move with `relax`, and are rounded then. A point that is not allowed is moved back towards its start.
     """
+    from hpo_cluster.optimizers.bayesian.acquisition import climbed, guided
+
     features, space = goal.features, goal.features.space
     free = np.zeros((len(starts), features.dim), dtype=bool)
     active, parents = space.active(starts), space.parents
@@ -204,30 +220,13 @@ def _ascend(goal: Goal, starts: Points, *, relax: bool) -> Points:
     ):
         if parameter.cardinality is None or (relax and not one_hot and name not in parents):
             free[:, start] = active[:, axis]
-    columns = features.encode(starts)
-    bounds = np.stack(features.bounds(*goal.box), axis=1)
-    ends = np.stack([_ascended(goal, column, moves, bounds) for column, moves in zip(columns, free, strict=True)])
+    acquisition = guided(goal.acquisition, features, goal.prior_weight) if goal.prior_weight > 0 else goal.acquisition
+    ends, bounds = features.encode(starts), features.bounds(*goal.box)
+    for moving in np.unique(free, axis=0):  # more than one in a conditional space alone
+        alike = (free == moving).all(axis=1)
+        if moving.any():
+            ends[alike] = climbed(acquisition, ends[alike], moving, *bounds)
     return _drawn_back(space, starts, features.decode(ends))
-
-
-def _ascended(goal: Goal, columns: Points, free: NDArray[np.bool_], bounds: Points) -> Points:
-    """Return columns (``c``) after gradient steps of the free ones within bounds (``c x 2``)."""
-    from scipy.optimize import minimize
-
-    if not free.any():
-        return columns
-    end = columns.copy()
-
-    def negative(moved: Points) -> tuple[float, Points]:
-        end[free] = moved
-        value, gradient = goal.with_gradient(end)
-        return -value, -gradient[free]
-
-    within = bounds[free]
-    start = np.clip(columns[free], within[:, 0], within[:, 1])
-    found = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=within, options={"maxiter": ASCENT})
-    end[free] = np.clip(found.x, within[:, 0], within[:, 1])
-    return end
 
 
 def _drawn_back(space: Space, starts: Points, ends: Points) -> Points:
@@ -321,13 +320,12 @@ def _strides(here: int, last: int) -> list[int]:
     return sorted(index for index in indices if 0 <= index <= last)
 
 
-def _free(space: Space, points: Points, banned: set[Key]) -> Points:
-    """Return the points whose configuration is free, each configuration once, in order."""
-    seen = set(banned)
-    kept = []
-    for point in points:
+def _free(space: Space, points: Points, banned: set[Key]) -> NDArray[np.int64]:
+    """Return the indices of the points whose configuration is free, each configuration once, in order."""
+    seen, kept = set(banned), list[int]()
+    for i, point in enumerate(points):
         key = key_of(space, point)
         if key not in seen:
             seen.add(key)
-            kept.append(point)
-    return np.array(kept, dtype=np.float64).reshape(-1, space.dim)
+            kept.append(i)
+    return np.array(kept, dtype=np.int64)

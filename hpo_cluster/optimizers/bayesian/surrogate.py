@@ -1,7 +1,7 @@
 """Fit the Gaussian process that models the objective to a history, and recommend a trial with it.
 
-It is a `Process` of the `Features` of the configurations and the outcomes of the `Observations`, which `bo` and the
-trees share. ``docs/design/surrogate.md`` has the decisions and the measurements.
+It is a process (BoTorch's ``SingleTaskGP``) of the `Features` of the configurations and the outcomes of the
+`Observations`, which `bo` and the trees share. ``docs/design/surrogate.md`` has the decisions and the measurements.
 
 Hyperparameters are fitted at certain numbers of observations only (`fitted_size`): with each new one up to
 `FITTED_EACH`, then whenever there are a tenth more, always to those that ended first. In between the process is
@@ -21,9 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.optimizers.bayesian.acquisition import LABELS, Conditioned, Feasibility
 from hpo_cluster.optimizers.bayesian.encoding import Features
-from hpo_cluster.optimizers.bayesian.gaussian_process import Fitted, Kernel, Process
 from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome, fitted_size, thinned
 from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.space import Configuration, Space
@@ -32,8 +30,8 @@ from hpo_cluster.trial import State
 if TYPE_CHECKING:
     import pandas as pd
 
-#: The rougher of the two: ``docs/design/surrogate.md`` has the measurements.
-KERNEL: Kernel = "matern"
+    from hpo_cluster.optimizers.bayesian.acquisition import Acquisition
+    from hpo_cluster.optimizers.bayesian.gaussian_process import Least, Process
 
 #: Most observations that hyperparameters are fitted to, and that the process is conditioned on: of those of the last
 #: fit, and of those since.
@@ -79,10 +77,9 @@ class Surrogate:
             points: canonical points (``m x d``).
             pending: canonical points in flight (``p x d``, p may be 0).
         """
-        given = Conditioned(self.process, self.features.encode(pending), self.process.noise)
-        half = given.half(self.features.encode(points))
-        deviation = np.sqrt(np.maximum(1.0 - (half * half).sum(axis=0), 0.0))
-        return self.mean(points), self.process.spread * deviation
+        process = self.process.believing(self.features.encode(pending))
+        mean, variance = process.posterior(self.features.encode(points))
+        return process.location + process.spread * mean, process.spread * np.sqrt(variance)
 
     def predict(self, configurations: Iterable[Configuration]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return posterior mean and standard deviation (``m`` each, units of the outcomes) of the noiseless target."""
@@ -110,7 +107,9 @@ def fit(features: Features, observations: Observations, outcome: Outcome) -> Sur
     Raises:
         SurrogateError: too few different values, or no fit is possible.
     """
-    return _surrogate(features, observations, outcome, lambda x, y: Process.fitted(x, y, KERNEL))
+    from hpo_cluster.optimizers.bayesian.gaussian_process import Process
+
+    return _surrogate(features, observations, outcome, Process.fitted)
 
 
 def conditioned(fitted: Surrogate, observations: Observations, outcome: Outcome) -> Surrogate:
@@ -133,9 +132,32 @@ def _surrogate(
         raise SurrogateError(f"{len(np.unique(outcomes))} distinct values observed, at least 2 are needed")
     try:
         process = make(features.encode(observations.points), outcomes)
-    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+    except (ValueError, ArithmeticError) as error:
         raise SurrogateError(f"the fit failed: {type(error).__name__}: {error}") from error
     return Surrogate(features, observations, outcomes, process)
+
+
+class Fitted:
+    """Remembers the last process fitted under each name: a cache, whose loss costs time and changes nothing."""
+
+    def __init__(self) -> None:
+        self._last: dict[object, tuple[bytes, Process]] = {}
+
+    def process(
+        self,
+        name: object,
+        inputs: NDArray[np.float64],
+        outcomes: NDArray[np.float64],
+        least: Least | None = None,
+        units: NDArray[np.float64] | None = None,
+    ) -> Process:
+        """See `hpo_cluster.optimizers.bayesian.gaussian_process.Process.fitted`."""
+        from hpo_cluster.optimizers.bayesian.gaussian_process import LEAST, Process
+
+        digest = inputs.tobytes() + outcomes.tobytes() + (b"" if units is None else units.tobytes())
+        if name not in self._last or self._last[name][0] != digest:
+            self._last[name] = digest, Process.fitted(inputs, outcomes, least or LEAST, units)
+        return self._last[name][1]
 
 
 class FittedModels:
@@ -184,16 +206,18 @@ class FittedFeasibility:
     """
 
     def __init__(self, features: Features) -> None:
-        self._features, self._fitted = features, Fitted(KERNEL, LABELS)
+        self._features, self._fitted = features, Fitted()
 
-    def of(self, data: Dataset) -> Feasibility | None:
+    def of(self, data: Dataset) -> Acquisition | None:
         """Return the logarithm of the probability of feasibility; None if no trial was infeasible, or every one was."""
         ended = [row for row in data if row.observed or row.low][-LABELLED:]
         labels = np.array([-1.0 if row.state is State.INFEASIBLE else 1.0 for row in ended])
         if len(labels) == 0 or not np.ptp(labels) > 0:
             return None
+        from hpo_cluster.optimizers.bayesian.acquisition import LABELS, feasibility
+
         inputs = self._features.encode(np.array([row.point for row in ended]))
-        return Feasibility(self._fitted.process("feasible", inputs, labels))
+        return feasibility(self._fitted.process("feasible", inputs, labels, LABELS))
 
 
 def surrogate_of(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") -> Surrogate:

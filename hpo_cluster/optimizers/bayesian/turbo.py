@@ -37,8 +37,8 @@ from pydantic import Field
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.batch import Batch, Found, Points
 from hpo_cluster.optimizers.bayesian.encoding import Features
-from hpo_cluster.optimizers.bayesian.gaussian_process import Fitted
 from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome
+from hpo_cluster.optimizers.bayesian.surrogate import Fitted
 from hpo_cluster.optimizers.dataset import Dataset, Moment, Row
 from hpo_cluster.optimizers.designs.sequence import Design, lhs_block
 from hpo_cluster.optimizers.replay import Replay
@@ -189,7 +189,7 @@ class Turbo:
         self.features = Features(space)
         self._design = Design(space, lhs_block(settings.initial, space.dim, seed), seed)
         self._replay = Replay(lambda: Regions(settings.regions, settings.initial, space.dim))  # these three are caches
-        self._fitted = Fitted("matern")
+        self._fitted = Fitted()
         self._data: Dataset | None = None
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
@@ -247,11 +247,14 @@ class Turbo:
         outcomes = near.outcomes(self.settings.outcome)
         if len(outcomes) < 2 or not np.ptp(outcomes) > 0:
             return []
-        process = self._fitted.process(index, self.features.encode(near.points), outcomes)
-        candidates = self._candidates(region.best.point, region.length, process.scales, rng)
-        if len(candidates) == 0:
+        try:
+            process = self._fitted.process(index, self.features.encode(near.points), outcomes)
+            candidates = self._candidates(region.best.point, region.length, process.scales, rng)
+            if len(candidates) == 0:
+                return []
+            values = process.sample(self.features.encode(candidates), rng.standard_normal((len(candidates), 1)))[:, 0]
+        except ArithmeticError:
             return []
-        values = process.sample(self.features.encode(candidates), rng.standard_normal((len(candidates), 1)))[:, 0]
         order = np.argsort(-values, kind="stable")
         return [(float(process.location + process.spread * values[i]), candidates[i]) for i in order]
 

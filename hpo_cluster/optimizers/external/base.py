@@ -72,8 +72,8 @@ class External:
             raise ConfigError([fault], hint=f"pip install 'hpo_cluster[{self.name}]'")
         self._data: Dataset | None = None  # a cache
 
-    def library(self) -> Library:
-        """Return the library before the first event."""
+    def library(self, data: Dataset) -> Library:
+        """Return the library before the first event of a history."""
         raise NotImplementedError
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
@@ -107,7 +107,7 @@ class External:
 
     def _replayed(self, batch: Batch) -> Library:
         """Return the library after the events of the history and the proposals of this ask."""
-        library, worst = self.library(), batch.data.worst
+        library, worst = self.library(batch.data), batch.data.worst
         for moment in batch.data.moments():
             for row, ended in moment.by_trial():
                 if ended:

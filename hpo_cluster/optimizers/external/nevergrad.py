@@ -22,7 +22,7 @@ from pydantic import Field
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.batch import Points
-from hpo_cluster.optimizers.dataset import Row
+from hpo_cluster.optimizers.dataset import Dataset, Row
 from hpo_cluster.optimizers.external.base import External, Library, quiet
 from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask, derive_seed
@@ -76,7 +76,7 @@ class Nevergrad(External):
             fault = f"optimizer.algorithm: {settings.algorithm} cannot have several trials in flight, nor lose one"
             raise ConfigError([f"{fault}; CMA, TwoPointsDE and PSO can"])
 
-    def library(self) -> Library:
+    def library(self, data: Dataset) -> Library:
         """Return the algorithm before the first event."""
         return _Algorithm(self.space, self.settings, self.seed)
 

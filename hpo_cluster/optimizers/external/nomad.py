@@ -19,7 +19,7 @@ from pydantic import Field
 
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.batch import Points
-from hpo_cluster.optimizers.dataset import Row
+from hpo_cluster.optimizers.dataset import Dataset, Row
 from hpo_cluster.optimizers.external.base import External, Library
 from hpo_cluster.space import Space
 from hpo_cluster.space.sampling import Key, key_of
@@ -46,7 +46,7 @@ class Nomad(External):
 
     name, module = "nomad", "PyNomad"
 
-    def library(self) -> Library:
+    def library(self, data: Dataset) -> Library:
         """Return a search that has seen nothing."""
         return _Search(self.space, self.settings, self.seed)
 

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.batch import Points
-from hpo_cluster.optimizers.dataset import Row
+from hpo_cluster.optimizers.dataset import Dataset, Row
 from hpo_cluster.optimizers.external.base import External, Library
 from hpo_cluster.space import Categorical, Integer, Parameter, Space
 from hpo_cluster.trial import derive_seed
@@ -35,25 +35,36 @@ class OptunaSettings(OptimizerSettings):
     )
     initial: int = Field(default=10, ge=1, le=100_000, description="random trials before tpe, gp or cmaes decide")
 
+    @property
+    def several_faults(self) -> list[str]:
+        """Why these settings allow one objective only; empty if they do not."""
+        if self.sampler != "cmaes":
+            return []
+        return [
+            "optimizer.sampler=cmaes: has one objective only, and objective.metrics names several; accepted: "
+            "nsga2, tpe, gp"
+        ]
+
 
 class Optuna(External):
     """Proposes the points of a sampler of Optuna."""
 
     name = module = "optuna"
 
-    def library(self) -> Library:
-        """Return a study without trials."""
-        return _Study(self.space, self.settings, self.seed)
+    def library(self, data: Dataset) -> Library:
+        """Return a study without trials, of the objectives that the history has."""
+        return _Study(self.space, self.settings, self.seed, data)
 
 
 class _Study:
     """An Optuna study.
 
     CMA-ES and NSGA-II keep their state in attributes of the trials that they make, so these trials are made again. TPE
-    and the Gaussian process read only parameters and values, so trials are added with them.
+    and the Gaussian process read only parameters and values, so trials are added with them. With several objectives a
+    trial that diverged or was infeasible has the worst value of each, and violates the constraints, if there are any.
     """
 
-    def __init__(self, space: Space, settings: OptunaSettings, seed: int) -> None:
+    def __init__(self, space: Space, settings: OptunaSettings, seed: int, data: Dataset) -> None:
         if settings.sampler == "gp":
             import torch  # noqa: F401 - before the seeds are set, so that `quiet` knows of it
         import optuna
@@ -61,7 +72,10 @@ class _Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.settings, self.seed = space, settings, seed
         self.distributions = {name: self._distribution(name) for name in space.axes}
-        self.study = optuna.create_study(direction="maximize", sampler=self._sampler(seed))
+        self.several, self.constraints = len(data.objectives), data.slacks.shape[1]
+        self.worst, self.violations = data.worst_targets, dict[int, list[float]]()
+        directions = ["maximize"] * (self.several or 1)
+        self.study = optuna.create_study(directions=directions, sampler=self._sampler(seed))
         self.remade = settings.sampler in ("cmaes", "nsga2")
         self.numbers: dict[int, int] = {}  # our trial -> number in the study
 
@@ -89,10 +103,13 @@ class _Study:
         """Tell the study the value of the trial, or that it failed."""
         import optuna
 
+        number = self.numbers[row.trial]
         if math.isnan(target):
-            self.study.tell(self.numbers[row.trial], state=optuna.trial.TrialState.FAIL)
-        else:
-            self.study.tell(self.numbers[row.trial], target)
+            self.study.tell(number, state=optuna.trial.TrialState.FAIL)
+            return
+        self.violations[number] = [-slack for slack in row.slacks] if row.observed else [1.0] * self.constraints
+        targets = row.targets if row.observed else self.worst
+        self.study.tell(number, targets if self.several else target)
 
     def draw(self, trial: int, attempt: int) -> Points:
         """Return the point of a new trial; the trial itself is thrown away."""
@@ -110,13 +127,19 @@ class _Study:
     def _sampler(self, seed: int) -> Any:
         from optuna import samplers
 
+        initial = {"seed": seed, "n_startup_trials": self.settings.initial}
+        bounds = {"constraints_func": self._violations} if self.constraints else {}
         if self.settings.sampler == "tpe":
-            return samplers.TPESampler(seed=seed, n_startup_trials=self.settings.initial, constant_liar=True)
+            return samplers.TPESampler(**initial, constant_liar=True, **bounds)
         if self.settings.sampler == "gp":
-            return samplers.GPSampler(seed=seed, n_startup_trials=self.settings.initial)
+            return samplers.GPSampler(**initial, **bounds)
         if self.settings.sampler == "cmaes":
-            return samplers.CmaEsSampler(seed=seed, n_startup_trials=self.settings.initial)
-        return samplers.NSGAIISampler(seed=seed, population_size=20)
+            return samplers.CmaEsSampler(**initial)
+        return samplers.NSGAIISampler(seed=seed, population_size=20, **bounds)
+
+    def _violations(self, trial: Any) -> list[float]:
+        """Return how far a trial of the study violates each constraint: above 0 if it does."""
+        return self.violations.get(trial.number, [1.0] * self.constraints)
 
     def _distribution(self, name: str) -> Any:
         from optuna import distributions

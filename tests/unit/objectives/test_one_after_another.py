@@ -72,7 +72,7 @@ def make_attempt(folder: Path, number: int, what: str = "", turns: int = 3, ling
 def start(files: AttemptLayout) -> subprocess.Popen[str]:
     program = files.dir.parents[2] / "program.py"
     program.write_text(PROGRAM)
-    command = [sys.executable, str(program), str(files.dir)]
+    command = ["env", "--default-signal=INT", sys.executable, str(program), str(files.dir)]  # ignored in the background
     return subprocess.Popen(
         command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -41,6 +41,27 @@ class OutOfMemoryError(RuntimeError):
     """Named as torch's."""
 
 
+@pytest.mark.parametrize(("gpus", "factor"), [(0, 1), (1, 1), (4, 4)])
+def test_gpu_seconds_are_those_of_the_work_on_every_gpu(attempt_dir: Path, gpus: int, factor: int) -> None:
+    params = json.loads((attempt_dir / "params.json").read_text())
+    (attempt_dir / "params.json").write_text(json.dumps({**params, "gpus": gpus}))
+
+    def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
+        attempt.phase("import")
+        time.sleep(0.2)
+        attempt.phase("train")
+        attempt.earlier_s = 10.0  # an earlier attempt's training, which goes on here
+        time.sleep(0.05)
+        attempt.phase("score")
+        return {"metrics": {"value": 1.0}}
+
+    assert worker.main(evaluate, [str(attempt_dir)]) == 0
+    result = read_json(attempt_dir / "result.json") or {}
+    seconds = 10.0 + result["seconds"]["train"] + result["seconds"]["score"]
+    assert result["gpu_seconds"] == pytest.approx(factor * seconds, abs=0.02)
+    assert "gpu_seconds" not in result["metrics"]  # only where a campaign asks for it
+
+
 def test_a_result_is_published_with_its_circumstances(attempt_dir: Path) -> None:
     def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
         attempt.phase("train")

@@ -70,9 +70,8 @@ def test_beats_random_search(name: str, settings: dict[str, Any]) -> None:
 
 def test_finds_the_optimum_beside_a_cliff() -> None:
     function = FUNCTIONS["cliff"]
-    assert campaign(function, "bo", 0, 25)[-1] < 0.5 * np.median(
-        [campaign(function, "random", s, 25)[-1] for s in range(5)]
-    )
+    ours, theirs = ([campaign(function, name, s, 25)[-1] for s in range(3)] for name in ("bo", "random"))
+    assert np.median(ours) < 0.5 * np.median(theirs)
 
 
 def test_starts_with_its_design() -> None:
@@ -311,28 +310,6 @@ def test_the_prior_has_a_say_that_decays() -> None:
     assert away[0] > 0.3
     assert away[1] < 0.15
     assert away[2] < away[0]
-
-
-def test_the_models_prior_is_the_spaces_at_its_values_and_has_a_gradient() -> None:
-    space = Space(
-        {
-            "x": Float(1e-4, 1.0, log=True, prior=Prior(1e-2, 0.2)),
-            "n": Integer(1, 9, prior=Prior(3, 0.2)),
-            "b": Categorical((False, True), prior=(1, 3)),
-            "o": Categorical((2, 4, 8), ordered=True, prior=(1, 2, 5)),
-        }
-    )
-    features = Features(space)
-    points = space.snap(np.random.default_rng(0).random((20, 4)))
-    columns = features.encode(points)
-    ours, gradient = features.log_prior(columns)
-    theirs = space.log_prior(points)
-    assert ours - ours[0] == pytest.approx(theirs - theirs[0])
-    inside = np.clip(columns, 1e-3, 1 - 1e-3) - 1e-4  # off the values, where the slope of a discrete one jumps
-    steps = 1e-7 * np.eye(4)
-    numeric = [(features.log_prior(inside + s)[0] - features.log_prior(inside - s)[0]) / 2e-7 for s in steps]
-    assert features.log_prior(inside)[1] == pytest.approx(np.stack(numeric, axis=1), rel=1e-4, abs=1e-4)
-    assert np.all(gradient[:, 2] > 0)
 
 
 @pytest.mark.parametrize(("acquisition", "least"), [("qlognei", 1.9), ("ucb", 1.9), ("thompson", 1.5)])

@@ -14,7 +14,7 @@ from hpo_cluster.driver.spec import choose_optimizer
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.batch import Points
-from hpo_cluster.optimizers.dataset import Row
+from hpo_cluster.optimizers.dataset import Dataset, Row
 from hpo_cluster.optimizers.external.base import External
 from hpo_cluster.optimizers.registry import make_optimizer, make_settings
 from hpo_cluster.space import Categorical, Configuration, Float, Integer, Space
@@ -92,7 +92,7 @@ class Heard(External):
         super().__init__(SPACE, OptimizerSettings(), 0)
         self.story: list[tuple[int, str]] = []
 
-    def library(self) -> Heard:
+    def library(self, data: Dataset) -> Heard:
         self.story = []
         return self
 

@@ -11,7 +11,7 @@ import pytest
 from support import memory_edge
 
 from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
-from hpo_cluster.optimizers.bayesian.acquisition import NoisyImprovement
+from hpo_cluster.optimizers.bayesian import acquisition
 from hpo_cluster.optimizers.bayesian.mosaic import SHARES, WIDE, Credit, Mosaic, MosaicSettings
 from hpo_cluster.optimizers.bayesian.observations import VARIED
 from hpo_cluster.optimizers.dataset import Dataset
@@ -130,7 +130,7 @@ def test_losing_the_caches_changes_nothing() -> None:
 
 
 def test_falls_back_to_the_design_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(NoisyImprovement, "__call__", lambda self, columns: np.full(len(columns), np.nan))
+    monkeypatch.setattr(acquisition, "noisy_improvement", lambda *_: lambda inputs: inputs[:, 0, 0] * math.nan)
     points = np.random.default_rng(0).random((20, 2))
     for local in (0.0, 1.0):
         (proposal,) = make_optimizer("mosaic", SQUARE, initial=4, local=local).ask(bowl(points), 1).proposals
