@@ -8,9 +8,8 @@ The tasks, their prompts and their tokens are read once for all evaluations of a
 from __future__ import annotations
 
 import copy
-import importlib.util
+import gc
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,9 +20,10 @@ from typing import Any
 from hpo_cluster.cli.config.compose import compose
 from hpo_cluster.cli.config.schema import Config
 from hpo_cluster.errors import AttemptError
+from hpo_cluster.objectives.lora.inputs import checked_checkpoint, load_examples
+from hpo_cluster.objectives.lora.schedule import make_plan
 from hpo_cluster.objectives.lora.settings import LoraObjective, effective_train
 from hpo_cluster.objectives.worker import Attempt
-from hpo_cluster.record.layout import resources_dir
 from hpo_cluster.space import Value
 from hpo_cluster.trial import ErrorKind
 
@@ -42,16 +42,6 @@ def configuration() -> Config:
 def rung_steps(steps: int) -> dict[str, int]:
     """Return the number of steps that each of `SHARES` is of `steps`; at least one."""
     return {name: max(1, round(steps * share)) for name, share in SHARES.items()}
-
-
-def load_program() -> Any:
-    """Return ``jobs/lora.py`` as a module."""
-    spec = importlib.util.spec_from_file_location("lora_job", resources_dir() / "jobs" / "lora.py")
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[spec.name] = program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    return program
 
 
 class Silent(Attempt):
@@ -88,6 +78,7 @@ class Look:
         """Return the measurements as one level of JSON; the error only if there is one."""
         row = {"step": self.step, "tokens": self.tokens, "train_s": round(self.train_s, 3)}
         row |= {"score_s": round(self.score_s, 3), **{name: round(v, 6) for name, v in self.metrics.items()}}
+        gc.collect()  # models are parts of cycles
         return row | ({"error": self.error} if self.error else {})
 
 
@@ -105,16 +96,16 @@ class Evaluator:
         settings = self.config.objective.job_settings(self.config.resolve)
         storage_dir = Path(settings.pop("storage_dir"))
         self.objective = LoraObjective.model_validate(settings)
-        self.job = load_program()
+        from benchmarks.job.kernels import load_job
+
+        self.job = load_job()
         self.device = self.job.prepare_process(storage_dir)
         from benchmarks.village.scoring import read_questions
         from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 
-        self.tokenizers = Tokenizers(self.job.checked_checkpoint(self.objective))
+        self.tokenizers = Tokenizers(checked_checkpoint(self.objective))
         # no parameter of the space changes the examples
-        self.train_examples, self.val_examples = self.job.load_examples(
-            self.objective, self.objective.train, self.tokenizers
-        )
+        self.train_examples, self.val_examples = load_examples(self.objective, self.objective.train, self.tokenizers)
         with tempfile.TemporaryDirectory(prefix="village-") as scratch:
             self.questions = read_questions(self.objective, self.tokenizers, Path(scratch))
 
@@ -131,15 +122,18 @@ class Evaluator:
             has three, a shorter one has only its last. ``error``: kind and message if the training diverged. And
             ``steps``, ``schedule``, ``examples``, ``tokens``, ``trainable_parameters``, CPU seconds.
         """
+        from hpo_cluster.objectives.lora.base_model import load_model
+        from hpo_cluster.objectives.lora.run import Run
+
         began = time.process_time()
         train = effective_train(self.objective.train, parameters)
         if share != "1":
-            whole = self.job.make_plan(train, len(self.train_examples))
+            whole = make_plan(train, len(self.train_examples))
             train = effective_train(train, {"max_steps": rung_steps(whole.steps)[share]})
-        plan = self.job.make_plan(train, len(self.train_examples))
+        plan = make_plan(train, len(self.train_examples))
         self.job.seed_everything(seed)
-        model = self.job.load_model(self.tokenizers.checkpoint_dir, train, self.device, baseline=False)
-        run = self.job.Run(model, train, self.device, seed)
+        model = load_model(self.tokenizers.checkpoint_dir, train, self.device, baseline=False)
+        run = Run(model, train, self.device, seed)
         training = Training(self, run, plan.steps, share)
         training.state.optimizer = self.job.make_optimizer(model, train)
         load_s = time.process_time() - began
@@ -158,6 +152,7 @@ class Evaluator:
             "train_s": round(training.seconds, 3),
             "total_s": round(load_s + training.seconds + (last.score_s if last else 0.0), 3),
         }
+        gc.collect()  # models are parts of cycles
         return row | ({"error": error} if error else {})
 
     def measure(self, run: Any) -> dict[str, float]:
@@ -185,8 +180,10 @@ class Training:
     """
 
     def __init__(self, evaluator: Evaluator, run: Any, steps: int, share: str) -> None:
+        from hpo_cluster.objectives.lora.progress import State
+
         self.evaluator, self.run = evaluator, run
-        self.state = evaluator.job.State()
+        self.state = State()
         self.share, self.attempt = share, Silent()
         steps_of = rung_steps(steps) if share == "1" else {share: steps}
         self.due = {name: step for name, step in steps_of.items() if name != share}
