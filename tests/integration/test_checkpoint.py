@@ -34,7 +34,7 @@ from support import drivers
 from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.command import CommandObjective
-from hpo_cluster.objectives.lora import checkpoint, language_model
+from hpo_cluster.objectives.lora import checkpoint, language_model, progress
 from hpo_cluster.objectives.lora.settings import LoraObjective
 from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.status import campaign_status
@@ -254,7 +254,7 @@ def test_a_full_disk_does_not_end_the_training(
         calls.append(1)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_checkpoint", fail)
+    monkeypatch.setattr(progress, "write_checkpoint", fail)
     run_attempt(tmp_path / "a0", objective(data, checkpoint_interval_s=1e-6, **TRAINING))
     assert len(calls) > 15
     assert "checkpoint at step 3 not saved" in caplog.text
