@@ -142,7 +142,8 @@ def test_sigterm_ends_ranks_that_do_not_look(tmp_path: Path) -> None:
 
 def start(folder: Path, *ranks: list[Any]) -> subprocess.Popen[bytes]:
     """Start a real job in a process group of its own; return when its ranks are at work."""
-    command = [sys.executable, light_ranks.__file__, str(write(folder, *ranks))]
+    program = [sys.executable, light_ranks.__file__, str(write(folder, *ranks))]
+    command = ["env", "--default-signal=INT", *program]  # tests in the background ignore it
     job = subprocess.Popen(command, start_new_session=True)
     wait_until(lambda: "train" in ((worker.read_json(folder / "progress.json") or {}).get("phase") or ""))
     assert len(living(job.pid)) == len(ranks)
