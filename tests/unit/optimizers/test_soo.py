@@ -150,7 +150,9 @@ def test_an_ask_reads_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     run.run(optimizer, 300, workers=4)
     read, replayed = list[int](), list[int]()
     original = dataset._row
-    monkeypatch.setattr(dataset, "_row", lambda space, cells: read.append(cells["trial"]) or original(space, cells))
+    monkeypatch.setattr(
+        dataset, "_row", lambda space, cells, *more: read.append(cells["trial"]) or original(space, cells, *more)
+    )
     apply = SOOTree.apply
     monkeypatch.setattr(SOOTree, "apply", lambda tree, moment: replayed.append(1) or apply(tree, moment))
     run.run(optimizer, 320, workers=4)
