@@ -11,13 +11,13 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from hpo_cluster.objectives.signals import handled
 from hpo_cluster.record.attempt_files import job_identity
 from hpo_cluster.record.files import read_json, refresh
 from hpo_cluster.record.layout import AttemptLayout
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks for a decision: first, and at most. The driver usually answers within a second.
 FIRST_LOOK_S, LAST_LOOK_S = 0.1, 1.0
-#: Signals that ask a job to end.
-ENDING = (signal.SIGUSR2, signal.SIGTERM)
 
 
 def has_another_turn(params: dict[str, Any]) -> bool:
@@ -44,15 +42,8 @@ def noting_signals() -> Iterator[list[int]]:
     def note(number: int, _frame: FrameType | None) -> None:
         seen.append(number)
 
-    if threading.current_thread() is not threading.main_thread():  # other threads may not set signal handlers
+    with handled(note):
         yield seen
-        return
-    before = {number: signal.signal(number, note) for number in ENDING}
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def next_attempt(files: AttemptLayout, linger_s: float, signals: list[int]) -> Path | None:

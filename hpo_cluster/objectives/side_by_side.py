@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hpo_cluster.objectives.signals import handled
 from hpo_cluster.record.attempt_files import CLAIMED_EXIT_STATUS, SCHEMA
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.files import dumps, publish_once, read_json
@@ -168,8 +169,7 @@ def run(program: Path, directories: Sequence[Path], gpus: int) -> int:
         for lane in lanes:
             lane.signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGUSR2, signal.SIGTERM)}
-    try:
+    with handled(pass_on):
         alive, cancelled = list(lanes), set[Lane]()
         while alive:
             time.sleep(POLL_S)
@@ -184,9 +184,6 @@ def run(program: Path, directories: Sequence[Path], gpus: int) -> int:
                 if lane not in cancelled and not ending:  # if the whole job is being ended, the scheduler knows why
                     lane.report_silence()
             alive = [lane for lane in alive if lane not in ended]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return int(any(lane.process.returncode for lane in lanes))
 
 

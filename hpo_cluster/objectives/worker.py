@@ -33,7 +33,6 @@ import secrets
 import shutil
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -50,6 +49,7 @@ from hpo_cluster.objectives.one_after_another import (
     start_program_again,
     write_log_of,
 )
+from hpo_cluster.objectives.signals import END_SIGNALS, handled, in_main_thread
 from hpo_cluster.record.attempt_files import (
     CHECKPOINT_LIST,
     CLAIMED_EXIT_STATUS,
@@ -69,7 +69,6 @@ from hpo_cluster.trial import ErrorKind
 log = logging.getLogger(__name__)
 
 PROGRESS_PERIOD_S = 1.0
-HANDLED = (signal.SIGUSR2, signal.SIGTERM)
 
 #: Packages whose versions a result records, if they are installed.
 RECORDED_PACKAGES = (
@@ -232,6 +231,27 @@ def classify(error: BaseException) -> str:
     return ErrorKind.CODE
 
 
+def described(error: BaseException, attempt: Attempt) -> dict[str, Any]:
+    """Return kind, message, traceback (JSON) and what was used, of an exception that ends the attempt.
+
+    Called where the exception is handled. The traceback of a fault in the code is printed too.
+    """
+    kind, message = classify(error), str(error) or type(error).__name__
+    if isinstance(error, KeyboardInterrupt):  # submitit's local executor ends a job with SIGINT at its walltime
+        kind, message = ErrorKind.INTERRUPTED, f"SIGINT asked to end during {attempt.current_phase}"
+    elif attempt.interrupted is not None and isinstance(error, SystemExit):
+        kind = ErrorKind.INTERRUPTED
+    if kind == ErrorKind.CODE:
+        traceback.print_exc()
+    return {
+        "kind": str(kind),
+        "message": message,
+        "traceback": redact(traceback.format_exc())[-8000:],
+        **attempt.used(),
+        **getattr(error, "fields", {}),
+    }
+
+
 #: Messages of torch, safetensors and programs started by the job if they cannot write.
 _DISK_WORDS = re.compile(
     r"No space left on device|Disk quota exceeded|Stale file handle"
@@ -302,24 +322,10 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
         reserve.publish_once(attempt.files.result, dumps(document))
         attempt.remove_checkpoints()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        kind, message = classify(error), str(error) or type(error).__name__
-        if isinstance(error, KeyboardInterrupt):  # submitit's local executor ends a job with SIGINT at its walltime
-            kind, message = ErrorKind.INTERRUPTED, f"SIGINT asked to end during {attempt.current_phase}"
-        elif attempt.interrupted is not None and isinstance(error, SystemExit):
-            kind = ErrorKind.INTERRUPTED
-        if kind == ErrorKind.CODE:
-            traceback.print_exc()
-        _print_failure(kind, message)
-        document = {
-            **common,
-            "ended_at": utc_now(),
-            "kind": str(kind),
-            "message": redact(message)[:4000],
-            "traceback": redact(traceback.format_exc())[-8000:],
-            "seconds": attempt.seconds(),
-            **attempt.used(),
-            **getattr(error, "fields", {}),
-        }
+        failure = described(error, attempt)
+        _print_failure(failure["kind"], failure["message"])
+        failure["message"] = redact(failure["message"])[:4000]
+        document = {**common, "ended_at": utc_now(), "seconds": attempt.seconds(), **failure}
         reserve.publish_once(attempt.files.error, dumps(document))
         return 1
     finally:
@@ -346,21 +352,21 @@ def _keep_from_children() -> None:
     """
 
     def forget() -> None:
-        for number in HANDLED:
+        for number in END_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         let_through()
 
     def hold() -> None:  # a child must not receive a signal before it has dropped the handler
-        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
 
     def let_through() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
 
     os.register_at_fork(before=hold, after_in_parent=let_through, after_in_child=forget)
 
 
 @contextlib.contextmanager
-def _signals(attempt: Attempt) -> Iterator[None]:
+def signals_interrupting(attempt: Attempt) -> Iterator[None]:
     """Let SIGUSR2 and SIGTERM interrupt the attempt while the context is open."""
     asked: set[int] = set()
 
@@ -373,16 +379,10 @@ def _signals(attempt: Attempt) -> Iterator[None]:
             asked.add(number)  # a second SIGTERM must not disturb the shutdown
             raise SystemExit(str(attempt.interruption()))  # not an Exception: programs often catch those
 
-    if threading.current_thread() is not threading.main_thread():  # other threads may not set signal handlers
+    if in_main_thread():
+        _keep_from_children()
+    with handled(handle):
         yield
-        return
-    _keep_from_children()
-    before = {number: signal.signal(number, handle) for number in HANDLED}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def main(evaluate: Callable[[Attempt], Mapping[str, Any]], argv: list[str] | None = None) -> int:
@@ -401,7 +401,7 @@ def main(evaluate: Callable[[Attempt], Mapping[str, Any]], argv: list[str] | Non
     attempt = Attempt(directory)
     if arguments.copy_to is None and has_another_turn(attempt.params):
         return run_one_after_another(attempt, evaluate)
-    with _signals(attempt):
+    with signals_interrupting(attempt):
         status = run(attempt, evaluate)
     if arguments.copy_to is not None and status != CLAIMED_EXIT_STATUS:
         log.info("written: %s", directory / ("result.json" if status == 0 else "error.json"))
@@ -413,7 +413,7 @@ def run_one_after_another(attempt: Attempt, evaluate: Callable[[Attempt], Mappin
     program = Path(sys.argv[0]).resolve()
     with noting_signals() as signals:
         while True:
-            with _signals(attempt):
+            with signals_interrupting(attempt):
                 if signals:
                     return 0  # the attempt is not claimed, so the driver gives it to another job
                 status = run(attempt, evaluate)

@@ -31,9 +31,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -45,8 +43,8 @@ from typing import Any
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.lora.ranks import RankLostError, Ranks
-from hpo_cluster.objectives.worker import HANDLED, PROGRESS_PERIOD_S, Attempt
-from hpo_cluster.record.files import redact
+from hpo_cluster.objectives.signals import END_SIGNALS, handled
+from hpo_cluster.objectives.worker import PROGRESS_PERIOD_S, Attempt
 from hpo_cluster.record.processes import end_with_parent
 from hpo_cluster.trial import ErrorKind
 
@@ -152,11 +150,8 @@ class Team:
     @contextlib.contextmanager
     def receiving_signals_of(self, attempt: Attempt) -> Iterator[None]:
         """Within the context, pass SIGUSR2 and SIGTERM on to the first rank, after the attempt's own handlers."""
-        if threading.current_thread() is not threading.main_thread():  # other threads may not set signal handlers
-            yield
-            return
         first = self._members[0].process
-        before = {number: signal.getsignal(number) for number in HANDLED}
+        before = {number: signal.getsignal(number) for number in END_SIGNALS}
 
         def pass_on(number: int, frame: FrameType | None) -> None:
             own = before[signal.Signals(number)]
@@ -165,13 +160,8 @@ class Team:
             first.send_signal(number)
 
         attempt.looks = True  # SIGTERM ends it as soon as the first rank has answered
-        for number in HANDLED:
-            signal.signal(number, pass_on)
-        try:
+        with handled(pass_on):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def evaluate(self, attempt: Attempt) -> dict[str, Any]:
         """Let the ranks evaluate an attempt; see `evaluate`."""
@@ -247,7 +237,7 @@ def _team_of(count: int, program: Path) -> Team:
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
     """Block the handled signals; processes that are started within the context begin with them blocked."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     try:
         yield
     finally:
@@ -360,25 +350,13 @@ def _answer(evaluate: Evaluate, attempt: AttemptOfRank, ranks: Ranks) -> tuple[A
     try:
         if not ranks.first:
             _ignore_signals()
-        with worker._signals(attempt) if ranks.first else contextlib.nullcontext():
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+        with worker.signals_interrupting(attempt) if ranks.first else contextlib.nullcontext():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
             return ("done", dict(evaluate(attempt, ranks)))
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        kind = worker.classify(error)
-        if attempt.interrupted is not None and isinstance(error, SystemExit):
-            kind = ErrorKind.INTERRUPTED
-        if kind == ErrorKind.CODE:
-            traceback.print_exc()
-        document = {
-            "kind": str(kind),
-            "message": str(error) or type(error).__name__,
-            "traceback": redact(traceback.format_exc())[-8000:],
-            **attempt.used(),
-            **getattr(error, "fields", {}),
-        }
-        return ("failed", document, isinstance(error, RankLostError))
+        return ("failed", worker.described(error, attempt), isinstance(error, RankLostError))
 
 
 def _ignore_signals() -> None:
-    for number in HANDLED:
+    for number in END_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
