@@ -105,13 +105,13 @@ def fine_tune_and_score(attempt: Attempt, ranks: Ranks) -> dict[str, Any]:
         checkpoint_dir = checked_checkpoint(objective)
         tokenizers = kept.tokenizers(checkpoint_dir)
         tasks = checked_tasks(objective, tokenizers, Path(scratch)) if ranks.first else {}
-        unlike = unlike_litgpt(tokenizers)
-        if unlike and ranks.first:
-            log.warning("unlike LitGPT, as transformers: %s", ", ".join(f"{k}={v}" for k, v in unlike.items()))
         train_examples, val_examples = load_examples(objective, train, tokenizers, storage_dir / "tokenized")
         without_labels = 0 if attempt.baseline else count_without_labels(objective, train_examples)
         seed_everything(seed)  # before the model is made: its adapter is random
         model = load_model(checkpoint_dir, train, device, baseline=attempt.baseline)
+        unlike = unlike_litgpt(tokenizers, model.config)
+        if unlike and ranks.first:
+            log.warning("unlike LitGPT, as transformers: %s", ", ".join(f"{k}={v}" for k, v in unlike.items()))
         run = Run(model, train, device, seed, ranks)
         state = State()
         keep = Keeper(attempt, run, state, sample=meter.sample)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from litgpt.lora import LoRALinear, LoRAQKVLinear
+from litgpt.lora import LoRAQKVLinear
 from torch.nn import functional
 
 from benchmarks.job.cases import MODELS, SHAPES, Case, build, village
@@ -30,6 +30,7 @@ from benchmarks.job.routes import objective_of
 from hpo_cluster.objectives.lora.adamw import AdamW
 from hpo_cluster.objectives.lora.base_model import default_dtype, load_model
 from hpo_cluster.objectives.lora.dropout import GivenDropout, Site, StepMasks
+from hpo_cluster.objectives.lora.low_rank import has_update
 from hpo_cluster.objectives.lora.packed_forward import PackedModel
 from hpo_cluster.objectives.lora.packing import Pass, passes
 from hpo_cluster.objectives.lora.run import Run
@@ -93,7 +94,7 @@ class Group:
 
 def layers(model: Any) -> list[tuple[str, Any]]:
     """Return the layers with updates by name."""
-    return [(n, m) for n, m in model.named_modules() if isinstance(m, LoRALinear) and hasattr(m, "lora_A")]
+    return [(name, module) for name, module in model.named_modules() if has_update(module)]
 
 
 # --- one after another -----------------------------------------------------------------------------------------------

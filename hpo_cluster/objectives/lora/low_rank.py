@@ -16,9 +16,14 @@ from litgpt.lora import LoRALinear, LoRAQKVLinear
 from hpo_cluster.objectives.lora.dropout import GivenDropout
 
 
+def has_update(module: Any) -> bool:
+    """Return whether a module is a linear layer with a low-rank update."""
+    return isinstance(module, LoRALinear) and hasattr(module, "lora_A")
+
+
 def short_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """Return a forward method with fewer kernels for a linear layer with updates; None for other modules."""
-    if not isinstance(module, LoRALinear) or not hasattr(module, "lora_A"):
+    if not has_update(module):
         return None
     if isinstance(module, LoRAQKVLinear):
         ones = [module.lora_B.new_ones(rows, 1, requires_grad=False) for rows in module.qkv_shapes]

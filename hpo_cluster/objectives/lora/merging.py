@@ -10,7 +10,9 @@ import math
 from typing import Any
 
 import torch
-from litgpt.lora import LoRALinear, LoRAQKVLinear
+from litgpt.lora import LoRAQKVLinear
+
+from hpo_cluster.objectives.lora.low_rank import has_update
 
 #: Largest number of weights whose rounding error is computed at once.
 AT_ONCE = 2**24
@@ -68,7 +70,7 @@ def update(layer: Any) -> torch.Tensor:
 
 
 def _adapted(model: Any) -> list[Any]:
-    return [layer for layer in model.modules() if isinstance(layer, LoRALinear) and hasattr(layer, "lora_A")]
+    return [layer for layer in model.modules() if has_update(layer)]
 
 
 class _Loss:

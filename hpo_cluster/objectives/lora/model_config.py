@@ -53,15 +53,18 @@ def _of_transformers(checkpoint_dir: Path, norm_class: str) -> float | None:
     return next((float(value) for value in values if value is not None), None)
 
 
-def unlike_litgpt(tokenizers: Tokenizers) -> dict[str, Any]:
-    """Return what LitGPT by itself would do otherwise with a checkpoint; each with the value that is used here."""
+def unlike_litgpt(tokenizers: Tokenizers, config: Any) -> dict[str, Any]:
+    """Return what LitGPT by itself would do otherwise with a checkpoint; each with the value that is used here.
+
+    Args:
+        tokenizers: of the checkpoint.
+        config: result of `read_config`.
+    """
     from litgpt.config import Config
 
-    checkpoint_dir = tokenizers.checkpoint_dir
-    theirs = Config.from_file(checkpoint_dir / FILE)
     found = dict[str, Any]()
     if tokenizers.adds_bos != tokenizers.litgpt_adds_bos:
         found["adds_bos"] = tokenizers.adds_bos
-    if (epsilon := norm_epsilon(checkpoint_dir, theirs)) != theirs.norm_eps:
-        found["norm_eps"] = epsilon
+    if config.norm_eps != Config.from_file(tokenizers.checkpoint_dir / FILE).norm_eps:
+        found["norm_eps"] = config.norm_eps
     return found
