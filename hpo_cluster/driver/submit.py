@@ -69,6 +69,11 @@ class Submitter:
         spec = self._campaign.spec
         return max(1, spec.operation.slots // spec.launcher.trials_per_node)
 
+    @property
+    def _jobs(self) -> set[str]:
+        """The names of the jobs that evaluate trials now, or wait to."""
+        return {attempt.job_name for _, attempt in self._campaign.with_job()}
+
     def is_shut(self) -> bool:
         """Return whether no job may be submitted just now, because of `launcher.not_before` or `launcher.window`."""
         reason = self._campaign.spec.hours.reason_to_wait(clock.now())
@@ -84,11 +89,10 @@ class Submitter:
 
         The places of a job are free again when all its trials have ended, or when the job waits for other ones.
         """
-        with_job = self._campaign.with_job()
-        waiting = len(self._campaign.record.in_flight) - len(with_job)
-        jobs = {attempt.job_name for _, attempt in with_job}
-        beside = sum(attempt.job_name in jobs for _, attempt in self._places.free())  # in jobs that run others
-        return (self._jobs_at_most - len(jobs)) * self._campaign.spec.launcher.trials_per_node + beside - waiting
+        waiting = len(self._campaign.record.in_flight) - len(self._campaign.with_job())
+        jobs = self._jobs
+        places = sum(attempt.job_name in jobs for _, attempt in self._places.free())  # in jobs that run others
+        return (self._jobs_at_most - len(jobs)) * self._campaign.spec.launcher.trials_per_node + places - waiting
 
     def submit(self) -> None:
         """Submit jobs for the trials that have none; if the scheduler does not accept one, wait and try again.
@@ -109,8 +113,7 @@ class Submitter:
             known = trials[0].attempt is not None and trials[0].attempt.job_name in self._unsure
             if self.is_shut() and (not known or trials[0].attempts[-1].job_name in self._not_found):
                 continue
-            jobs = {attempt.job_name for _, attempt in self._campaign.with_job()}
-            if not known and len(jobs) >= self._jobs_at_most:
+            if not known and len(self._jobs) >= self._jobs_at_most:
                 return
             with self._campaign.holding(trials):
                 try:
@@ -135,7 +138,7 @@ class Submitter:
             return
         fresh, places = self._fresh(), self._places.free()
         for trial in fresh:
-            jobs = {attempt.job_name for _, attempt in campaign.with_job()}
+            jobs = self._jobs
             full = len(jobs) >= self._jobs_at_most
             place = next((place for place in places if not full or place[1].job_name in jobs), None)
             if place is None:
