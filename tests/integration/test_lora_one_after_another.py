@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_bench import BUNDLE, PROGRAM, TRAIN, adapter, learned, max_difference, write_attempt, write_data
+from lora_bench import PROGRAM, adapter, learned, max_difference, write_attempt, write_data
+from lora_bench import objective as village_objective
 
 from hpo_cluster.objectives.lora import kept
 from hpo_cluster.objectives.lora.settings import LoraObjective
@@ -29,21 +30,9 @@ DIVERGES = {"lora_rank": 4, "learning_rate": 1e30}
 @pytest.fixture(scope="module")
 def objective(tmp_path_factory: pytest.TempPathFactory) -> LoraObjective:
     data = write_data(tmp_path_factory.mktemp("lora") / "data")
-    return LoraObjective.model_validate(
-        {
-            "model": {"name": "village", "checkpoint_dir": str(BUNDLE / "checkpoint")},
-            "data": {"name": "village", "path": str(data)},
-            "tasks": {
-                "name": "village",
-                "validation": "village_val",
-                "test": ["village_test"],
-                "include_path": str(BUNDLE / "tasks"),
-                "limit": 24,
-                "num_fewshot": 2,
-            },
-            "train": TRAIN,
-        }
-    )
+    settings = village_objective(data).model_dump()
+    settings["tasks"]["num_fewshot"] = 2
+    return LoraObjective.model_validate(settings)
 
 
 def run(folder: Path) -> None:

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import drivers
+from support.waiting import wait
 
 from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.objectives.side_by_side import share
@@ -42,14 +42,6 @@ def evaluate(attempt):
 
 sys.exit(worker.main(evaluate))
 """
-
-
-def wait(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return found
 
 
 class Job:
@@ -124,12 +116,13 @@ class JobWithTurns(Job):
         return super().start(**environment)
 
 
-def follower(folder: Path, seconds: float) -> AttemptLayout:
-    """An attempt that a running job may be given."""
+def given_another(job: JobWithTurns, folder: Path) -> AttemptLayout:
+    """Another attempt, which lasts, for the place of the first one."""
     files = AttemptLayout(folder / "later")
     files.dir.mkdir()
     params = {"schema": SCHEMA, "token": "later", "seed": 0, "settings": {}, "turn": 2}
-    files.params.write_text(json.dumps({**params, "parameters": {"seconds": seconds}}))
+    files.params.write_text(json.dumps({**params, "parameters": {"seconds": 1000}}))
+    publish_next(job.attempts[0], Next(files.dir, "later"))
     return files
 
 
@@ -145,8 +138,7 @@ def test_one_that_waits_is_killed_and_no_attempt_is_given_to_it(tmp_path: Path) 
 def test_one_that_is_killed_with_its_second_attempt_is_reported_there(tmp_path: Path) -> None:
     job = JobWithTurns(tmp_path, 0, 1000)
     wait(job.attempts[0].result.exists)
-    later = follower(tmp_path, 1000)
-    publish_next(job.attempts[0], Next(later.dir, "later"))
+    later = given_another(job, tmp_path)
     pid = wait(lambda: read_json(later.claim))["pid"]
     assert pid == job.claims()[0]["pid"]
     os.kill(pid, signal.SIGKILL)
@@ -161,8 +153,7 @@ def test_one_dies_before_it_begins_the_attempt_that_it_was_given(tmp_path: Path)
     wait(job.attempts[0].result.exists)
     os.kill(job.claims()[0]["pid"], signal.SIGSTOP)
     time.sleep(0.2)
-    later = follower(tmp_path, 1000)
-    publish_next(job.attempts[0], Next(later.dir, "later"))
+    later = given_another(job, tmp_path)
     os.kill(job.claims()[0]["pid"], signal.SIGKILL)
     error = wait(lambda: read_json(later.error))
     assert (error["kind"], error["token"]) == ("vanished", "later")
@@ -173,8 +164,7 @@ def test_one_dies_before_it_begins_the_attempt_that_it_was_given(tmp_path: Path)
 def test_the_second_attempt_of_one_is_cancelled_by_a_file(tmp_path: Path) -> None:
     job = JobWithTurns(tmp_path, 0, 3)
     wait(job.attempts[0].result.exists)
-    later = follower(tmp_path, 1000)
-    publish_next(job.attempts[0], Next(later.dir, "later"))
+    later = given_another(job, tmp_path)
     wait(lambda: read_json(later.claim))
     later.cancel.touch()
     assert wait(lambda: read_json(later.error))["kind"] == "interrupted"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support import drivers
+from support.waiting import wait
 
 from hpo_cluster.driver import submit
 from hpo_cluster.driver.campaign import Campaign
@@ -45,14 +46,6 @@ def drive(opened: Campaign, each_cycle: Callable[[Campaign], object] = lambda _:
     for _ in opened.drive():
         assert time.monotonic() < end, [(t.number, str(t.state), t.attempts) for t in opened.record.rows]
         each_cycle(opened)
-
-
-def wait(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return found
 
 
 def record_of(directory: Path) -> Record:

@@ -9,11 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.waiting import wait
 
 from hpo_cluster.objectives import one_after_another
 from hpo_cluster.objectives.one_after_another import next_attempt
@@ -50,14 +49,6 @@ def evaluate(attempt):
 
 sys.exit(worker.main(evaluate))
 """
-
-
-def wait(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return found
 
 
 def make_attempt(folder: Path, number: int, what: str = "", turns: int = 3, linger_s: float = 600.0) -> AttemptLayout:
