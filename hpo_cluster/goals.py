@@ -51,14 +51,14 @@ class Bound:
 
 @dataclass(frozen=True)
 class Goals:
-    """The objectives of a campaign that has two or more of them, and its constraints."""
+    """The objectives of a campaign that has two or more of them, or one and constraints, and its constraints."""
 
     metrics: tuple[Goal, ...]
     constraints: tuple[Bound, ...] = ()
 
     @classmethod
     def of(cls, objective: Mapping[str, Any]) -> Goals | None:
-        """Return the goals in an objective's settings (plain data); None if it optimises one metric.
+        """Return the goals in an objective's settings (plain data); None if it optimises one metric unconstrained.
 
         Raises:
             TypeError: if they are not what a campaign records.
@@ -68,12 +68,22 @@ class Goals:
         bounds = tuple(Bound(**entry) for entry in objective.get("constraints") or ())
         return cls(tuple(Goal(**entry) for entry in objective["metrics"]), bounds)
 
+    @property
+    def several(self) -> bool:
+        """Whether there are two or more objectives."""
+        return len(self.metrics) > 1
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The metrics that a result must hold: the objectives, then those of the constraints."""
         return tuple(
             dict.fromkeys([*(goal.name for goal in self.metrics), *(bound.name for bound in self.constraints)])
         )
+
+    @property
+    def references(self) -> tuple[float, ...]:
+        """The worst target of interest of each objective; NaN where none was given."""
+        return tuple(math.nan if goal.reference is None else goal.sign * goal.reference for goal in self.metrics)
 
     def targets(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
         """Return what is maximised, for each objective; NaN for a metric that is missing."""

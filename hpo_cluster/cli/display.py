@@ -108,7 +108,9 @@ def summary_lines(
     if "front" in status:
         lines += [*front_lines(status), *(error_lines(status) if best is None else ())]
     elif best is None:
-        lines.append(_labelled("best", "none: no trial was completed"))
+        outside = status.get("constraints") and status["counts"].get("completed")
+        why = "none satisfies the constraints" if outside else "no trial was completed"
+        lines.append(_labelled("best", f"none: {why}"))
         lines += error_lines(status)
     else:
         lines.append(_labelled("best", f"{trial_label(best['trial'])}  {parameters_text(best['parameters'])}"))

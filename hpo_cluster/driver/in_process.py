@@ -123,7 +123,8 @@ def optimize(
         direction: whether larger values are better ("maximize") or smaller ones ("minimize").
         metrics: two or more fields of the dictionary to optimise at once, in place of ``value``:
             ``[{"name": "accuracy", "direction": "maximize"}, {"name": "size", "direction": "minimize"}]``.
-        constraints: with `metrics`, what a result must satisfy: ``[{"name": "memory_gb", "at_most": 40}]``.
+        constraints: what a result must satisfy: ``[{"name": "memory_gb", "at_most": 40}]``, each a field of the
+            dictionary. If no result does, the best of those that do not is returned.
         campaign: name of a campaign in ``campaigns/`` of the working directory. Each evaluation is then a job, and the
             same call continues where an earlier one ended. `fn` must be importable by its name.
         warm_start: folders of earlier campaigns with whose evaluations a `campaign` begins, outside its budget.

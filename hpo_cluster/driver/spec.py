@@ -14,7 +14,7 @@ from hpo_cluster.launchers import make_launcher
 from hpo_cluster.launchers.base import Launcher, LauncherSettings
 from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.optimizers.base import Optimizer, OptimizerSettings
-from hpo_cluster.optimizers.registry import build_optimizer, several_faults
+from hpo_cluster.optimizers.registry import build_optimizer, constraint_faults, several_faults
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.history import several_columns
 from hpo_cluster.record.identity import read_identity
@@ -148,7 +148,10 @@ def choose_optimizer(
 def several_objectives_faults(
     goals: Goals | None, space: Space, optimizer: str, settings: OptimizerSettings
 ) -> list[str]:
-    """Return why several objectives do not go with this space or this optimizer; empty if there is only one."""
+    """Return why several objectives, or constraints, do not go with this space or this optimizer.
+
+    Empty if they do, or if there is only one objective without constraints.
+    """
     if goals is None:
         return []
     columns = several_columns(goals)
@@ -159,7 +162,11 @@ def several_objectives_faults(
     ]
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
         faults.append(f"objective.metrics: their names give the history the same column twice: {', '.join(twice)}")
-    return [*faults, *several_faults(optimizer, settings)]
+    if goals.several:
+        faults += several_faults(optimizer, settings)
+    elif goals.constraints:
+        faults += constraint_faults(optimizer, settings)
+    return faults
 
 
 def make_spec(

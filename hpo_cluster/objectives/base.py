@@ -97,7 +97,7 @@ class Objective(Settings, ABC):
     )
     constraints: tuple[Bound, ...] = Field(
         (),
-        description="with several metrics, what a result must satisfy: {name: METRIC, at_most: ...} or at_least",
+        description="what a result must satisfy: {name: METRIC, at_most: ...} or at_least",
     )
 
     @classmethod
@@ -130,9 +130,14 @@ class Objective(Settings, ABC):
 
     @model_validator(mode="after")
     def _several_make_sense(self) -> Self:
-        faults = [*goal_faults(self.metrics, self.KNOWN), *bound_faults(self.constraints, bool(self.metrics))]
+        faults = [
+            *goal_faults(self.metrics, self.KNOWN, constrained=bool(self.constraints)),
+            *bound_faults(self.constraints),
+        ]
         if faults:
             raise ValueError("\n".join(faults))
+        if self.constraints and not self.metrics:  # settings cannot be changed, but this is still their making
+            object.__setattr__(self, "metrics", (Goal(self.metric or "value", self.direction),))
         for goal in self.metrics:
             known = self.known_direction(goal.name)
             if known not in (None, goal.direction):
@@ -142,13 +147,13 @@ class Objective(Settings, ABC):
 
     @model_serializer(mode="wrap")
     def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what only several objectives have, so that one objective is written as it always was."""
+        """Leave out what only several objectives and constraints have: one objective is written as it always was."""
         plain: dict[str, Any] = handler(self)
         return {key: value for key, value in plain.items() if key not in ("metrics", "constraints") or value}
 
     @property
     def goals(self) -> Goals | None:
-        """The objectives, if there are several; None if one metric is optimised."""
+        """The objectives and constraints; None if one metric is optimised without constraints."""
         return Goals(self.metrics, self.constraints) if self.metrics else None
 
     def identity(self) -> dict[str, Any]:

@@ -31,11 +31,14 @@ def key_faults(section: str, entries: Sequence[Any], accepted: Sequence[str]) ->
     ]
 
 
-def goal_faults(goals: Sequence[Goal], known: Sequence[str]) -> list[str]:
-    """Return why these cannot be optimised at once; empty if they can, or if there are none."""
+def goal_faults(goals: Sequence[Goal], known: Sequence[str], *, constrained: bool) -> list[str]:
+    """Return why these cannot be optimised at once; empty if they can, or if there are none.
+
+    One alone is accepted if there are constraints.
+    """
     names = [goal.name for goal in goals]
     faults = [f"objective.metrics: {name} is named twice" for name in dict.fromkeys(names) if names.count(name) > 1]
-    if len(goals) == 1:
+    if len(goals) == 1 and not constrained:
         faults.append(
             f"objective.metrics=[{names[0]}]: several objectives are two or more; leave it out to optimise one "
             "(objective.metric, or tasks.metric in a fine-tuning)"
@@ -52,10 +55,8 @@ def goal_faults(goals: Sequence[Goal], known: Sequence[str]) -> list[str]:
     return faults
 
 
-def bound_faults(bounds: Sequence[Bound], several: bool) -> list[str]:
+def bound_faults(bounds: Sequence[Bound]) -> list[str]:
     """Return what is wrong with constraints; empty if nothing is."""
-    if bounds and not several:
-        return ["objective.constraints: goes with objective.metrics, two or more; it has no effect on one objective"]
     names = [bound.name for bound in bounds]
     faults = [f"objective.constraints: {name} is named twice" for name in dict.fromkeys(names) if names.count(name) > 1]
     for bound in bounds:

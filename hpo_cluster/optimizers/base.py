@@ -20,6 +20,11 @@ class OptimizerSettings(Settings):
         """Why these settings allow one objective only, if the optimizer can have several; empty if they do not."""
         return []
 
+    @property
+    def constraint_faults(self) -> list[str]:
+        """Why these settings allow no constraints on what is measured, if the optimizer can have them; empty if not."""
+        return []
+
 
 @runtime_checkable
 class Optimizer(Protocol):

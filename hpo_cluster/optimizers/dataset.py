@@ -51,7 +51,7 @@ class Row:
         asked: journal sequence number of the event that proposed it; NaN if the history does not say.
         ended: journal sequence number of the event that ended it; NaN before, or if the history does not say.
         key: identity of the configuration.
-        targets: with several objectives, what is maximised for each; empty with one.
+        targets: with several objectives or constraints, what is maximised for each objective; empty otherwise.
         sems: their standard errors: 0 without noise, NaN if unknown.
         slacks: how far each constraint holds; negative if it does not.
     """
@@ -78,6 +78,11 @@ class Row:
             and all(map(math.isfinite, self.targets))
             and self.origin in (Origin.EVALUATED, Origin.IMPORTED)
         )
+
+    @cached_property
+    def feasible(self) -> bool:
+        """Whether a value was measured, and all constraints hold."""
+        return self.observed and all(slack >= 0 for slack in self.slacks)
 
     @cached_property
     def low(self) -> bool:
@@ -119,7 +124,8 @@ class Dataset:
         rows: those whose configuration lies in the space.
         next_trial: number of the trial that the next proposal becomes.
         outside: number of rows left out because their configuration is not in the space (imported ones may not be).
-        objectives: names of the metrics that are optimised, if there are several; empty if there is one.
+        objectives: names of the metrics that are optimised, if there are several, or constraints; empty otherwise.
+        references: the worst target of interest of each of them; NaN where none was given.
     """
 
     def __init__(
@@ -127,6 +133,7 @@ class Dataset:
     ) -> None:
         self.space, self._columns, self._found = space, columns, found
         self.objectives = tuple(name.removeprefix("target_") for name in several if name.startswith("target_"))
+        self.references = tuple(_reference(columns, name) for name in self.objectives)
         self.rows = tuple([row for row in found if row is not None])
         self.outside = len(found) - len(self.rows)
         self.next_trial = int(columns["trial"][-1]) + 1 if found else 0
@@ -184,8 +191,8 @@ class Dataset:
 
     @property
     def best(self) -> Row | None:
-        """The observed row of the highest target (the first of them), or None."""
-        return max((row for row in self.rows if row.observed), key=lambda row: row.target, default=None)
+        """The observed row of the highest target where the constraints hold (the first of them), or None."""
+        return max((row for row in self.rows if row.feasible), key=lambda row: row.target, default=None)
 
     @property
     def incumbent(self) -> dict[str, Any] | None:
@@ -221,7 +228,7 @@ class Dataset:
     @property
     def feasible(self) -> NDArray[np.bool_]:
         """Whether a value was observed and all constraints hold (``n``)."""
-        return np.array([row.observed and all(slack >= 0 for slack in row.slacks) for row in self.rows], dtype=np.bool_)
+        return np.array([row.feasible for row in self.rows], dtype=np.bool_)
 
     @staticmethod
     def _matrix(rows: Sequence[tuple[float, ...]]) -> NDArray[np.float64]:
@@ -313,13 +320,20 @@ class Dataset:
 
 
 def _several(space: Space, history: pd.DataFrame) -> list[str]:
-    """Return the columns of several objectives, in the order of the objectives; none with one objective."""
+    """Return the columns of objectives and constraints, in their order; none with one objective and no constraint."""
     names = [name for name in map(str, history.columns) if name not in space.parameters]
     targets = [name for name in names if name.startswith("target_")]
-    if len(targets) < 2:
+    if len(targets) < 2 and not (targets and any(name.startswith("slack_") for name in names)):
         return []
     sems = [f"value_sem_{name.removeprefix('target_')}" for name in targets]
-    return [*targets, *sems, *(name for name in names if name.startswith("slack_"))]
+    return [*targets, *sems, *(name for name in names if name.startswith(("slack_", "reference_")))]
+
+
+def _reference(columns: Columns, objective: str) -> float:
+    """Return the worst target of interest of an objective; NaN if none was given."""
+    cells = columns.get(f"reference_{objective}", np.empty(0))
+    known = cells[np.isfinite(cells)]
+    return float(known[0]) if len(known) else math.nan
 
 
 def _columns(space: Space, history: pd.DataFrame, several: Sequence[str]) -> dict[str, NDArray[Any]]:

@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     Args:
         settings: class of the settings.
         optimizer: class of the optimizer, made with (space, settings, seed).
-        several_objectives: whether it can optimise several objectives at once.
+        several_objectives: whether it can optimise several objectives at once, and keep constraints on measured values.
     """
 
     settings: type[OptimizerSettings]
@@ -51,7 +51,7 @@ OPTIMIZERS: Mapping[str, Entry] = {
     "lhs": Entry(LHSSettings, LatinHypercube, several_objectives=True),
     "sobol": Entry(SobolSettings, Sobol, several_objectives=True),
     "grid": Entry(GridSettings, Grid, several_objectives=True),
-    "bo": Entry(BOSettings, BO),
+    "bo": Entry(BOSettings, BO, several_objectives=True),
     "soo": Entry(SOOSettings, SOO),
     "bamsoo": Entry(BaMSOOSettings, BaMSOO),
     "direct": Entry(DirectSettings, Direct),
@@ -101,8 +101,18 @@ def several_faults(name: str, settings: OptimizerSettings) -> list[str]:
     """Return why an optimizer with these settings cannot have several objectives; empty if it can."""
     if OPTIMIZERS[name].several_objectives:
         return settings.several_faults
-    accepted = ", ".join(other for other, entry in OPTIMIZERS.items() if entry.several_objectives)
-    return [f"optimizer={name}: has one objective only, and objective.metrics names several; accepted: {accepted}"]
+    return [f"optimizer={name}: has one objective only, and objective.metrics names several; {_those_of_several()}"]
+
+
+def constraint_faults(name: str, settings: OptimizerSettings) -> list[str]:
+    """Return why an optimizer with these settings cannot have constraints on what is measured; empty if it can."""
+    if OPTIMIZERS[name].several_objectives:
+        return settings.constraint_faults
+    return [f"optimizer={name}: cannot keep objective.constraints; {_those_of_several()}"]
+
+
+def _those_of_several() -> str:
+    return "accepted: " + ", ".join(name for name, entry in OPTIMIZERS.items() if entry.several_objectives)
 
 
 def make_settings(name: str, settings: Mapping[str, Any]) -> OptimizerSettings:

@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from hpo_cluster.errors import JournalError
+from hpo_cluster.front import dominates
 from hpo_cluster.goals import Goals
 from hpo_cluster.job import JobRef
 from hpo_cluster.record.clock import is_time
-from hpo_cluster.record.front import dominates
 from hpo_cluster.record.journal import Event, read_journal
 from hpo_cluster.space import Configuration
 from hpo_cluster.trial import BASELINE, Ask, ErrorKind, Origin, Proposal, Settled, State, derive_seed

@@ -49,6 +49,7 @@ def several_columns(goals: Goals | None) -> list[str]:
         return []
     kinds = ("value", "value_sem", "target")
     columns = [f"{kind}_{goal.name}" for goal in goals.metrics for kind in kinds]
+    columns += [f"reference_{goal.name}" for goal in goals.metrics if goal.reference is not None]
     return [*columns, *(f"slack_{bound.name}" for bound in goals.constraints), "feasible", "front"]
 
 
@@ -60,6 +61,7 @@ def _several_cells(trial: TrialRecord, goals: Goals | None) -> list[Any]:
     for goal in goals.metrics:
         value = trial.metrics.get(goal.name, math.nan)
         cells += [value, trial.sems.get(goal.name, math.nan), goal.sign * value]
+    cells += [edge for edge in goals.references if not math.isnan(edge)]
     return [*cells, *goals.slacks(trial.metrics), goals.feasible(trial.metrics) if trial.metrics else None, False]
 
 

@@ -68,7 +68,7 @@ def summarise(
         record: the campaign's record.
         layout: the campaign's files.
         direction: ``maximize`` or ``minimize``.
-        goals: the objectives, if there are several.
+        goals: the objectives and constraints, if there are several objectives or any constraints.
         driver_alive: whether a driver is running.
         exhausted: whether this driver has found that the space has no other configuration.
         read: reader of the JSON files that the jobs and the driver rewrite all the time.
@@ -115,11 +115,15 @@ def summarise(
 
 
 def _front(record: Record, goals: Goals) -> dict[str, Any]:
-    """Return the objectives and the trials of the Pareto front, the best by the first objective first."""
+    """Return the constraints and the best trial within them; with several objectives also these, and the Pareto front.
+
+    The best trial of the front by the first objective comes first.
+    """
     front = [shown_trial(trial) for trial in record.front(goals)]
     objectives = {goal.name: goal.direction for goal in goals.metrics}
     constraints = {bound.name: {"at_most": bound.at_most, "at_least": bound.at_least} for bound in goals.constraints}
-    return {"objectives": objectives, "constraints": constraints, "best": front[0] if front else None, "front": front}
+    found = {"constraints": constraints, "best": front[0] if front else None}
+    return {"objectives": objectives, **found, "front": front} if goals.several else found
 
 
 def _imported(record: Record, *, maximize: bool) -> dict[str, Any] | None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.errors import ConfigError, JournalError
+from hpo_cluster.front import gain, reference_of, undominated
 from hpo_cluster.goals import Goals
 from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.record.attempt_files import is_finite_number
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.files import read_json
-from hpo_cluster.record.front import gain, reference_of, undominated
 from hpo_cluster.record.history import METRIC_PREFIX, load_history
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CampaignLayout
@@ -47,8 +47,17 @@ class Campaign:
     others_are_tests: bool
     history: pd.DataFrame
     sems: dict[int, dict[str, float]]  # standard errors that the results report, by trial and metric
-    goals: Goals | None = None  # the objectives, if there are several
+    goals: Goals | None = None  # the objectives and constraints, if there are several objectives or any constraints
     gpu_hours: dict[int, float] = field(default_factory=dict)  # with several objectives, by trial; 0 without a GPU
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several objectives."""
+        return self.goals is not None and self.goals.several
+
+    def acceptable(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows that satisfy the constraints; all of them if there are none."""
+        return frame if self.goals is None else frame[frame["feasible"].eq(True)]
 
     @property
     def ended(self) -> pd.DataFrame:
@@ -59,8 +68,9 @@ class Campaign:
 
     @property
     def ranked(self) -> pd.DataFrame:
-        """Evaluated trials with a value, the best first."""
+        """Evaluated trials with a value, the best first; with one objective those that satisfy the constraints."""
         frame = self.ended[self.ended["value"].notna()]
+        frame = frame if self.several else self.acceptable(frame)
         return frame.sort_values(["value", "trial"], ascending=[not self.maximize, True], kind="stable")
 
     @property
@@ -87,11 +97,13 @@ class Campaign:
         columns = [f"target_{goal.name}" for goal in self.goals.metrics]
         ended = self.ended
         points = [tuple(map(float, row)) for row in ended[columns].itertuples(index=False)]
-        good = [bool(ok) for ok in ended["feasible"].eq(True) & ended[columns].notna().all(axis=1)]
-        feasible = [point for point, ok in zip(points, good, strict=True) if ok]
-        if not feasible:
+        known = ended[columns].notna().all(axis=1)
+        measured = [point for point, ok in zip(points, known, strict=True) if ok]
+        good = [bool(ok) for ok in ended["feasible"].eq(True) & known]
+        if not any(good):
             return [0.0] * len(points), ()
-        reference = reference_of(self.goals, feasible)
+        best = undominated(point for point, ok in zip(points, good, strict=True) if ok)
+        reference = reference_of(self.goals.references, measured, best)
         front: list[Sequence[float]] = []
         volume, volumes = 0.0, []
         for point, ok in zip(points, good, strict=True):

@@ -41,7 +41,7 @@ LABEL = (0.05, 0.04)
 def draw_best_by_evaluations(campaign: Campaign) -> bytes | None:
     """Draw the value of each evaluation, in the order of their ends, and the best value so far."""
     ended = campaign.ended
-    if ended.empty or campaign.goals is not None:
+    if ended.empty or campaign.several:
         return None
     x = list(range(1, len(ended) + 1))
     figure, axes = _figure(7.2, 4.2)
@@ -60,7 +60,7 @@ def draw_best_by_time(campaign: Campaign) -> bytes | None:
     ended = campaign.ended
     times = pd.to_datetime(ended["ended_at"], utc=True, format="ISO8601")
     starts = pd.to_datetime(campaign.history["submitted_at"], utc=True, format="ISO8601").dropna()
-    if ended.empty or times.isna().any() or campaign.goals is not None:
+    if ended.empty or times.isna().any() or campaign.several:
         return None
     elapsed = (times - min([*starts, times.min()])).dt.total_seconds().sort_values(kind="stable")
     ended = ended.loc[elapsed.index]  # a driver may notice the ends of two trials in the opposite order
@@ -76,8 +76,9 @@ def draw_best_by_time(campaign: Campaign) -> bytes | None:
 
 
 def _draw_best(campaign: Campaign, axes: Any, x: Sequence[float], ended: pd.DataFrame) -> None:
-    if ended["value"].notna().any():
-        best = (ended["value"].cummax() if campaign.maximize else ended["value"].cummin()).ffill()
+    values = campaign.acceptable(ended)["value"].reindex(ended.index)
+    if values.notna().any():
+        best = (values.cummax() if campaign.maximize else values.cummin()).ffill()
         axes.step(x, best, where="post", color=GREEN, linewidth=2, label="best so far", zorder=2)
     _draw_states(axes, x, ended)
     _draw_baseline(campaign, axes)
@@ -89,7 +90,7 @@ def _draw_best(campaign: Campaign, axes: Any, x: Sequence[float], ended: pd.Data
 def draw_front(campaign: Campaign) -> bytes | None:
     """Draw the Pareto front of several objectives: a panel for each pair, with the numbers of the front's trials."""
     ended = campaign.ended
-    if campaign.goals is None or ended["value"].isna().all():
+    if campaign.goals is None or not campaign.several or ended["value"].isna().all():
         return None
     pairs = list(itertools.combinations(campaign.goals.metrics, 2))
     columns = 1 if len(pairs) == 1 else min(3, len(pairs))
@@ -150,7 +151,7 @@ def _label_trials(axes: Any, front: pd.DataFrame, first: Goal, second: Goal) -> 
 def draw_hypervolume(campaign: Campaign) -> bytes | None:
     """Draw the volume that the front dominates against evaluations and, if known, GPU-hours."""
     ended = campaign.ended
-    if campaign.goals is None or ended["value"].isna().all():
+    if campaign.goals is None or not campaign.several or ended["value"].isna().all():
         return None
     volumes, reference = campaign.hypervolumes()
     hours = list(itertools.accumulate(campaign.gpu_hours.get(int(trial), 0.0) for trial in ended["trial"]))

@@ -16,6 +16,9 @@ BEST_ROWS = 10
 #: Values needed before the recommendation by posterior mean can differ from the best value in a meaningful way.
 MIN_FOR_MODEL = 4
 
+#: What is said if trials have values, and all of them violate the constraints.
+NONE_WITHIN = "No trial satisfies the constraints."
+
 
 def render_page(campaign: Campaign, figures: Sequence[tuple[str, str]]) -> str:
     """Return the report as Markdown; `figures` are pairs (title, file name)."""
@@ -30,14 +33,18 @@ def render_page(campaign: Campaign, figures: Sequence[tuple[str, str]]) -> str:
         "",
         *_counts(campaign),
         "",
-        "## Pareto front" if campaign.goals else "## Best",
+        "## Pareto front" if campaign.several else "## Best",
         "",
     ]
-    if campaign.goals and not ranked.empty:
+    if campaign.several and not ranked.empty:
         lines += front_section(campaign)
+    elif campaign.ended.empty:
+        lines.append("No trial has a value yet.")
     elif ranked.empty:
-        lines.append("No trial has a value yet." if campaign.ended.empty else "No trial ended with a value.")
+        outside = campaign.ended["value"].notna().any()
+        lines += [*_constraints(campaign), NONE_WITHIN if outside else "No trial ended with a value."]
     else:
+        lines += _constraints(campaign)
         lines.append(f"By measured value: {_describe(campaign, ranked.iloc[0])}")
         if advice := _recommendation(campaign):
             lines += ["", advice]
@@ -46,7 +53,7 @@ def render_page(campaign: Campaign, figures: Sequence[tuple[str, str]]) -> str:
         lines += ["", f"Imported, not a result of this campaign: the best of {len(campaign.imported)} is {best}"]
     if campaign.baseline is not None:
         lines += ["", f"Baseline: {_value(campaign.baseline)}{_other_scores(campaign, campaign.baseline)}."]
-    if not ranked.empty and campaign.goals is None:
+    if not ranked.empty and not campaign.several:
         lines += ["", f"## The {min(BEST_ROWS, len(ranked))} best of {len(ranked)}", "", *_table(campaign)]
     if failures := _failures(campaign):
         lines += ["", "## Without a value", "", *failures]
@@ -57,24 +64,30 @@ def render_page(campaign: Campaign, figures: Sequence[tuple[str, str]]) -> str:
 
 def _goals(campaign: Campaign) -> str:
     """Return what is optimised, in words."""
-    if campaign.goals is None:
+    if campaign.goals is None or not campaign.several:
         return f"metric `{campaign.metric}` ({'maximised' if campaign.maximize else 'minimised'})"
     return "metrics " + ", ".join(f"`{goal.name}` ({goal.direction}d)" for goal in campaign.goals.metrics)
+
+
+def _constraints(campaign: Campaign) -> list[str]:
+    """Return a paragraph about the constraints; empty if there are none."""
+    bounds = campaign.goals.constraints if campaign.goals is not None else ()
+    ends = [(bound.name, "at most", bound.at_most) for bound in bounds]
+    ends += [(bound.name, "at least", bound.at_least) for bound in bounds]
+    held = ", ".join(f"`{name}` {which} {end:g}" for name, which, end in ends if end is not None)
+    if not held:
+        return []
+    violated = int(campaign.ended["feasible"].eq(False).sum())
+    return [f"Constraints: {held}; {violated} of {len(campaign.ended)} trials violate them.", ""]
 
 
 def front_section(campaign: Campaign) -> list[str]:
     """Return the front as a table, with the constraints and the volume that it dominates."""
     assert campaign.goals is not None
     front, goals = campaign.front, campaign.goals
-    lines = []
-    if goals.constraints:
-        ends = [(bound.name, "at most", bound.at_most) for bound in goals.constraints]
-        ends += [(bound.name, "at least", bound.at_least) for bound in goals.constraints]
-        held = ", ".join(f"`{name}` {which} {end:g}" for name, which, end in ends if end is not None)
-        violated = int(campaign.ended["feasible"].eq(False).sum())
-        lines += [f"Constraints: {held}; {violated} of {len(campaign.ended)} trials violate them.", ""]
+    lines = _constraints(campaign)
     if front.empty:
-        return [*lines, "No trial satisfies the constraints."]
+        return [*lines, NONE_WITHIN]
     volumes, reference = campaign.hypervolumes()
     at = ", ".join(f"{goal.name} {edge:.4g}" for goal, edge in zip(goals.metrics, reference, strict=True))
     count = f"{len(front)} trials" if len(front) > 1 else "1 trial"

@@ -136,6 +136,59 @@ def test_a_campaign_is_killed_resumed_and_looked_at(capsys: pytest.CaptureFixtur
     assert all(f"\n| {trial['trial']} | " in page for trial in status["front"])
 
 
+BO = ["optimizer=bo", "optimizer.initial=4", "optimizer.restarts=1", "optimizer.raw_samples=32"]
+CONSTRAINED = [
+    "objective.metric=quality",
+    "objective.constraints=[{name: memory, at_most: 4}, {name: cost, at_most: 0.5}]",
+]
+
+
+@pytest.mark.parametrize("goals", [METRICS, CONSTRAINED], ids=["several", "constrained"])
+def test_bo_resumes_with_the_same_proposals(goals: list[str]) -> None:
+    words = ["run", *COMMAND, *goals, *BO]
+    assert main([*words, "budget=6"]) == 0
+    assert main(["resume", str(DIR), "budget=8"]) == 0
+    history = load_history(DIR)
+    assert len(history) == 8
+    identity = yaml.safe_load((DIR / "campaign.yaml").read_text())
+    settings = {word.removeprefix("optimizer.").split("=")[0]: int(word.split("=")[1]) for word in BO[1:]}
+    optimizer = make_optimizer("bo", Space.from_json(identity["space"]), 0, **settings)
+    read = Goals.of(identity["objective"])
+    assert replay(read_events(DIR / "events.jsonl"), optimizer, maximize=True, goals=read) == []
+    decisions = [event["decision"] for event in read_events(DIR / "events.jsonl") if event["event"] == "asked"]
+    assert len(decisions[-1]["model"]["objectives"]) == (2 if goals is METRICS else 1)
+
+
+def test_one_objective_with_constraints(capsys: pytest.CaptureFixture[str]) -> None:
+    """The trial of the best value violates them: the best one is another, for every command."""
+    words = ["run", *COMMAND, *CONSTRAINED, "optimizer=sobol", "budget=10"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    history = load_history(DIR)
+    done = history[history["state"] == "completed"]
+    within = done[(done["metric.memory"] <= 4) & (done["metric.cost"] <= 0.5)]
+    best = within.loc[within["value"].idxmax()]
+    assert done["value"].max() > best["value"]
+    assert history[history["front"]]["trial"].tolist() == [best["trial"]]
+    status = campaign_status(DIR)
+    assert status["best"]["trial"] == best["trial"]
+    assert status["constraints"]["memory"] == {"at_most": 4, "at_least": None}
+    assert not {"front", "objectives"} & status.keys()
+    assert f"best       t{int(best['trial']):04d}" in told
+    assert main(["best", str(DIR)]) == 0
+    assert capsys.readouterr().out.startswith(f"t{int(best['trial']):04d}  quality ")
+    assert main(["report", str(DIR)]) == 0
+    page = (DIR / "report" / "report.md").read_text()
+    assert "Constraints: `memory` at most 4, `cost` at most 0.5" in page
+    assert f"By measured value: trial {int(best['trial'])}" in page
+    written = {path.name for path in (DIR / "report").iterdir()}
+    assert "best_by_evaluations.png" in written
+    assert "front.png" not in written
+    assert main(words) == 0  # the same words describe the same campaign
+    assert main(["run", *COMMAND, *CONSTRAINED, "optimizer=turbo", "campaign=d"]) == 2
+    assert "optimizer=turbo: cannot keep objective.constraints; accepted: random" in capsys.readouterr().err
+
+
 def test_a_result_without_one_of_the_metrics_is_a_clear_fault(capsys: pytest.CaptureFixture[str]) -> None:
     metrics = "objective.metrics=[{name: quality, direction: maximize}, {name: speed, direction: maximize}]"
     assert main(["run", *COMMAND, metrics, "optimizer=random", "budget=8", "seed=1"]) == 1

@@ -302,9 +302,10 @@ class LoraObjective(Objective):
     @property
     def wanted(self) -> tuple[Wanted, ...]:
         """The metrics that each result must hold."""
-        if not self.metrics:
-            return (Wanted(self.tasks.metric, self.metric, self.direction, f"tasks.metric={self.tasks.metric}"),)
+        typed = self.tasks.metric
         goals = [Wanted(g.name, g.name, g.direction, f"objective.metrics: {g.name}") for g in self.metrics]
+        if not goals or [goal.name for goal in goals] == [self.full_name(typed, {"tasks": self.tasks})]:
+            goals = [Wanted(typed, self.metric, self.direction, f"tasks.metric={typed}")]
         bounds = [Wanted(b.name, b.name, None, f"objective.constraints: {b.name}") for b in self.constraints]
         return (*goals, *bounds)
 

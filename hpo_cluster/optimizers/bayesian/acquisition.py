@@ -73,9 +73,12 @@ def noisy_improvement(process: Process, pending: Array, draws: int, seed: int) -
     )
 
 
-def improvement(process: Process, pending: Array, draws: int, seed: int) -> Acquisition:
-    """Return the logarithm of the expected improvement over the best outcome, with pending points (``p x c``)."""
-    best = float(process.outcomes.max())
+def improvement(process: Process, pending: Array, draws: int, seed: int, best: float | None = None) -> Acquisition:
+    """Return the logarithm of the expected improvement over the best outcome, with pending points (``p x c``).
+
+    `best` (standardised) takes the place of the highest outcome where not every outcome is acceptable.
+    """
+    best = float(process.outcomes.max()) if best is None else best
     if len(pending) == 0:
         return LogExpectedImprovement(process.gp, best)  # type: ignore[no-any-return]
     sampler = _sampler(draws, seed)
@@ -104,9 +107,12 @@ def feasibility(process: Process) -> Acquisition:
     return Sum([LogProbabilityOfFeasibility(Observed(process), {0: (zero, None)})], CAUTION)
 
 
-def doubt(feasible: Acquisition) -> Acquisition:
-    """Return the log feasibility minus that of a probability of one half, where that is negative; 0 elsewhere."""
-    return lambda inputs: (feasible(inputs) + CAUTION * math.log(2)).clamp(max=0.0)
+def doubt(feasible: Acquisition, power: float = CAUTION) -> Acquisition:
+    """Return the log feasibility minus that of a probability of one half, where that is negative; 0 elsewhere.
+
+    `power` is that of the probability in `feasible`.
+    """
+    return lambda inputs: (feasible(inputs) + power * math.log(2)).clamp(max=0.0)
 
 
 def guided(acquisition: Acquisition, features: Features, weight: float) -> Acquisition:

@@ -26,6 +26,9 @@ no value. Another process learns where they lie, and the acquisition is weighted
 and thompson, which are not logarithms, are lowered by its logarithm where it is below one half. Trials that diverged
 are feasible, and count as the worst value so far.
 
+With several objectives, qlognei is the expected gain of hypervolume and parego the improvement of a random weighting;
+constraints on what is measured are kept by all (`hpo_cluster.optimizers.bayesian.acquisition_of_several`).
+
 If the space has priors, their weight decays: what is maximised is the logarithm of the acquisition plus
 ``prior_weight / n * log pi(x)`` (piBO), and the initial design is denser where the priors are high.
 
@@ -48,6 +51,7 @@ from hpo_cluster.optimizers.batch import Batch, Found, Points
 from hpo_cluster.optimizers.bayesian.encoding import Features
 from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome
 from hpo_cluster.optimizers.bayesian.optimize_acquisition import Goal, search
+from hpo_cluster.optimizers.bayesian.several_objectives import FittedSeveral, SeveralModels
 from hpo_cluster.optimizers.bayesian.surrogate import FittedFeasibility, FittedModels, Surrogate, SurrogateError
 from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.optimizers.designs.sequence import Design, lhs_block, sobol_block
@@ -65,6 +69,15 @@ AVERAGED = 48
 #: Most pending points at which the process fantasizes its mean: those where it is highest.
 FANTASIZED = 128
 
+#: Most objectives whose volume is computed; with more, each proposal weights them at random.
+WEIGHTED = 4
+
+#: Of the Monte Carlo samples, several objectives use one in `SHARE`, but not fewer than `LEAST_DRAWS`: each is a front.
+SHARE, LEAST_DRAWS = 4, 16
+
+#: Acquisition functions that are not logarithms.
+NO_LOGARITHMS = ("ucb", "thompson")
+
 #: Number of the best observed points that are searched around.
 AROUND = 5
 
@@ -72,10 +85,11 @@ AROUND = 5
 class BOSettings(OptimizerSettings):
     """Settings of Bayesian optimization."""
 
-    acquisition: Literal["qlognei", "log_ei", "ucb", "thompson"] = Field(
+    acquisition: Literal["qlognei", "log_ei", "ucb", "thompson", "parego"] = Field(
         default="qlognei",
         description="qlognei: noisy expected improvement; log_ei: expected improvement over the best value observed; "
-        "ucb: upper confidence bound; thompson: the best point of one function drawn from the model",
+        "ucb: upper confidence bound; thompson: the best point of one function drawn from the model. With several "
+        "objectives, qlognei: expected gain of hypervolume; parego: improvement of a weighting drawn for each proposal",
     )
     beta: float = Field(default=4.0, ge=0, le=1e4, description="of ucb: square of the width, in standard deviations")
     initial: int = Field(default=10, ge=1, le=100_000, description="trials of the initial design before the model")
@@ -95,6 +109,16 @@ class BOSettings(OptimizerSettings):
     raw_samples: int = Field(default=512, ge=8, le=65536, description="points scored to choose the starts from")
     mc_samples: int = Field(default=128, ge=16, le=4096, description="Monte Carlo samples of the acquisition function")
 
+    @property
+    def several_faults(self) -> list[str]:
+        """Why these settings allow one objective only; empty if they do not."""
+        if self.acquisition in ("qlognei", "parego"):
+            return []
+        return [
+            f"optimizer.acquisition={self.acquisition}: has one objective only, and objective.metrics names several; "
+            "accepted: qlognei, parego"
+        ]
+
 
 class BO:
     """Proposes the best points of an acquisition function of a Gaussian process.
@@ -113,7 +137,8 @@ class BO:
         else:
             block = sobol_block(space.dim, seed)
         self._design = Design(space, block, seed)
-        self._models = FittedModels(self.features, settings.outcome)  # these three are caches
+        self._models = FittedModels(self.features, settings.outcome)  # these four are caches
+        self._several = FittedSeveral(self.features, settings.outcome)
         self._feasibility = FittedFeasibility(self.features)
         self._data: Dataset | None = None
 
@@ -134,10 +159,15 @@ class BO:
                 found = self._design.next(batch.taken, trial, phase="initial")
             else:
                 try:
-                    surrogate = self._models.model_of(observations)
-                    decision["model"] = {"outcome": self.settings.outcome, **surrogate.describe()}
-                    if len(surrogate.observations) < len(observations):
-                        decision["conditioned_on"] = len(surrogate.observations)
+                    surrogate: Surrogate | SeveralModels
+                    if data.objectives:
+                        surrogate = self._several.of(data)
+                        decision["model"] = surrogate.describe()
+                    else:
+                        surrogate = self._models.model_of(observations)
+                        decision["model"] = {"outcome": self.settings.outcome, **surrogate.describe()}
+                        if len(surrogate.observations) < len(observations):
+                            decision["conditioned_on"] = len(surrogate.observations)
                     feasibility = self._feasibility.of(data)
                     if feasibility is not None:
                         decision["infeasible"] = data.infeasible
@@ -152,7 +182,7 @@ class BO:
         return batch.ask(decision)
 
     def _modelled(
-        self, trial: int, batch: Batch, surrogate: Surrogate, feasibility: Acquisition | None
+        self, trial: int, batch: Batch, surrogate: Surrogate | SeveralModels, feasibility: Acquisition | None
     ) -> Found | None:
         """Return the free canonical point of the highest acquisition value; None if none is free."""
         from hpo_cluster.optimizers.bayesian.acquisition import Sum, doubt
@@ -160,24 +190,30 @@ class BO:
 
         settings = self.settings
         seed = derive_seed(self.seed, "ask", trial)
-        best = np.argsort(-surrogate.observations.targets, kind="stable")[:AROUND]
+        rng = np.random.default_rng(seed)
         with computing(seed):
-            acquisition = self._acquisition(surrogate, batch.pending, seed)
+            if isinstance(surrogate, SeveralModels):
+                around = rng.permutation(surrogate.front)[:AROUND]
+                acquisition = self._acquisition_of_several(surrogate, batch.pending, seed)
+            else:
+                best = np.argsort(-surrogate.observations.targets, kind="stable")[:AROUND]
+                around = surrogate.observations.points[best]
+                acquisition = self._acquisition(surrogate, batch.pending, seed)
             if feasibility is not None:
-                doubted = settings.acquisition in ("ucb", "thompson")
+                doubted = settings.acquisition in NO_LOGARITHMS
                 acquisition = Sum([acquisition, doubt(feasibility) if doubted else feasibility])
             found = search(
                 Goal(self.features, acquisition, batch.prior_weight(settings.prior_weight, settings.initial)),
-                surrogate.observations.points[best],
+                around,
                 set() if settings.replicates else batch.taken,
                 settings.restarts,
                 settings.raw_samples,
-                np.random.default_rng(seed),
+                rng,
             )
         return None if found is None else Found(found[0], {"phase": "model", "acquisition": float(f"{found[1]:.6g}")})
 
-    def _acquisition(self, surrogate: Surrogate, pending: Points, seed: int) -> Acquisition:
-        """Return the acquisition function, of the columns."""
+    def _acquisition(self, surrogate: Surrogate, pending: Points, seed: int, best: float | None = None) -> Acquisition:
+        """Return the acquisition function, of the columns; log_ei improves on `best`, or on the highest outcome."""
         from hpo_cluster.optimizers.bayesian.acquisition import (
             believed,
             drawn,
@@ -192,5 +228,37 @@ class BO:
         process, columns = believed(process, self.features.encode(pending), AVERAGED, FANTASIZED)
         if settings.acquisition == "ucb":
             return upper_bound(process, columns, settings.beta)
-        made = improvement if settings.acquisition == "log_ei" else noisy_improvement
-        return made(process, columns, settings.mc_samples, seed)
+        if settings.acquisition == "log_ei":
+            return improvement(process, columns, settings.mc_samples, seed, best)
+        return noisy_improvement(process, columns, settings.mc_samples, seed)
+
+    def _acquisition_of_several(self, models: SeveralModels, pending: Points, seed: int) -> Acquisition:
+        """Return the acquisition function of several objectives, or of one with constraints, of the columns.
+
+        Until a trial satisfies the constraints, it is the probability that they hold.
+        """
+        from hpo_cluster.optimizers.bayesian.acquisition import Sum, doubt
+        from hpo_cluster.optimizers.bayesian.acquisition_of_several import (
+            allowed_improvement,
+            larger_front,
+            satisfied,
+            weighted,
+        )
+
+        processes, columns, settings = models.processes(), self.features.encode(pending), self.settings
+        if len(columns) > AVERAGED:
+            processes, columns = processes.believing(columns[-FANTASIZED:]), columns[:0]
+        if models.best is None and processes.slacks:
+            return satisfied(processes.believing(columns))
+        draws = settings.mc_samples
+        if len(models.objectives) > 1:
+            many = len(models.objectives) > WEIGHTED or settings.acquisition == "parego"
+            made = (weighted if many else larger_front)(processes, columns, max(draws // SHARE, LEAST_DRAWS), seed)
+        elif settings.acquisition in ("qlognei", "parego"):
+            made = allowed_improvement(processes, columns, draws, seed)
+        else:
+            made = self._acquisition(models.first, pending, seed, models.best)
+        if not processes.slacks:
+            return made
+        likely = satisfied(processes)
+        return Sum([made, doubt(likely, power=1) if settings.acquisition in NO_LOGARITHMS else likely])

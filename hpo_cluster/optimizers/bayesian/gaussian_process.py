@@ -5,8 +5,8 @@ level is inferred; outcomes are standardised. The prior of each length-scale is 
 that grows with the number of columns; that of the noise is wider and lower, since evaluations of the same configuration
 mostly agree. Hyperparameters are fitted by ``fit_gpytorch_mll`` from two starts at once.
 
-This module and `hpo_cluster.optimizers.bayesian.acquisition` alone know BoTorch and GPyTorch. Importing them takes
-seconds, so that others import these two where they use them.
+This module, `hpo_cluster.optimizers.bayesian.acquisition` and `hpo_cluster.optimizers.bayesian.acquisition_of_several`
+alone know BoTorch and GPyTorch. Importing them takes seconds, so that others import these where they use them.
 
 References: M. Balandat et al., "BoTorch: A Framework for Efficient Monte-Carlo Bayesian Optimization", NeurIPS 2020
 (arXiv:1910.06403); J. R. Gardner, G. Pleiss, D. Bindel, K. Q. Weinberger and A. G. Wilson, "GPyTorch: Blackbox

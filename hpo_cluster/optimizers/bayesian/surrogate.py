@@ -241,7 +241,7 @@ def _model_of(data: Dataset, outcome: Outcome) -> Surrogate:
 
 
 def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") -> int | None:
-    """Return the number of the evaluated trial with the best posterior mean.
+    """Return the number of the evaluated trial with the best posterior mean, of those that satisfy the constraints.
 
     With noisy values the highest one is partly luck; the mean borrows from the neighbours. If no model can be fitted,
     return the trial of the highest target.
@@ -252,7 +252,7 @@ def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") ->
         outcome: what the process sees of a value.
 
     Returns:
-        The trial, or None if none has completed.
+        The trial, or None if none has completed and satisfies the constraints.
     """
     data = Dataset.read(space, history)
     best = data.best
@@ -263,5 +263,6 @@ def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") ->
     except SurrogateError:
         return best.trial
     observations = surrogate.observations
-    means = np.where(observations.measured, surrogate.mean(observations.points), -np.inf)
+    feasible = [row.trial for row in data if row.feasible]
+    means = np.where(np.isin(observations.trials, feasible), surrogate.mean(observations.points), -np.inf)
     return int(observations.trials[int(means.argmax())])

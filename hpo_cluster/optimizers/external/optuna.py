@@ -45,6 +45,12 @@ class OptunaSettings(OptimizerSettings):
             "nsga2, tpe, gp"
         ]
 
+    @property
+    def constraint_faults(self) -> list[str]:
+        """Why these settings allow no constraints; empty if they do."""
+        kept = self.sampler != "cmaes"
+        return [] if kept else ["optimizer.sampler=cmaes: cannot keep objective.constraints; accepted: nsga2, tpe, gp"]
+
 
 class Optuna(External):
     """Proposes the points of a sampler of Optuna."""

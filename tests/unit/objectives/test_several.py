@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from hpo_cluster.errors import AttemptError
+from hpo_cluster.goals import Bound, Goal, Goals
 from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.black_box import needed_metrics, read_output
 from hpo_cluster.objectives.command import CommandObjective
@@ -88,7 +89,6 @@ def test_a_test_function_may_bring_its_objectives_and_constraints() -> None:
         ),
         ({"metrics": [UP, {**DOWN, "referenc": 1}]}, ["referenc is not a key of an entry; did you mean reference?"]),
         ({"metrics": [UP, {**DOWN, "reference": math.inf}]}, ["the reference of down must be finite"]),
-        ({"constraints": [{"name": "m", "at_most": 1}]}, ["objective.constraints: goes with objective.metrics"]),
         (
             {"metrics": [UP, DOWN], "constraints": [{"name": "m"}, {"name": "n", "at_least": 2, "at_most": 1}]},
             ["m needs a number: at_most: 40, or at_least", "no n is at least 2 and at most 1"],
@@ -108,6 +108,24 @@ def test_what_cannot_be_several_objectives(settings: dict[str, Any], faults: lis
         command(**settings)
     for fault in faults:
         assert fault in str(raised.value)
+
+
+def test_one_objective_with_constraints_is_written_out() -> None:
+    bound = {"name": "peak_memory_gb", "at_most": 40}
+    made = command(constraints=[bound], direction="minimize")
+    assert made.metrics == (Goal("value", "minimize"),)
+    assert made.goals == Goals((Goal("value", "minimize"),), (Bound("peak_memory_gb", at_most=40),))
+    assert command(metrics=[UP], constraints=[bound]).metric == "up"
+    tuned = lora(constraints=[bound])
+    assert (tuned.metric, tuned.direction, tuned.metrics) == ("val/acc", "maximize", (Goal("val/acc", "maximize"),))
+    assert [wanted.key for wanted in tuned.wanted] == ["tasks.metric=acc", "objective.constraints: peak_memory_gb"]
+    for objective in (made, tuned):  # a recorded campaign reads the same
+        again = type(objective).model_validate(objective.model_dump(mode="json"))
+        assert again.identity() == objective.identity()
+    outcome = made.outcome(result({"value": 1.0, "peak_memory_gb": 30.0}))
+    assert outcome.value == 1.0
+    with pytest.raises(KeyError, match="peak_memory_gb"):
+        made.outcome(result({"value": 1.0}))
 
 
 @pytest.mark.parametrize(

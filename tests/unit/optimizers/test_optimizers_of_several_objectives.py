@@ -13,7 +13,7 @@ import pytest
 from hpo_cluster.goals import Bound, Goal, Goals
 from hpo_cluster.optimizers.base import Optimizer
 from hpo_cluster.optimizers.dataset import Dataset
-from hpo_cluster.optimizers.registry import OPTIMIZERS, make_optimizer, make_settings, several_faults
+from hpo_cluster.optimizers.registry import OPTIMIZERS, constraint_faults, make_optimizer, make_settings, several_faults
 from hpo_cluster.record.campaign_state import asked_rows
 from hpo_cluster.record.history import MemoryJournal
 from hpo_cluster.space import Float, Integer, Space
@@ -21,7 +21,13 @@ from hpo_cluster.space import Float, Integer, Space
 SPACE = Space({"x": Float(0.0, 1.0), "k": Integer(1, 8), "y": Float(0.0, 1.0)})
 GOALS = Goals((Goal("a", "maximize"), Goal("b", "minimize")), (Bound("m", at_most=0.8),))
 OPTUNA = [("optuna", {"sampler": sampler, "initial": 4}) for sampler in ("tpe", "nsga2", "gp")]
-DESIGNS = [(name, {}) for name, entry in OPTIMIZERS.items() if entry.several_objectives and name != "optuna"]
+BO: list[tuple[str, dict[str, Any]]] = [
+    ("bo", {"initial": 4, "restarts": 1, "raw_samples": 32, "mc_samples": 64, "acquisition": name})
+    for name in ("qlognei", "parego")
+]
+DESIGNS = [
+    (name, {}) for name, entry in OPTIMIZERS.items() if entry.several_objectives and name not in ("optuna", "bo")
+]
 
 
 def several() -> MemoryJournal:
@@ -93,7 +99,7 @@ def test_a_row_without_one_of_the_values_is_not_observed() -> None:
     assert [row.observed for row in Dataset.read(SPACE, frame)] == [False, True]
 
 
-@pytest.mark.parametrize(("name", "settings"), [*DESIGNS, *OPTUNA], ids=str)
+@pytest.mark.parametrize(("name", "settings"), [*DESIGNS, *BO, *OPTUNA], ids=str)
 def test_asks_are_pure_whatever_the_number_asked_at_once(name: str, settings: dict[str, Any]) -> None:
     pytest.importorskip("optuna")
     journal = several()
@@ -148,15 +154,19 @@ def test_starting_points_come_first_with_several_objectives_too() -> None:
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_optimizers_of_one_objective_say_so(name: str) -> None:
-    faults = several_faults(name, make_settings(name, {}))
+    settings = make_settings(name, {})
     if OPTIMIZERS[name].several_objectives:
-        assert faults == []
-    else:
-        assert faults == [
-            f"optimizer={name}: has one objective only, and objective.metrics names several; accepted: "
-            + ", ".join(other for other, entry in OPTIMIZERS.items() if entry.several_objectives)
-        ]
+        assert several_faults(name, settings) == constraint_faults(name, settings) == []
+        return
+    accepted = "accepted: " + ", ".join(other for other, entry in OPTIMIZERS.items() if entry.several_objectives)
+    assert "bo" in accepted
+    assert several_faults(name, settings) == [
+        f"optimizer={name}: has one objective only, and objective.metrics names several; {accepted}"
+    ]
+    assert constraint_faults(name, settings) == [f"optimizer={name}: cannot keep objective.constraints; {accepted}"]
 
 
 def test_a_sampler_of_one_objective_says_so() -> None:
-    assert "accepted: nsga2, tpe, gp" in several_faults("optuna", make_settings("optuna", {"sampler": "cmaes"}))[0]
+    settings = make_settings("optuna", {"sampler": "cmaes"})
+    assert "accepted: nsga2, tpe, gp" in several_faults("optuna", settings)[0]
+    assert "accepted: nsga2, tpe, gp" in constraint_faults("optuna", settings)[0]

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
 from hpo_cluster.errors import ConfigError
+from hpo_cluster.front import dominates, gain, hypervolume, reference_of, undominated
 from hpo_cluster.goals import Bound, Goal, Goals
 from hpo_cluster.record.campaign_state import Record
-from hpo_cluster.record.front import dominates, gain, hypervolume, reference_of, undominated
 from hpo_cluster.record.history import MemoryJournal
 from hpo_cluster.record.preference import Preference, preferred, read_preference, with_full_names
 
@@ -49,10 +50,13 @@ def test_the_gains_of_points_add_up_to_the_volume() -> None:
     assert hypervolume([(1.0, 2.0), (2.0, 1.0)], (0.0, 0.0)) == 3.0
 
 
-def test_a_reference_is_given_or_follows_from_the_worst() -> None:
-    goals = Goals((Goal("acc", "maximize"), Goal("cost", "minimize", reference=100.0)))
-    assert reference_of(goals, [(0.5, -10.0), (0.9, -30.0)]) == (pytest.approx(0.46), -100.0)
-    assert reference_of(goals, [(0.5, -10.0)])[0] < 0.5  # one point still has a volume
+def test_a_reference_is_given_or_follows_from_the_front() -> None:
+    given = Goals((Goal("acc", "maximize"), Goal("cost", "minimize", reference=100.0))).references
+    cloud = [(0.5, -10.0), (0.9, -30.0), (0.1, -70.0)]
+    assert reference_of(given, cloud, undominated(cloud)) == (pytest.approx(0.42), -100.0)
+    assert reference_of(given, cloud, []) == reference_of(given, cloud, undominated(cloud))
+    assert reference_of((math.nan, math.nan), cloud, [(0.1, -70.0)]) == (pytest.approx(0.02), pytest.approx(-76.0))
+    assert reference_of(given, [(0.5, -10.0)], [])[0] < 0.5  # one point still has a volume
 
 
 class Log:

@@ -11,11 +11,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-from hpo_cluster.goals import Goals
-
 Point: TypeAlias = Sequence[float]
 
-#: A reference that nobody gave lies this share of the range of a target beyond the worst one.
+#: A reference that nobody gave lies this share of the range of a target beyond the worst one of the front.
 MARGIN = 0.1
 
 
@@ -47,10 +45,21 @@ def gain(point: Point, front: Sequence[Point], reference: Point) -> float:
     return max(0.0, math.prod(edges) - hypervolume(shared, reference))
 
 
-def reference_of(goals: Goals, points: Sequence[Point]) -> tuple[float, ...]:
-    """Return the reference point, as targets; where none was given, a little worse than the worst of `points`."""
+def reference_of(given: Point, points: Sequence[Point], front: Sequence[Point]) -> tuple[float, ...]:
+    """Return the reference point; where `given` is NaN, a little worse than the worst of the front.
+
+    The margin is a share of the range of all that was measured: early fronts are short, and with a reference next to
+    them nothing would be gained beyond their ends. With a reference as bad as the worst that was measured, on the other
+    hand, the ends would count more than all between them.
+
+    Args:
+        given: what the user said; NaN: nothing.
+        points: everything that was measured, at least one point.
+        front: of what satisfies the constraints; if empty, the front of `points` takes its place.
+    """
     found = []
-    for goal, column in zip(goals.metrics, zip(*points, strict=True), strict=True):
+    ends = front or undominated(points)
+    for edge, column, part in zip(given, zip(*points, strict=True), zip(*ends, strict=True), strict=True):
         margin = MARGIN * (max(column) - min(column)) or MARGIN * abs(min(column)) or MARGIN
-        found.append(min(column) - margin if goal.reference is None else goal.sign * goal.reference)
+        found.append(min(part) - margin if math.isnan(edge) else edge)
     return tuple(found)
