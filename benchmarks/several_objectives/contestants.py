@@ -92,11 +92,11 @@ class OptunaPeer:
                 if isinstance(parameter, Categorical):
                     out[name] = asked.suggest_categorical(name, parameter.choices)
                 elif isinstance(parameter, Integer):
-                    step = {} if parameter.log else {"step": parameter.step or 1}
-                    out[name] = asked.suggest_int(name, parameter.low, parameter.high, log=parameter.log, **step)
+                    step = 1 if parameter.log else int(parameter.step or 1)
+                    out[name] = asked.suggest_int(name, parameter.low, parameter.high, step=step, log=parameter.log)
                 else:
-                    step = {} if parameter.log else {"step": parameter.step}
-                    out[name] = asked.suggest_float(name, parameter.low, parameter.high, log=parameter.log, **step)
+                    width = None if parameter.log else parameter.step
+                    out[name] = asked.suggest_float(name, parameter.low, parameter.high, step=width, log=parameter.log)
             return out
 
     def tell(self, trial: int, metrics: Metrics) -> None:

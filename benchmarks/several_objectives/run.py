@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> int:
                     continue
                 run = future.result()
                 cache.append(arguments.results, key, versions[key.optimizer], run)
-                where = f"{key.problem}, {key.workers} workers, seed {key.seed}"
+                where = f"{key.problem}, workers={key.workers}, seed={key.seed}"
                 print(f"{number}/{len(wanted)}  {key.optimizer} on {where}: {run.true[-1]:.3f}", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -32,12 +32,12 @@ from botorch.acquisition.multi_objective.parego import qLogNParEGO
 from botorch.acquisition.multi_objective.utils import prune_inferior_points_multi_objective
 from botorch.acquisition.objective import GenericMCObjective
 from botorch.acquisition.utils import prune_inferior_points
-from botorch.models import ModelListGP
+from botorch.models import ModelListGP, SingleTaskGP
 from botorch.sampling.normal import SobolQMCNormalSampler
 from torch import Tensor
 
 from hpo_cluster.optimizers.bayesian.acquisition import LOOKED_AT, LOOKS, Acquisition
-from hpo_cluster.optimizers.bayesian.gaussian_process import Array, Process, tensor
+from hpo_cluster.optimizers.bayesian.gaussian_process import Array, Process, tensor, together
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Processes:
         """The objectives' processes, then those of the slacks."""
         return (*self.objectives, *self.slacks)
 
-    def model(self) -> ModelListGP:
+    def model(self) -> SingleTaskGP | ModelListGP:
         """Return the model of all standardised outcomes."""
-        return ModelListGP(*(process.gp for process in self.every))
+        return together(self.every)
 
     def standard_reference(self) -> Tensor:
         """Return the reference in units of the standardised outcomes (``m``)."""
@@ -138,8 +138,7 @@ def allowed_improvement(processes: Processes, pending: Array, draws: int, seed: 
 def satisfied(processes: Processes) -> Acquisition:
     """Return the logarithm of the probability that all constraints hold."""
     zeros = {i: (-process.location / process.spread, None) for i, process in enumerate(processes.slacks)}
-    model = ModelListGP(*(process.gp for process in processes.slacks))
-    return LogProbabilityOfFeasibility(model, zeros)  # type: ignore[no-any-return]
+    return LogProbabilityOfFeasibility(together(processes.slacks), zeros)  # type: ignore[no-any-return]
 
 
 def _promising(processes: Processes) -> Tensor:

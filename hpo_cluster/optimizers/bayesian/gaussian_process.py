@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from botorch.exceptions.errors import BotorchError, ModelFittingError
 from botorch.fit import fit_gpytorch_mll
-from botorch.models import SingleTaskGP
+from botorch.models import ModelListGP, SingleTaskGP
 from botorch.models.transforms.input import Normalize
 from botorch.posteriors import Posterior
 from botorch.settings import validate_input_scaling
@@ -229,6 +229,22 @@ class Process:
             count = normals.shape[1]
             drawn = posterior.rsample_from_base_samples(torch.Size([count]), tensor(normals.T))
             return np.asarray(drawn[:, :, 0].T.numpy(), dtype=np.float64)
+
+
+def together(processes: Sequence[Process]) -> SingleTaskGP | ModelListGP:
+    """Return one model of the standardised outcomes of several processes, in their order.
+
+    Processes of the same inputs become a batch, whose posterior costs half as much as those of two models.
+    """
+    first = processes[0]
+    if len(processes) == 1 or not all(np.array_equal(process.inputs, first.inputs) for process in processes[1:]):
+        return ModelListGP(*(process.gp for process in processes))
+    gp = _made(first.inputs, np.stack([process.outcomes for process in processes], axis=1), first.units, LEAST)
+    gp.covar_module.lengthscale = torch.stack([process._lengthscale for process in processes])[:, None]
+    gp.likelihood.noise = torch.tensor([[process.noise] for process in processes], dtype=torch.float64)
+    gp.requires_grad_(False)
+    gp.mean_module.constant = torch.tensor([process.mean for process in processes], dtype=torch.float64)
+    return gp.eval()
 
 
 def tensor(array: Array) -> Tensor:

@@ -162,8 +162,8 @@ def test_many_objectives_are_weighted() -> None:
         x, y, z = (float(c[name]) for name in CUBE.names)
         return {f"f{i}": (x - i / 4) ** 2 + (y - 0.5) ** 2 + z for i in range(5)}
 
-    journal = run(make_optimizer("bo", CUBE, 0, **QUICK), goals, measure, 10)
-    last = journal.history().tail(5)
+    journal = run(make_optimizer("bo", CUBE, 0, **QUICK), goals, measure, 12)
+    last = journal.history().tail(6)
     assert last["z"].mean() < 0.2
     assert (last["y"] - 0.5).abs().mean() < 0.25
     assert last["x"].max() - last["x"].min() > 0.2
