@@ -45,7 +45,7 @@ def gain(point: Point, front: Sequence[Point], reference: Point) -> float:
     return max(0.0, math.prod(edges) - hypervolume(shared, reference))
 
 
-def reference_of(given: Point, points: Sequence[Point], front: Sequence[Point]) -> tuple[float, ...]:
+def reference_of(given: Point, points: Sequence[Point]) -> tuple[float, ...]:
     """Return the reference point; where `given` is NaN, a little worse than the worst of the front.
 
     The margin is a share of the range of all that was measured: early fronts are short, and with a reference next to
@@ -54,12 +54,12 @@ def reference_of(given: Point, points: Sequence[Point], front: Sequence[Point]) 
 
     Args:
         given: what the user said; NaN: nothing.
-        points: everything that was measured, at least one point.
-        front: of what satisfies the constraints; if empty, the front of `points` takes its place.
+        points: everything that was measured, at least one point, whether or not it satisfies constraints: what does may
+            lie in several pieces, of which only one has been found.
     """
     found = []
-    ends = front or undominated(points)
-    for edge, column, part in zip(given, zip(*points, strict=True), zip(*ends, strict=True), strict=True):
+    front = undominated(points)
+    for edge, column, part in zip(given, zip(*points, strict=True), zip(*front, strict=True), strict=True):
         margin = MARGIN * (max(column) - min(column)) or MARGIN * abs(min(column)) or MARGIN
         found.append(min(part) - margin if math.isnan(edge) else edge)
     return tuple(found)

@@ -102,8 +102,7 @@ class Campaign:
         good = [bool(ok) for ok in ended["feasible"].eq(True) & known]
         if not any(good):
             return [0.0] * len(points), ()
-        best = undominated(point for point, ok in zip(points, good, strict=True) if ok)
-        reference = reference_of(self.goals.references, measured, best)
+        reference = reference_of(self.goals.references, measured)
         front: list[Sequence[float]] = []
         volume, volumes = 0.0, []
         for point, ok in zip(points, good, strict=True):

@@ -118,7 +118,7 @@ class FittedSeveral:
         known = [(j, slack) for j, slack in enumerate(constraints) if len(slack) and np.ptp(slack.targets) > 0]
         found = [row for row in measured if row.feasible] or measured
         front = undominated(row.targets for row in found)
-        reference = reference_of(data.references, [row.targets for row in measured], front)
+        reference = reference_of(data.references, [row.targets for row in measured])
         at: dict[Sequence[float], Points] = {row.targets: row.point for row in reversed(found)}
         outcomes = objectives[0].process.outcomes
         held = [i for i, trial in enumerate(objectives[0].observations.trials) if row_of[trial].feasible]
