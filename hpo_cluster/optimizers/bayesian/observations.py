@@ -10,14 +10,14 @@ that a stationary process does not spend its length-scales on a cliff or a deep 
     raw     ``y``
     ranked  ``y`` from ``m`` on; the values below ``m``, in their order, are spread evenly over a stretch as long as
             ``b - m`` (equal values stay equal). So the foot of a cliff lies as far below ``m`` as the best lies above
-    soft    ``y`` from ``m`` on, ``m - s log(1 + (m - y) / s)`` below, where ``s`` is ``b - m``, at least `SOFT_FLOOR` of
-            the spread. Slope 1 at ``m``: what is low stays low, but comes nearer
+    soft    ``y`` from ``m`` on, ``m - s log(1 + (m - y) / s)`` below, where ``s`` is ``b - m``, at least `SOFT_FLOOR`
+            of the spread. Slope 1 at ``m``: what is low stays low, but comes nearer
     clip    ``max(y, m)``: all that is low becomes flat ground, at the height of the median
     winsor  ``max(y, q - 2 (b - q))`` with ``q`` the median of the upper half
 
-If ``clip`` or ``winsor`` would make all values equal, ``raw`` is used. On a plateau next to a cliff both make all that is
-low alike, so that nothing leads away from the foot of the cliff; ranked keeps its order, and is the default.
-``docs/design/decisions.md`` has the measurements.
+If ``clip`` or ``winsor`` would make all values equal, ``raw`` is used. On a plateau next to a cliff both lift the foot
+of the cliff to nearly the height of the plateau; ranked keeps it lower, and is the default.
+``docs/design/surrogate.md`` has the measurements.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def scaled(targets: NDArray[np.float64], outcome: Outcome) -> NDArray[np.float64
 
 
 def unscaled(outcome_value: float, targets: NDArray[np.float64], outcome: Outcome) -> float:
-    """Return the target of an outcome: the inverse of `scaled` for ``soft`` and ``ranked``, and the outcome itself else.
+    """Return the target of an outcome: the inverse of `scaled` for ``soft`` and ``ranked``, else the outcome itself.
 
     Between two values of ``ranked`` it is interpolated; below the lowest it is the lowest target.
 

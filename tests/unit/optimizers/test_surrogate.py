@@ -202,7 +202,7 @@ def test_ranked_spreads_the_lower_half_evenly() -> None:
 
 
 def test_the_model_tells_a_flat_top_apart_and_sees_the_cliff_beside_it() -> None:
-    """The top is 0.02 high, the cliff 0.6 deep: raw values leave the process no eyes for the top, clip none for the cliff."""
+    """The top is 0.02 high and the cliff 0.6 deep: raw values hide the top from the process, clip hides the cliff."""
 
     def height(x: float, y: float, z: float) -> float:
         s = x + 0.3 * y
