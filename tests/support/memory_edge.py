@@ -15,7 +15,7 @@ from hpo_cluster.trial import Ask
 SQUARE = Space({"x": Float(0.0, 1.0), "y": Float(0.0, 1.0)})
 
 #: Random trials before the optimizer's, and those of its own.
-RANDOM, ASKED = 12, 14
+RANDOM, ASKED = 12, 20
 
 
 def row(trial: int, x: float, y: float) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class MosaicSettings(OptimizerSettings):
     """Settings of `mosaic`."""
 
     initial: int = Field(default=10, ge=2, le=100_000, description="trials of the initial design before the models")
-    outcome: Literal["varied", "soft", "clip", "winsor", "raw"] = Field(
+    outcome: Literal["varied", "ranked", "soft", "clip", "winsor", "raw"] = Field(
         default="varied",
         description="what the models see of values, as in bo; varied: soft, and in turn with winsor and clip where "
         f"{WIDE} or more trials are in flight",

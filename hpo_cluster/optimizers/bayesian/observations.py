@@ -8,14 +8,16 @@ The *outcome* decides what a model sees of a value ``y``, with ``m`` the median 
 that a stationary process does not spend its length-scales on a cliff or a deep valley:
 
     raw     ``y``
-    soft    ``m - s log(1 + (m - y) / s)`` below ``m``, where ``s`` is ``b - m``, at least `SOFT_FLOOR` of the spread,
-            and ``y`` from ``m`` on. Strictly monotone, slope 1 at ``m``: what is low stays low, but comes nearer
+    ranked  ``y`` from ``m`` on; the values below ``m``, in their order, are spread evenly over a stretch as long as
+            ``b - m`` (equal values stay equal). So the foot of a cliff lies as far below ``m`` as the best lies above
+    soft    ``y`` from ``m`` on, ``m - s log(1 + (m - y) / s)`` below, where ``s`` is ``b - m``, at least `SOFT_FLOOR`
+            of the spread. Slope 1 at ``m``: what is low stays low, but comes nearer
     clip    ``max(y, m)``: all that is low becomes flat ground, at the height of the median
     winsor  ``max(y, q - 2 (b - q))`` with ``q`` the median of the upper half
 
 If ``clip`` or ``winsor`` would make all values equal, ``raw`` is used. On a plateau next to a cliff both lift the foot
-of the cliff to nearly the height of the plateau; soft keeps it apart, and is the default.
-``docs/design/decisions.md`` has the measurements.
+of the cliff to nearly the height of the plateau; ranked keeps it lower, and is the default.
+``docs/design/surrogate.md`` has the measurements.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from hpo_cluster.optimizers.dataset import Dataset, Row
 from hpo_cluster.space import Space
 from hpo_cluster.trial import State
 
-Outcome: TypeAlias = Literal["soft", "clip", "winsor", "raw"]
+Outcome: TypeAlias = Literal["ranked", "soft", "clip", "winsor", "raw"]
 
 #: Outcomes that proposals use in turn if they are to see the values in different ways, the best one first.
 VARIED: tuple[Outcome, ...] = ("soft", "winsor", "clip")
@@ -54,6 +56,8 @@ def scaled(targets: NDArray[np.float64], outcome: Outcome) -> NDArray[np.float64
     if outcome == "raw" or len(targets) == 0 or not np.ptp(targets) > 0:
         return targets
     best, median = targets.max(), np.median(targets)
+    if outcome == "ranked":
+        return _ranked(targets)
     if outcome == "soft":
         scale = _soft_scale(targets)
         depth = np.maximum(median - targets, 0.0) / scale
@@ -67,18 +71,36 @@ def scaled(targets: NDArray[np.float64], outcome: Outcome) -> NDArray[np.float64
 
 
 def unscaled(outcome_value: float, targets: NDArray[np.float64], outcome: Outcome) -> float:
-    """Return the target of an outcome: the inverse of `scaled` for ``soft``, and the outcome itself for the others.
+    """Return the target of an outcome: the inverse of `scaled` for ``soft`` and ``ranked``, else the outcome itself.
+
+    Between two values of ``ranked`` it is interpolated; below the lowest it is the lowest target.
 
     Args:
         outcome_value: any number in the scale of the outcomes.
         targets: the observed ones (``n``).
         outcome: the scale.
     """
-    if outcome != "soft" or len(targets) == 0 or not np.ptp(targets) > 0:
+    if outcome not in ("soft", "ranked") or len(targets) == 0 or not np.ptp(targets) > 0:
         return outcome_value
+    if outcome == "ranked":
+        order = np.argsort(targets, kind="stable")
+        known = np.interp(outcome_value, _ranked(targets)[order], targets[order])
+        return outcome_value if outcome_value >= np.median(targets) else float(known)
     median, scale = np.median(targets), _soft_scale(targets)
     depth = min(max(median - outcome_value, 0.0) / scale, DEEPEST)
     return float(median - scale * np.expm1(depth)) if depth > 0 else outcome_value
+
+
+def _ranked(targets: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the outcomes ``ranked`` (``n``) of targets that are not all equal."""
+    median = np.median(targets)
+    low = targets < median
+    _, place, counts = np.unique(targets[low], return_inverse=True, return_counts=True)
+    shares = (np.cumsum(counts) - counts / 2) / max(low.sum(), 1)
+    depth = targets.max() - median or np.ptp(targets)
+    seen = targets.astype(np.float64)
+    seen[low] = median - depth * (1 - shares[place])
+    return seen
 
 
 def _soft_scale(targets: NDArray[np.float64]) -> float:

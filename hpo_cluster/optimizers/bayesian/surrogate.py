@@ -220,7 +220,7 @@ class FittedFeasibility:
         return feasibility(self._fitted.process("feasible", inputs, labels, LABELS))
 
 
-def surrogate_of(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") -> Surrogate:
+def surrogate_of(history: pd.DataFrame, space: Space, outcome: Outcome = "ranked") -> Surrogate:
     """Return the model of a history, to look at and to predict with.
 
     It is fitted like that of `bo`, but infeasible trials count as the worst value here; `bo` has another model of them.
@@ -240,7 +240,7 @@ def _model_of(data: Dataset, outcome: Outcome) -> Surrogate:
     return FittedModels(Features(data.space), outcome).model_of(Observations.of(data))
 
 
-def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") -> int | None:
+def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "ranked") -> int | None:
     """Return the number of the evaluated trial with the best posterior mean, of those that satisfy the constraints.
 
     With noisy values the highest one is partly luck; the mean borrows from the neighbours. If no model can be fitted,

@@ -69,7 +69,7 @@ class TurboSettings(OptimizerSettings):
     initial: int = Field(default=10, ge=2, le=10_000, description="trials of a region's design, before its model")
     outcome: Outcome = Field(
         default="raw",
-        description="what the model sees of values: raw, or compressed below the median as in bo (soft, clip, winsor)",
+        description="what the model sees of values: raw, or as in bo (ranked, soft, clip, winsor)",
     )
 
 

@@ -147,10 +147,10 @@ def test_bounds_widen_with_every_screened_cell() -> None:
     assert 0 < bound_width(1, 1.0) < bound_width(2, 1.0)
 
 
-@pytest.mark.parametrize("outcome", ["soft", "raw", "clip", "winsor"])
+@pytest.mark.parametrize("outcome", ["ranked", "soft", "raw", "clip", "winsor"])
 def test_an_outcome_goes_back_to_its_target(outcome) -> None:
     targets = np.array([-30.0, 0.1, 0.2, 0.4, 0.5, 0.55])
     outcomes = scaled(targets, outcome)
-    if outcome in ("soft", "raw"):
+    if outcome in ("ranked", "soft", "raw"):
         assert [unscaled(y, targets, outcome) for y in outcomes] == pytest.approx(targets.tolist())
     assert math.isfinite(unscaled(-1e9, targets, outcome))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
+from hpo_cluster.optimizers.bayesian.bo import BOSettings
 from hpo_cluster.optimizers.bayesian.encoding import Features
 from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome, fitted_size, scaled, thinned
 from hpo_cluster.optimizers.bayesian.surrogate import SurrogateError, conditioned, fit, recommend, surrogate_of
@@ -155,12 +158,16 @@ def test_no_outcome_changes_the_order_or_the_best(outcome: Outcome, values: list
     seen = scaled(targets, outcome)
     assert np.all(np.diff(seen) >= 0)
     assert seen.max() == targets.max()
-    assert np.all(seen >= targets)
+    if outcome == "ranked":  # the lower half moves up or down, and is no deeper than the better half is high
+        high = targets.max() - np.median(targets)
+        assert targets.max() - seen.min() <= 2 * (high or np.ptp(targets))
+    else:
+        assert np.all(seen >= targets)
     assert np.ptp(seen) > 0
     top = targets >= np.median(targets)
     if outcome != "winsor":
         assert seen[top].tolist() == targets[top].tolist()
-    if outcome in ("soft", "raw"):  # nothing is lost
+    if outcome in ("ranked", "soft", "raw"):  # nothing is lost
         assert np.all(np.diff(seen)[np.diff(targets) > 0] > 0)
     shuffled = np.random.default_rng(0).permutation(len(targets))
     assert scaled(targets[shuffled], outcome) == pytest.approx(seen[shuffled])
@@ -186,6 +193,44 @@ def test_soft_has_no_kink_and_keeps_the_cliff_low() -> None:
     below = np.array([0.0, 1.0 - 1e-6, 1.0, 2.0, 3.0])
     seen = scaled(below, "soft")
     assert (seen[2] - seen[1]) / 1e-6 == pytest.approx(1.0, abs=1e-5)  # slope 1 at the median, from both sides
+
+
+def test_ranked_spreads_the_lower_half_evenly() -> None:
+    targets = np.array([-1e6, 0.2, 0.2, 0.5, 0.8, 0.8, 0.9, 1.0])  # median 0.65, 0.35 below the best
+    below = [0.65 - 0.35 * share for share in (7 / 8, 1 / 2, 1 / 2, 1 / 8)]
+    assert scaled(targets, "ranked").tolist() == pytest.approx([*below, 0.8, 0.8, 0.9, 1.0])
+
+
+def test_the_model_tells_a_flat_top_apart_and_sees_the_cliff_beside_it() -> None:
+    """The top is 0.02 high and the cliff 0.6 deep: raw values hide the top from the process, clip hides the cliff."""
+
+    def height(x: float, y: float, z: float) -> float:
+        s = x + 0.3 * y
+        return 0.25 if s > 0.75 else 0.83 + 0.02 * math.exp(-(((s - 0.65) / 0.15) ** 2) - ((z - 0.3) / 0.3) ** 2)
+
+    space = Space({name: Float(0.0, 1.0) for name in "xyz"})
+    order, fallen = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    for seed in range(3):
+        points = np.random.default_rng(seed).random((800, 3))
+        heights = np.array([height(*point) for point in points])
+        good = heights > 0.25
+        trained = [*np.flatnonzero(good)[:30], *np.flatnonzero(~good)[:10]]
+        rows = [
+            {"trial": i, "state": "completed", "origin": "evaluated", "target": heights[i]}
+            | dict(zip("xyz", points[i], strict=True))
+            for i in trained
+        ]
+        for outcome in get_args(Outcome):
+            means = surrogate_of(pd.DataFrame(rows), space, outcome).mean(points[500:])
+            above = good[500:]
+            order[outcome].append(spearmanr(means[above], heights[500:][above])[0])
+            fallen[outcome].append(float((means[~above] > np.median(means[above])).mean()))
+    assert np.mean(order["ranked"]) > 0.8 > 0.5 > np.mean(order["raw"])
+    assert np.mean(fallen["ranked"]) < 0.1 < np.mean(fallen["clip"])
+    assert np.mean(order["ranked"]) > max(np.mean(order[outcome]) for outcome in ("soft", "winsor"))
+    assert BOSettings().outcome == "ranked"
+    default = surrogate_of(pd.DataFrame(rows), space)
+    assert default.outcomes.tolist() == default.observations.outcomes("ranked").tolist()
 
 
 def test_winsor_is_where_the_best_half_ends() -> None:
