@@ -100,7 +100,7 @@ def test_log_ei_is_the_textbooks_where_nothing_is_pending() -> None:
 def test_the_noisy_improvement_is_botorchs(pending: np.ndarray, units: np.ndarray | None) -> None:
     """With its gradient: the same draws by another way."""
     process = PROCESS if units is None else Process.fitted(X, PROCESS.outcomes, units=units)
-    at = np.concatenate([np.random.default_rng(7).random((40, 3)), X[:10], PENDING + 1e-4])
+    at = np.concatenate([np.random.default_rng(7).random((40, 3)), X[:10] + 0.01, PENDING + 0.01])
     ours = noisy_improvement(process, pending, 64, 3)
     best = ours.X_baseline[: len(ours.X_baseline) - len(pending)]  # type: ignore[attr-defined]
     theirs = qLogNoisyExpectedImprovement(
