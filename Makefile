@@ -35,7 +35,7 @@ run: $(VENV)/installed  ## install, then run the default campaign: 16 real fine-
 	$(BIN)/hpo-cluster run
 
 test: $(VENV)/installed-dev  ## install, then run all tests
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --quiet
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --quiet
 
 test-cluster: $(VENV)/installed-dev  ## as root on Debian: install and start Slurm and OAR, run the tests against both
 	tests/cluster/install

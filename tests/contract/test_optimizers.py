@@ -57,6 +57,10 @@ class TestEveryOptimizer(OptimizerContract):
 
 
 class TestTurboWithRegions(OptimizerContract):
+    @pytest.fixture(params=["conditional", "real"])
+    def space(self, request: pytest.FixtureRequest) -> Space:
+        return SPACES[request.param]
+
     @pytest.fixture
     def make(self) -> Make:
         return lambda space, seed=0: make_optimizer("turbo", space, seed, initial=2, regions=3)

@@ -81,7 +81,7 @@ def test_a_torn_last_line_is_cut_and_told(tmp_path: Path, caplog: pytest.LogCapt
     assert "torn_bytes" in logs[-1].read_text()
 
 
-@pytest.mark.parametrize("optimizer", ["lhs", "sobol", "grid"])
+@pytest.mark.parametrize("optimizer", ["lhs", "grid"])
 def test_designs_resume_to_the_same_trials(tmp_path: Path, optimizer: str) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert drivers.run(whole, optimizer=optimizer) == 0

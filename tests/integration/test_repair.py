@@ -88,9 +88,7 @@ def test_trials_without_a_trace_leave_a_gap_and_the_optimizers_go_on(campaign: P
     assert [number for number, *_ in drivers.trials(campaign)] == [0, 1, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize(
-    "optimizer", ["bo", "soo", "direct", "turbo", "mosaic", "lhs", "sobol", "grid", "bamsoo", "fda"]
-)
+@pytest.mark.parametrize("optimizer", ["bo", "soo", "direct", "turbo", "mosaic", "sobol", "grid", "bamsoo", "fda"])
 def test_every_optimizer_goes_on_after_a_repair(tmp_path: Path, optimizer: str) -> None:
     directory = tmp_path / "c"
     options: dict[str, Any] = {"optimizer": optimizer, "sleep": 0.0, "operation": {"budget": 6}}

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpo_cluster.optimizers.bayesian.encoding import Features
-from hpo_cluster.optimizers.bayesian.gaussian_process import Array, Least, Process, tensor
+from hpo_cluster.optimizers.bayesian.gaussian_process import LEAST_VARIANCE, Array, Least, Process, tensor
 from hpo_cluster.space import Categorical
 
 #: Inputs (``b x 1 x c``) to values (``b``).
@@ -64,13 +64,7 @@ LABELS = Least(scale=0.3, noise=0.03)
 def noisy_improvement(process: Process, pending: Array, draws: int, seed: int) -> Acquisition:
     """Return the logarithm of the expected improvement over observed and pending points (``p x c``)."""
     best = prune_inferior_points(process.gp, _highest(process), sampler=_sampler(LOOKS, seed))
-    return qLogNoisyExpectedImprovement(  # type: ignore[no-any-return]
-        process.gp,
-        best,
-        sampler=_sampler(draws, seed),
-        X_pending=tensor(pending) if len(pending) else None,
-        prune_baseline=False,
-    )
+    return NoisyImprovement(process, best, tensor(pending), _sampler(draws, seed))
 
 
 def improvement(process: Process, pending: Array, draws: int, seed: int, best: float | None = None) -> Acquisition:
@@ -121,6 +115,51 @@ def guided(acquisition: Acquisition, features: Features, weight: float) -> Acqui
     return PriorGuidedAcquisitionFunction(  # type: ignore[no-any-return]
         whole, LogPrior(features), log=True, prior_exponent=weight
     )
+
+
+class NoisyImprovement(qLogNoisyExpectedImprovement):  # type: ignore[misc]
+    """BoTorch's function with the same draws, at single inputs only, for a fraction of the time.
+
+    BoTorch computes the joint posterior of each input and of the points that it is compared with, again for each input.
+    What follows from these points alone is kept here. With a root ``R`` of the inverse covariance of the outcomes, and
+    the Cholesky factor ``L`` of the posterior covariance of the points, the draws at ``x`` are
+
+        mean(x) + z u + z_x sqrt(1 - v v - u u),    v = k(x, observed) R,    L u = k(x, points) - V v
+
+    where ``V`` is ``v`` of the points, ``z`` and ``z_x`` are the standard normal numbers of the points and of ``x``.
+
+    Args:
+        process: of the columns.
+        best: observed points that may be the best (``r x c``).
+        pending: points in flight (``p x c``).
+        sampler: of the numbers.
+    """
+
+    def __init__(self, process: Process, best: Tensor, pending: Tensor, sampler: SobolQMCNormalSampler) -> None:
+        super().__init__(process.gp, best, sampler, X_pending=pending, prune_baseline=False)
+        points, observed = self.X_baseline, tensor(process.inputs)
+        with torch.no_grad():
+            super()._get_samples_and_objectives(points[:1, None])  # draws the numbers
+            (weights, root), count = process.caches, len(observed)
+            unit = torch.eye(len(points), dtype=torch.float64)
+            inverse = torch.linalg.solve_triangular(self._baseline_L, unit, upper=False).T
+            solved = torch.zeros(count + len(points), count + len(points) + 1, dtype=torch.float64)
+            solved[:count, :count] = root
+            solved[:count, count:-1] = -root @ (process.covariance(points, observed) @ root).T @ inverse
+            solved[count:, count:-1] = inverse
+            solved[:count, -1] = weights
+        self._process, self._mean, self._every = process, process.mean, torch.cat([observed, points])
+        self._solved = solved  # from the covariance with every point to v, u and the mean
+        self._numbers = self.sampler.base_samples.reshape(-1, len(points) + 1)
+
+    def _get_samples_and_objectives(self, X: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803 - BoTorch's name
+        """Return the draws at inputs (``b x 1 x c``), as samples and as objectives."""
+        solved = self._process.covariance(X[:, 0], self._every) @ self._solved
+        parts, mean = solved[:, :-1], solved[:, -1] + self._mean
+        across = (1 - parts.square().sum(dim=1)).clamp(min=LEAST_VARIANCE).sqrt()
+        along = parts[:, 1 - self._numbers.shape[1] :]
+        samples = mean + self._numbers[:, :-1] @ along.T + self._numbers[:, -1:] * across
+        return samples[..., None, None], samples[..., None]
 
 
 class Observed(nn.Module):

@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -30,7 +31,6 @@ from botorch.exceptions.errors import BotorchError, ModelFittingError
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import ModelListGP, SingleTaskGP
 from botorch.models.transforms.input import Normalize
-from botorch.posteriors import Posterior
 from botorch.settings import validate_input_scaling
 from botorch.utils.constraints import LogTransformedInterval
 from botorch.utils.sampling import manual_seed
@@ -61,9 +61,8 @@ NOISE_STARTS = (-8.0, -2.0)
 #: diagonal of one that has no factor (ten times as much each time, from 1e-8 on).
 FACTORISED, TRIES = 2000, 6
 
-
-#: Inputs whose posterior is computed at once.
-AT_ONCE = 512
+#: Inputs whose posterior is computed at once, and the least variance of one.
+AT_ONCE, LEAST_VARIANCE = 512, 1e-10
 
 
 class Least(NamedTuple):
@@ -209,17 +208,41 @@ class Process:
         """The constant mean."""
         return float(self.gp.mean_module.constant)
 
+    @cached_property
+    def caches(self) -> tuple[Tensor, Tensor]:
+        """What GPyTorch keeps: the weights of the mean (``n``), and a root of the inverse covariance of the outcomes.
+
+        The root is ``n x n``; the root times its transpose is the inverse.
+        """
+        with computing(0), torch.no_grad():
+            self.gp.posterior(tensor(self.inputs[:1]))
+            strategy = self.gp.prediction_strategy
+            return strategy.mean_cache, strategy.covar_cache
+
+    def covariance(self, inputs: Tensor, others: Tensor) -> Tensor:
+        """Return the prior covariance (``m x k``) of the function at inputs (``m x c``) and at others (``k x c``)."""
+        found: Tensor = self.gp.covar_module.forward(*map(self.gp.transform_inputs, (inputs, others)))
+        return found
+
     def means(self, inputs: Array) -> Array:
         """Posterior mean (``m``) at inputs (``m x c``), standardised."""
-        return self.posterior(inputs)[0]
+        with computing(0), torch.no_grad():
+            weights, every = self.caches[0], tensor(self.inputs)
+            return np.asarray((self.covariance(tensor(inputs), every) @ weights).numpy() + self.mean)
 
     def posterior(self, inputs: Array) -> tuple[Array, Array]:
-        """Mean and variance (``m`` each) of the noiseless function at inputs (``m x c``), standardised."""
-        if len(inputs) == 0:
-            return np.empty(0), np.empty(0)
+        """Mean and variance (``m`` each) of the noiseless function at inputs (``m x c``), standardised.
+
+        BoTorch would compute the joint covariance of all inputs for it.
+        """
+        means, variances = np.empty(len(inputs)), np.empty(len(inputs))
         with computing(0), torch.no_grad():
-            found = [self.gp.posterior(tensor(inputs[i : i + AT_ONCE])) for i in range(0, len(inputs), AT_ONCE)]
-            means, variances = (torch.cat(parts)[:, 0].numpy() for parts in zip(*map(_moments, found), strict=True))
+            (weights, root), every = self.caches, tensor(self.inputs)
+            for i in range(0, len(inputs), AT_ONCE):
+                covariance = self.covariance(tensor(inputs[i : i + AT_ONCE]), every)
+                explained = (covariance @ root).square().sum(dim=1)
+                means[i : i + AT_ONCE] = (covariance @ weights).numpy() + self.mean
+                variances[i : i + AT_ONCE] = (1 - explained).clamp(min=LEAST_VARIANCE).numpy()
         return means, variances
 
     def sample(self, inputs: Array, normals: Array) -> Array:
@@ -285,11 +308,6 @@ def _made(inputs: Array, y: Array, units: Array | None, least: Least) -> SingleT
 def _between(low: float, high: float) -> LogTransformedInterval:
     """Return the bounds of a hyperparameter, which is fitted in its logarithm."""
     return LogTransformedInterval(low * (1 - ROUNDED), high * (1 + ROUNDED), initial_value=math.sqrt(low * high))
-
-
-def _moments(posterior: Posterior) -> tuple[Tensor, Tensor]:
-    """Return mean and variance (``m x 1`` each)."""
-    return posterior.mean, posterior.variance
 
 
 def _scale_location(columns: int) -> float:

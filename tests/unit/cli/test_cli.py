@@ -226,6 +226,8 @@ def test_a_campaign_from_start_to_report(here: Path, capsys: pytest.CaptureFixtu
     assert sorted(path.name for path in here.iterdir()) == ["campaigns"]
 
     assert not imported_by("status", "campaigns/first") & {"torch", "pandas", "hydra", "omegaconf", "scipy", "rich"}
+    for command in ("why", "tail"):
+        assert not imported_by(command, "campaigns/first", "0") & {"torch", "botorch", "gpytorch", "hydra", "omegaconf"}
     assert main(["status", "campaigns/first"]) == 0
     assert "3/3 done" in capsys.readouterr().out
     assert main(["status", "campaigns/first", "--json"]) == 0

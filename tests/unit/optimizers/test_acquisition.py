@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from botorch.acquisition.logei import qLogNoisyExpectedImprovement
+from botorch.sampling.normal import SobolQMCNormalSampler
 
 from hpo_cluster.optimizers.bayesian import acquisition as acquisition_module
 from hpo_cluster.optimizers.bayesian.acquisition import (
@@ -91,6 +93,31 @@ def test_log_ei_is_the_textbooks_where_nothing_is_pending() -> None:
     assert len(at) > 10
     expected = np.log(np.sqrt(variance) * (norm.pdf(u) + u * norm.cdf(u)))
     assert values_of(improvement(PROCESS, NOBODY, 64, 0), at) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("pending", [NOBODY, PENDING], ids=["nothing pending", "pending"])
+@pytest.mark.parametrize("units", [None, np.array([0.5, 0.2, 1.0])], ids=["plain", "units"])
+def test_the_noisy_improvement_is_botorchs(pending: np.ndarray, units: np.ndarray | None) -> None:
+    """With its gradient: the same draws by another way."""
+    process = PROCESS if units is None else Process.fitted(X, PROCESS.outcomes, units=units)
+    at = np.concatenate([np.random.default_rng(7).random((40, 3)), X[:10] + 0.01, PENDING + 0.01])
+    ours = noisy_improvement(process, pending, 64, 3)
+    best = ours.X_baseline[: len(ours.X_baseline) - len(pending)]  # type: ignore[attr-defined]
+    theirs = qLogNoisyExpectedImprovement(
+        process.gp,
+        best,
+        SobolQMCNormalSampler(torch.Size([64]), seed=3),
+        X_pending=tensor(pending) if len(pending) else None,
+        prune_baseline=False,
+    )
+    found = []
+    for acquisition in (ours, theirs):
+        inputs = tensor(at)[:, None].requires_grad_(True)
+        values = acquisition(inputs)
+        found += [values.detach().numpy(), torch.autograd.grad(values.sum(), inputs)[0].numpy()]
+    assert np.ptp(found[0]) > 1
+    assert found[0] == pytest.approx(found[2], abs=1e-6)
+    assert found[1] == pytest.approx(found[3], rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("make", [noisy_improvement, improvement])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from hpo_cluster.optimizers.bayesian.gaussian_process import LEAST, MOST_NOISE, MOST_SCALE, Process, computing
+from hpo_cluster.optimizers.registry import make_optimizer
+from hpo_cluster.space import Float, Space
 
 
 def waves(x: np.ndarray) -> np.ndarray:
@@ -171,33 +172,30 @@ def test_what_goes_wrong_in_the_libraries_is_an_arithmetic_error() -> None:
         raise TypeError("a fault of ours")
 
 
-TWICE = """
-import json, sys
-import numpy as np
-import torch
-torch.set_num_threads(int(sys.argv[1]))
-from hpo_cluster.optimizers.bayesian.gaussian_process import Process
-from hpo_cluster.optimizers.registry import make_optimizer
-from hpo_cluster.space import Float, Space
-import pandas as pd
-x = np.random.default_rng(0).random((150, 5))
-y = np.sin(5 * x[:, 0]) + (x[:, 1] - 0.4) ** 2 + x[:, 2]
-process = Process.fitted(x, y)
-space = Space({name: Float(0.0, 1.0) for name in "abcde"})
-rows = [{"trial": i, "state": "completed", "origin": "evaluated", "value": v, "target": v, **dict(zip("abcde", p))}
-        for i, (p, v) in enumerate(zip(x[:40], y))]
-found = [make_optimizer(name, space, 1).ask(pd.DataFrame(rows), 1).proposals[0].parameters for name in ("bo", "mosaic")]
-found = [[c[name] for name in "abcde"] for c in found]
-print(json.dumps([[*process.scales, process.noise], process.means(x[::10]).tolist(), *found]))
-"""
+def found_with(threads: int) -> list[list[float]]:
+    """Hyperparameters, predictions and proposals, computed with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x = np.random.default_rng(0).random((150, 5))
+        y = waves(x) + x[:, 2]
+        process = Process.fitted(x, y)
+        space = Space({name: Float(0.0, 1.0) for name in "abcde"})
+        rows = [
+            {"trial": trial, "state": "completed", "origin": "evaluated", "value": value, "target": value}
+            | dict(zip("abcde", point, strict=True))
+            for trial, (point, value) in enumerate(zip(x[:40].tolist(), y[:40].tolist(), strict=True))
+        ]
+        asks = [make_optimizer(name, space, 1).ask(pd.DataFrame(rows), 1) for name in ("bo", "mosaic")]
+    finally:
+        torch.set_num_threads(before)
+    proposed = [space.encode(ask.proposals[0].parameters).tolist() for ask in asks]
+    return [[*process.scales, process.noise], process.means(x[::10]).tolist(), *proposed]
 
 
 def test_one_thread_or_two_make_no_difference() -> None:
     """But for rounding: a thousandth in what is proposed, less in what is predicted."""
-    one, two = (
-        json.loads(subprocess.run([sys.executable, "-c", TWICE, n], capture_output=True, check=True).stdout)
-        for n in ("1", "2")
-    )
+    one, two = found_with(1), found_with(2)
     assert two[0] == pytest.approx(one[0], rel=1e-3)
     assert two[1] == pytest.approx(one[1], abs=1e-5)
     assert two[2:] == [pytest.approx(point, abs=1e-3) for point in one[2:]]
