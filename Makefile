@@ -60,8 +60,9 @@ bundle: $(VENV)/installed  ## build the bundled model, data and tasks again
 check-bundle: $(VENV)/installed  ## show that the bundled objective is meaningful (docs/objective/village.md)
 	$(BIN)/python tools/check_bundle.py
 
-$(VENV)/installed-peers: $(VENV)/installed
+$(VENV)/installed-peers: $(VENV)/installed constraints-peers.txt
 	$(PIP) --constraint constraints-peers.txt --editable '.[peers]'
+	$(PIP) --constraint constraints-peers.txt --no-deps HEBO  # its pins exclude our numpy, with which it works
 	@touch $@
 
 bench-optimizers: $(VENV)/installed-peers  ## compare these optimizers with other libraries; BENCH=full: hours instead of minutes

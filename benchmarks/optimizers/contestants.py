@@ -104,14 +104,14 @@ def missing(name: str) -> str:
         peer = PEERS.get(name.removeprefix("peer:"))
         if peer is None:
             return f"{name}: is unknown; there are {', '.join(PEERS)}"
-        module = peer.module
+        module, install = peer.module, peer.install
     else:
         key = parse(name)[0]
         if key not in OPTIMIZERS:
             return f"{name}: is unknown; there are {', '.join(OPTIMIZERS)}"
-        module = MODULES.get(key, "hpo_cluster")
+        module, install = MODULES.get(key, "hpo_cluster"), "'.[peers]'"
     absent = importlib.util.find_spec(module) is None
-    return f"{name}: left out, {module} is not installed (pip install '.[peers]')" if absent else ""
+    return f"{name}: left out, {module} is not installed (pip install {install})" if absent else ""
 
 
 def make(name: str, space: Space, budget: int, workers: int, seed: int) -> Contestant:

@@ -27,12 +27,14 @@ class Peer:
         module: what must be importable.
         libraries: distributions whose versions belong to a run.
         slow: whether a suggestion takes a tenth of a second or more.
+        install: what pip installs it with.
     """
 
     make: Callable[[Space, int, int, int], Contestant]
     module: str
     libraries: tuple[str, ...]
     slow: bool = False
+    install: str = "'.[peers]'"
 
 
 @contextlib.contextmanager
@@ -124,14 +126,17 @@ class AxPeer:
 
 
 class SmacPeer:
-    """SMAC's facade for hyperparameters: random forest and log expected improvement."""
+    """SMAC: a random forest, or a Gaussian process (the facade "black box"), and expected improvement.
 
-    def __init__(self, space: Space, budget: int, workers: int, seed: int) -> None:
+    The model is trained again for each suggestion; SMAC's facade for hyperparameters would do so after eight.
+    """
+
+    def __init__(self, space: Space, budget: int, workers: int, seed: int, facade: str) -> None:
         import tempfile
         from pathlib import Path
 
         import ConfigSpace
-        from smac import HyperparameterOptimizationFacade, Scenario
+        import smac
 
         logging.getLogger("smac").setLevel(logging.ERROR)
         config_space = ConfigSpace.ConfigurationSpace(seed=seed)
@@ -143,21 +148,27 @@ class SmacPeer:
             else:
                 config_space.add(ConfigSpace.Float(name, (p.low, p.high), log=p.log))
         self.space, self.trials = space, dict[int, Any]()
+        self.folder = tempfile.TemporaryDirectory(prefix="smac-")  # it goes when this contestant does
+        kind = getattr(smac, facade)
         with _quiet():
-            scenario = Scenario(
+            scenario = smac.Scenario(
                 config_space,
                 deterministic=True,
                 n_trials=budget + workers,
                 seed=seed,
-                output_directory=Path(tempfile.mkdtemp(prefix="smac-")),
+                output_directory=Path(self.folder.name),
             )
-            design = HyperparameterOptimizationFacade.get_initial_design(scenario, n_configs=10)
-            self.smac = HyperparameterOptimizationFacade(
-                scenario, lambda config, seed=0: 0.0, initial_design=design, overwrite=True, logging_level=False
+            self.smac = kind(
+                scenario,
+                lambda config, seed=0: 0.0,
+                initial_design=kind.get_initial_design(scenario, n_configs=10),
+                config_selector=kind.get_config_selector(scenario, retrain_after=1),
+                overwrite=True,
+                logging_level=False,
             )
 
     def ask(self, trial: int) -> Configuration | None:
-        """Return one configuration."""
+        """Return one configuration. SMAC knows of those in flight and proposes none of them again."""
         with _quiet():
             self.trials[trial] = info = self.smac.ask()
         return {name: _plain(info.config[name], p) for name, p in self.space}
@@ -167,7 +178,54 @@ class SmacPeer:
         from smac.runhistory.dataclasses import TrialValue
 
         with _quiet():
-            self.smac.tell(self.trials.pop(trial), TrialValue(cost=-target))
+            self.smac.tell(self.trials.pop(trial), TrialValue(cost=-target), save=False)
+
+
+class HeboPeer:
+    """HEBO: a Gaussian process on warped outcomes, and a front of three acquisition functions to draw from.
+
+    It does not know of trials in flight: with several workers each suggestion is made without them.
+    """
+
+    def __init__(self, space: Space, seed: int) -> None:
+        import pymoo.optimize
+        import torch
+        from hebo.acq_optimizers import evolution_optimizer
+        from hebo.design_space.design_space import DesignSpace
+        from hebo.optimizers.hebo import HEBO
+
+        # HEBO draws from the global generators. It does not hand a seed on to pymoo, which has its own since 0.6.1.
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        evolution_optimizer.minimize = lambda *args, **kwargs: pymoo.optimize.minimize(
+            *args,
+            seed=np.random.randint(2**31 - 1),  # noqa: NPY002
+            **kwargs,
+        )
+        with _quiet():
+            design_space = DesignSpace().parse([_hebo_parameter(name, p) for name, p in space])
+            self.hebo = HEBO(design_space, rand_sample=10, scramble_seed=seed)
+        self.space, self.suggested = space, dict[int, Any]()
+
+    def ask(self, trial: int) -> Configuration | None:
+        """Return one suggestion."""
+        with _quiet():
+            self.suggested[trial] = frame = self.hebo.suggest(n_suggestions=1)
+        row = frame.iloc[0]
+        return {name: _plain(row[name], p) for name, p in self.space}
+
+    def tell(self, trial: int, target: float) -> None:
+        """Report the value; what HEBO minimises is its negative."""
+        with _quiet():
+            self.hebo.observe(self.suggested.pop(trial), np.array([[-target]]))
+
+
+def _hebo_parameter(name: str, p: Any) -> dict[str, Any]:
+    """Return a parameter as HEBO wants it."""
+    if isinstance(p, Categorical):
+        return {"name": name, "type": "cat", "categories": list(p.choices)}
+    kind = {(False, False): "num", (False, True): "pow", (True, False): "int", (True, True): "pow_int"}
+    return {"name": name, "type": kind[isinstance(p, Integer), p.log], "lb": p.low, "ub": p.high}
 
 
 class NevergradPeer:
@@ -241,11 +299,22 @@ def _plain(value: Any, parameter: Any) -> Any:
     return int(value) if isinstance(parameter, Integer) else float(value)
 
 
+SMAC = ("smac", "ConfigSpace", "scikit-learn")
 PEERS: dict[str, Peer] = {
     "optuna-tpe": Peer(lambda s, b, w, seed: OptunaPeer(s, seed, "tpe"), "optuna", ("optuna",)),
     "optuna-gp": Peer(lambda s, b, w, seed: OptunaPeer(s, seed, "gp"), "optuna", ("optuna", "torch"), slow=True),
     "ax": Peer(lambda s, b, w, seed: AxPeer(s, w, seed), "ax", ("ax-platform", "botorch", "torch"), slow=True),
-    "smac": Peer(SmacPeer, "smac", ("smac", "ConfigSpace", "scikit-learn"), slow=True),
+    "smac": Peer(
+        lambda s, b, w, seed: SmacPeer(s, b, w, seed, "HyperparameterOptimizationFacade"), "smac", SMAC, slow=True
+    ),
+    "smac-bb": Peer(lambda s, b, w, seed: SmacPeer(s, b, w, seed, "BlackBoxFacade"), "smac", SMAC, slow=True),
+    "hebo": Peer(
+        lambda s, b, w, seed: HeboPeer(s, seed),
+        "hebo",
+        ("HEBO", "pymoo", "torch"),
+        slow=True,
+        install="disjoint-set pymoo, then pip install --no-deps HEBO",
+    ),
     "nevergrad-ngopt": Peer(lambda s, b, w, seed: NevergradPeer(s, b, w, seed, "NGOpt"), "nevergrad", ("nevergrad",)),
     "nevergrad-de": Peer(
         lambda s, b, w, seed: NevergradPeer(s, b, w, seed, "TwoPointsDE"), "nevergrad", ("nevergrad",)

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +31,8 @@ from hpo_cluster.trial import derive_seed
 
 #: Environment variable that names the folder with the published evaluations.
 DATA_VARIABLE = "HPO_CLUSTER_BENCH_DATA"
+#: The problems made of them.
+LORA = ("lora1B", "lora1Bs", "lora1B_noisy")
 DATA_FILES = ("lhs.jsonl", "bo.jsonl", "soo.jsonl", "bamsoo.jsonl")
 
 
@@ -46,7 +46,6 @@ class Problem:
         truth: noiseless value of a configuration.
         best: the highest known value.
         noise: standard deviation of the noise that the optimizer sees, the same everywhere or by the true value.
-        kind: "smooth", "cliff" or "data": what the tables group by.
     """
 
     name: str
@@ -54,7 +53,6 @@ class Problem:
     truth: Callable[[Mapping[str, Value]], float]
     best: float
     noise: float | Callable[[float], float] = 0.0
-    kind: str = "smooth"
 
     def observe(self, configuration: Configuration, seed: int, trial: int) -> tuple[float, float]:
         """Return what the optimizer sees, and the true value. The noise depends on (problem, seed, trial)."""
@@ -89,8 +87,8 @@ def island(x: Array) -> float:
     return float(ISLAND_CHANCE + max(plateau, peak))
 
 
-def _of(function: benchmark_functions.TestFunction, name: str, noise: float = 0.0, kind: str = "smooth") -> Problem:
-    return Problem(name, function.space, lambda c: -function.evaluate(c), -function.optimum, noise, kind)
+def _of(function: benchmark_functions.TestFunction, name: str, noise: float = 0.0) -> Problem:
+    return Problem(name, function.space, lambda c: -function.evaluate(c), -function.optimum, noise)
 
 
 def synthetic() -> dict[str, Problem]:
@@ -112,9 +110,9 @@ def synthetic() -> dict[str, Problem]:
         _of(known["levy"], "levy5"),
         _of(known["ackley_mixed"], "ackley5mix"),
         _of(rosenbrock, "rosen5mix"),
-        _of(known["cliff"], "cliff", kind="cliff"),
-        _of(known["cliff"], "cliff_noisy", noise=0.01, kind="cliff"),
-        _of(height, "island", kind="cliff"),
+        _of(known["cliff"], "cliff"),
+        _of(known["cliff"], "cliff_noisy", noise=0.01),
+        _of(height, "island"),
     ]
     return {problem.name: problem for problem in problems}
 
@@ -124,24 +122,7 @@ def village() -> Problem:
     from benchmarks.village import surrogate, table
 
     best = surrogate.constants()["best"]
-    return Problem(
-        "village", table.read_space(), lambda c: surrogate.village()(c), best, surrogate.noise_at, kind="data"
-    )
-
-
-def problems() -> tuple[dict[str, Problem], list[str]]:
-    """Return the problems that can be made on this machine, and a message for each that cannot."""
-    made, messages = synthetic(), []
-    if importlib.util.find_spec("sklearn"):
-        made["village"] = village()
-    else:
-        messages.append("village: left out, scikit-learn is not installed (pip install '.[peers]')")
-    folder = os.environ.get(DATA_VARIABLE)
-    if not folder:
-        messages.append(f"lora1B, lora1Bs, lora1B_noisy: left out, {DATA_VARIABLE} names no folder with their data")
-    else:
-        made |= surrogate_problems(Path(folder))
-    return made, messages
+    return Problem("village", table.read_space(), lambda c: surrogate.village()(c), best, surrogate.noise_at)
 
 
 # --- the surrogate of real evaluations ---------------------------------------------------------------------------
@@ -220,7 +201,7 @@ def surrogate_problems(folder: Path, store: Path | None = None) -> dict[str, Pro
 
     def made(name: str, predict: Callable[[Array], Array], noise: float) -> Problem:
         top = tops["lora1Bs" if name == "lora1Bs" else "lora1B"]
-        return Problem(name, LORA_SPACE, lambda c: float(predict(natural(c)[None])[0]), top, noise, "data")
+        return Problem(name, LORA_SPACE, lambda c: float(predict(natural(c)[None])[0]), top, noise)
 
     return {
         "lora1B": made("lora1B", raw, 0.0),

@@ -1,6 +1,6 @@
 """Tables and figures of the cached runs, written into ``docs/benchmarks/``.
 
-Usage: ``python -m benchmarks.optimizers.report [--results FILE] [--out DIR]``.
+Usage: ``python -m benchmarks.optimizers.report [--results FILE] [--out DIR] [--page NAME]``.
 """
 
 from __future__ import annotations
@@ -17,23 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.optimizers import cache
+from benchmarks.optimizers import cache, catalogue
 from benchmarks.optimizers import statistics as st
 from benchmarks.optimizers.cache import Key
-from benchmarks.optimizers.contestants import MODULES, parse
-from benchmarks.optimizers.problems import DATA_VARIABLE, cross_validation, synthetic, village
+from benchmarks.optimizers.league import LEAST, standings
+from benchmarks.optimizers.markdown import is_peer, label, number, table
+from benchmarks.optimizers.problems import DATA_VARIABLE, LORA, cross_validation
 from benchmarks.optimizers.run import BUDGETS
 
 Array = NDArray[np.float64]
 OUT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 
-#: Least regret in ratios and figures: what counts as none where random search was not run.
-LEAST = 1e-12
-
-#: Order and kind of the problems, also of those whose data is not here.
-KINDS = {name: problem.kind for name, problem in synthetic().items()} | dict.fromkeys(
-    ("village", "lora1B", "lora1Bs", "lora1B_noisy"), "data"
-)
 #: Lines of the figures, in this order; colours that the colour-blind tell apart, each with a line style of its own.
 STYLES = {
     "bo": ("#0072B2", "-", 2.4),
@@ -44,20 +38,12 @@ STYLES = {
     "peer:optuna-gp": ("#E69F00", "--", 1.6),
     "peer:ax": ("#CC79A7", "-.", 1.6),
     "peer:smac": ("#009E73", "--", 1.6),
+    "peer:smac-bb": ("#009E73", ":", 1.8),
+    "peer:hebo": ("#CC79A7", "-", 1.6),
     "nomad": ("#009E73", "-", 1.6),
+    "soo[preset=greedy]": ("#56B4E9", "-", 1.6),
     "peer:nevergrad-ngopt": ("#56B4E9", "-.", 1.6),
     "random": ("#555555", ":", 1.8),
-}
-LABELS = {
-    "turbo[regions=5]": "turbo, 5 regions",
-    "peer:optuna-tpe": "Optuna TPE",
-    "peer:optuna-gp": "Optuna GP",
-    "peer:ax": "Ax",
-    "peer:smac": "SMAC",
-    "nomad": "NOMAD",
-    "peer:nevergrad-ngopt": "Nevergrad NGOpt",
-    "peer:nevergrad-de": "Nevergrad DE",
-    "peer:cma": "CMA-ES (pycma)",
 }
 
 
@@ -79,7 +65,7 @@ class Results:
             found = st.regrets(entry["observed"], entry["true"], best[key.problem])
             whole = np.concatenate([found, np.full(max(budget - len(found), 0), found[-1])])  # exhausted: it stays so
             self.regret[key.problem][key.optimizer][key.seed] = whole
-        self.problems = [name for name in KINDS if name in self.regret]
+        self.problems = [name for name in catalogue.names(catalogue.GROUPS) if name in self.regret]
         names = {name for per in self.regret.values() for name in per}
         self.optimizers = sorted(names, key=lambda name: (name != "bo", name.startswith("peer:"), name))
 
@@ -107,45 +93,21 @@ class Results:
 
 
 def _best_known(path: Path) -> dict[str, float]:
-    """Return the highest true value of each problem: the known one, or a higher one found by a run."""
+    """Return the highest true value of each problem: the known one, or a higher one found by a run on real data."""
     import json
 
-    best = {name: problem.best for name, problem in synthetic().items()}
     store = path.parent / "best_known.json"
     kept: dict[str, Any] = json.loads(store.read_text(encoding="utf-8")) if store.is_file() else {}
-    best["village"] = village().best
-    for name in ("lora1B", "lora1Bs", "lora1B_noisy"):
-        best[name] = float(kept.get("lora1Bs" if name == "lora1Bs" else "lora1B", -math.inf))
-    for key, entry in cache.latest(path).items():
-        if KINDS.get(key.problem) == "data":
+    entries = cache.latest(path)
+    ran = dict.fromkeys(key.problem for key in entries)
+    absent = catalogue.left_out(ran)
+    best = {name: -math.inf if name in absent else catalogue.problem(name).best for name in ran}
+    best |= {name: float(kept.get("lora1Bs" if name == "lora1Bs" else "lora1B", -math.inf)) for name in LORA}
+    for key, entry in entries.items():
+        if key.problem in absent or key.problem in catalogue.GROUPS["data"].names:
             best[key.problem] = max(best[key.problem], *entry["true"])
     best["lora1B"] = best["lora1B_noisy"] = max(best["lora1B"], best["lora1B_noisy"])
     return best
-
-
-def label(name: str) -> str:
-    """Return the name of a contestant in the tables."""
-    return LABELS.get(name, name.replace("outcome=", "").replace("sampler=", "").replace("algorithm=", ""))
-
-
-def number(value: float) -> str:
-    """Return a number with two significant digits."""
-    if math.isnan(value):
-        return "–"
-    if value == 0:
-        return "0"
-    if value >= 1000:
-        return f"{value:.1e}"
-    return f"{value:.2g}" if value >= 1e-3 else f"{value:.1e}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Return a Markdown table."""
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'|'.join('---' for _ in head)}|"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
-    yield ""
 
 
 def sequential(results: Results) -> Iterator[str]:
@@ -178,11 +140,6 @@ def _cell(results: Results, problem: str, name: str) -> str:
         return "–"
     low, median, high = st.quartiles(values)
     return f"{number(median)} ({number(low)}, {number(high)})"
-
-
-def is_peer(name: str) -> bool:
-    """Return whether a contestant is another library."""
-    return name.startswith("peer:") or parse(name)[0] in MODULES
 
 
 def standing(results: Results, ours: str) -> Iterator[str]:
@@ -308,13 +265,22 @@ def versions(path: Path) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write ``results.md`` and the figures."""
+    """Write the page and its figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.optimizers.report", description=__doc__)
     parser.add_argument("--results", type=Path, default=cache.RESULTS)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument(
+        "--page", default="results", help="its name; figures of another page than results begin with it"
+    )
     arguments = parser.parse_args(argv)
+    prefix = "" if arguments.page == "results" else f"{arguments.page}_"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    lines = ["# Optimizers compared: results", "", "<!-- Made by benchmarks/optimizers/report.py. Do not edit. -->", ""]
+    lines = [
+        f"# Optimizers compared: {arguments.page}",
+        "",
+        "<!-- Made by benchmarks/optimizers/report.py. Do not edit. -->",
+        "",
+    ]
     lines += ["How it was measured, and what it says: [optimizers.md](optimizers.md).", ""]
     for workers in BUDGETS:
         results = Results(arguments.results, workers)
@@ -322,17 +288,20 @@ def main(argv: Sequence[str]) -> int:
             continue
         if workers == 1:
             lines += [f"## Sequential, {results.budget} evaluations", ""]
-            lines += [*sequential(results), *_figure_line(results, arguments.out)]
+            lines += [*standings(results, arguments.out, prefix), *sequential(results)]
+            lines += _figure_line(results, arguments.out, prefix)
             if any("bo" in results.regret[p] for p in results.problems):
                 lines += ["## Where `bo` stands", "", *standing(results, "bo")]
         else:
             lines += [f"## Asynchronous, {workers} workers", "", *asynchronous(results)]
-            lines += _figure_line(results, arguments.out)
+            lines += [*standings(results, arguments.out, prefix)]
+            lines += _figure_line(results, arguments.out, prefix)
             if "bo" in results.optimizers and any(map(is_peer, results.optimizers)):
                 lines += [*standing(results, "bo")]
         lines += _duels(results)
-    _write_regrets(arguments.results, arguments.out / "regrets.csv")
-    lines += ["The regrets of all runs at their ends: [regrets.csv](regrets.csv).", ""]
+    regrets = f"{prefix}regrets.csv"
+    _write_regrets(arguments.results, arguments.out / regrets)
+    lines += [f"The regrets of all runs at their ends: [{regrets}]({regrets}).", ""]
     lines += ["## Versions", "", versions(arguments.results) + ".", ""]
     if folder := os.environ.get(DATA_VARIABLE):
         cv = cross_validation(Path(folder))
@@ -341,7 +310,7 @@ def main(argv: Sequence[str]) -> int:
             f"configuration: R2 {cv['r2']:.3f}, Spearman {cv['spearman']:.3f}, error {cv['rmse']:.3f} in accuracy.",
             "",
         ]
-    path = arguments.out / "results.md"
+    path = arguments.out / f"{arguments.page}.md"
     path.write_text("\n".join(lines), encoding="utf-8")
     print(path)
     return 0
@@ -367,8 +336,9 @@ def _write_regrets(path: Path, out: Path) -> None:
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _figure_line(results: Results, out: Path) -> list[str]:
+def _figure_line(results: Results, out: Path, prefix: str) -> list[str]:
     name = "regret_by_evaluations.png" if results.workers == 1 else f"regret_by_time_w{results.workers}.png"
+    name = prefix + name
     figure(results, out / name, results.workers > 1)
     return [f"![Regret, median; shaded: quartiles of bo and random]({name})", ""]
 

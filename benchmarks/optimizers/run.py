@@ -16,10 +16,9 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks.optimizers import cache, contestants
+from benchmarks.optimizers import cache, catalogue, contestants
 from benchmarks.optimizers.cache import Key
 from benchmarks.optimizers.peers import PEERS
-from benchmarks.optimizers.problems import Problem, problems
 from benchmarks.optimizers.simulate import Run, duration, simulate
 from hpo_cluster.record.processes import end_with_parent
 from hpo_cluster.trial import derive_seed
@@ -36,13 +35,15 @@ QUICK_SEEDS, FULL_SEEDS, SLOW_SEEDS = 3, 10, 3
 QUICK_OPTIMIZERS = ("random", "sobol", "bo", "peer:optuna-tpe", "peer:nevergrad-ngopt", "nomad")
 
 
-def plan(arguments: argparse.Namespace, known: dict[str, Problem]) -> tuple[list[Key], list[str]]:
+def plan(arguments: argparse.Namespace) -> tuple[list[Key], list[str]]:
     """Return the wanted runs, cheap optimizers first and seed by seed, and what was left out."""
     quick = arguments.setting == "quick"
-    wanted = arguments.problems or [name for name in known if not quick or name in QUICK_PROBLEMS]
+    wanted = arguments.problems or catalogue.names(QUICK_PROBLEMS if quick else catalogue.FULL)
+    absent = catalogue.left_out(wanted)
+    wanted = [name for name in wanted if name not in absent]
     names = arguments.optimizers or [n for n in contestants.names() if not quick or n in QUICK_OPTIMIZERS]
     messages = [message for message in map(contestants.missing, names) if message]
-    messages += [f"{name}: there is no such problem" for name in wanted if name not in known]
+    messages += catalogue.messages(absent)
     names = [name for name in names if not contestants.missing(name)]
     seeds = arguments.seeds or (QUICK_SEEDS if quick else FULL_SEEDS)
     keys = []
@@ -51,13 +52,21 @@ def plan(arguments: argparse.Namespace, known: dict[str, Problem]) -> tuple[list
             slow = name.startswith("peer:") and PEERS[name.removeprefix("peer:")].slow
             count = min(seeds, SLOW_SEEDS) if slow and not arguments.seeds else seeds
             budget = arguments.budget or BUDGETS.get(workers, 4 * workers)
-            keys += [Key(p, name, seed, workers, budget) for seed in range(count) for p in wanted if p in known]
+            keys += [Key(p, name, seed, workers, budget) for seed in range(count) for p in wanted]
     return sorted(keys, key=lambda key: (key.workers, key.seed)), messages
+
+
+def _problems(text: str) -> list[str]:
+    """Return the names of problems that the command line asks for."""
+    try:
+        return catalogue.names(text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def execute(key: Key) -> Run:
     """Make one run in this process."""
-    problem = problems()[0][key.problem]
+    problem = catalogue.problem(key.problem)
     # equal for every optimizer, so that the comparison is paired: noise and durations, and the seed of designs
     contestant = contestants.make(
         key.optimizer, problem.space, key.budget, key.workers, derive_seed("campaign", key.problem, key.seed)
@@ -84,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.optimizers.run", description=__doc__)
     parser.add_argument("setting", nargs="?", choices=["quick", "full"], default="quick")
     parser.add_argument("--optimizers", type=lambda text: text.split(";"), help="names, joined by semicolons")
-    parser.add_argument("--problems", type=lambda text: text.split(","), help="names, joined by commas")
+    parser.add_argument("--problems", type=_problems, help=f"names or groups ({', '.join(catalogue.GROUPS)}), a,b,c")
     parser.add_argument("--workers", type=lambda text: [int(n) for n in text.split(",")], help="1,4,8,16,32")
     parser.add_argument("--seeds", type=int, help="seeds 0, 1, ... of every optimizer")
     parser.add_argument("--budget", type=int, help="evaluations of a run")
@@ -93,9 +102,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--any-version", action="store_true", help="keep runs of other versions of code and libraries")
     arguments = parser.parse_args(argv)
 
-    known, messages = problems()
-    keys, more = plan(arguments, known)
-    for message in dict.fromkeys([*messages, *more]):
+    keys, messages = plan(arguments)
+    for message in messages:
         print(message)
     versions = {name: contestants.versions(name) for name in {key.optimizer for key in keys}}
     done = cache.done(arguments.results, None if arguments.any_version else versions)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.optimizers.report import table
+from benchmarks.optimizers.markdown import table
 from benchmarks.village.surrogate import CONSTANTS, Surrogate, cross_validation, digest
 from benchmarks.village.table import EARLY, TABLE, load, trials
 

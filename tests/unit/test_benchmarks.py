@@ -11,7 +11,7 @@ import pytest
 from benchmarks.optimizers import cache, contestants, report, run
 from benchmarks.optimizers import statistics as st
 from benchmarks.optimizers.cache import Key
-from benchmarks.optimizers.problems import ISLAND_CENTRE, ISLAND_TOP, island, problems, synthetic
+from benchmarks.optimizers.problems import ISLAND_CENTRE, ISLAND_TOP, island, synthetic
 from benchmarks.optimizers.simulate import Run, duration, simulate
 from hpo_cluster.optimizers.registry import OPTIMIZERS
 from hpo_cluster.space import Configuration
@@ -178,13 +178,6 @@ def test_the_island_lies_behind_the_cliff() -> None:
     rng = np.random.default_rng(0)
     above = np.mean([island(u) > 0.851 for u in rng.random((4000, 5))])
     assert 0.003 < above < 0.03
-
-
-def test_the_data_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HPO_CLUSTER_BENCH_DATA", raising=False)
-    made, messages = problems()
-    assert "lora1B" not in made
-    assert "HPO_CLUSTER_BENCH_DATA" in messages[0]
 
 
 def test_runs_are_kept_by_version_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.optimizers.problems import problems
+from benchmarks.optimizers import catalogue
 from benchmarks.village import make, surrogate, table
 from benchmarks.village.make import ROUNDS, SEEDS, Key, Plan, key_of
 from hpo_cluster.cli.config.compose import compose
@@ -117,7 +117,7 @@ def test_alpha_is_that_of_the_job(frame: pd.DataFrame, space: Space) -> None:
 
 
 def test_it_is_a_problem_of_the_comparison_of_optimizers(frame: pd.DataFrame, space: Space) -> None:
-    problem = problems()[0]["village"]
+    problem = catalogue.problem("village")
     first = table.trials(frame)
     found = table.configurations(first, space)
     best, worst = int(first["val_acc"].argmax()), int(first["val_acc"].argmin())
