@@ -60,6 +60,9 @@ COMMANDS: Mapping[str, Command] = {
         (*LOOK, "--config-dir", "--take-over"),
     ),
     "status": Command("where a campaign is, from any terminal", "look.status", "DIR", ("--json",)),
+    "ls": Command(
+        "all campaigns of a folder in one table: progress, best value, state", "overview.ls", "[FOLDER]", ("--json",)
+    ),
     "why": Command("the story of a trial: attempts, jobs, nodes, errors, the end of its log", "look.why", "DIR TRIAL"),
     "tail": Command("the log of a trial, as it grows", "look.tail", "DIR TRIAL"),
     "best": Command(
@@ -79,6 +82,12 @@ COMMANDS: Mapping[str, Command] = {
         ("--config-dir", "--take-over"),
     ),
     "report": Command("draw plots of a campaign", "look.report", "DIR"),
+    "verify": Command(
+        "derive every proposal again, compare results with their files, versions with those now; changes nothing",
+        "verify.verify",
+        "DIR",
+        ("--json",),
+    ),
     "repair": Command(
         "rebuild a journal that was cut or damaged, from its whole lines and the jobs' files", "check.repair", "DIR"
     ),
