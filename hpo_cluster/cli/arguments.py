@@ -82,6 +82,12 @@ COMMANDS: Mapping[str, Command] = {
         ("--config-dir", "--take-over"),
     ),
     "report": Command("draw plots of a campaign", "look.report", "DIR"),
+    "describe": Command(
+        "the paragraph, the tables and the references for a paper: space, optimizer, budget, versions, hardware, cost",
+        "describe.describe",
+        "DIR",
+        ("--latex", "--bibtex", "--json"),
+    ),
     "verify": Command(
         "derive every proposal again, compare results with their files, versions with those now; changes nothing",
         "verify.verify",
@@ -150,6 +156,8 @@ OPTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
         },
     ),
     "--to": ((), {"metavar": "NEW_DIR", "help": "the folder to write"}),
+    "--latex": ((), {"action": "store_true", "help": "print it as LaTeX"}),
+    "--bibtex": ((), {"action": "store_true", "help": "print the BibTeX entries alone"}),
     "--json": ((), {"action": "store_true", "help": "print it as JSON"}),
     "--help": (("-h",), {"action": "store_true", "help": "this text"}),
 }  # fmt: skip
