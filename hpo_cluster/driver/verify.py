@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -254,7 +255,7 @@ class Verification:
 
     def versions(self) -> dict[str, dict[str, Any]]:
         """Return the packages that had another version in some start of a driver, with these versions and today's."""
-        now = package_versions()
+        now = self._installed
         had: dict[str, set[str]] = {}
         for start in self.record.starts:
             for name, version in (start.get("versions") or {}).items():
@@ -265,19 +266,27 @@ class Verification:
             if versions != {now.get(name)}
         }
 
+    @cached_property
+    def _installed(self) -> dict[str, str]:
+        return package_versions()
+
+    @cached_property
+    def _code(self) -> str:
+        return current_code()
+
     def reasons(self, fault: Fault) -> list[str]:
         """Return what may explain a difference: what was not the same when the proposal was made."""
         starts = [start for start in self.record.starts if fault.seq is None or start["seq"] < fault.seq]
         start = starts[-1] if starts else {}
-        now, then = package_versions(), start.get("versions") or {}
+        now, then = self._installed, start.get("versions") or {}
         names = [*libraries_of(self.optimizer)[:RECORDED_LONG], *then]
         others = [
             f"{name} {then.get(name, 'not recorded')} (now {now.get(name, 'not installed')})"
             for name in dict.fromkeys(names)
             if then and then.get(name) != now.get(name)
         ]
-        if (code := start.get("code")) and code != (current := current_code()):
-            others.append(f"hpo_cluster with code {code} (now {current})")
+        if (code := start.get("code")) and code != self._code:
+            others.append(f"hpo_cluster with code {code} (now {self._code})")
         return others
 
     def document(self) -> dict[str, Any]:

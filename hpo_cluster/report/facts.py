@@ -116,6 +116,7 @@ def _parameter(name: str, space: Space) -> dict[str, Any]:
     """Return a parameter's type, range, scale, condition and prior."""
     parameter = space.parameters[name]
     when = {parent: list(values) for parent, values in parameter.conditions.items()}
+    prior: dict[str, Any] | None
     if isinstance(parameter, Categorical):
         prior = None if parameter.prior is None else {"weights": list(parameter.prior)}
         kind = {"type": "choice", "choices": list(parameter.choices), "ordered": parameter.ordered}
