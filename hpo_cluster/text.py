@@ -42,6 +42,18 @@ def in_code(text: str) -> str:
     return f"`` {line} ``" if "`" in line else f"`{line}`"
 
 
+#: Characters that LaTeX would obey, and what prints them.
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}"}
+_LATEX |= {">": r"\textgreater{}", "|": r"\textbar{}"}
+_LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+
+
+def in_latex(text: str) -> str:
+    """Return `text` as one line of LaTeX in which nothing is a command, a comment or a formula."""
+    line = " ".join(visible(text).split())
+    return "".join(_LATEX.get(character, character) for character in line)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``did you mean WORD? `` with the known word closest to the one typed; empty if no word is close.
 

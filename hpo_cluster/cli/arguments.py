@@ -60,6 +60,9 @@ COMMANDS: Mapping[str, Command] = {
         (*LOOK, "--config-dir", "--take-over"),
     ),
     "status": Command("where a campaign is, from any terminal", "look.status", "DIR", ("--json",)),
+    "ls": Command(
+        "all campaigns of a folder in one table: progress, best value, state", "overview.ls", "[FOLDER]", ("--json",)
+    ),
     "why": Command("the story of a trial: attempts, jobs, nodes, errors, the end of its log", "look.why", "DIR TRIAL"),
     "tail": Command("the log of a trial, as it grows", "look.tail", "DIR TRIAL"),
     "best": Command(
@@ -79,6 +82,18 @@ COMMANDS: Mapping[str, Command] = {
         ("--config-dir", "--take-over"),
     ),
     "report": Command("draw plots of a campaign", "look.report", "DIR"),
+    "describe": Command(
+        "the paragraph, the tables and the references for a paper: space, optimizer, budget, versions, hardware, cost",
+        "describe.describe",
+        "DIR",
+        ("--latex", "--bibtex", "--json"),
+    ),
+    "verify": Command(
+        "derive every proposal again, compare results with their files, versions with those now; changes nothing",
+        "verify.verify",
+        "DIR",
+        ("--json",),
+    ),
     "repair": Command(
         "rebuild a journal that was cut or damaged, from its whole lines and the jobs' files", "check.repair", "DIR"
     ),
@@ -141,6 +156,8 @@ OPTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
         },
     ),
     "--to": ((), {"metavar": "NEW_DIR", "help": "the folder to write"}),
+    "--latex": ((), {"action": "store_true", "help": "print it as LaTeX"}),
+    "--bibtex": ((), {"action": "store_true", "help": "print the BibTeX entries alone"}),
     "--json": ((), {"action": "store_true", "help": "print it as JSON"}),
     "--help": (("-h",), {"action": "store_true", "help": "this text"}),
 }  # fmt: skip

@@ -96,6 +96,8 @@ def _words(
 ) -> Iterable[str]:
     if name == "completion":
         return [f"{shell} " for shell in SCRIPTS]
+    if name == "ls" and not given:
+        return _folders(word)
     if command.takes_folder and not given:
         return _campaigns(word)
     if command.takes_trials:

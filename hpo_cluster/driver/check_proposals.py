@@ -7,22 +7,51 @@ workers and interruptions the campaign had. With other versions the models may b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from hpo_cluster.goals import Goals
 from hpo_cluster.objectives.worker import package_versions
 from hpo_cluster.optimizers.base import Optimizer
 from hpo_cluster.record.campaign_state import Record
-from hpo_cluster.record.history import to_frame
+from hpo_cluster.record.history import HistoryTable
 from hpo_cluster.record.journal import Event
-from hpo_cluster.space import Configuration
 from hpo_cluster.trial import Origin
 
+#: Origins of the rows that an optimizer settles itself, without a job.
+SETTLED = (Origin.INHERITED, Origin.APPROXIMATED, Origin.IMPUTED)
 
-def replay(
+#: Largest difference of two numbers that counts as rounding, as a share of them.
+ROUNDING = 1e-9
+
+
+class Difference(NamedTuple):
+    """A trial, what the journal says of it, and what is derived now; empty if nothing is."""
+
+    trial: int
+    recorded: Mapping[str, Any]
+    derived: Mapping[str, Any]
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether the two differ in the last digits of numbers alone."""
+        same_names = self.recorded.keys() == self.derived.keys()
+        return same_names and all(_almost(value, self.derived[name]) for name, value in self.recorded.items())
+
+
+class Derived(NamedTuple):
+    """An ``asked`` event: its number in the journal, the trials that were derived again, and which of them differ."""
+
+    seq: int
+    trials: tuple[int, ...]
+    differences: tuple[Difference, ...]
+
+
+def derive(
     events: Sequence[Event], optimizer: Optimizer, *, maximize: bool, goals: Goals | None = None
-) -> list[tuple[int, Configuration, Configuration]]:
-    """Return the proposals that differ from what the optimizer proposes now, as (trial, journaled, derived).
+) -> Iterator[Derived]:
+    """Yield each answer of the optimizer in the journal, compared with what it answers now.
 
     Args:
         events: all events of the journal.
@@ -31,18 +60,44 @@ def replay(
         goals: its objectives, if there are several.
     """
     record = Record()
-    rows = []
+    table = HistoryTable(record, optimizer.space.names, maximize=maximize, goals=goals)
     for event in events:
-        journaled = [row for row in event.get("trials", ()) if row["origin"] == Origin.EVALUATED]
-        if event["event"] == "asked" and journaled:
-            history = to_frame(record, optimizer.space.names, maximize=maximize, goals=goals)
-            derived = optimizer.ask(history, len(journaled)).proposals
-            for row, proposal in zip(journaled, derived, strict=False):
-                if row["parameters"] != proposal.parameters:
-                    rows.append((row["trial"], row["parameters"], proposal.parameters))
-            rows += [(row["trial"], row["parameters"], {}) for row in journaled[len(derived) :]]
+        if event["event"] == "asked":
+            proposed = [row for row in event["trials"] if row["origin"] == Origin.EVALUATED]
+            settled = [row for row in event["trials"] if row["origin"] in SETTLED]
+            # an optimizer that had no other configuration was asked for more than it proposed
+            wanted = len(proposed) + bool((event.get("decision") or {}).get("exhausted"))
+            if wanted and (proposed or settled):
+                yield _compared(event["seq"], proposed, settled, optimizer, table, wanted)
         record.apply(event)
-    return rows
+
+
+def _compared(
+    seq: int,
+    proposed: Sequence[Mapping[str, Any]],
+    settled: Sequence[Mapping[str, Any]],
+    optimizer: Optimizer,
+    table: HistoryTable,
+    wanted: int,
+) -> Derived:
+    answer = optimizer.ask(table.frame(), wanted)
+    now = [dict(proposal.parameters) for proposal in answer.proposals]
+    now += [{}] * (len(proposed) - len(now))
+    pairs = [Difference(row["trial"], row["parameters"], derived) for row, derived in zip(proposed, now, strict=False)]
+    for row, made in zip(settled, answer.settled, strict=False):
+        recorded = {**row["parameters"], "origin": row["origin"], "value": row.get("value")}
+        derived = {**made.parameters, "origin": str(made.origin), "value": made.value}
+        pairs.append(Difference(row["trial"], recorded, derived))
+    different = tuple(pair for pair in pairs if pair.recorded != pair.derived)
+    return Derived(seq, tuple(pair.trial for pair in pairs), different)
+
+
+def replay(
+    events: Sequence[Event], optimizer: Optimizer, *, maximize: bool, goals: Goals | None = None
+) -> list[Difference]:
+    """Return the trials that differ from what the optimizer proposes now; the arguments are those of `derive`."""
+    answers = derive(events, optimizer, maximize=maximize, goals=goals)
+    return [difference for answer in answers for difference in answer.differences]
 
 
 def other_versions(events: Sequence[Event]) -> dict[str, list[str]]:
@@ -61,3 +116,9 @@ def other_versions(events: Sequence[Event]) -> dict[str, list[str]]:
         for name in sorted(set(now).union(*had))
     }
     return {name: versions for name, versions in others.items() if versions}
+
+
+def _almost(recorded: Any, derived: Any) -> bool:
+    if isinstance(recorded, float) and isinstance(derived, float):
+        return math.isclose(recorded, derived, rel_tol=ROUNDING)
+    return bool(recorded == derived)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from hpo_cluster.record.layout import PACKAGE_DIR, resources_dir
@@ -29,8 +30,17 @@ def _sources() -> list[tuple[str, Path]]:
 
 def current_code() -> str:
     """Return the hash of the running code."""
+    return _hash(_sources())
+
+
+def hash_of_copy(folder: Path) -> str:
+    """Return the hash of the code in a copy; it is the copy's name, unless a file was changed, added or removed."""
+    return _hash(sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*.py")))
+
+
+def _hash(sources: Iterable[tuple[str, Path]]) -> str:
     digest = hashlib.sha256()
-    for name, path in _sources():
+    for name, path in sources:
         digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:HASH_LENGTH]
 

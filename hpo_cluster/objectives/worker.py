@@ -73,7 +73,8 @@ PROGRESS_PERIOD_S = 1.0
 #: Packages whose versions a result records, if they are installed.
 RECORDED_PACKAGES = (
     *("torch", "litgpt", "lm_eval", "transformers", "tokenizers", "datasets", "numpy", "hpo_cluster"),
-    *("botorch", "gpytorch"),  # of the driver: the models that propose
+    *("botorch", "gpytorch", "scipy"),  # of the driver: the models that propose
+    *("optuna", "cmaes", "nevergrad", "PyNomadBBO"),  # of the driver: the optimizers of other libraries
 )
 
 

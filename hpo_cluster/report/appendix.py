@@ -1,0 +1,205 @@
+"""The paragraph and the tables that a paper's appendix needs, made of the facts of a campaign."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hpo_cluster.report.markup import Markup
+
+#: What the user types, and what a reader of a paper calls it.
+SCHEDULERS = {"slurm": "Slurm", "oar": "OAR", "local": "processes of one machine"}
+DIRECTIONS = {"maximize": "maximised", "minimize": "minimised"}
+#: Largest number of nodes, devices and kinds of failures that are listed.
+SHOWN = 6
+
+
+def appendix(facts: Mapping[str, Any], markup: Markup) -> list[str]:
+    """Return the lines of the appendix, without its bibliography.
+
+    Args:
+        facts: result of `hpo_cluster.report.facts.facts_of`.
+        markup: Markdown or LaTeX.
+    """
+    sentences = [
+        *_search(facts, markup),
+        *_trials(facts, markup),
+        *_resources(facts, markup),
+        *_failures(facts, markup),
+    ]
+    lines = [*markup.heading(f"Campaign {facts['campaign']}"), " ".join(sentences), ""]
+    lines += markup.table("Search space", ["parameter", "values", "scale", "remarks"], _space_rows(facts, markup))
+    if facts["optimizer"]["settings"]:
+        rows = _settings_rows(facts["optimizer"]["settings"], markup)
+        lines += markup.table(f"Settings of the optimizer {markup.name(facts['optimizer']['name'])}", _SETTINGS, rows)
+    if facts["objective"]["settings"]:
+        rows = _settings_rows(facts["objective"]["settings"], markup)
+        lines += markup.table(f"Settings of the objective {markup.name(facts['objective']['kind'])}", _SETTINGS, rows)
+    if facts["versions"]:
+        rows = [[markup.name(name), markup.text(", ".join(found))] for name, found in facts["versions"].items()]
+        lines += markup.table("Versions of the software", ["package", "version"], rows)
+    return lines
+
+
+_SETTINGS = ["setting", "value"]
+
+
+def _search(facts: Mapping[str, Any], markup: Markup) -> list[str]:
+    """Return what was searched, how, and for how long."""
+    objective, optimizer, cited = facts["objective"], facts["optimizer"], facts["references"]
+    goals = [f"{markup.name(goal['name'])} ({DIRECTIONS[goal['direction']]})" for goal in objective["metrics"]]
+    searched = sum(_is_searched(parameter) for parameter in facts["space"])
+    fixed = len(facts["space"]) - searched
+    more = f" and {_several(fixed, 'fixed one')}" if fixed else ""
+    sentences = [
+        f"The objective {markup.name(objective['kind'])}{markup.cite(cited['objective'])}, measured by "
+        f"{_listed(goals)}, was optimised over {_several(searched, 'hyperparameter')}{more} with the optimizer "
+        f"{markup.name(optimizer['name'])}{markup.cite(cited['optimizer'])} of "
+        f"{markup.name('hpo_cluster')}{markup.cite(cited['project'])}."
+    ]
+    if objective["constraints"]:
+        bounds = [
+            f"{markup.name(bound['name'])} {words} {_number(bound[key])}"
+            for bound in objective["constraints"]
+            for key, words in (("at_most", "at most"), ("at_least", "at least"))
+            if bound[key] is not None
+        ]
+        sentences.append(f"Results had to satisfy {_listed(bounds)}.")
+    if facts["constraints"]:
+        sentences.append(f"Configurations had to satisfy {_listed([markup.name(c) for c in facts['constraints']])}.")
+    if facts["budget"] is not None:
+        sentences.append(
+            f"The budget was {_several(facts['budget'], 'evaluation')}, at most {facts['workers']} at the same time; "
+            f"everything random follows from the seed {facts['seed']} and the number of the trial."
+        )
+    if facts["starting_points"]:
+        sentences.append(f"The search began with {_several(facts['starting_points'], 'given configuration')}.")
+    if facts["imported"]:
+        earlier = [f"{source['evaluations']} of {markup.name(source['campaign'])}" for source in facts["imported"]]
+        sentences.append(f"It began with evaluations of earlier campaigns: {_listed(earlier)}.")
+    return sentences
+
+
+def _trials(facts: Mapping[str, Any], markup: Markup) -> list[str]:
+    """Return what became of the trials."""
+    states = [f"{count} {state}" for state, count in facts["trials"].items()]
+    if not states:
+        return ["No trial has been proposed yet."]
+    sentences = [f"Trials by state: {_listed(states)}."]
+    if facts["settled"]:
+        kinds = [f"{count} {origin}" for origin, count in facts["settled"].items()]
+        sentences.append(f"Further values needed no evaluation: {_listed(kinds)}.")
+    if facts["best"] is not None:
+        best = facts["best"]
+        sem = "" if best["value_sem"] is None else f", standard error {_number(best['value_sem'])}"
+        sentences.append(f"The best value measured was {_number(best['value'])} (trial {best['trial']}{sem}).")
+    if facts["front"] is not None:
+        sentences.append(f"The Pareto front has {_several(facts['front'], 'trial')}.")
+    if facts["baseline"] is not None and facts["baseline"]["value"] is not None:
+        sentences.append(f"The baseline has {_number(facts['baseline']['value'])}.")
+    return sentences
+
+
+def _resources(facts: Mapping[str, Any], markup: Markup) -> list[str]:
+    """Return on what the campaign ran, and what it cost."""
+    hardware, time = facts["hardware"], facts["time"]
+    sentences = []
+    if hardware["nodes"]:
+        nodes = _some([markup.name(name) for name in hardware["nodes"]])
+        how = SCHEDULERS.get(hardware["launcher"], hardware["launcher"] or "a scheduler that is not recorded")
+        where = f" ({markup.name(hardware['partition'])})" if hardware["partition"] else ""
+        count = _several(len(hardware["nodes"]), "node")
+        sentences.append(f"Evaluations were run by {markup.text(how)}{where} on {count} ({nodes}).")
+    if hardware["devices"]:
+        devices = _some([f"{markup.text(name)} ({count})" for name, count in hardware["devices"].items()])
+        sentences.append(f"Devices, with the number of results: {devices}.")
+    gpus = [count for count in hardware["gpus_per_trial"] if count]
+    if gpus:
+        sentences.append(f"An evaluation had {_listed([str(count) for count in gpus])} GPU{'s' * (gpus != [1])}.")
+    if time["began"] is not None:
+        began = f"{time['began'][:16].replace('T', ' ')} UTC"
+        starts = f", in {time['starts']} starts" if time["starts"] > 1 else ""
+        sentences.append(f"From the start ({began}) to the last change {_hours(time['wall_s'])} passed{starts}.")
+        sentences.append(f"The evaluations took {_hours(time['evaluations_s'])} in all.")
+    used = [f"{_number(facts['gpu_hours'])} GPU-hours"] if facts["gpu_hours"] else []
+    if facts["energy_kwh"]:
+        by = f" (counted by {markup.text(', '.join(hardware['energy_source']))})" if hardware["energy_source"] else ""
+        used.append(f"{_number(facts['energy_kwh'])} kWh{by}")
+    return [*sentences, f"They used {_listed(used)}."] if used else sentences
+
+
+def _failures(facts: Mapping[str, Any], markup: Markup) -> list[str]:
+    kinds, retries = facts["failures"]["attempts"], facts["failures"]["retries"]
+    if not kinds:
+        return ["No attempt failed."] if facts["trials"] else []
+    listed = _some([f"{count} {markup.name(kind)}" for kind, count in kinds.items()])
+    again = "none was tried again" if not retries else f"{_several(retries, 'further attempt')} began"
+    return [f"{_several(sum(kinds.values()), 'attempt')} failed ({listed}); {again}."]
+
+
+def _space_rows(facts: Mapping[str, Any], markup: Markup) -> list[list[str]]:
+    """Return a row for each parameter: name, values, scale, and its condition and prior."""
+    rows = []
+    for parameter in facts["space"]:
+        if parameter["type"] == "choice":
+            values, scale = (
+                ", ".join(map(_number, parameter["choices"])),
+                "ordered" if parameter["ordered"] else "choice",
+            )
+        elif parameter["low"] == parameter["high"]:
+            values, scale = _number(parameter["low"]), "fixed"
+        else:
+            values = f"{_number(parameter['low'])} to {_number(parameter['high'])}"
+            step = f", step {_number(parameter['step'])}" if parameter["step"] else ""
+            scale = f"{parameter['scale']}{', integer' if parameter['type'] == 'integer' else ''}{step}"
+        remarks = [
+            f"if {parent} is {' or '.join(map(_number, values_of_parent))}"
+            for parent, values_of_parent in parameter["when"].items()
+        ]
+        if prior := parameter["prior"]:
+            weights = f"prior weights {_number(prior['weights'])}" if "weights" in prior else ""
+            remarks.append(weights or f"prior around {_number(prior['center'])}, spread {_number(prior['spread'])}")
+        rows.append(
+            [markup.name(parameter["name"]), *(markup.text(cell) for cell in (values, scale, "; ".join(remarks)))]
+        )
+    return rows
+
+
+def _is_searched(parameter: Mapping[str, Any]) -> bool:
+    if parameter["type"] == "choice":
+        return len(parameter["choices"]) > 1
+    return bool(parameter["low"] != parameter["high"])
+
+
+def _settings_rows(settings: Mapping[str, Any], markup: Markup) -> list[list[str]]:
+    return [[markup.name(name), markup.text(_number(value))] for name, value in settings.items()]
+
+
+def _number(value: Any) -> str:
+    """Return a number with six significant digits at most, a list as its elements, anything else as configured."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_number, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _listed(items: Sequence[str]) -> str:
+    """Return ``a, b and c``."""
+    return " and ".join([*([", ".join(items[:-1])] if len(items) > 1 else []), *items[-1:]])
+
+
+def _some(items: Sequence[str]) -> str:
+    more = [f"{len(items) - SHOWN} more"] if len(items) > SHOWN else []
+    return ", ".join([*items[:SHOWN], *more])
+
+
+def _hours(seconds: float) -> str:
+    """Return a duration in the unit that fits: seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
