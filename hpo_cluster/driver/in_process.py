@@ -34,6 +34,7 @@ from hpo_cluster.objectives.black_box import needed_metrics, read_output
 from hpo_cluster.objectives.function import FunctionObjective
 from hpo_cluster.objectives.worker import classify
 from hpo_cluster.record.campaign_state import Record, asked_rows
+from hpo_cluster.record.climb import room_for
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.history import MemoryJournal
 from hpo_cluster.record.identity import read_identity
@@ -227,7 +228,7 @@ def _loop(optimizer: Optimizer, journal: _Journal, crew: _Crew | _Alone, budget:
             for trial in record.in_flight:
                 journal.append("ended", trial=trial.number, attempt=0, state=State.CANCELLED)
             return
-        free = min(crew.free, budget - record.spent - len(record.in_flight))
+        free = min(crew.free, room_for(record, budget))
         if free > 0:
             rows = asked_rows(optimizer.ask(journal.history(), free), record.next_trial, journal.seed)
             if rows:

@@ -14,6 +14,7 @@ from typing import Any
 from hpo_cluster.goals import Goals
 from hpo_cluster.record import clock
 from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.climb import room_for
 from hpo_cluster.record.clock import is_time, seconds_since
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.identity import identity_of_campaign
@@ -237,10 +238,10 @@ def _hours(record: Record) -> list[str]:
     return [notice] if notice else []
 
 
-def has_jobs_to_submit(record: Record, budget: int) -> bool:
+def has_jobs_to_submit(record: Record, budget: int, *, exhausted: bool = False) -> bool:
     """Return whether trials wait for a job or are still to be proposed."""
     waiting = any(trial.attempt is None or trial.attempt.job is None for trial in record.in_flight)
-    return waiting or record.spent + len(record.in_flight) < budget
+    return waiting or (not exhausted and room_for(record, budget) > 0)
 
 
 def _stalled(running: list[dict[str, Any]], layout: CampaignLayout, stalled_after_s: float) -> list[str]:
