@@ -24,6 +24,8 @@ from hpo_cluster.cli.config.groups import GROUPS, Option, conf_dir, lineage, opt
 from hpo_cluster.cli.config.schema import NESTED, OPERATIONAL, CampaignSettings  # noqa: E402
 from hpo_cluster.driver.failures import KINDS_OF_REASONS, Failures  # noqa: E402
 from hpo_cluster.driver.run_settings import Operation  # noqa: E402
+from hpo_cluster.driver.spec import OPERATIONAL_FIDELITY  # noqa: E402
+from hpo_cluster.fidelity import Fidelity  # noqa: E402
 from hpo_cluster.launchers import LAUNCHERS, oar, slurm  # noqa: E402
 from hpo_cluster.objectives import OBJECTIVES  # noqa: E402
 from hpo_cluster.optimizers.registry import OPTIMIZERS  # noqa: E402
@@ -126,6 +128,10 @@ def _keys(group: str) -> Iterator[str]:
         for name, cls in OBJECTIVES.items():
             if name != "function":
                 yield from _titled("objective", name, cls)
+    elif group == "fidelity":
+        marked = OPERATIONAL_FIDELITY
+        yield "Keys marked * may change when a campaign is resumed.\n"
+        yield from _fields((Fidelity,), "fidelity.", marked=marked)
     elif group == "launcher":
         for name, (settings, _) in LAUNCHERS.items():
             yield from _titled("launcher", name, settings)

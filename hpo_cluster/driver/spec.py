@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,9 @@ from hpo_cluster.launchers import make_launcher
 from hpo_cluster.launchers.base import Launcher, LauncherSettings
 from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.optimizers.base import Optimizer, OptimizerSettings
-from hpo_cluster.optimizers.registry import build_optimizer, several_faults
+from hpo_cluster.optimizers.registry import OPTIMIZERS, build_optimizer, several_faults
 from hpo_cluster.record.campaign_state import Record
-from hpo_cluster.record.history import several_columns
+from hpo_cluster.record.history import rung_columns, several_columns
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.places import Move, as_recorded, move_of
@@ -180,6 +181,34 @@ def several_objectives_faults(
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
         faults.append(f"objective.metrics: their names give the history the same column twice: {', '.join(twice)}")
     return [*faults, *several_faults(optimizer, settings)]
+
+
+def rung_faults(
+    fidelity: Fidelity, objective: Objective | None, space: Space | None, optimizer: str, operation: Operation | None
+) -> list[str]:
+    """Return why rungs do not go with the other parts of a campaign, as far as those have no faults of their own."""
+    ladder = fidelity.ladder
+    if ladder is None:
+        fault = f"optimizer={optimizer}: decides at rungs, and fidelity=off has none; add fidelity=steps"
+        return [fault] if OPTIMIZERS[optimizer].needs_fidelity else []
+    faults = []
+    if objective is not None and objective.goals is not None:
+        faults.append(
+            f"fidelity={fidelity.kind}: rungs are for one objective, and objective.metrics names several; accepted: "
+            "fidelity=off, or one objective.metric"
+        )
+    elif objective is not None:
+        faults += objective.fidelity_faults(ladder, space)
+    if space is not None:
+        taken = [name for name in space.names if name in rung_columns(ladder)]
+        faults += [f"space.{name}: that name is a column of the history with rungs; choose another" for name in taken]
+    whole = ladder.cost(ladder.top)
+    if operation is not None and operation.budget < whole:
+        faults.append(
+            f"budget={operation.budget}: with fidelity={fidelity.kind}, one trial takes {whole:.3g} whole evaluations "
+            f"up to the top; accepted: at least {math.ceil(whole)}"
+        )
+    return faults
 
 
 def make_spec(

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from hpo_cluster.fidelity import Ladder
 from hpo_cluster.goals import GPU_SECONDS, Bound, Direction, Goal, Goals
 from hpo_cluster.objectives.several import bound_faults, entry_of, goal_faults, key_faults
 from hpo_cluster.settings import Settings
@@ -203,6 +204,10 @@ class Objective(Settings, ABC):
 
     def space_faults(self, space: Space) -> list[str]:
         """Return why this objective cannot be optimised over `space`; empty if it can."""
+        return []
+
+    def fidelity_faults(self, ladder: Ladder, space: Space | None = None) -> list[str]:
+        """Return why evaluations cannot be looked at early on these rungs; empty if they can."""
         return []
 
     def file_faults(self, resolve: PathResolver) -> list[str]:

@@ -39,11 +39,13 @@ class Entry(NamedTuple):
         settings: class of the settings.
         optimizer: class of the optimizer, made with (space, settings, seed).
         several_objectives: whether it can optimise several objectives at once.
+        needs_fidelity: whether it decides at rungs, and so needs a campaign that has them.
     """
 
     settings: type[OptimizerSettings]
     optimizer: Any
     several_objectives: bool = False
+    needs_fidelity: bool = False
 
 
 OPTIMIZERS: Mapping[str, Entry] = {

@@ -1,0 +1,142 @@
+"""Campaigns with rungs: real jobs climb, wait for the word, end and go on in other jobs, and drivers and jobs die."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support import climbing
+from support.waiting import wait
+
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.climb import rung_table
+from hpo_cluster.record.journal import read_events
+from hpo_cluster.trial import State
+
+
+def record_of(directory: Path) -> Record:
+    return Record.read(directory / "events.jsonl")
+
+
+def check_climbs(record: Record) -> None:
+    """Every trial has scored what its job reports, climbed no further than its goal, and is over."""
+    for trial in record.rows:
+        assert trial.climb is not None
+        assert trial.state in (State.PAUSED, State.COMPLETED)
+        assert (trial.state is State.COMPLETED) == (trial.climb.reached == 2)
+        for rung, score in trial.climb.scores.items():
+            assert score.value == trial.parameters["x"] + rung  # type: ignore[operator]
+            assert score.value_sem == 0.1
+            assert (score.step, score.seconds) == ((rung + 1, 0.75) if rung < 2 else (None, None))
+        assert len(trial.climb.scores) == trial.climb.reached + 1
+
+
+def test_trials_climb_in_lingering_jobs_and_the_budget_counts_shares(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    record = climbing.drive(directory, operation={"budget": 3, "workers": 1})
+    check_climbs(record)
+    assert 2.5 < record.spent <= 3 + 1e-6
+    assert record.next_trial > 6  # more than three whole evaluations would allow
+    table = rung_table(record, maximize=True)
+    assert table[0]["reached"] == record.next_trial
+    assert [row["reached"] for row in table] == sorted((row["reached"] for row in table), reverse=True)
+    assert table[2]["reached"] >= 1
+    best = record.best(maximize=True)
+    assert best is not None
+    assert best.state is State.COMPLETED
+    for trial in record.rows:  # a new job begins where the last one ended, or the trial was new
+        starts = [line.split() for line in climbing.lines(directory, f"start {trial.number} ")]
+        assert len(starts) == len(trial.attempts)
+        assert all(int(words[-1]) == int(words[3]) for words in starts[1:])  # goal and step of the checkpoint
+    identity = json.loads(json.dumps(climbing.read_identity(directory / "campaign.yaml")))
+    assert identity["fidelity"] == {"kind": "steps", "rungs": [1 / 9, 1 / 3, 1]}
+
+
+def test_a_word_in_time_costs_no_start(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    record = climbing.drive(directory, operation={"budget": 2, "workers": 2}, fidelity={"rule": "all"})
+    check_climbs(record)
+    assert [len(trial.attempts) for trial in record.rows] == [1, 1]
+    assert record.spent == 2
+    assert len(climbing.lines(directory, "start")) == 2
+    events = list(read_events(directory / "events.jsonl"))
+    climb = [(event["event"], event["rung"]) for event in events if event.get("trial") == 0 and "rung" in event]
+    assert climb == [("rung", 0), ("promoted", 1), ("rung", 1), ("promoted", 2)]
+
+
+def test_no_word_in_time_and_promoted_in_another_job(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    options = {"operation": {"budget": 2, "workers": 1}, "job": {"sleep_s": 0.3}}
+    started = lambda c: any(a.started_at for t in c.record.rows for a in t.attempts)  # noqa: E731
+    climbing.drive(directory, started, **options, fidelity={"linger_s": 0})  # the driver leaves, the job gives up
+    wait(lambda: list(directory.glob("trials/t0000/a0/result.json")))
+    assert record_of(directory).trials[0].state is not State.PAUSED
+    record = climbing.drive(directory, **options, fidelity={"rule": "all"})
+    check_climbs(record)
+    assert [len(trial.attempts) for trial in record.rows] == [2, 1]
+    assert climbing.lines(directory, "start 0") == ["start 0 goal 0 from 0", "start 0 goal 1 from 1"]
+
+
+def test_a_driver_killed_between_decision_and_word(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    options = {"operation": {"budget": 1, "workers": 1}, "fidelity": {"rule": "all"}}
+    assert climbing.run(directory, **options, kill_before_word=True) == -9
+    trial = record_of(directory).trials[0]
+    assert trial.climb is not None
+    assert (trial.climb.goal, trial.climb.reached) == (1, 0)
+    assert not list(directory.glob("trials/*/*/word-0.json"))
+    record = climbing.drive(directory, **options)
+    check_climbs(record)
+    assert [len(trial.attempts) for trial in record.rows] == [1]  # the job still waited
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_driver_killed_at_every_event_of_a_climb(tmp_path: Path, when: str) -> None:
+    directory = tmp_path / "c"
+    options = {"operation": {"budget": 1, "workers": 1}}
+    whole = climbing.drive(tmp_path / "whole", **options)
+    for _ in range(60):
+        seen = len(list(read_events(directory / "events.jsonl")))
+        if climbing.run(directory, **options, kill_at=seen + 2, when=when) == 0:
+            break
+    else:
+        pytest.fail("the campaign never ended")
+    record = record_of(directory)
+    check_climbs(record)
+    assert [(t.number, t.parameters, t.value, t.state) for t in record.rows] == [
+        (t.number, t.parameters, t.value, t.state) for t in whole.rows
+    ]
+    assert record.spent == whole.spent
+    reports = climbing.lines(directory, "rung")
+    assert len(reports) == len(set(reports))  # no rung was reached twice
+
+
+def test_a_job_killed_at_a_rung(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    options = {"operation": {"budget": 1, "workers": 1, "retries": 0}, "job": {"die_at": 1}}
+    record = climbing.drive(directory, **options, fidelity={"rule": "all"})
+    check_climbs(record)
+    assert record.counts[State.COMPLETED] == 1
+    assert climbing.lines(directory, "start") == ["start 0 goal 0 from 0", "start 0 goal 2 from 2"]
+
+
+def test_a_larger_budget_and_a_smaller_eta_take_up_paused_trials(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    first = climbing.drive(directory, operation={"budget": 2, "workers": 2}, fidelity={"eta": 9})
+    assert first.counts[State.PAUSED] >= 4
+    kept = {path.parents[1].name for path in directory.glob("trials/*/*/checkpoint/*")}
+    assert kept == {f"t{trial.number:04d}" for trial in first.rows if trial.state is State.PAUSED}
+    again = climbing.drive(directory, operation={"budget": 3, "workers": 2}, fidelity={"eta": 2})
+    check_climbs(again)
+    assert again.spent > 2.5
+    old = [again.trials[trial.number] for trial in first.rows if trial.state is State.PAUSED]
+    assert any(len(trial.attempts) > 1 for trial in old)
+    assert len({start["settings"]["fidelity"]["eta"] for start in again.starts}) == 2
+
+
+def test_kept_checkpoints_are_none_if_so_wished(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    record = climbing.drive(directory, operation={"budget": 1, "workers": 1}, fidelity={"keep": "none"})
+    check_climbs(record)
+    assert not list(directory.glob("trials/*/*/checkpoint"))
