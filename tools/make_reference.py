@@ -10,7 +10,7 @@ import sys
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from omegaconf import OmegaConf
 from pydantic import BaseModel
@@ -131,7 +131,8 @@ def _keys(group: str) -> Iterator[str]:
     elif group == "fidelity":
         marked = OPERATIONAL_FIDELITY
         yield "Keys marked * may change when a campaign is resumed.\n"
-        yield from _fields((Fidelity,), "fidelity.", marked=marked)
+        written = _content(options(group, [conf_dir()])["steps"])
+        yield from _fields((Fidelity,), "fidelity.", marked=marked, written=written)
     elif group == "launcher":
         for name, (settings, _) in LAUNCHERS.items():
             yield from _titled("launcher", name, settings)
@@ -237,6 +238,8 @@ def _type_name(annotation: Any) -> str:
     if annotation in names:
         return names[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(arguments[0])
     if origin in (Union, types.UnionType):
         return " or ".join(_type_name(argument) for argument in arguments)
     if origin is Literal:

@@ -52,6 +52,7 @@ class Climbing:
         self.exhausted = False
         self._told: set[tuple[int, int, int]] = set()  # trial, attempt and rung of the words said by this driver
         self._decided: tuple[int, list[Promotion]] = (-1, [])
+        self._highest = (-1, -1)
         if self._record.ladder is not None:
             self._tidy_all()
 
@@ -141,9 +142,23 @@ class Climbing:
         return self._record.trials[promotion.trial].state is State.PAUSED
 
     def _is_affordable(self, promotion: Promotion) -> bool:
+        """Return whether the budget allows a promotion, and what is left then still takes one trial to the top."""
         ladder, trial = self._record.ladder, self._record.trials[promotion.trial]
         assert ladder is not None
-        return ladder.cost(promotion.rung) - trial.committed <= self._left + SLACK
+        left = self._left - (ladder.cost(promotion.rung) - trial.committed)
+        if self._record.counts[State.COMPLETED]:
+            return left >= -SLACK
+        highest = max(promotion.rung, self._highest_goal())
+        return left >= ladder.cost(ladder.top) - ladder.cost(highest) - SLACK
+
+    def _highest_goal(self) -> int:
+        """Return the highest goal of the trials that are paused or under way; -1 without any."""
+        seq = -1 if self._record.last is None else int(self._record.last["seq"])
+        if self._highest[0] != seq:
+            rows = self._record.rows
+            live = (trial for trial in rows if not trial.state.ended or trial.state is State.PAUSED)
+            self._highest = seq, max((trial.climb.goal for trial in live if trial.climb is not None), default=-1)
+        return self._highest[1]
 
     def _promote_within_budget(self, promotion: Promotion) -> bool:
         """Promote a trial if the budget allows it; return whether it does."""

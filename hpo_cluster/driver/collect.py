@@ -128,10 +128,12 @@ class Collector:
         assert trial.climb is not None
         for attempt in trial.attempts:
             place = trial.number, attempt.number
-            if place in self._rungs_read or (attempt.job is None and not attempt.over):
+            if place in self._rungs_read:
                 continue
             files = self._campaign.layout.attempt(*place)
             there = refresh(files.dir)
+            if attempt.job is None and not attempt.over and ENDING.isdisjoint(there):
+                continue  # its job is still to be adopted
             for rung in range(trial.climb.top):
                 path = rung_file(files, rung)
                 if rung in trial.climb.scores or path.name not in there:

@@ -187,6 +187,9 @@ class Record:
         self.last: Event | None = None
         self.ladder: Ladder | None = None  # the rungs, if there are any
         self.any_scored = False  # whether a trial was scored at a rung below the top
+        self.rung_tables: dict[
+            bool, tuple[int, list[dict[str, Any]]]
+        ] = {}  # by `maximize`, with the last event's number
         self._spent: float = 0
         self._committed: float = 0
         self.counts: Counter[State] = Counter()  # number of trials in each state, without baseline and imported trials

@@ -159,9 +159,16 @@ def lingers_at(trial: TrialRecord, attempt: AttemptRecord) -> int | None:
 
 def rung_table(record: Record, *, maximize: bool) -> list[dict[str, Any]]:
     """Return a row for each rung, the lowest first: how many trials got there, what became of them, and the best."""
-    ladder = record.ladder
+    ladder, seq = record.ladder, -1 if record.last is None else int(record.last["seq"])
     if ladder is None:
         return []
+    made = record.rung_tables.get(maximize)
+    if made is None or made[0] != seq:
+        made = record.rung_tables[maximize] = seq, _rung_table(record, ladder, maximize=maximize)
+    return made[1]
+
+
+def _rung_table(record: Record, ladder: Ladder, *, maximize: bool) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {"rung": rung, "fidelity": share, "label": label, "reached": 0, "promoted": 0, "paused": 0, "best": None}
         for rung, (share, label) in enumerate(zip(ladder.shares, ladder.labels, strict=True))

@@ -71,6 +71,7 @@ RUNG_COLUMNS = (
     "fidelity",  # its share of a whole evaluation
     "goal",  # rung up to which the trial may climb now
     "rung_value",  # value at the rung reached, as measured
+    "rung_target",  # the same, always maximised
     "paused_seq",  # journal sequence number of the event that first paused the trial
     "paused_value",  # value where it was first paused, as measured
 )
@@ -81,20 +82,23 @@ def rung_columns(ladder: Ladder | None) -> list[str]:
     return [] if ladder is None else [*RUNG_COLUMNS, *(f"value@{label}" for label in ladder.labels[:-1])]
 
 
-def _rung_cells(trial: TrialRecord, ladder: Ladder | None) -> list[float]:
+def _rung_cells(trial: TrialRecord, ladder: Ladder | None, sign: float) -> list[float]:
     """Return a trial's cells of these columns."""
     if ladder is None:
         return []
     climb = trial.climb
     if climb is None:  # evaluated without rungs: imported, settled, or the baseline
         whole = trial.state is State.COMPLETED
-        reached: list[float | None] = [ladder.top, 1.0, ladder.top, trial.value] if whole else [None] * 4
+        value = trial.value if whole else None
+        target = None if value is None else sign * value
+        reached: list[float | None] = [ladder.top, 1.0, ladder.top, value, target] if whole else [None] * 5
         return _numbers([*reached, *[None] * (2 + ladder.top)])
     rung = climb.reached
     there = [rung, ladder.shares[rung]] if rung >= 0 else [None, None]
     value = climb.scores[rung].value if rung >= 0 else None
     below = [climb.scores[k].value if k in climb.scores else None for k in range(ladder.top)]
-    return _numbers([*there, climb.goal, value, climb.paused_seq, climb.paused_value, *below])
+    target = None if value is None else sign * value
+    return _numbers([*there, climb.goal, value, target, climb.paused_seq, climb.paused_value, *below])
 
 
 def _numbers(cells: Sequence[float | None]) -> list[float]:
@@ -119,7 +123,7 @@ def _row(
         value,
         math.nan if trial.value_sem is None else trial.value_sem,
         sign * value,
-        *_rung_cells(trial, ladder),
+        *_rung_cells(trial, ladder, sign),
         *_several_cells(trial, goals),
         *(trial.parameters.get(name) for name in names),
         *(trial.metrics.get(name, math.nan) for name in metrics),

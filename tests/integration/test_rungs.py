@@ -9,9 +9,16 @@ import pytest
 from support import climbing
 from support.waiting import wait
 
-from hpo_cluster.record.campaign_state import Record
+from hpo_cluster import load_curves, load_history
+from hpo_cluster.cli.display import status_lines
+from hpo_cluster.record import inbox
+from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.climb import rung_table
 from hpo_cluster.record.journal import read_events
+from hpo_cluster.record.repair import repair
+from hpo_cluster.record.status import campaign_status
+from hpo_cluster.report import write_report
+from hpo_cluster.report.trial import trial_story
 from hpo_cluster.trial import State
 
 
@@ -125,7 +132,7 @@ def test_a_larger_budget_and_a_smaller_eta_take_up_paused_trials(tmp_path: Path)
     directory = tmp_path / "c"
     first = climbing.drive(directory, operation={"budget": 2, "workers": 2}, fidelity={"eta": 9})
     assert first.counts[State.PAUSED] >= 4
-    kept = {path.parents[1].name for path in directory.glob("trials/*/*/checkpoint/*")}
+    kept = {path.parents[2].name for path in directory.glob("trials/*/*/checkpoint/*")}
     assert kept == {f"t{trial.number:04d}" for trial in first.rows if trial.state is State.PAUSED}
     again = climbing.drive(directory, operation={"budget": 3, "workers": 2}, fidelity={"eta": 2})
     check_climbs(again)
@@ -133,6 +140,65 @@ def test_a_larger_budget_and_a_smaller_eta_take_up_paused_trials(tmp_path: Path)
     old = [again.trials[trial.number] for trial in first.rows if trial.state is State.PAUSED]
     assert any(len(trial.attempts) > 1 for trial in old)
     assert len({start["settings"]["fidelity"]["eta"] for start in again.starts}) == 2
+
+
+def test_promoted_by_hand(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    options = {"operation": {"budget": 2, "workers": 1}}
+    first = climbing.drive(directory, lambda c: bool(c.record.counts[State.PAUSED]), **options)
+    (paused,) = [trial.number for trial in first.rows if trial.state is State.PAUSED]
+    inbox.post(directory / "inbox", "promote", paused)
+    record = climbing.drive(directory, **options)
+    trial = record.trials[paused]
+    assert trial.climb is not None
+    assert (trial.state, trial.climb.why, sorted(trial.climb.scores)) == (State.COMPLETED, "by hand", [0, 2])
+    assert climbing.lines(directory, f"start {paused}")[1:] == [f"start {paused} goal 2 from 1"]
+
+
+def test_a_lost_journal_is_rebuilt_from_the_reports_of_rungs(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    options = {"operation": {"budget": 1, "workers": 1}, "fidelity": {"rule": "all"}}
+    first = climbing.drive(directory, **options)
+    later = {"operation": {"budget": 2, "workers": 2}, "fidelity": {"eta": 3}}
+    second = climbing.drive(tmp_path / "d", **later)
+    for campaign, record, again in ((directory, first, options), (tmp_path / "d", second, later)):
+        (campaign / "events.jsonl").write_text("")
+        found = repair(campaign)
+        assert sorted(found.rebuilt) == [trial.number for trial in record.rows]
+        rebuilt = climbing.drive(campaign, **again)
+        assert [_climb(trial) for trial in rebuilt.rows] == [_climb(trial) for trial in record.rows]
+        assert rebuilt.spent == record.spent
+
+
+def _climb(trial: TrialRecord) -> tuple[object, ...]:
+    assert trial.climb is not None
+    return trial.state, trial.climb.goal, {rung: score.value for rung, score in trial.climb.scores.items()}
+
+
+def test_status_why_and_report_show_the_rungs(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    climbing.drive(directory, operation={"budget": 2, "workers": 2})
+    status = campaign_status(directory)
+    assert status["done"] == record_of(directory).spent
+    assert status["fidelity"]["checkpoint_bytes"] > 0
+    assert status["fidelity"]["saved"] > 2
+    text = "\n".join(status_lines(status))
+    assert "whole evaluations" in text
+    assert "promoted" in text
+    assert "saved" in text
+    paused = next(trial.number for trial in record_of(directory).rows if trial.state is State.PAUSED)
+    story = "\n".join(trial_story(directory, paused))
+    assert "rung 0: " in story
+    assert "may climb to rung" in story
+    files = {path.name for path in write_report(directory)}
+    assert "curves.png" in files
+    page = (directory / "report" / "report.md").read_text()
+    assert "## Rungs" in page
+    assert "| 0 | 1/9 |" in page
+    curves = load_curves(directory)
+    assert set(curves["rung"]) == {0, 1, 2}
+    history = load_history(directory)
+    assert (history["value"].notna() == (history["rung"] == 2)).all()
 
 
 def test_kept_checkpoints_are_none_if_so_wished(tmp_path: Path) -> None:

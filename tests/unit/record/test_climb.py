@@ -80,9 +80,9 @@ def test_the_history_holds_the_rungs_and_no_value_of_a_low_one() -> None:
     log.climb(1, 0.4)
     log.ask(2)
     frame = log.history().set_index("trial")
-    assert list(frame.columns[:14]) == [
+    assert list(frame.columns[:15]) == [
         *("state", "origin", "value", "value_sem", "target", "rung", "fidelity", "goal", "rung_value"),
-        *("paused_seq", "paused_value", "value@1/9", "value@1/3", "x"),
+        *("rung_target", "paused_seq", "paused_value", "value@1/9", "value@1/3", "x"),
     ]
     assert frame["value"].isna().all()
     assert frame["ended_seq"].isna().all()
