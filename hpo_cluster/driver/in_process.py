@@ -29,6 +29,7 @@ from pydantic import ValidationError
 from hpo_cluster.driver.failures import Failures
 from hpo_cluster.driver.run_settings import Operation
 from hpo_cluster.errors import ConfigError, HpoClusterError
+from hpo_cluster.fidelity import Fidelity
 from hpo_cluster.goals import GPU_SECONDS, Direction
 from hpo_cluster.objectives.black_box import needed_metrics, read_output
 from hpo_cluster.objectives.function import FunctionObjective
@@ -102,6 +103,7 @@ def optimize(
     campaign: str | None = None,
     warm_start: Sequence[str | Path] = (),
     warm_start_other_objective: bool = False,
+    fidelity: str | Mapping[str, Any] = "off",
     failures: Mapping[str, str] | Literal["raise"] | None = None,
     trial_timeout_s: float | None = None,
     timeout_s: float | None = None,
@@ -129,6 +131,8 @@ def optimize(
             same call continues where an earlier one ended. `fn` must be importable by its name.
         warm_start: folders of earlier campaigns with whose evaluations a `campaign` begins, outside its budget.
         warm_start_other_objective: whether the earlier campaigns may have another function, or one from another file.
+        fidelity: of a `campaign`, whether evaluations are looked at early, with `budget` in whole evaluations: "share",
+            or its settings as ``fidelity.KEY`` in campaigns: ``{"kind": "share", "rungs": ["1/9", "1/3", 1]}``.
         failures: the action for each kind of failure, as ``failures.KIND`` in campaigns: ``{"code": "failed"}``. By
             default an exception makes a trial infeasible once another trial has completed, so that the optimizer
             learns to avoid it. ``"raise"`` ends the search with the first exception.
@@ -177,6 +181,13 @@ def optimize(
             faults.append(f'failures={failures!r}: accepted: "raise", or a mapping such as {{"code": "failed"}}')
     except ValidationError as error:
         faults += [f"failures.{fault}" for fault in faults_of(error, Failures)]
+    climbs = Fidelity()
+    try:
+        climbs = Fidelity.model_validate({"kind": fidelity} if isinstance(fidelity, str) else fidelity)
+    except ValidationError as error:
+        faults += [str(fault).removeprefix("fidelity: ") for fault in faults_of(error, Fidelity, "fidelity")]
+    if climbs.ladder is not None and campaign is None:
+        faults.append("fidelity: is only for campaigns; give campaign=NAME")
     several = {"metrics": metrics, "constraints": constraints}
     try:
         shape = FunctionObjective.model_validate({"function": "fn:fn", "direction": direction, **several})
@@ -188,22 +199,25 @@ def optimize(
     if not isinstance(space, Space):
         space = Space.from_json(space)
 
-    from hpo_cluster.driver.spec import choose_optimizer, several_objectives_faults
+    from hpo_cluster.driver.spec import choose_optimizer, rung_faults, several_objectives_faults
     from hpo_cluster.optimizers.registry import make_settings
 
     directory = None if campaign is None else Path("campaigns") / campaign
     recorded = None if directory is None else read_identity(CampaignLayout(directory).identity)
     typed = make_settings(optimizer, settings)
-    if faults := several_objectives_faults(shape.goals, space, optimizer, typed):
+    objective = shape if campaign is None else FunctionObjective.of(fn, direction=direction, **several)
+    operation = Operation(budget=budget, workers=workers, failures=policy)
+    faults = several_objectives_faults(shape.goals, space, optimizer, typed)
+    faults += rung_faults(climbs, objective, space, optimizer, operation)
+    if faults:
         raise ConfigError(faults)
     chosen = choose_optimizer(optimizer, typed, space, seed, budget=budget, recorded=recorded)
     if directory is not None:
-        operation = Operation(budget=budget, workers=workers, failures=policy)
         earlier = {
+            "fidelity": climbs,
             "warm_start": [Path(folder) for folder in warm_start],
             "warm_start_other_objective": warm_start_other_objective,
         }
-        objective = FunctionObjective.of(fn, direction=direction, **several)
         return _in_campaign(objective, space, chosen, operation, seed, directory, earlier)
 
     alone = workers == 1 and trial_timeout_s is None

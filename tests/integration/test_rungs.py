@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import climbing
 from support.waiting import wait
 
-from hpo_cluster import load_curves, load_history
+from hpo_cluster import load_curves, load_history, optimize
 from hpo_cluster.cli.display import status_lines
+from hpo_cluster.errors import ConfigError
 from hpo_cluster.record import inbox
 from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.climb import rung_table
@@ -206,3 +209,17 @@ def test_kept_checkpoints_are_none_if_so_wished(tmp_path: Path) -> None:
     record = climbing.drive(directory, operation={"budget": 1, "workers": 1}, fidelity={"keep": "none"})
     check_climbs(record)
     assert not list(directory.glob("trials/*/*/checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "fault"),
+    [
+        ("share", "fidelity: is only for campaigns; give campaign=NAME"),
+        ("best", "fidelity.kind='best'"),
+        ({"kind": "share", "eta": 1}, "fidelity.eta=1: must be above 1"),
+        ({"kind": "share", "rungs": ["1/3", "1/9", 1]}, "  - fidelity.rungs: give two or more shares"),
+    ],
+)
+def test_faults_of_rungs_in_python(fidelity: Any, fault: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(fault)):
+        optimize(lambda x: x, climbing.SPACE, fidelity=fidelity)
