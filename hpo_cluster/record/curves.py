@@ -32,6 +32,14 @@ def load_curves(campaign_dir: str | os.PathLike[str]) -> pd.DataFrame:
 
     Raises:
         JournalError: if there is no campaign, its journal cannot be read, or it has no rungs.
+
+    Example:
+        >>> from hpo_cluster import optimize
+        >>> from my_study import early  # def early(x, fidelity): return x * x * fidelity
+        >>> space = {"x": {"low": -1.0, "high": 1.0}}
+        >>> result = optimize(early, space, optimizer="random", budget=1, campaign="climb", fidelity="share")
+        >>> load_curves("campaigns/climb")["fidelity"].round(2).tolist()
+        [0.11, 0.33, 1.0]
     """
     layout = CampaignLayout(Path(campaign_dir))
     identity_of_campaign(layout.identity)
