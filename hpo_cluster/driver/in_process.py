@@ -10,6 +10,7 @@ evaluations, unless it names a `campaign`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -17,6 +18,7 @@ import multiprocessing
 import multiprocessing.connection
 import random
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +34,7 @@ from hpo_cluster.errors import ConfigError, HpoClusterError
 from hpo_cluster.fidelity import Fidelity
 from hpo_cluster.goals import GPU_SECONDS, Direction
 from hpo_cluster.objectives.black_box import needed_metrics, read_output
-from hpo_cluster.objectives.function import FunctionObjective
+from hpo_cluster.objectives.function import FunctionObjective, more_arguments
 from hpo_cluster.objectives.worker import classify
 from hpo_cluster.record.campaign_state import Record, asked_rows
 from hpo_cluster.record.climb import room_for
@@ -311,7 +313,12 @@ def _call(fn: Function, needed: Sequence[str], parameters: Configuration) -> _An
     """Call the function; `needed` are the fields of its result that are optimised or constrained."""
     began = time.monotonic()
     try:
-        output = fn(**parameters)
+        with contextlib.ExitStack() as stack:
+            folder = tempfile.TemporaryDirectory
+            more = more_arguments(
+                fn, parameters, None, lambda: Path(stack.enter_context(folder(prefix="hpo-cluster-")))
+            )
+            output = fn(**parameters, **more)
         result = read_output(output if isinstance(output, Mapping) else {needed[0]: output}, *needed)
         return _Answer({**result, GPU_SECONDS: round(time.monotonic() - began, 6)})
     except Exception as error:
