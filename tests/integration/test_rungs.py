@@ -13,6 +13,7 @@ from support.waiting import wait
 
 from hpo_cluster import load_curves, load_history, optimize
 from hpo_cluster.cli.display import status_lines
+from hpo_cluster.cli.main import main
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record import inbox
 from hpo_cluster.record.campaign_state import Record, TrialRecord
@@ -223,3 +224,27 @@ def test_kept_checkpoints_are_none_if_so_wished(tmp_path: Path) -> None:
 def test_faults_of_rungs_in_python(fidelity: Any, fault: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(fault)):
         optimize(lambda x: x, climbing.SPACE, fidelity=fidelity)
+
+
+def test_the_command_line_promotes_a_paused_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    directory = Path("campaigns/c")
+    overrides = ["objective=synthetic", "fidelity=share", "optimizer=random", "budget=2", "workers=1", "poll_s=0.1"]
+    assert main(["run", *overrides, "campaign=c"]) == 0
+    assert "whole evaluations" in capsys.readouterr().out
+    record = record_of(directory)
+    numbers = {state: [t.number for t in record.rows if t.state is state] for state in (State.PAUSED, State.COMPLETED)}
+    paused, completed = numbers[State.PAUSED][0], numbers[State.COMPLETED][0]
+    assert main(["promote", str(directory), str(completed)]) != 0
+    assert "only one that is paused at a rung can be promoted" in capsys.readouterr().err
+    assert main(["retry", str(directory), str(paused)]) != 0
+    assert f"hpo-cluster promote {directory} {paused}" in capsys.readouterr().err
+    assert main(["promote", str(directory), str(paused)]) == 0
+    assert "will climb to the top" in capsys.readouterr().out
+    assert main(["resume", str(directory), "fidelity.eta=4"]) == 0
+    again = record_of(directory)
+    assert again.trials[paused].state is State.COMPLETED
+    assert len(again.rows) == len(record.rows)
+    assert again.starts[-1]["settings"]["fidelity"]["eta"] == 4
