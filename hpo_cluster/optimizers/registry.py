@@ -39,7 +39,7 @@ class Entry(NamedTuple):
         settings: class of the settings.
         optimizer: class of the optimizer, made with (space, settings, seed).
         several_objectives: whether it can optimise several objectives at once.
-        needs_fidelity: whether it decides at rungs, and so needs a campaign that has them.
+        needs_fidelity: whether it makes sense with rungs only (``fidelity=steps``).
     """
 
     settings: type[OptimizerSettings]
