@@ -16,12 +16,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpo_cluster.driver.in_process import optimize
     from hpo_cluster.optimizers.registry import make_optimizer
+    from hpo_cluster.record.curves import load_curves
     from hpo_cluster.record.history import load_history
     from hpo_cluster.space import Categorical, Float, Integer, Prior, Space
 
 __version__ = "0.1.0"
 
-__all__ = ["Categorical", "Float", "Integer", "Prior", "Space", "load_history", "make_optimizer", "optimize"]
+__all__ = [
+    "Categorical",
+    "Float",
+    "Integer",
+    "Prior",
+    "Space",
+    "load_curves",
+    "load_history",
+    "make_optimizer",
+    "optimize",
+]
 
 _HOMES = {
     "Categorical": "space",
@@ -29,6 +40,7 @@ _HOMES = {
     "Integer": "space",
     "Prior": "space",
     "Space": "space",
+    "load_curves": "record.curves",
     "load_history": "record.history",
     "make_optimizer": "optimizers.registry",
     "optimize": "driver.in_process",

@@ -25,10 +25,11 @@ class State(StrEnum):
     INFEASIBLE = "infeasible"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    PAUSED = "paused"  # at a rung below the top; it may be promoted
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to the trial."""
+        """Whether nothing more will happen to the trial, unless it is promoted or tried again."""
         return self not in (State.PROPOSED, State.SUBMITTED, State.RUNNING)
 
     @property

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.black_box import needed_metrics, read_output, reported_error
-from hpo_cluster.objectives.command import render
+from hpo_cluster.objectives.climbing import at_each_rung
+from hpo_cluster.objectives.command import CHECKPOINT, placeholders, render
 from hpo_cluster.record.processes import process_start
 from hpo_cluster.trial import ErrorKind
 
@@ -66,9 +67,16 @@ class Tail(threading.Thread):
 
 
 def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
-    """Run the command with this attempt's configuration, and return its metrics."""
+    """Run the command with this attempt's configuration, at one rung after another; return the metrics of the last."""
+    return at_each_rung(attempt, lambda share: run_for(attempt, share))
+
+
+def run_for(attempt: worker.Attempt, share: float) -> dict[str, Any]:
+    """Run the command for a share of a whole evaluation, and return its metrics."""
     settings = attempt.settings
-    command = render(settings["command"], attempt.parameters, attempt.seed)
+    own = CHECKPOINT in placeholders(settings["command"]) and CHECKPOINT not in attempt.parameters
+    checkpoint = attempt.trial_checkpoint() if own else ""
+    command = render(settings["command"], attempt.parameters, attempt.seed, share, checkpoint)
     attempt.phase("command")
     status, out, err = run(command, settings["cwd"], settings["timeout_s"], attempt)
     output = last_object(out.lines[-1]) if out.lines else None

@@ -10,7 +10,7 @@ import sys
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from omegaconf import OmegaConf
 from pydantic import BaseModel
@@ -24,6 +24,8 @@ from hpo_cluster.cli.config.groups import GROUPS, Option, conf_dir, lineage, opt
 from hpo_cluster.cli.config.schema import NESTED, OPERATIONAL, CampaignSettings  # noqa: E402
 from hpo_cluster.driver.failures import KINDS_OF_REASONS, Failures  # noqa: E402
 from hpo_cluster.driver.run_settings import Operation  # noqa: E402
+from hpo_cluster.driver.spec import OPERATIONAL_FIDELITY  # noqa: E402
+from hpo_cluster.fidelity import Fidelity  # noqa: E402
 from hpo_cluster.launchers import LAUNCHERS, oar, slurm  # noqa: E402
 from hpo_cluster.objectives import OBJECTIVES  # noqa: E402
 from hpo_cluster.optimizers.registry import OPTIMIZERS  # noqa: E402
@@ -126,6 +128,11 @@ def _keys(group: str) -> Iterator[str]:
         for name, cls in OBJECTIVES.items():
             if name != "function":
                 yield from _titled("objective", name, cls)
+    elif group == "fidelity":
+        marked = OPERATIONAL_FIDELITY
+        yield "Keys marked * may change when a campaign is resumed.\n"
+        written = _content(options(group, [conf_dir()])["steps"])
+        yield from _fields((Fidelity,), "fidelity.", marked=marked, written=written)
     elif group == "launcher":
         for name, (settings, _) in LAUNCHERS.items():
             yield from _titled("launcher", name, settings)
@@ -231,6 +238,8 @@ def _type_name(annotation: Any) -> str:
     if annotation in names:
         return names[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(arguments[0])
     if origin in (Union, types.UnionType):
         return " or ".join(_type_name(argument) for argument in arguments)
     if origin is Literal:

@@ -74,6 +74,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "cancel": Command("end trials; they do not count for the budget", "drive.post", "DIR TRIAL [TRIAL ...]"),
     "retry": Command("try trials again that failed, diverged or were cancelled", "drive.post", "DIR TRIAL [TRIAL ...]"),
+    "promote": Command("let trials that are paused at a rung climb to the top", "drive.post", "DIR TRIAL [TRIAL ...]"),
     "stop": Command("let the driver, or the ticks, submit nothing more; jobs run on", "drive.post", "DIR"),
     "tick": Command(
         "one short pass instead of a driver that stays, for cron: collect, propose, submit, exit",

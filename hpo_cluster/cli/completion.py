@@ -172,7 +172,9 @@ def _section_keys(section: str, typed: Sequence[str], dirs: Sequence[Path]) -> l
         return [match[1] for line in lines if (match := re.match(r"  (\w+):", line))]
     option = options(section, dirs).get(_chosen(section, typed, dirs)) if section in GROUPS else None
     keys = list(option_keys(option, dirs)) if option is not None else []
-    return [key for key in keys if key not in (("kind",) if section in ("objective", "launcher") else ("name",))]
+    return [
+        key for key in keys if key not in (("kind",) if section in ("objective", "fidelity", "launcher") else ("name",))
+    ]
 
 
 def _chosen(group: str, typed: Sequence[str], dirs: Sequence[Path]) -> str:

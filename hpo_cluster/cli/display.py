@@ -16,6 +16,7 @@ from hpo_cluster.text import test_metrics, visible
 from hpo_cluster.trial import Origin, trial_label
 
 BAR_WIDTH = 24
+STATES_SHOWN = ("paused", "failed", "diverged", "infeasible", "cancelled")
 LABEL_WIDTH = 11
 #: Largest number of trials of a Pareto front that are listed, and widest lines with their parameters.
 FRONT_ROWS, FRONT_WIDTH = 12, 118
@@ -30,6 +31,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     elif status["best"]:
         lines.append(_labelled("best", score(status["best"])))
         lines.append(_labelled("", parameters_text(status["best"]["parameters"])))
+    lines += rung_lines(status)
     lines += _imported_lines(status)
     if status["baseline"] and status["baseline"]["value"] is not None:
         lines.append(_labelled("baseline", score(status["baseline"])))
@@ -49,12 +51,11 @@ def progress_line(status: Mapping[str, Any]) -> str:
     filled = min(BAR_WIDTH, round(BAR_WIDTH * done / budget))
     counts = dict(status["counts"])
     running, waiting = counts.get("running", 0), counts.get("submitted", 0) + counts.get("proposed", 0)
-    parts = [f"{done}/{status['budget']} done", f"{running} running"]
+    whole = " whole evaluations" if "fidelity" in status else " done"
+    parts = [f"{number(done)}/{status['budget']}{whole}", f"{running} running"]
     if waiting:
         parts.append(f"{waiting} waiting")
-    parts += [
-        f"{counts[state]} {state}" for state in ("failed", "diverged", "infeasible", "cancelled") if counts.get(state)
-    ]
+    parts += [f"{counts[state]} {state}" for state in STATES_SHOWN if counts.get(state)]
     if "front" in status:
         parts.append(f"front {len(status['front'])}")
     elif status["best"]:
@@ -78,6 +79,8 @@ def running_line(row: Mapping[str, Any]) -> str:
     parts = [f"  {trial_label(row['trial'])}", f"{row.get('phase') or row.get('state', 'submitted')}"]
     if row["step"] is not None:
         parts.append(f"step {row['step']}" + (f"/{row['total']}" if row["total"] is not None else ""))
+    if "goal" in row:
+        parts.append(f"to rung {row['goal']}")
     if row["loss"] is not None:
         parts.append(f"loss {number(row['loss'])}")
     if row["elapsed_s"] is not None:
@@ -115,6 +118,7 @@ def summary_lines(
     else:
         lines.append(_labelled("best", f"{trial_label(best['trial'])}  {parameters_text(best['parameters'])}"))
         lines += _scores(best, metric, tests)
+    lines += rung_lines(status)
     lines += _imported_lines(status)
     if baseline is not None and baseline["value"] is not None:
         lines.append(_labelled("baseline", "the model before fine-tuning"))
@@ -141,6 +145,35 @@ def front_lines(status: Mapping[str, Any]) -> list[str]:
     more = [f"  ... and {len(front) - FRONT_ROWS} more: column front of history.csv"] if len(front) > FRONT_ROWS else []
     more += [] if fits else [f"  parameters of a trial:  hpo-cluster why {status['dir']} {front[0]['trial']}"]
     return [_labelled("front", f"{count} that no other one dominates ({goals})"), *(whole if fits else lines), *more]
+
+
+def rung_lines(status: Mapping[str, Any]) -> list[str]:
+    """Return the rungs of a status as a table, and what they have saved; no lines without rungs."""
+    fidelity = status.get("fidelity")
+    if not fidelity:
+        return []
+    rows = [["rung", "share", "trials", "promoted", "paused", "best there"]]
+    top = len(fidelity["rungs"]) - 1
+    for row in fidelity["rungs"]:
+        best = "" if row["best"] is None else score(row["best"])
+        moved = ["", ""] if row["rung"] == top else [str(row["promoted"]), str(row["paused"])]
+        rows.append([str(row["rung"]), row["label"], str(row["reached"]), *moved, best])
+    spent, kept = number(float(status["done"])), fidelity.get("checkpoint_bytes")
+    lines = [
+        _labelled("rungs", f"{fidelity['trials']} trials for {spent} whole evaluations{_saved(fidelity)}"),
+        *(line.rstrip() for line in _aligned(rows)),
+    ]
+    if kept:
+        lines.append(_labelled("", f"the checkpoints of paused trials take {kept / 1e6:.3g} MB"))
+    return lines
+
+
+def _saved(fidelity: Mapping[str, Any]) -> str:
+    """Return what rungs have saved, in words; empty before there is anything."""
+    if fidelity["saved"] <= 0:
+        return ""
+    hours = f" ({number(fidelity['gpu_hours_saved'])} GPU-hours)" if fidelity["gpu_hours_saved"] else ""
+    return f": {number(float(fidelity['saved']))}{hours} saved"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -196,7 +229,7 @@ class PlainDisplay:
         if self._seen is None:  # what ended under an earlier driver is not news
             self._seen = {number: _key(record) for number, record in trials.items() if record.state.ended}
             if any(trials[number].origin is not Origin.IMPORTED for number in self._seen):
-                self._write(f"going on done={status['done']}/{status['budget']}")
+                self._write(f"going on done={number(status['done'])}/{status['budget']}")
         for trial in sorted(trials):
             record = trials[trial]
             key = _key(record)
@@ -206,11 +239,18 @@ class PlainDisplay:
             parts = [f"trial={trial_label(trial)}", f"state={record.state}"]
             if record.attempts and not record.state.ended:
                 parts.append(f"attempt={len(record.attempts) - 1}")
+            climb = record.climb
+            if climb is not None and climb.reached >= 0:
+                parts.append(f"rung={climb.reached}/{climb.top}")
+                if record.value is None:
+                    parts.append(f"there={number(climb.scores[climb.reached].value)}")
+                if not record.state.ended:
+                    parts.append(f"goal={climb.goal}")
             if record.value is not None:
                 several = _values_text(record.metrics, status.get("objectives", ()))
                 parts.append(several or f"value={number(record.value)}")
             if record.state.ended:
-                parts.append(f"done={status['done']}/{status['budget']}")
+                parts.append(f"done={number(status['done'])}/{status['budget']}")
                 if "front" in status:
                     parts.append(f"front={len(status['front'])}")
                 elif status["best"]:
@@ -231,7 +271,8 @@ class PlainDisplay:
 
 
 def _key(record: Any) -> tuple[Any, ...]:
-    return record.state, len(record.attempts)
+    climb = None if record.climb is None else (record.climb.reached, record.climb.goal)
+    return record.state, len(record.attempts), climb
 
 
 class LiveDisplay:

@@ -8,13 +8,14 @@ be killed between any two lines. The next driver then finds and does the followi
 | after ask, before the journal | nothing | ask again: same history, same seed, same proposals |
 | after the intent, before submitting | no job with that token, no claim, no result | submit |
 | after submitting, before ``submitted`` | a job with that token, or its claim, result or error | adopt it |
-| while jobs ran or ended | claims, results, errors | read them |
+| while jobs ran or ended | claims, rungs, results, errors | read them |
+| after ``promoted``, before the job's word | a rung without a word | say it |
 | in the middle of an append | a last line without its newline | cut it, log that, continue |
 | and the job vanished | job ended, no file after `grace_s` | attempt failed; retry up to the limit |
 
 A submission that outlives its driver and acts later is harmless: its job finds the attempt claimed and ends.
-`OpenCampaign` holds the lock and the journal, `Collector` reads results, `Submitter` submits jobs, and
-`hpo_cluster.driver.failures` decides whether a failed trial is tried again.
+`OpenCampaign` holds the lock and the journal, `Collector` reads results, `Climbing` decides at rungs, `Submitter`
+submits jobs, and `hpo_cluster.driver.failures` decides whether a failed trial is tried again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from hpo_cluster.driver.climbing import Climbing
 from hpo_cluster.driver.collect import Collector
 from hpo_cluster.driver.open_campaign import OpenCampaign
 from hpo_cluster.driver.spec import CampaignSpec
@@ -33,12 +35,13 @@ from hpo_cluster.driver.submit import Submitter
 from hpo_cluster.errors import HpoClusterError, LostCampaignError
 from hpo_cluster.launchers.commands import Pause
 from hpo_cluster.record import clock, inbox
-from hpo_cluster.record.campaign_state import Record, asked_rows
+from hpo_cluster.record.campaign_state import Record, asked_rows, may_be_retried
+from hpo_cluster.record.climb import room_for, within_budget
 from hpo_cluster.record.files import PASSING, Reread
 from hpo_cluster.record.history import HistoryTable, write_history
 from hpo_cluster.record.journal import Event
 from hpo_cluster.record.status import has_jobs_to_submit, summarise
-from hpo_cluster.trial import BASELINE, Ask, Origin, derive_seed
+from hpo_cluster.trial import BASELINE, Ask, Origin, State, derive_seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +76,6 @@ class Campaign:
             self._table = HistoryTable(self.record, spec.space.names, maximize=maximize, goals=spec.objective.goals)
             self._undo = undo.pop_all()
         self._stopping = False
-        self._exhausted = False
         self._closing = ""  # why nothing more is submitted while the driver waits for the jobs that run
         self._history_at = 0.0
         self._storage = Pause()
@@ -129,6 +131,7 @@ class Campaign:
             self.submitter.cancel(waiting)
         elif not (self._stopping or self.record.halted):
             if not self.submitter.is_shut():  # ask only when jobs may start: the optimizer may know more by then
+                self.climbing.promote_paused(self.submitter.free_slots())
                 self.propose()
             self.submit()
         self._end_idle_jobs()
@@ -153,7 +156,7 @@ class Campaign:
     def _end_idle_jobs(self) -> None:
         """Tell jobs that wait for another attempt to end, if there will be none for them soon."""
         halted = self._stopping or self.record.halted
-        if halted or self._closing or self.submitter.shut or self._exhausted or not self._has_more:
+        if halted or self._closing or self.submitter.shut or not self._has_more:
             self.collector.places.close_all()
         if halted:  # no driver will be there when the jobs that run now have ended
             for member in self.opened.with_job():
@@ -162,14 +165,20 @@ class Campaign:
 
     @property
     def _has_more(self) -> bool:
-        """Whether trials wait for a job, or are still to be proposed."""
-        waiting = any(trial.attempt is None or trial.attempt.job is None for trial in self.record.in_flight)
-        return waiting or self._committed < self.spec.operation.budget
+        """Whether trials wait for a job, are still to be proposed, or may be taken up again."""
+        if has_jobs_to_submit(self.record, self.spec.operation.budget, exhausted=self._exhausted):
+            return True
+        return self.climbing.may_promote() or any(trial.climb is not None for trial in self.record.in_flight)
 
     @property
-    def _committed(self) -> int:
-        """The part of the budget that ended trials have used, and that trials in flight will use."""
-        return self.record.spent + sum(trial.in_budget for trial in self.record.in_flight)
+    def climbing(self) -> Climbing:
+        """The decisions at rungs."""
+        return self.collector.climbing
+
+    @property
+    def _exhausted(self) -> bool:
+        """Whether the optimizer has no further proposal."""
+        return self.climbing.exhausted
 
     @property
     def _waits_for(self) -> str | None:
@@ -188,7 +197,8 @@ class Campaign:
         self._stopping, self.reason = True, self.reason or reason
 
     def _finished(self) -> bool:
-        return not self.record.in_flight and (self._exhausted or self.record.spent >= self.spec.operation.budget)
+        no_more = self._exhausted or not room_for(self.record, self.spec.operation.budget)
+        return not self.record.in_flight and no_more and not self.climbing.may_promote()
 
     # ---------------------------------------------------------------------------------------------- steps of the loop
 
@@ -202,7 +212,9 @@ class Campaign:
                     self.stop("stopped from another terminal")
                 elif trial is not None and command.verb == "cancel" and not trial.state.ended:
                     self.submitter.cancel([trial])
-                elif trial is not None and command.verb == "retry" and trial.state.ended and trial.value is None:
+                elif trial is not None and command.verb == "promote" and trial.state is State.PAUSED:
+                    self.climbing.promote_by_hand(trial)
+                elif trial is not None and command.verb == "retry" and may_be_retried(trial):
                     self.append("reopened", trial=trial.number)
             self.opened.lock.check()
             command.path.unlink(missing_ok=True)
@@ -220,14 +232,15 @@ class Campaign:
             row = {"trial": BASELINE, "parameters": {}, "seed": seed, "origin": Origin.BASELINE}
             self.append("asked", trials=[row], decision={})
         while not self._exhausted:
-            free = min(self.submitter.free_slots(), operation.budget - self._committed)
+            free = min(self.submitter.free_slots(), room_for(self.record, operation.budget))
             if free <= 0:
                 return
             ask = self._ask(free)
             rows = asked_rows(ask, self.record.next_trial, self.spec.seed)
             if not rows:
-                self._exhausted = not self.record.in_flight
+                self.climbing.exhausted = not self.record.in_flight
                 return
+            rows = within_budget(rows, self.record, operation.budget)
             self.append("asked", trials=rows, decision=dict(ask.decision))
 
     def _ask(self, n: int) -> Ask:

@@ -1,4 +1,7 @@
-"""Collection of results: the files that jobs have published, and the reason why other jobs ended without any."""
+"""Collection of results: the files that jobs have published, and the reason why other jobs ended without any.
+
+The reports of rungs are read too, and answered at once.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo_cluster.driver.background import Background
+from hpo_cluster.driver.climbing import Climbing
 from hpo_cluster.driver.failures import (
     Failure,
     all_fail_alike,
@@ -21,9 +25,11 @@ from hpo_cluster.driver.intents import intend, note_job
 from hpo_cluster.driver.job_watch import JobWatch
 from hpo_cluster.driver.open_campaign import OpenCampaign
 from hpo_cluster.job import JobState, JobStatus
-from hpo_cluster.record.attempt_files import document_of, valid_result
-from hpo_cluster.record.campaign_state import AttemptRecord, TrialRecord
+from hpo_cluster.objectives.base import Outcome
+from hpo_cluster.record.attempt_files import document_of, is_finite_number, result_faults, valid_result
+from hpo_cluster.record.campaign_state import ENERGY, AttemptRecord, Place, TrialRecord
 from hpo_cluster.record.files import refresh
+from hpo_cluster.record.rung_files import rung_file
 from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import ErrorKind, State
 
@@ -39,6 +45,9 @@ class Collector:
 
     Args:
         campaign: the campaign whose trials are collected.
+
+    Attributes:
+        climbing: decides at rungs.
     """
 
     def __init__(self, campaign: OpenCampaign) -> None:
@@ -48,6 +57,8 @@ class Collector:
             campaign.layout, spec.launcher.poll_period_s, operation.grace_s, operation.unknown_after_s
         )
         self.places = FreePlaces(campaign, self.watch)
+        self.climbing = Climbing(campaign)
+        self._rungs_read: set[Place] = set()  # attempts that are over and whose rungs are all known
         #: Results are read while a slow scheduler has not answered yet.
         self.in_background = Background(self.read_files, operation.poll_s)
         self._some_completed = False
@@ -60,14 +71,15 @@ class Collector:
         return self._all_fail()
 
     def read_files(self) -> None:
-        """Read the files that attempts have published."""
+        """Read the files that attempts have published, and answer those that wait at a rung."""
         campaign = self._campaign
         for trial in campaign.record.in_flight:
             if trial.number not in campaign.held and trial.attempts and not self.is_pending(trial):
                 there = refresh(campaign.layout.attempt(trial.number, trial.attempts[-1].number).dir)
                 awaited = ENDING if trial.state is State.RUNNING else BEGINNING
-                if len(trial.attempts) > 1 or not awaited.isdisjoint(there):
+                if len(trial.attempts) > 1 or not awaited.isdisjoint(there) or self._has_new_rung(trial, there):
                     self._read_trial(trial)
+        self.climbing.answer()
 
     def is_pending(self, trial: TrialRecord) -> bool:
         """Return whether a trial's only job waits in the queue.
@@ -79,9 +91,11 @@ class Collector:
 
     def _read_trial(self, trial: TrialRecord) -> None:
         layout = self._campaign.layout
+        if trial.climb is not None:
+            self._read_rungs(trial)
         for attempt in trial.attempts:  # an attempt that counted as lost may have finished all the same
             result = valid_result(layout.attempt(trial.number, attempt.number), attempt.token)
-            if result is not None:
+            if result is not None and not (attempt.over and _rung_of(trial, result) is not None):
                 self._take_result(trial, attempt, result)
                 return
         current = trial.attempt
@@ -94,11 +108,71 @@ class Collector:
         if failure is not None:
             self._take_failure(trial, current, failure)
         elif trial.state is State.SUBMITTED:
-            claim = document_of(files.claim, current.token)
-            if claim is not None:
-                self._campaign.append("running", trial=trial.number, attempt=current.number, **_whereabouts(claim))
+            self._note_claim(trial, current)
+
+    def _note_claim(self, trial: TrialRecord, attempt: AttemptRecord) -> None:
+        """Journal that an attempt runs, if its job has claimed it."""
+        claim = document_of(self._campaign.layout.attempt(trial.number, attempt.number).claim, attempt.token)
+        if claim is not None:
+            self._campaign.append("running", trial=trial.number, attempt=attempt.number, **_whereabouts(claim))
+
+    def _has_new_rung(self, trial: TrialRecord, there: list[str]) -> bool:
+        """Return whether the names in an attempt's folder show a rung that is not journaled yet."""
+        if trial.climb is None:
+            return False
+        known = trial.climb.scores
+        return any(f"rung-{rung}.json" in there for rung in range(trial.climb.top) if rung not in known)
+
+    def _read_rungs(self, trial: TrialRecord) -> None:
+        """Journal the rungs that a trial's attempts have reported."""
+        assert trial.climb is not None
+        for attempt in trial.attempts:
+            place = trial.number, attempt.number
+            if place in self._rungs_read:
+                continue
+            files = self._campaign.layout.attempt(*place)
+            there = refresh(files.dir)
+            if attempt.job is None and not attempt.over and ENDING.isdisjoint(there):
+                continue  # its job is still to be adopted
+            for rung in range(trial.climb.top):
+                path = rung_file(files, rung)
+                if rung in trial.climb.scores or path.name not in there:
+                    continue
+                document = document_of(path, attempt.token) or {}
+                try:
+                    if faults := result_faults(document):
+                        raise KeyError(*faults)
+                    outcome = self._campaign.spec.objective.outcome(document)
+                except KeyError as error:  # the attempt will end with the same metrics, and fail then
+                    log.warning("file=%s not used: %s", path, ", ".join(map(str, error.args)))
+                    continue
+                if trial.state is State.SUBMITTED and not attempt.over:
+                    self._note_claim(trial, attempt)
+                self._note_rung(trial, attempt, rung, document, outcome)
+            if attempt.over:
+                self._rungs_read.add(place)
+
+    def _note_rung(
+        self, trial: TrialRecord, attempt: AttemptRecord, rung: int, document: Mapping[str, Any], outcome: Outcome
+    ) -> None:
+        """Journal what a trial has scored at a rung."""
+        step, seconds = document.get("step"), document.get("seconds")
+        if isinstance(seconds, Mapping):  # of each phase, as in a result
+            seconds = sum(part for part in seconds.values() if is_finite_number(part))
+        self._campaign.append(
+            "rung",
+            trial=trial.number,
+            attempt=attempt.number,
+            rung=rung,
+            value=outcome.value,
+            value_sem=None if outcome.value_sem != outcome.value_sem else outcome.value_sem,
+            metrics=dict(outcome.metrics),
+            step=step if type(step) is int else None,
+            seconds=round(seconds, 3) if seconds is not None and is_finite_number(seconds) else None,
+        )
 
     def _take_result(self, trial: TrialRecord, attempt: AttemptRecord, result: dict[str, Any]) -> None:
+        rung = _rung_of(trial, result)
         try:
             outcome = self._campaign.spec.objective.outcome(result)
         except KeyError as error:
@@ -107,10 +181,17 @@ class Collector:
             message = f"the result has no metric {missing}; {close}it has {', '.join(there)}"
             self._take_failure(trial, attempt, Failure(ErrorKind.BAD_RESULT, message, result))
             return
+        if rung is not None and rung < attempt.goal:
+            message = f"the attempt ended at rung {rung}, below its goal, rung {attempt.goal}"
+            self._take_failure(trial, attempt, Failure(ErrorKind.BAD_RESULT, message, result))
+            return
         if attempt.job is None and attempt.after is not None:  # the driver died when it had given it to a running job
             before = self._campaign.record.member(attempt.after)[1]
             if before.job is not None:
                 note_job(self._campaign, [(trial, attempt)], before.job, adopted=True)
+        if rung is not None:
+            self._pause(trial, attempt, rung, result, outcome)
+            return
         self._campaign.append(
             "ended",
             trial=trial.number,
@@ -123,6 +204,24 @@ class Collector:
             ended_at=result.get("ended_at"),
             **_whereabouts(result),
         )
+        self.climbing.tidy(trial)
+
+    def _pause(
+        self, trial: TrialRecord, attempt: AttemptRecord, rung: int, result: Mapping[str, Any], outcome: Outcome
+    ) -> None:
+        """Journal that an attempt has ended at a rung."""
+        if trial.climb is not None and rung not in trial.climb.scores:
+            self._note_rung(trial, attempt, rung, result, outcome)
+        energy_wh = outcome.metrics.get(ENERGY)
+        self._campaign.append(
+            "paused",
+            trial=trial.number,
+            attempt=attempt.number,
+            rung=rung,
+            **({} if energy_wh is None else {ENERGY: energy_wh}),
+            **_whereabouts(result),
+        )
+        self.climbing.tidy(trial)
 
     def _take_failure(self, trial: TrialRecord, attempt: AttemptRecord, failure: Failure) -> None:
         campaign = self._campaign
@@ -132,14 +231,16 @@ class Collector:
             campaign.layout.attempt(trial.number, attempt.number),
             campaign.spec.operation.failures,
             campaign.spec.operation.retries,
-            others_completed=campaign.record.counts[State.COMPLETED] > 0,
+            others_completed=campaign.record.counts[State.COMPLETED] > 0 or campaign.record.any_scored,
         )
         fields = {"trial": trial.number, "attempt": attempt.number, "error": decision.error}
-        if decision.state is None:
+        if decision.state is None or (trial.climb is not None and trial.climb.is_resting):  # at its goal: paused
             campaign.append("attempt_failed", **fields, **_whereabouts(failure.seen))
+            self.climbing.tidy(trial)
             return
         ended_at = {"ended_at": failure.seen["ended_at"]} if "ended_at" in failure.seen else {}
         campaign.append("ended", **fields, state=decision.state, **ended_at, **_whereabouts(failure.seen))
+        self.climbing.tidy(trial)
 
     def _poll_jobs(self) -> None:
         """Ask the scheduler about the jobs in flight, and find out why those that ended have left no result."""
@@ -175,7 +276,7 @@ class Collector:
         """Return why the campaign should stop, if all trials of this start failed in the same way; empty if not."""
         record = self._campaign.record
         limit = self._campaign.spec.operation.stop_after_failures
-        if not limit or self._some_completed:
+        if not limit or self._some_completed or record.any_scored:
             return ""
         starts = [start for start in record.starts if not start.get("tick")] or record.starts
         began = starts[-1]["seq"] if starts else 0
@@ -183,6 +284,12 @@ class Collector:
         ended.sort(key=lambda trial: trial.ended_seq or 0)
         self._some_completed = any(trial.state is State.COMPLETED for trial in ended)
         return all_fail_alike(ended, limit)
+
+
+def _rung_of(trial: TrialRecord, result: Mapping[str, Any]) -> int | None:
+    """Return the rung below the top at which an attempt has ended; None if it has evaluated the trial to the end."""
+    rung = result.get("rung")
+    return rung if trial.climb is not None and type(rung) is int and 0 <= rung < trial.climb.top else None
 
 
 def _whereabouts(document: Mapping[str, Any]) -> dict[str, Any]:

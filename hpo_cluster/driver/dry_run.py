@@ -10,6 +10,7 @@ from hpo_cluster.driver.spec import CampaignSpec
 from hpo_cluster.driver.submit import command
 from hpo_cluster.launchers.base import Submission
 from hpo_cluster.record.campaign_state import Record, asked_rows
+from hpo_cluster.record.climb import room_for
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.history import to_frame
 from hpo_cluster.record.layout import CampaignLayout
@@ -26,9 +27,9 @@ def preview(spec: CampaignSpec) -> Iterator[tuple[list[tuple[str, Configuration]
     record = Record.read(layout.events)
     if record.created is None:  # apply what will be the first event
         rows = asked_rows(Ask(settled=spec.warm_start.rows), 0, spec.seed)
-        record.apply({"seq": 0, "at": utc_now(), "event": "created", "trials": rows})
+        record.apply({"seq": 0, "at": utc_now(), "event": "created", "trials": rows, **spec.rungs})
     slots = spec.operation.slots // spec.launcher.trials_per_node * spec.launcher.trials_per_node
-    free = min(slots - len(record.in_flight), spec.operation.budget - record.spent)
+    free = min(slots - len(record.in_flight), room_for(record, spec.operation.budget))
     if free <= 0:
         return
     code = record.code if record.code and spec.code == "recorded" else current_code()

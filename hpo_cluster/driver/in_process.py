@@ -10,6 +10,7 @@ evaluations, unless it names a `campaign`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -17,6 +18,7 @@ import multiprocessing
 import multiprocessing.connection
 import random
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +31,13 @@ from pydantic import ValidationError
 from hpo_cluster.driver.failures import Failures
 from hpo_cluster.driver.run_settings import Operation
 from hpo_cluster.errors import ConfigError, HpoClusterError
+from hpo_cluster.fidelity import Fidelity
 from hpo_cluster.goals import GPU_SECONDS, Direction
 from hpo_cluster.objectives.black_box import needed_metrics, read_output
-from hpo_cluster.objectives.function import FunctionObjective
+from hpo_cluster.objectives.function import FunctionObjective, more_arguments
 from hpo_cluster.objectives.worker import classify
 from hpo_cluster.record.campaign_state import Record, asked_rows
+from hpo_cluster.record.climb import room_for
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.history import MemoryJournal
 from hpo_cluster.record.identity import read_identity
@@ -101,6 +105,7 @@ def optimize(
     campaign: str | None = None,
     warm_start: Sequence[str | Path] = (),
     warm_start_other_objective: bool = False,
+    fidelity: str | Mapping[str, Any] = "off",
     failures: Mapping[str, str] | Literal["raise"] | None = None,
     trial_timeout_s: float | None = None,
     timeout_s: float | None = None,
@@ -129,6 +134,8 @@ def optimize(
             same call continues where an earlier one ended. `fn` must be importable by its name.
         warm_start: folders of earlier campaigns with whose evaluations a `campaign` begins, outside its budget.
         warm_start_other_objective: whether the earlier campaigns may have another function, or one from another file.
+        fidelity: of a `campaign`, whether evaluations are looked at early, with `budget` in whole evaluations: "share",
+            or its settings as ``fidelity.KEY`` in campaigns: ``{"kind": "share", "rungs": ["1/9", "1/3", 1]}``.
         failures: the action for each kind of failure, as ``failures.KIND`` in campaigns: ``{"code": "failed"}``. By
             default an exception makes a trial infeasible once another trial has completed, so that the optimizer
             learns to avoid it. ``"raise"`` ends the search with the first exception.
@@ -177,6 +184,13 @@ def optimize(
             faults.append(f'failures={failures!r}: accepted: "raise", or a mapping such as {{"code": "failed"}}')
     except ValidationError as error:
         faults += [f"failures.{fault}" for fault in faults_of(error, Failures)]
+    climbs = Fidelity()
+    try:
+        climbs = Fidelity.model_validate({"kind": fidelity} if isinstance(fidelity, str) else fidelity)
+    except ValidationError as error:
+        faults += [str(fault).removeprefix("fidelity: ") for fault in faults_of(error, Fidelity, "fidelity")]
+    if climbs.ladder is not None and campaign is None:
+        faults.append("fidelity: is only for campaigns; give campaign=NAME")
     several = {"metrics": metrics, "constraints": constraints}
     try:
         shape = FunctionObjective.model_validate({"function": "fn:fn", "direction": direction, **several})
@@ -188,22 +202,25 @@ def optimize(
     if not isinstance(space, Space):
         space = Space.from_json(space)
 
-    from hpo_cluster.driver.spec import choose_optimizer, several_objectives_faults
+    from hpo_cluster.driver.spec import choose_optimizer, rung_faults, several_objectives_faults
     from hpo_cluster.optimizers.registry import make_settings
 
     directory = None if campaign is None else Path("campaigns") / campaign
     recorded = None if directory is None else read_identity(CampaignLayout(directory).identity)
     typed = make_settings(optimizer, settings)
-    if faults := several_objectives_faults(shape.goals, space, optimizer, typed):
+    objective = shape if campaign is None else FunctionObjective.of(fn, direction=direction, **several)
+    operation = Operation(budget=budget, workers=workers, failures=policy)
+    faults = several_objectives_faults(shape.goals, space, optimizer, typed)
+    faults += rung_faults(climbs, objective, space, optimizer, operation)
+    if faults:
         raise ConfigError(faults)
     chosen = choose_optimizer(optimizer, typed, space, seed, budget=budget, recorded=recorded)
     if directory is not None:
-        operation = Operation(budget=budget, workers=workers, failures=policy)
         earlier = {
+            "fidelity": climbs,
             "warm_start": [Path(folder) for folder in warm_start],
             "warm_start_other_objective": warm_start_other_objective,
         }
-        objective = FunctionObjective.of(fn, direction=direction, **several)
         return _in_campaign(objective, space, chosen, operation, seed, directory, earlier)
 
     alone = workers == 1 and trial_timeout_s is None
@@ -228,7 +245,7 @@ def _loop(optimizer: Optimizer, journal: _Journal, crew: _Crew | _Alone, budget:
             for trial in record.in_flight:
                 journal.append("ended", trial=trial.number, attempt=0, state=State.CANCELLED)
             return
-        free = min(crew.free, budget - record.spent - len(record.in_flight))
+        free = min(crew.free, room_for(record, budget))
         if free > 0:
             rows = asked_rows(optimizer.ask(journal.history(), free), record.next_trial, journal.seed)
             if rows:
@@ -297,7 +314,12 @@ def _call(fn: Function, needed: Sequence[str], parameters: Configuration) -> _An
     """Call the function; `needed` are the fields of its result that are optimised or constrained."""
     began = time.monotonic()
     try:
-        output = fn(**parameters)
+        with contextlib.ExitStack() as stack:
+            folder = tempfile.TemporaryDirectory
+            more = more_arguments(
+                fn, parameters, None, lambda: Path(stack.enter_context(folder(prefix="hpo-cluster-")))
+            )
+            output = fn(**parameters, **more)
         result = read_output(output if isinstance(output, Mapping) else {needed[0]: output}, *needed)
         return _Answer({**result, GPU_SECONDS: round(time.monotonic() - began, 6)})
     except Exception as error:

@@ -13,7 +13,12 @@ from hpo_cluster.settings import Settings
 class Operation(Settings):
     """Budget, workers, retries, time limits and other settings of a start."""
 
-    budget: int = Field(16, strict=True, ge=1, description="trials in all, including those of earlier starts")
+    budget: int = Field(
+        16,
+        strict=True,
+        ge=1,
+        description="trials in all, including those of earlier starts; with rungs, in whole evaluations",
+    )
     workers: int = Field(2, strict=True, ge=1, description="trials evaluated at the same time")
     max_in_flight: int | None = Field(
         None, strict=True, ge=1, description="largest number of jobs in the queue; null: as many as workers"

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from hpo_cluster.driver.run_settings import Operation
+from hpo_cluster.fidelity import Fidelity
 from hpo_cluster.goals import Goals
 from hpo_cluster.launchers import make_launcher
 from hpo_cluster.launchers.base import Launcher, LauncherSettings
 from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.optimizers.base import Optimizer, OptimizerSettings
-from hpo_cluster.optimizers.registry import build_optimizer, constraint_faults, several_faults
+from hpo_cluster.optimizers.registry import OPTIMIZERS, build_optimizer, constraint_faults, several_faults
 from hpo_cluster.record.campaign_state import Record
-from hpo_cluster.record.history import several_columns
+from hpo_cluster.record.history import rung_columns, several_columns
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.places import Move, as_recorded, move_of
 from hpo_cluster.record.warm_start import WarmStart, read_warm_start, recorded_warm_start
 from hpo_cluster.space import Space
 from hpo_cluster.window import LaunchHours
+
+#: Every evaluation is whole.
+WHOLE = Fidelity()
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class CampaignSpec:
     operation: Operation
     storage_dir: Path
     resolve: PathResolver
+    fidelity: Fidelity = WHOLE
     hours: LaunchHours = field(default_factory=LaunchHours)  # when jobs may be submitted
     overrides: tuple[str, ...] = ()
     code: Literal["recorded", "current"] = "recorded"
@@ -66,18 +72,33 @@ class CampaignSpec:
         return self.launcher_settings.gpus_per_trial
 
     @property
+    def rungs(self) -> dict[str, Any]:
+        """The rungs as the first event of the journal names them; nothing without any."""
+        ladder = self.fidelity.ladder
+        return {} if ladder is None else {"fidelity": ladder.to_json()}
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Settings that each start records in addition to the operation, as plain data."""
+        fidelity = self.fidelity.model_dump(mode="json", include=set(OPERATIONAL_FIDELITY))
         return {
+            **({} if self.fidelity.ladder is None else {"fidelity": fidelity}),
             "storage_dir": str(self.storage_dir),
             "launcher": self.launcher_settings.model_dump(mode="json"),
             "objective": self.objective.operational(),
         }
 
 
-def identity_of(space: Space, objective: Objective, optimizer: ChosenOptimizer, seed: int) -> dict[str, Any]:
+#: Settings of the fidelity that may change when a campaign is resumed.
+OPERATIONAL_FIDELITY = ("eta", "rule", "linger_s", "keep")
+
+
+def identity_of(
+    space: Space, objective: Objective, optimizer: ChosenOptimizer, seed: int, fidelity: Fidelity = WHOLE
+) -> dict[str, Any]:
     """Return what defines a campaign, as plain data: written once into ``campaign.yaml``, compared at each start."""
     return {
+        **({} if fidelity.ladder is None else {"fidelity": fidelity.ladder.to_json()}),
         "space": space.to_json(),
         "objective": objective.identity(),
         "optimizer": optimizer.identity(),
@@ -169,6 +190,34 @@ def several_objectives_faults(
     return faults
 
 
+def rung_faults(
+    fidelity: Fidelity, objective: Objective | None, space: Space | None, optimizer: str, operation: Operation | None
+) -> list[str]:
+    """Return why rungs do not go with the other parts of a campaign, as far as those have no faults of their own."""
+    ladder = fidelity.ladder
+    if ladder is None:
+        fault = f"optimizer={optimizer}: decides at rungs, and fidelity=off has none; add fidelity=steps"
+        return [fault] if OPTIMIZERS[optimizer].needs_fidelity else []
+    faults = []
+    if objective is not None and objective.goals is not None:
+        faults.append(
+            f"fidelity={fidelity.kind}: rungs are for one objective without constraints; accepted: fidelity=off, or one "
+            "objective.metric and no objective.constraints"
+        )
+    elif objective is not None:
+        faults += objective.fidelity_faults(ladder, space)
+    if space is not None:
+        taken = [name for name in space.names if name in rung_columns(ladder)]
+        faults += [f"space.{name}: that name is a column of the history with rungs; choose another" for name in taken]
+    whole = ladder.cost(ladder.top)
+    if operation is not None and operation.budget < whole:
+        faults.append(
+            f"budget={operation.budget}: with fidelity={fidelity.kind}, one trial takes {whole:.3g} whole evaluations "
+            f"up to the top; accepted: at least {math.ceil(whole)}"
+        )
+    return faults
+
+
 def make_spec(
     directory: Path,
     *,
@@ -180,6 +229,7 @@ def make_spec(
     operation: Operation,
     storage_dir: Path,
     resolve: PathResolver,
+    fidelity: Fidelity = WHOLE,
     warm_start: Sequence[Path] | None = None,
     warm_start_other_objective: bool = False,
     other_places: bool = False,
@@ -197,6 +247,7 @@ def make_spec(
         operation: settings of how the campaign is run now.
         storage_dir: shared folder of models and data.
         resolve: function that turns a configured path into an absolute one.
+        fidelity: the rungs of an evaluation, and who goes on.
         warm_start: folders of earlier campaigns with whose evaluations this one begins; None: those that an existing
             campaign recorded.
         warm_start_other_objective: whether the earlier campaigns may have another objective.
@@ -207,7 +258,7 @@ def make_spec(
         ConfigError: naming every reason against the warm start.
     """
     recorded = read_identity(CampaignLayout(directory).identity)
-    identity = identity_of(space, objective, optimizer, seed)
+    identity = identity_of(space, objective, optimizer, seed, fidelity)
     if warm_start is None:
         begins_with = recorded_warm_start(recorded)
     else:
@@ -235,6 +286,7 @@ def make_spec(
         operation=operation,
         storage_dir=storage_dir,
         resolve=resolve,
+        fidelity=fidelity,
         hours=launcher.hours,
         warm_start=begins_with,
         **options,

@@ -16,6 +16,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hpo_cluster.driver.background import Background
 from hpo_cluster.driver.failures import rests_s
@@ -295,10 +296,20 @@ def write_params(spec: CampaignSpec, layout: CampaignLayout, member: Member) -> 
         "turn": attempt.turn,
         "trials_per_job": spec.launcher_settings.trials_per_job,
         "linger_s": spec.launcher_settings.linger_s,
+        **_rungs(spec, trial),
         "parameters": trial.parameters,
         "settings": spec.objective.job_settings(spec.resolve),
     }
     replace_text(files.params, dumps(params))
+
+
+def _rungs(spec: CampaignSpec, trial: TrialRecord) -> dict[str, Any]:
+    """Return what a job must know of its rungs; nothing without any."""
+    ladder, climb = spec.fidelity.ladder, trial.climb
+    if ladder is None or climb is None:
+        return {}
+    goals = {"goal": climb.goal, "first": climb.first, "linger_s": spec.fidelity.linger_s}
+    return {"rungs": {"kind": ladder.kind, "shares": list(ladder.shares), **goals}}
 
 
 def claimed_job(spec: CampaignSpec, layout: CampaignLayout, members: Sequence[Member]) -> JobRef | None:

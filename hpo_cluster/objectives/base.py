@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from hpo_cluster.fidelity import Kind, Ladder
 from hpo_cluster.goals import GPU_SECONDS, Bound, Direction, Goal, Goals
 from hpo_cluster.objectives.several import bound_faults, entry_of, goal_faults, key_faults
 from hpo_cluster.settings import Settings
@@ -87,6 +88,9 @@ class Objective(Settings, ABC):
 
     #: Metrics that messages suggest, in addition to those of tasks.
     KNOWN: ClassVar[tuple[str, ...]] = (GPU_SECONDS,)
+
+    #: Kinds of fidelity that its evaluations can be looked at early with.
+    FIDELITIES: ClassVar[tuple[Kind, ...]] = ()
 
     kind: str
     direction: Direction = "maximize"
@@ -205,6 +209,20 @@ class Objective(Settings, ABC):
     def gpu_faults(self, gpus: int) -> list[str]:
         """Return why one evaluation cannot use this number of GPUs; empty if it can."""
         return []
+
+    def fidelity_faults(self, ladder: Ladder, space: Space | None = None) -> list[str]:
+        """Return why evaluations cannot be looked at early on these rungs; empty if they can.
+
+        Args:
+            ladder: the rungs.
+            space: the search space, if it is known.
+        """
+        if ladder.kind in self.FIDELITIES:
+            return []
+        accepted = ", ".join((*self.FIDELITIES, "off"))
+        return [
+            f"fidelity={ladder.kind}: objective={self.kind} cannot be looked at early this way; accepted: {accepted}"
+        ]
 
     def space_faults(self, space: Space) -> list[str]:
         """Return why this objective cannot be optimised over `space`; empty if it can."""

@@ -4,10 +4,15 @@ The last line that the command prints on standard output is a JSON object, such 
 command, ``{name}`` stands for the parameter of that name and ``{seed}`` for the trial's seed; braces meant for the
 shell are doubled: ``${{HOME}}``. Values are quoted for the shell, so put no quotes around a placeholder. A boolean is
 written as ``true`` or ``false``, and an inactive parameter as an empty string. The program is ``jobs/command.py``.
+
+With rungs the command runs once for each: ``{fidelity}`` stands for the share of a whole evaluation, such as 0.1, and
+is 1 at the top and without rungs. ``{checkpoint}`` stands for a folder that all runs of a trial share, on every node,
+until the evaluation is whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import decimal
 import shlex
 import string
@@ -17,11 +22,18 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
+from hpo_cluster.fidelity import Ladder
 from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.space import Space, Value
 from hpo_cluster.text import did_you_mean
 
 SEED = "seed"
+
+#: The share of a whole evaluation that a command is run for, and the folder that all runs of a trial share.
+FIDELITY, CHECKPOINT = "fidelity", "checkpoint"
+
+#: Placeholders that are not parameters; a parameter of the same name wins.
+OWN = (SEED, FIDELITY, CHECKPOINT)
 
 
 class CommandObjective(Objective):
@@ -31,6 +43,7 @@ class CommandObjective(Objective):
     model_config = ConfigDict(serialize_by_alias=True)
 
     OPERATIONAL = ("cwd",)
+    FIDELITIES = ("share",)
 
     kind: Literal["command"] = "command"
     command: str = Field(min_length=1, description="command line for bash; {name} stands for the parameter's value")
@@ -64,6 +77,18 @@ class CommandObjective(Objective):
         """Return the ``settings`` of ``params.json``: plain JSON, all paths absolute."""
         return self.model_dump(mode="json", by_alias=True)
 
+    def fidelity_faults(self, ladder: Ladder, space: Space | None = None) -> list[str]:
+        """Return the fault if the command would do the same at each rung."""
+        if faults := super().fidelity_faults(ladder, space):
+            return faults
+        if space is not None and FIDELITY in space.names:
+            return [f"space.{FIDELITY}: with fidelity=share, {{{FIDELITY}}} is the share; rename the parameter"]
+        with contextlib.suppress(ValueError):  # `space_faults` says what is wrong with the braces
+            if FIDELITY not in placeholders(self.command):
+                how = f"put {{{FIDELITY}}} in it: the share of a whole evaluation to do, such as 0.1 or 1"
+                return [f"fidelity=share: objective.command never uses the share; {how}"]
+        return []
+
     def space_faults(self, space: Space) -> list[str]:
         """Return placeholders that match no parameter or are malformed, and parameters that the command never uses."""
         try:
@@ -72,8 +97,8 @@ class CommandObjective(Objective):
             return [f"objective.command: {error}; double the braces meant for the shell: {{{{ and }}}}"]
         faults = []
         for name, extra in fields.items():
-            if name not in space.names and name != SEED:
-                accepted = f"accepted: {', '.join((*space.names, SEED))}"
+            if name not in space.names and name not in OWN:
+                accepted = f"accepted: {', '.join((*space.names, *OWN))}"
                 hint = did_you_mean(f"{{{name}}}", [f"{{{known}}}" for known in space.names]).strip() or accepted
                 own = f"; for braces meant for the shell, write {{{{{name}}}}}"
                 faults.append(f"objective.command: {{{name}}} is not a parameter of the space; {hint}{own}")
@@ -108,9 +133,20 @@ def placeholders(command: str) -> dict[str, str]:
     return names
 
 
-def render(command: str, parameters: Mapping[str, Value], seed: int) -> str:
-    """Return the command line of one configuration: all placeholders replaced by values, quoted for the shell."""
-    values = {SEED: seed, **parameters}
+def render(
+    command: str, parameters: Mapping[str, Value], seed: int, share: float = 1.0, checkpoint: str | Path = ""
+) -> str:
+    """Return the command line of one configuration: all placeholders replaced by values, quoted for the shell.
+
+    Args:
+        command: with placeholders.
+        parameters: the configuration.
+        seed: of the trial.
+        share: of a whole evaluation.
+        checkpoint: folder that all runs of the trial share.
+    """
+    own: dict[str, Value] = {SEED: seed, FIDELITY: 1 if share == 1 else share, CHECKPOINT: str(checkpoint)}
+    values = {**own, **parameters}
     parts = []
     for text, name, _, _ in string.Formatter().parse(command):
         parts.append(text)

@@ -1,20 +1,31 @@
-"""A Python function that a job imports by name. The program is ``jobs/function.py``."""
+"""A Python function that a job imports by name. The program is ``jobs/function.py``.
+
+With rungs it is called once for each, with ``fidelity``, the share of a whole evaluation, and, if it has an argument of
+that name, with ``checkpoint``: a folder that all calls of a trial share, on every node, until the evaluation is whole.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.machinery
+import inspect
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from hpo_cluster.errors import ConfigError
+from hpo_cluster.errors import AttemptError, ConfigError
+from hpo_cluster.fidelity import Ladder
 from hpo_cluster.objectives.base import Objective, PathResolver
+from hpo_cluster.space import Space
+from hpo_cluster.trial import ErrorKind
+
+#: Arguments that are not parameters: the share of a whole evaluation, and the folder that all calls of a trial share.
+FIDELITY, CHECKPOINT = "fidelity", "checkpoint"
 
 
 class FunctionObjective(Objective):
@@ -24,6 +35,7 @@ class FunctionObjective(Objective):
     model_config = ConfigDict(serialize_by_alias=True)
 
     OPERATIONAL = ("search_path",)
+    FIDELITIES = ("share",)
 
     kind: Literal["function"] = "function"
     function: str = Field(
@@ -88,6 +100,14 @@ class FunctionObjective(Objective):
         """Return the ``settings`` of ``params.json``: plain JSON, all paths absolute."""
         return self.model_dump(mode="json", by_alias=True)
 
+    def fidelity_faults(self, ladder: Ladder, space: Space | None = None) -> list[str]:
+        """Return the fault if a parameter has the name of the argument that says the share."""
+        if not (faults := super().fidelity_faults(ladder, space)) and space is not None and FIDELITY in space.names:
+            return [
+                f"space.{FIDELITY}: with fidelity=share, the argument {FIDELITY} is the share; rename the parameter"
+            ]
+        return faults
+
     def file_faults(self, resolve: PathResolver) -> list[str]:
         """Return the fault if jobs would not find the module. The module is not imported, since that may be slow."""
         top_level = self.function.partition(":")[0].partition(".")[0]
@@ -107,6 +127,43 @@ def load(function: str, search_path: str) -> Callable[..., Any]:
     module, _, name = function.partition(":")
     found: Callable[..., Any] = operator.attrgetter(name)(importlib.import_module(module))
     return found
+
+
+def more_arguments(
+    function: Callable[..., Any], parameters: Mapping[str, Any], share: float | None, checkpoint: Callable[[], Path]
+) -> dict[str, Any]:
+    """Return what a function is called with besides its parameters: ``fidelity`` and ``checkpoint``, if it names them.
+
+    Without rungs an argument that has a default is left alone: it may mean something else.
+
+    Args:
+        function: the function.
+        parameters: the configuration; an argument of the same name is a parameter.
+        share: of a whole evaluation; None without rungs.
+        checkpoint: returns the folder that all calls of the trial share.
+
+    Raises:
+        AttemptError: of kind ``bad_config``, if there are rungs and the function does not take the share.
+    """
+    try:
+        arguments = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of a function in C
+        arguments = {}  # type: ignore[assignment]
+    named = [
+        name
+        for name in (FIDELITY, CHECKPOINT)
+        if name in arguments
+        and name not in parameters
+        and arguments[name].kind is not inspect.Parameter.POSITIONAL_ONLY
+        and (share is not None or arguments[name].default is inspect.Parameter.empty)
+    ]
+    if share is not None and FIDELITY not in named:
+        if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in arguments.values()):
+            message = f"fidelity=share: {function!r} does the same at each rung: give it an argument {FIDELITY}"
+            raise AttemptError(ErrorKind.BAD_CONFIG, message)
+        named.append(FIDELITY)
+    made: dict[str, Callable[[], Any]] = {FIDELITY: lambda: 1.0 if share is None else share, CHECKPOINT: checkpoint}
+    return {name: made[name]() for name in named}
 
 
 def _top_level_dir(module: ModuleType) -> Path:

@@ -12,10 +12,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from hpo_cluster.objectives.signals import handled
 from hpo_cluster.record.attempt_files import job_identity
@@ -24,6 +24,8 @@ from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.record.next_attempt import END, Next, publish_next, read_next
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Seconds between two looks for a decision: first, and at most. The driver usually answers within a second.
 FIRST_LOOK_S, LAST_LOOK_S = 0.1, 1.0
@@ -46,6 +48,21 @@ def noting_signals() -> Iterator[list[int]]:
         yield seen
 
 
+def look_for(read: Callable[[], T | None], linger_s: float, until: Callable[[], bool]) -> T | None:
+    """Look again and again, less and less often, until there is something; None if there is nothing in `linger_s`.
+
+    Args:
+        read: returns what is looked for; None while it is not there.
+        linger_s: seconds to look, once at least.
+        until: returns whether to stop looking.
+    """
+    end, look_s = time.monotonic() + linger_s, FIRST_LOOK_S
+    while (found := read()) is None and not until() and (left := end - time.monotonic()) > 0:
+        time.sleep(min(look_s, left))
+        look_s = min(1.5 * look_s, LAST_LOOK_S)
+    return found
+
+
 def next_attempt(files: AttemptLayout, linger_s: float, signals: list[int]) -> Path | None:
     """Wait until it is decided what the job does next; return the folder of its next attempt, or None if it ends.
 
@@ -57,11 +74,9 @@ def next_attempt(files: AttemptLayout, linger_s: float, signals: list[int]) -> P
         linger_s: seconds to wait.
         signals: grows when a signal asks the job to end.
     """
-    until, look_s = time.monotonic() + linger_s, FIRST_LOOK_S
+    decision = None
     try:
-        while (decision := read_next(files)) is None and not signals and time.monotonic() < until:
-            time.sleep(look_s)
-            look_s = min(1.5 * look_s, LAST_LOOK_S)
+        decision = look_for(lambda: read_next(files), linger_s, until=lambda: bool(signals))
     except KeyboardInterrupt:  # how submitit's local executor ends a job at its walltime
         signals.append(signal.SIGINT)
     if decision is None:

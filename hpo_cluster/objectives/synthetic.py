@@ -14,12 +14,17 @@ from pydantic import Field, field_validator, model_validator
 
 from hpo_cluster.goals import Direction
 from hpo_cluster.objectives.base import Objective, PathResolver
-from hpo_cluster.space import Space
+from hpo_cluster.space import Space, Value
 from hpo_cluster.trial import derive_seed
+
+#: Share of a parameter's range by which the function would be moved if nothing of an evaluation were done.
+MOVED = 0.1
 
 
 class SyntheticObjective(Objective):
     """A test function, with optional noise, delay and failures."""
+
+    FIDELITIES = ("share",)
 
     kind: Literal["synthetic"] = "synthetic"
     direction: Direction = "minimize"
@@ -106,6 +111,17 @@ class SyntheticObjective(Objective):
 def noise_of(seed: int, *more: str) -> float:
     """Return the standard normal draw of a seed, and of further words."""
     return float(np.random.default_rng(derive_seed(seed, "noise", *more)).standard_normal())
+
+
+def moved(space: Space, parameters: Mapping[str, Value], share: float) -> Mapping[str, Value]:
+    """Return where the function is looked up for a share of an evaluation: the configuration itself if it is whole.
+
+    Below, it is moved by `MOVED` times the missing share of each parameter's range, so that an early look is biased:
+    the optimum is not quite where it seems to be.
+    """
+    if share == 1:
+        return parameters
+    return space.decode(np.clip(space.encode(dict(parameters)) + MOVED * (1 - share), 0, 1))
 
 
 def fails(seed: int, attempt: int, rate: float) -> bool:

@@ -42,6 +42,7 @@ from typing import Any
 
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.goals import GPU_SECONDS
+from hpo_cluster.objectives.climbing import WAIT, Climb
 from hpo_cluster.objectives.one_after_another import (
     has_another_turn,
     next_attempt,
@@ -70,6 +71,9 @@ log = logging.getLogger(__name__)
 
 PROGRESS_PERIOD_S = 1.0
 
+#: Phases whose seconds are not part of what an evaluation costs.
+UNCOUNTED = ("import", WAIT)
+
 #: Packages whose versions a result records, if they are installed.
 RECORDED_PACKAGES = (
     *("torch", "litgpt", "lm_eval", "transformers", "tokenizers", "datasets", "numpy", "hpo_cluster"),
@@ -91,6 +95,7 @@ class Attempt:
         interrupted: name of the signal that asked the program to save its state and end; None if none has arrived.
         looks: whether the program checks `interrupted` regularly, so that SIGTERM must not end it at once.
         earlier_s: seconds of earlier attempts whose work this one goes on with, set by a program with checkpoints.
+        climb: the rungs at which the evaluation is looked at; None without any.
         used: returns what the attempt has used until now (JSON: ``energy_wh``), for its progress and its error.
     """
 
@@ -111,11 +116,13 @@ class Attempt:
         self.previous = [Path(folder) for folder in reversed(params.get("previous") or [])]
         self.interrupted: str | None = None
         self.looks = False
-        self.earlier_s = 0.0
+        self.climb = Climb.of(self)
+        self.earlier_s = 0.0 if self.climb is None else self.climb.earlier_s()
         self.used: Callable[[], Mapping[str, Any]] = dict
         self._progress_at = -math.inf
         self._seconds: dict[str, float] = {}
         self._phase = ("", time.monotonic())
+        self._trial_checkpoint: Path | None = None
 
     def phase(self, name: str) -> None:
         """Start a phase of the work (``import``, ``train``, ``score``…); the result records its seconds."""
@@ -184,10 +191,22 @@ class Attempt:
         """Complete checkpoints of earlier attempts: newest attempt first, and its last checkpoint first."""
         return [path for folder in self.previous for _, path in checkpoints_of(AttemptLayout(folder))]
 
+    def trial_checkpoint(self) -> Path:
+        """Return a folder that all attempts of the trial share, and make it.
+
+        It is for programs with checkpoints of their own, and is removed once the evaluation is whole.
+        """
+        own = self.params.get("trial_checkpoint_dir")
+        self._trial_checkpoint = self.files.trial_checkpoint_dir if own is None else Path(own)
+        self._trial_checkpoint.mkdir(exist_ok=True)
+        return self._trial_checkpoint
+
     def remove_checkpoints(self) -> None:
         """Remove the checkpoints of all attempts of the trial, once there is a result."""
         for folder in (self.files.dir, *self.previous):
             shutil.rmtree(AttemptLayout(folder).checkpoint_dir, ignore_errors=True)
+        if self._trial_checkpoint is not None:
+            shutil.rmtree(self._trial_checkpoint, ignore_errors=True)
 
     def seconds(self) -> dict[str, float]:
         """Return the wall-clock seconds of each phase so far."""
@@ -198,9 +217,10 @@ class Attempt:
         """Return the cost of the evaluation so far: its seconds times its GPUs, or times one if it has none.
 
         The phase ``import`` is left out: it says nothing of the configuration, and a job with several trials imports
-        once. The seconds of earlier attempts whose work goes on here are part of it.
+        once. So is ``wait``: nothing is done while a job waits at a rung. The seconds of earlier attempts whose work
+        goes on here are part of it.
         """
-        seconds = self.earlier_s + sum(s for phase, s in self.seconds().items() if phase != "import")
+        seconds = self.earlier_s + sum(s for phase, s in self.seconds().items() if phase not in UNCOUNTED)
         return round(seconds * max(1, int(self.params.get("gpus") or 0)), 3)
 
     def _close_phase(self) -> None:
@@ -309,6 +329,8 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
     reserve = Reserve(attempt.files.dir)
     try:
         result = dict(evaluate(attempt))
+        if attempt.climb is not None:
+            result = {**attempt.climb.part_of_result(), **result}
         if faults := result_faults(result):
             raise AttemptError(ErrorKind.BAD_RESULT, "; ".join(faults))
         document = {
@@ -321,7 +343,8 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
             **result,
         }
         reserve.publish_once(attempt.files.result, dumps(document))
-        attempt.remove_checkpoints()
+        if attempt.climb is None or "rung" not in result:  # the trial may go on after a rung
+            attempt.remove_checkpoints()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         failure = described(error, attempt)
         _print_failure(failure["kind"], failure["message"])
@@ -396,6 +419,9 @@ def main(evaluate: Callable[[Attempt], Mapping[str, Any]], argv: list[str] | Non
     if arguments.copy_to is not None:
         arguments.copy_to.mkdir(parents=True)
         params = {**(read_json(directory / "params.json") or {}), "previous": []}  # start without a checkpoint
+        params["trial_checkpoint_dir"] = str(arguments.copy_to.resolve() / "checkpoint")
+        if params.get("rungs"):
+            params["rungs"] = {**params["rungs"], "linger_s": 0}  # no driver answers
         replace_text(arguments.copy_to / "params.json", dumps(params))
         directory = arguments.copy_to
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")

@@ -39,11 +39,13 @@ class Entry(NamedTuple):
         settings: class of the settings.
         optimizer: class of the optimizer, made with (space, settings, seed).
         several_objectives: whether it can optimise several objectives at once, and keep constraints on measured values.
+        needs_fidelity: whether it makes sense with rungs only (``fidelity=steps``).
     """
 
     settings: type[OptimizerSettings]
     optimizer: Any
     several_objectives: bool = False
+    needs_fidelity: bool = False
 
 
 OPTIMIZERS: Mapping[str, Entry] = {

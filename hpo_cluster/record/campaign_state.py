@@ -4,7 +4,7 @@ The events:
 
 | event | fields | meaning |
 |---|---|---|
-| ``created`` | campaign, code, trials | the first line; `trials` are those imported from earlier campaigns |
+| ``created`` | campaign, code, trials, fidelity | the first line; imported trials; the rungs, if there are any |
 | ``started`` | host, pid, dir, operation, settings, overrides, code, versions, tick | a driver (or a tick) began |
 | ``asked`` | trials, decision | one answer of `Optimizer.ask`, all or nothing |
 | ``intent`` | trial, attempt, token, job_name, code | a job is about to be submitted; a second one replaces the first |
@@ -14,6 +14,9 @@ The events:
 | ``attempt_failed`` | trial, attempt, kind, message | the attempt failed; the trial goes on |
 | ``ended`` | trial, attempt, state, value, value_sem, metrics, … | the trial has ended (several objectives: `sems`) |
 | ``commanded`` | id, verb, trial | a command from the inbox was carried out |
+| ``rung`` | trial, attempt, rung, value, value_sem, metrics, step, seconds | the trial was scored at a rung |
+| ``promoted`` | trial, rung, why | the trial may climb up to this rung now |
+| ``paused`` | trial, attempt, rung | the attempt has ended at this rung, which was its goal |
 | ``reopened`` | trial | an ended trial will be tried again |
 | ``stopped`` | reason | the driver released the campaign |
 | ``repaired`` | damaged, lost_lines, rebuilt | the journal was rebuilt from its valid lines and the attempts' files |
@@ -30,9 +33,11 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from hpo_cluster.errors import JournalError
+from hpo_cluster.fidelity import Ladder
 from hpo_cluster.front import dominates
 from hpo_cluster.goals import Goals
 from hpo_cluster.job import JobRef
+from hpo_cluster.record.climb import RUNG_EVENTS, Climb, Score, costs, rest, take
 from hpo_cluster.record.clock import is_time
 from hpo_cluster.record.journal import Event, read_journal
 from hpo_cluster.space import Configuration
@@ -64,6 +69,9 @@ class AttemptRecord:
     turn: int = 1  # number of attempts that the job evaluated one after another, this one included
     idle_since: str | None = None  # end of the attempt before it in the same job
     launcher: Mapping[str, Any] = field(default_factory=dict)  # settings with which the job was submitted
+    rung: int | None = None  # at which the attempt ended, if it ended at a rung
+    energy_wh: float = 0.0  # that it measured, if it ended at a rung
+    goal: int = 0  # rung up to which the trial could climb when the attempt was intended
 
     @property
     def occupied_since(self) -> str | None:
@@ -97,7 +105,10 @@ class TrialRecord:
     ended_at: str | None = None
     ended_seq: int | None = None
     error: dict[str, Any] | None = None
-    forgiven: int = 0  # number of attempts before the trial was last reopened, whose failures no longer count
+    forgiven: int = 0  # number of attempts before it was last reopened or paused, whose failures no longer count
+    climb: Climb | None = None  # in a campaign with rungs
+    spent: float = 0  # part of the budget that it has used
+    committed: float = 0  # part of the budget that it will have used when its goal is reached
     version: int = 0  # grows with each event that changes the trial
 
     @property
@@ -127,6 +138,11 @@ class TrialRecord:
         return self.number != BASELINE and self.origin is Origin.EVALUATED
 
 
+def may_be_retried(trial: TrialRecord) -> bool:
+    """Return whether a trial has ended without a value, and can be tried again."""
+    return trial.state.ended and trial.state is not State.PAUSED and trial.value is None
+
+
 def _sem(row: Mapping[str, Any]) -> float | None:
     """Return the standard error of a row's value; None if it is missing or negative."""
     sem: float | None = row.get("value_sem")
@@ -141,7 +157,7 @@ def _energy_wh(trial: TrialRecord) -> float:
     """Return the energy of a trial's attempts that have ended; 0 if nothing counted it, and of an imported trial."""
     if trial.origin is Origin.IMPORTED:
         return 0.0
-    lost = sum(float((attempt.error or {}).get("energy_wh", 0.0)) for attempt in trial.attempts)
+    lost = sum(attempt.energy_wh + float((attempt.error or {}).get("energy_wh", 0.0)) for attempt in trial.attempts)
     return lost + max(0.0, trial.metrics.get(ENERGY, 0.0))
 
 
@@ -169,7 +185,13 @@ class Record:
         self.halted = False  # stopped from another terminal: ticks submit nothing until `resume`
         self.left_out = 0  # stale lines of the journal, by drivers that had lost the campaign
         self.last: Event | None = None
-        self.spent = 0  # part of the budget that ended trials have used
+        self.ladder: Ladder | None = None  # the rungs, if there are any
+        self.any_scored = False  # whether a trial was scored at a rung below the top
+        self.rung_tables: dict[
+            bool, tuple[int, list[dict[str, Any]]]
+        ] = {}  # by `maximize`, with the last event's number
+        self._spent: float = 0
+        self._committed: float = 0
         self.counts: Counter[State] = Counter()  # number of trials in each state, without baseline and imported trials
         self._rows: list[TrialRecord] = []
         self._imported: list[TrialRecord] = []
@@ -232,6 +254,7 @@ class Record:
         kind = event["event"]
         if kind == "created":
             self.created = event
+            self.ladder = Ladder.from_json(event.get("fidelity"))
             for row in event.get("trials", ()):
                 self._ask(row, event)
         elif kind == "started":
@@ -263,6 +286,8 @@ class Record:
             trial.value_sem, trial.metrics = _sem(row), row.get("metrics") or {}
             trial.sems = row.get("sems") or {}
             trial.ended_seq, trial.ended_at = event["seq"], event["at"]
+        elif self.ladder is not None and origin is Origin.EVALUATED:
+            trial.climb = Climb.of(self.ladder, trial.info)
         self.trials[trial.number] = trial
         if origin is Origin.IMPORTED:
             self._imported.append(trial)
@@ -280,12 +305,16 @@ class Record:
             self.counts[state] += 1
             if before is not None:
                 self.counts[before] -= 1
-        self.spent += trial.in_budget * (state.counts - (before is not None and before.counts))
+        spent, committed = costs(trial, self.ladder)
+        self._spent += spent - trial.spent
+        self._committed += committed - trial.committed
+        trial.spent, trial.committed = spent, committed
+        self.any_scored = self.any_scored or (trial.climb is not None and bool(trial.climb.scores))
         _put(self._in_flight, number, None if state.ended else trial)
         _put(self._with_error, number, trial if trial.error is not None else None)
         _put(self._with_lost_attempts, number, trial if any(a.error for a in trial.attempts) else None)
         timed = trial.in_budget and state is State.COMPLETED and trial.started_at and trial.ended_at
-        _put(self._evaluation_s, number, _seconds(trial.started_at, trial.ended_at) if timed else None)
+        _put(self._evaluation_s, number, _took_s(trial) if timed else None)
         on_gpu = [attempt for attempt in trial.attempts if attempt.gpus and attempt.started_at]
         seconds = (a.gpus * _seconds(a.occupied_since, a.ended_at) for a in on_gpu if a.ended_at)
         _put(self._gpu_s, number, sum(seconds) if on_gpu else None)
@@ -304,7 +333,8 @@ class Record:
     def _advance(trial: TrialRecord, kind: str, event: Event) -> None:
         if kind == "intent":
             names = event["token"], event.get("job_name") or event["token"]
-            made = AttemptRecord(event["attempt"], *names, event["code"], turn=event.get("turn", 1))
+            goal = 0 if trial.climb is None else trial.climb.goal
+            made = AttemptRecord(event["attempt"], *names, event["code"], turn=event.get("turn", 1), goal=goal)
             if trial.attempt is not None and trial.attempt.number == made.number:
                 trial.attempts[-1], trial.state = made, State.PROPOSED
             else:
@@ -324,12 +354,15 @@ class Record:
             trial.state = State.SUBMITTED
         elif kind == "running":
             trial.state = State.RUNNING
+        elif kind in RUNG_EVENTS:
+            take(trial, event)
         elif kind == "reopened":
-            trial.state, trial.forgiven = State.PROPOSED, len(trial.attempts)
+            trial.forgiven = len(trial.attempts)
             trial.ended_at = trial.ended_seq = trial.error = None
+            rest(trial, event)
         elif kind == "attempt_failed" and attempt is not None:
             attempt.error, attempt.over, attempt.ended_at = event["error"], True, event["at"]
-            trial.state = State.PROPOSED
+            rest(trial, event)
         elif kind == "ended":
             if attempt is not None:
                 attempt.over, attempt.error, attempt.ended_at = True, event.get("error"), event["at"]
@@ -338,6 +371,8 @@ class Record:
             trial.metrics, trial.sems = event.get("metrics") or {}, event.get("sems") or {}
             trial.error = event.get("error")
             trial.ended_at, trial.ended_seq = event.get("ended_at") or event["at"], event["seq"]
+            if trial.climb is not None and trial.state is State.COMPLETED:
+                trial.climb.scores[trial.climb.top], trial.climb.goal = Score.of(event), trial.climb.top
 
     def _note_job(self, trial: TrialRecord, kind: str, event: Event) -> None:
         """Note which jobs may evaluate another attempt, and how long evaluations take."""
@@ -348,12 +383,12 @@ class Record:
         elif kind == "submitted" and self.starts:
             attempt = trial.attempts[event["attempt"]]
             attempt.launcher = self.starts[-1].get("settings", {}).get("launcher") or {}
-        elif kind in ("attempt_failed", "ended") and event.get("attempt") is not None:
+        elif kind in ("attempt_failed", "ended", "paused") and event.get("attempt") is not None:
             attempt = trial.attempts[event["attempt"]]
             if attempt.may_be_followed:
                 self._left[trial.number, attempt.number] = None
-            if trial.state is State.COMPLETED:
-                took_s = _seconds(attempt.started_at, trial.ended_at)
+            if trial.state is State.COMPLETED or kind == "paused":
+                took_s = _seconds(attempt.started_at, attempt.ended_at if kind == "paused" else trial.ended_at)
                 self.longest_evaluation_s = max(self.longest_evaluation_s, took_s)
 
     def member(self, place: Place) -> Member:
@@ -388,6 +423,16 @@ class Record:
     def best_imported(self, *, maximize: bool) -> TrialRecord | None:
         """Return the imported trial with the best value, the first of equals; None if there is none."""
         return max(self._imported, key=lambda trial: _rank(trial, maximize), default=None)
+
+    @property
+    def spent(self) -> float:
+        """The part of the budget that is used; with rungs, in whole evaluations."""
+        return self._spent if self.ladder is None else round(self._spent, 9)
+
+    @property
+    def committed(self) -> float:
+        """The part of the budget that will be used when all trials in flight have reached their goals."""
+        return self._committed if self.ladder is None else round(self._committed, 9)
 
     @property
     def next_trial(self) -> int:
@@ -486,6 +531,13 @@ def _moment(text: str) -> datetime.datetime:
 def _seconds(start: str | None, end: str | None) -> float:
     """Return the seconds between two times; 0 if one of them is not known."""
     return (_moment(end) - _moment(start)).total_seconds() if start and end else 0.0
+
+
+def _took_s(trial: TrialRecord) -> float:
+    """Return the seconds of a trial's evaluation; of a trial with rungs, those of its attempts."""
+    if trial.climb is None:
+        return _seconds(trial.started_at, trial.ended_at)
+    return sum(_seconds(attempt.started_at, attempt.ended_at) for attempt in trial.attempts)
 
 
 def asked_rows(ask: Ask, first: int, seed: int) -> list[dict[str, Any]]:

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpo_cluster.fidelity import Ladder
 from hpo_cluster.goals import Goals
 from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.files import replace_text
 from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.space import parameter_names
+from hpo_cluster.trial import State
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 #: Columns that every history has, before the parameters and the metrics, in the order of the file.
 HISTORY_COLUMNS = (
     "trial",  # number, from 0; the baseline is -1
-    "state",  # proposed, submitted, running, completed, diverged, infeasible, failed, cancelled
+    "state",  # proposed, submitted, running, completed, diverged, infeasible, failed, cancelled, paused
     "origin",  # evaluated, inherited, approximated, imputed, imported, baseline
     "value",  # what is optimised, as measured; empty if nothing was measured
     "value_sem",  # its standard error as the objective reports it
@@ -65,8 +67,53 @@ def _several_cells(trial: TrialRecord, goals: Goals | None) -> list[Any]:
     return [*cells, *goals.slacks(trial.metrics), goals.feasible(trial.metrics) if trial.metrics else None, False]
 
 
+#: Columns that a history has because of rungs, after the first ones.
+RUNG_COLUMNS = (
+    "rung",  # highest rung at which the trial was scored; NaN before the first
+    "fidelity",  # its share of a whole evaluation
+    "goal",  # rung up to which the trial may climb now
+    "rung_value",  # value at the rung reached, as measured
+    "rung_target",  # the same, always maximised
+    "paused_seq",  # journal sequence number of the event that first paused the trial
+    "paused_value",  # value where it was first paused, as measured
+)
+
+
+def rung_columns(ladder: Ladder | None) -> list[str]:
+    """Return the columns that a history has because of rungs, before the parameters; none without rungs."""
+    return [] if ladder is None else [*RUNG_COLUMNS, *(f"value@{label}" for label in ladder.labels[:-1])]
+
+
+def _rung_cells(trial: TrialRecord, ladder: Ladder | None, sign: float) -> list[float]:
+    """Return a trial's cells of these columns."""
+    if ladder is None:
+        return []
+    climb = trial.climb
+    if climb is None:  # evaluated without rungs: imported, settled, or the baseline
+        whole = trial.state is State.COMPLETED
+        value = trial.value if whole else None
+        target = None if value is None else sign * value
+        reached: list[float | None] = [ladder.top, 1.0, ladder.top, value, target] if whole else [None] * 5
+        return _numbers([*reached, *[None] * (2 + ladder.top)])
+    rung = climb.reached
+    there = [rung, ladder.shares[rung]] if rung >= 0 else [None, None]
+    value = climb.scores[rung].value if rung >= 0 else None
+    below = [climb.scores[k].value if k in climb.scores else None for k in range(ladder.top)]
+    target = None if value is None else sign * value
+    return _numbers([*there, climb.goal, value, target, climb.paused_seq, climb.paused_value, *below])
+
+
+def _numbers(cells: Sequence[float | None]) -> list[float]:
+    return [math.nan if cell is None else float(cell) for cell in cells]
+
+
 def _row(
-    trial: TrialRecord, names: Sequence[str], metrics: Sequence[str], sign: float, goals: Goals | None
+    trial: TrialRecord,
+    names: Sequence[str],
+    metrics: Sequence[str],
+    sign: float,
+    goals: Goals | None,
+    ladder: Ladder | None,
 ) -> list[Any]:
     last = trial.attempts[-1] if trial.attempts else None
     value = math.nan if trial.value is None else trial.value
@@ -78,6 +125,7 @@ def _row(
         value,
         math.nan if trial.value_sem is None else trial.value_sem,
         sign * value,
+        *_rung_cells(trial, ladder, sign),
         *_several_cells(trial, goals),
         *(trial.parameters.get(name) for name in names),
         *(trial.metrics.get(name, math.nan) for name in metrics),
@@ -128,7 +176,7 @@ class HistoryTable:
             self._metrics, changed, old = metrics, list(range(len(trials))), 0
             self._columns = [[] for _ in self._names]
         for i in changed:
-            row = _row(trials[i], self._parameters, metrics, self._sign, self._goals)
+            row = _row(trials[i], self._parameters, metrics, self._sign, self._goals, self._record.ladder)
             for column, cell in zip(self._columns, row, strict=True):
                 if i < old:
                     column[i] = cell
@@ -144,7 +192,8 @@ class HistoryTable:
     @property
     def _names(self) -> list[str]:
         metrics = (METRIC_PREFIX + name for name in self._metrics)
-        return [*HISTORY_COLUMNS, *several_columns(self._goals), *self._parameters, *metrics, *TAIL_COLUMNS]
+        more = [*rung_columns(self._record.ladder), *several_columns(self._goals)]
+        return [*HISTORY_COLUMNS, *more, *self._parameters, *metrics, *TAIL_COLUMNS]
 
 
 def to_frame(record: Record, parameters: Sequence[str], *, maximize: bool, goals: Goals | None = None) -> pd.DataFrame:
@@ -159,12 +208,22 @@ class MemoryJournal:
         parameters: names of the parameters, in the order of the space.
         maximize: whether larger values are better.
         goals: the objectives, if there are several.
+        ladder: the rungs, if there are any.
     """
 
-    def __init__(self, parameters: Sequence[str], *, maximize: bool, goals: Goals | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[str],
+        *,
+        maximize: bool,
+        goals: Goals | None = None,
+        ladder: Ladder | None = None,
+    ) -> None:
         self.record = Record()
         self._table = HistoryTable(self.record, parameters, maximize=maximize, goals=goals)
         self._count = 0
+        if ladder is not None:
+            self.append("created", fidelity=ladder.to_json())
 
     def append(self, event: str, at: str = "", **fields: Any) -> None:
         """Add an event that happened at the time `at` (ISO 8601)."""

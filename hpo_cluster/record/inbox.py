@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias, get_args
 
 from hpo_cluster.record.files import dumps, publish_once, read_json
 
-Verb: TypeAlias = Literal["cancel", "retry", "stop"]
+Verb: TypeAlias = Literal["cancel", "promote", "retry", "stop"]
 VERBS: tuple[Verb, ...] = get_args(Verb)
 
 

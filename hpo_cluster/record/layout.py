@@ -64,8 +64,13 @@ class AttemptLayout:
 
     @property
     def checkpoint_dir(self) -> Path:
-        """Checkpoints of the training, one folder for each, named by its step; removed once the result is published."""
+        """Checkpoints of the training, one folder for each, named by its step; removed once the evaluation is whole."""
         return self.dir / "checkpoint"
+
+    @property
+    def trial_checkpoint_dir(self) -> Path:
+        """The folder that all attempts of a trial share, for programs that keep checkpoints of their own."""
+        return self.dir.parent / "checkpoint"
 
     @property
     def cancel(self) -> Path:

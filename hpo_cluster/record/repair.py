@@ -7,6 +7,7 @@ What a lost line held, and where it is found again:
 | ``created``, ``started`` | the folder's name and an attempt's ``params.json``; settings from the next command |
 | ``asked``, ``intent`` | ``params.json``: parameters, seed, token, code |
 | ``submitted``, ``running``, ``ended`` | claim, result and error files, which the next driver collects |
+| ``rung``, ``promoted``, ``paused`` | reports of rungs, which the next driver collects; the goals in ``params.json`` |
 | ``asked`` of a trial without an attempt | nowhere: its number stays empty, and the optimizer proposes another trial |
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 
 from hpo_cluster.errors import JournalError
 from hpo_cluster.record.attempt_files import SCHEMA
-from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record, TrialRecord, may_be_retried
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.files import listing, read_json, replace_text
 from hpo_cluster.record.identity import identity_of_campaign
@@ -61,13 +62,13 @@ def repair(campaign_dir: Path) -> Repair:
         LockedError: if a driver is running.
     """
     layout = CampaignLayout(campaign_dir)
-    identity_of_campaign(layout.identity)
+    identity = identity_of_campaign(layout.identity)
     lock = DriverLock(layout.lock)
     try:
         if _is_whole(layout):
             return Repair()
         events, lost = _readable(_data(layout.events))
-        rebuilding = _Rebuilding(layout)
+        rebuilding = _Rebuilding(layout, identity.get("fidelity"))
         for event in events:
             rebuilding.take(event)
         rebuilding.add_what_only_files_know()
@@ -137,7 +138,8 @@ def _readable(data: bytes) -> tuple[list[Event], int]:
 class _Rebuilding:
     """The new journal: each event is preceded by the events that it needs."""
 
-    def __init__(self, layout: CampaignLayout) -> None:
+    def __init__(self, layout: CampaignLayout, fidelity: Any = None) -> None:
+        self._fidelity = {} if fidelity is None else {"fidelity": fidelity}
         self.events: list[Event] = []
         self.record = Record()
         self.rebuilt: set[int] = set()
@@ -194,14 +196,15 @@ class _Rebuilding:
             if not self._has_trial(number):
                 continue
             trial = self.record.trials[number]
-            if len(trial.attempts) <= max(attempts) and trial.state.ended and trial.value is None:
+            if len(trial.attempts) <= max(attempts) and may_be_retried(trial):
                 self.add("reopened", trial=number)
-            if not trial.state.ended:
+            if not trial.state.ended or trial.state is State.PAUSED:
                 self._has_attempts(number, max(attempts) + 1)
 
     def _create(self) -> None:
         params = next((params for attempts in self._attempts.values() for params in attempts.values()), {})
-        self.add("created", schema=SCHEMA, campaign=self._layout.dir.resolve().name, code=params.get("code"))
+        name = self._layout.dir.resolve().name
+        self.add("created", schema=SCHEMA, campaign=name, code=params.get("code"), **self._fidelity)
 
     def _has_trial(self, number: int) -> bool:
         """Return whether the trial is known; if only files know it, append its ``asked`` event first."""
@@ -216,7 +219,7 @@ class _Rebuilding:
             "seed": params["seed"],
             "origin": origin,
             "parameters": params["parameters"],
-            "info": {},
+            "info": {"rung": rungs["first"]} if (rungs := _rungs(params)) else {},
         }
         self.add("asked", trials=[row], decision={})
         self.rebuilt.add(number)
@@ -232,6 +235,9 @@ class _Rebuilding:
                 return False
             if trial.attempt is not None:
                 self._give_up(trial)
+            goal = (_rungs(params) or {}).get("goal", 0)
+            if trial.climb is not None and trial.climb.goal < goal:
+                self.add("promoted", trial=number, rung=goal, why="as its next attempt says")
             token = params["token"]
             name = params.get("job_name") or token
             self.add("intent", trial=number, attempt=attempt, token=token, job_name=name, code=params["code"])
@@ -245,11 +251,23 @@ class _Rebuilding:
         return self._has_trial(trial) and self._has_attempts(trial, attempt + 1)
 
     def _give_up(self, trial: TrialRecord) -> None:
-        """End the trial's last attempt, with the error in its files, so that the next one can begin."""
+        """End the trial's last attempt, at the rung or with the error in its files, so that the next one can begin."""
         last = trial.attempts[-1].number
+        result = read_json(self._layout.attempt(trial.number, last).result) or {}
+        if trial.climb is not None and type(rung := result.get("rung")) is int and 0 <= rung < trial.climb.top:
+            self.add("paused", trial=trial.number, attempt=last, rung=rung)
+            return
         error = read_json(self._layout.attempt(trial.number, last).error) or {}
         kind, message = error.get("kind") or ErrorKind.VANISHED, error.get("message") or "its record was lost"
         self.add("attempt_failed", trial=trial.number, attempt=last, error={"kind": str(kind), "message": str(message)})
+
+
+def _rungs(params: dict[str, Any]) -> dict[str, int] | None:
+    """Return first rung and goal of an attempt, by its ``params.json``; None if it has none."""
+    rungs = params.get("rungs")
+    if not isinstance(rungs, dict) or not all(type(rungs.get(name)) is int for name in ("first", "goal")):
+        return None
+    return {name: rungs[name] for name in ("first", "goal")}
 
 
 def _attempts_on_disk(layout: CampaignLayout) -> dict[int, dict[int, dict[str, Any]]]:
@@ -269,6 +287,8 @@ def _attempts_on_disk(layout: CampaignLayout) -> dict[int, dict[int, dict[str, A
 def _has_result(layout: CampaignLayout, trial: TrialRecord) -> bool:
     names: set[str] = set()
     for attempt in trial.attempts:
+        if attempt.rung is not None:
+            continue
         with contextlib.suppress(OSError):
             names.update(listing(layout.attempt(trial.number, attempt.number).dir))
     return trial.state is not State.CANCELLED and "result.json" in names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import os
@@ -14,6 +15,7 @@ from typing import Any
 from hpo_cluster.goals import Goals
 from hpo_cluster.record import clock
 from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.climb import room_for, rung_table, saved
 from hpo_cluster.record.clock import is_time, seconds_since
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.identity import identity_of_campaign
@@ -35,7 +37,11 @@ def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
     owner = read_lock(layout.lock)
     alive = owner is not None and owner_lives(layout.lock, owner)
     goals = Goals.of(identity["objective"])
-    return summarise(Record.read(layout.events), layout, identity["direction"], goals=goals, driver_alive=alive)
+    record = Record.read(layout.events)
+    status = summarise(record, layout, identity["direction"], goals=goals, driver_alive=alive)
+    if record.ladder is not None:
+        status["fidelity"]["checkpoint_bytes"] = checkpoint_bytes(record, layout)
+    return status
 
 
 def scheduler_view(data: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -95,6 +101,7 @@ def summarise(
         "counts": {str(state): count for state in State if (count := record.counts[state])},
         "best": shown_trial(record.best(maximize=direction == "maximize")),
         **({} if goals is None else _front(record, goals)),
+        **({} if record.ladder is None else {"fidelity": _fidelity(record, direction)}),
         "imported": _imported(record, maximize=direction == "maximize"),
         "baseline": shown_trial(record.trials.get(BASELINE)),
         "running": running,
@@ -124,6 +131,32 @@ def _front(record: Record, goals: Goals) -> dict[str, Any]:
     constraints = {bound.name: {"at_most": bound.at_most, "at_least": bound.at_least} for bound in goals.constraints}
     found = {"constraints": constraints, "best": front[0] if front else None}
     return {"objectives": objectives, **found, "front": front} if goals.several else found
+
+
+def _fidelity(record: Record, direction: str) -> dict[str, Any]:
+    """Return what became of the trials at each rung, and what rungs have saved."""
+    assert record.ladder is not None
+    started = len([trial for trial in record.rows if trial.climb is not None])
+    hours, spent, saved_evaluations = record.gpu_hours(clock.now()), record.spent, saved(record)
+    return {
+        "kind": record.ladder.kind,
+        "rungs": rung_table(record, maximize=direction == "maximize"),
+        "trials": started,
+        "saved": saved_evaluations,
+        "gpu_hours_saved": round(saved_evaluations * hours / spent, 3) if spent else 0.0,
+        "checkpoint_bytes": None,
+    }
+
+
+def checkpoint_bytes(record: Record, layout: CampaignLayout) -> int:
+    """Return the space that the checkpoints of paused trials take."""
+    total = 0
+    for trial in record.rows:
+        for attempt in trial.attempts if trial.state is State.PAUSED else ():
+            for path in layout.attempt(trial.number, attempt.number).checkpoint_dir.rglob("*"):
+                with contextlib.suppress(OSError):  # removed meanwhile
+                    total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def _imported(record: Record, *, maximize: bool) -> dict[str, Any] | None:
@@ -163,6 +196,7 @@ def _running(
         "scheduler": _scheduler_says(jobs.get(attempt.job_name)) if attempt is not None else None,
         "unknown_since": (jobs.get(attempt.job_name) or {}).get("unknown_since") if attempt is not None else None,
         **_sound(progress),
+        **({} if trial.climb is None else {"rung": trial.climb.reached, "goal": trial.climb.goal}),
         "silent_s": _silent_s(trial, progress),
         "elapsed_s": None if attempt is None or attempt.started_at is None else _seconds_since(attempt.started_at),
     }
@@ -241,10 +275,10 @@ def _hours(record: Record) -> list[str]:
     return [notice] if notice else []
 
 
-def has_jobs_to_submit(record: Record, budget: int) -> bool:
+def has_jobs_to_submit(record: Record, budget: int, *, exhausted: bool = False) -> bool:
     """Return whether trials wait for a job or are still to be proposed."""
     waiting = any(trial.attempt is None or trial.attempt.job is None for trial in record.in_flight)
-    return waiting or record.spent + len(record.in_flight) < budget
+    return waiting or (not exhausted and room_for(record, budget) > 0)
 
 
 def _stalled(running: list[dict[str, Any]], layout: CampaignLayout, stalled_after_s: float) -> list[str]:

@@ -15,6 +15,8 @@ from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.record.attempt_files import is_finite_number
 from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.climb import rung_table, saved
+from hpo_cluster.record.curves import curves_of
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.history import METRIC_PREFIX, load_history
 from hpo_cluster.record.identity import read_identity
@@ -34,6 +36,29 @@ MAX_OTHER_METRICS = 4
 
 
 @dataclass(frozen=True)
+class Rungs:
+    """What became of the trials of a campaign with rungs.
+
+    Args:
+        kind: what a rung is a share of.
+        table: a row for each rung, as `rung_table` returns it.
+        curves: one row for each trial and rung, as `load_curves` returns it.
+        trials: number of trials that were proposed.
+        spent: whole evaluations that they have taken.
+        saved: whole evaluations that rungs have saved.
+        gpu_hours: GPU-hours of all trials; 0 without a GPU.
+    """
+
+    kind: str
+    table: list[dict[str, Any]]
+    curves: pd.DataFrame
+    trials: int
+    spent: float
+    saved: float
+    gpu_hours: float
+
+
+@dataclass(frozen=True)
 class Campaign:
     """Data from which the page and the figures of a report are made."""
 
@@ -49,6 +74,7 @@ class Campaign:
     sems: dict[int, dict[str, float]]  # standard errors that the results report, by trial and metric
     goals: Goals | None = None  # the objectives and constraints, if there are several objectives or any constraints
     gpu_hours: dict[int, float] = field(default_factory=dict)  # with several objectives, by trial; 0 without a GPU
+    rungs: Rungs | None = None  # with rungs
 
     @property
     def several(self) -> bool:
@@ -157,6 +183,22 @@ def read_campaign(campaign_dir: Path) -> Campaign:
         sems={int(trial): _sems(layout, int(trial)) for trial in history["trial"]},
         goals=goals,
         gpu_hours=_gpu_hours(layout) if goals else {},
+        rungs=_rungs(layout, maximize=direction == "maximize") if identity.get("fidelity") else None,
+    )
+
+
+def _rungs(layout: CampaignLayout, *, maximize: bool) -> Rungs | None:
+    record = Record.read(layout.events)
+    if record.ladder is None:
+        return None
+    return Rungs(
+        kind=record.ladder.kind,
+        table=rung_table(record, maximize=maximize),
+        curves=curves_of(record),
+        trials=sum(trial.climb is not None for trial in record.rows),
+        spent=record.spent,
+        saved=saved(record),
+        gpu_hours=sum(record.gpu_hours_of(trial.number) for trial in record.rows),
     )
 
 

@@ -171,6 +171,34 @@ def draw_hypervolume(campaign: Campaign) -> bytes | None:
     return _png(figure)
 
 
+def draw_curves(campaign: Campaign) -> bytes | None:
+    """Draw the values of all trials at the rungs that they have reached: who was paused, and who went to the top."""
+    if campaign.rungs is None or campaign.rungs.curves.empty:
+        return None
+    curves = campaign.rungs.curves.dropna(subset=["value"])
+    shares = [float(row["fidelity"]) for row in campaign.rungs.table]
+    best = None if campaign.ranked.empty else int(campaign.ranked.iloc[0]["trial"])
+    figure, axes = _figure(7.2, 4.2)
+    drawn: set[str] = set()
+    for trial, curve in curves.groupby("trial", sort=True):
+        whole = float(curve["fidelity"].iloc[-1]) == shares[-1]
+        what, colour, width = ("at the top", BLUE, 1.2) if whole else ("paused or under way", GREY, 0.7)
+        if trial == best:
+            what, colour, width = "best", GREEN, 2.2
+        label = None if what in drawn else what
+        drawn.add(what)
+        style = {"color": colour, "linewidth": width, "alpha": 1.0 if whole else 0.55, "zorder": 2 + width}
+        axes.plot(curve["fidelity"], curve["value"], marker="o" if whole else ".", markersize=4, label=label, **style)
+    axes.set_xscale("log")
+    axes.set_xticks(shares, [row["label"] for row in campaign.rungs.table])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(f"share of a whole evaluation ({campaign.rungs.kind})")
+    axes.set_ylabel(campaign.goal)
+    axes.set_title(f"{campaign.title}: values at the rungs", loc="left")
+    _legend(axes)
+    return _png(figure)
+
+
 def draw_parameters(campaign: Campaign) -> bytes | None:
     """Draw the value against each parameter, as small multiples."""
     ended = campaign.ended
@@ -381,6 +409,7 @@ FIGURES = (
     Figure("hypervolume", lambda _: "Hypervolume", draw_hypervolume),
     Figure("best_by_evaluations", lambda _: "Best so far against evaluations", draw_best_by_evaluations),
     Figure("best_by_time", lambda _: "Best so far against time", draw_best_by_time),
+    Figure("curves", lambda _: "Values at the rungs", draw_curves),
     Figure("parameters", lambda _: "Score by each parameter", draw_parameters),
     Figure(
         "validation_test",

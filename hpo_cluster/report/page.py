@@ -53,6 +53,7 @@ def render_page(campaign: Campaign, figures: Sequence[tuple[str, str]]) -> str:
         lines += ["", f"Imported, not a result of this campaign: the best of {len(campaign.imported)} is {best}"]
     if campaign.baseline is not None:
         lines += ["", f"Baseline: {_value(campaign.baseline)}{_other_scores(campaign, campaign.baseline)}."]
+    lines += rung_section(campaign)
     if not ranked.empty and not campaign.several:
         lines += ["", f"## The {min(BEST_ROWS, len(ranked))} best of {len(ranked)}", "", *_table(campaign)]
     if failures := _failures(campaign):
@@ -103,6 +104,32 @@ def front_section(campaign: Campaign) -> list[str]:
         values = [f"{float(row[f'value_{name}']):.6g}" for name in metrics]
         cells = [str(int(row["trial"])), *values, *others, *(_cell(row[name]) for name in names)]
         lines.append("| " + " | ".join(map(in_markdown, cells)) + " |")
+    return lines
+
+
+def rung_section(campaign: Campaign) -> list[str]:
+    """Return what became of the trials at each rung, as a table with words; nothing without rungs."""
+    rungs = campaign.rungs
+    if rungs is None:
+        return []
+    hours = ""
+    if rungs.gpu_hours and rungs.spent:
+        hours = f" ({rungs.gpu_hours:.3g} GPU-hours; about {rungs.saved * rungs.gpu_hours / rungs.spent:.3g} saved)"
+    lines = [
+        "",
+        "## Rungs",
+        "",
+        f"{rungs.trials} trials took {rungs.spent:.3g} whole evaluations{hours}. Without rungs, the trials that are "
+        f"over or paused would have taken {max(rungs.saved, 0):.3g} more. Values at different rungs are not "
+        "compared: only those of the top are results.",
+        "",
+        "| rung | share | trials | promoted | paused | best there |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rungs.table:
+        best = "" if row["best"] is None else f"{row['best']['value']:.6g} (trial {row['best']['trial']})"
+        moved = [row["promoted"], row["paused"]] if row is not rungs.table[-1] else ["", ""]
+        lines.append("| " + " | ".join(map(str, [row["rung"], row["label"], row["reached"], *moved, best])) + " |")
     return lines
 
 

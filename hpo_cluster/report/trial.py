@@ -40,6 +40,7 @@ def trial_story(campaign_dir: Path, number: int) -> list[str]:
         lines += _goal_lines(trial, goals)
     elif trial.value is not None:
         lines.append(f"  value {trial.value:.6g}")
+    lines += _climb_lines(trial)
     for attempt in trial.attempts:
         lines += _attempt_lines(attempt, layout.attempt(number, attempt.number))
     if trial.error and not (trial.attempts and trial.attempts[-1].error):
@@ -51,6 +52,20 @@ def trial_story(campaign_dir: Path, number: int) -> list[str]:
     tail = log_tail(last).splitlines()[-LOG_LINES:]
     lines += [f"the end of its log ({last.job_dir}):", *(f"  | {line}" for line in tail)] if tail else []
     return lines
+
+
+def _climb_lines(trial: TrialRecord) -> list[str]:
+    """Return the values at the rungs below the top, and how far the trial may climb; none without rungs."""
+    climb = trial.climb
+    if climb is None:
+        return []
+    lines = [
+        f"  rung {rung}: {score.value:.6g}, in attempt {score.attempt}"
+        for rung, score in sorted(climb.scores.items())
+        if rung < climb.top and score.value is not None
+    ]
+    why = f" ({climb.why})" if climb.why else ""
+    return [*lines, f"  may climb to rung {climb.goal} of {climb.top}{why}"]
 
 
 def _goal_lines(trial: TrialRecord, goals: Goals) -> list[str]:
@@ -74,7 +89,9 @@ def _attempt_lines(attempt: AttemptRecord, files: AttemptLayout) -> list[str]:
         lines.append(f"  number {attempt.turn} in its job, after {before}")
     if attempt.started_at:
         lines.append(f"  started   {attempt.started_at}")
-    if attempt.error:
+    if attempt.rung is not None:
+        lines.append(f"  ended     at rung {attempt.rung}, {attempt.ended_at}")
+    elif attempt.error:
         lines.append(f"  failed    {attempt.error['kind']}: {attempt.error['message']}")
     elif not attempt.over and (progress := read_json(files.progress)):
         shown = ", ".join(f"{name} {value}" for name, value in progress.items() if value is not None)

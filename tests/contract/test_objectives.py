@@ -11,6 +11,7 @@ import pytest
 
 from hpo_cluster.cli.config.compose import compose
 from hpo_cluster.errors import ConfigError
+from hpo_cluster.fidelity import Ladder
 from hpo_cluster.objectives import OBJECTIVES, parse_objective
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.record.layout import resources_dir
@@ -78,3 +79,16 @@ def test_a_space_that_is_not_its_own_is_a_fault(kind: str) -> None:
 def test_an_unknown_setting_is_a_fault(objective: Objective) -> None:
     with pytest.raises(ConfigError, match="colour"):
         parse_objective({**objective.model_dump(mode="json"), "colour": "red"})
+
+
+def test_it_says_which_rungs_it_can_have(objective: Objective) -> None:
+    assert objective.FIDELITIES
+    for kind in ("steps", "data", "items", "share"):
+        faults = objective.fidelity_faults(Ladder(kind, (0.5, 1.0)))
+        if kind not in objective.FIDELITIES:
+            accepted = f"accepted: {', '.join(objective.FIDELITIES)}, off"
+            assert faults == [
+                f"fidelity={kind}: objective={objective.kind} cannot be looked at early this way; {accepted}"
+            ]
+        elif objective.kind != "command":  # that of `MADE` does not use the share
+            assert faults == []

@@ -48,6 +48,15 @@ def test_in_this_process_to_the_best_trial() -> None:
     assert best.value == -result.value
 
 
+def test_a_function_with_rungs_is_called_whole_here() -> None:
+    def partly(x: float, fidelity: float, checkpoint: Path) -> float:
+        assert checkpoint.is_dir()
+        return x * fidelity
+
+    result = optimize(partly, {"x": {"low": 2.0, "high": 3.0}}, optimizer="random", budget=2)
+    assert result.value == result.parameters["x"]
+
+
 def test_steps_and_fixed_parameters_to_the_end_of_the_space(tmp_path: Path) -> None:
     """Values are written as a user writes them, in memory and in a file."""
 

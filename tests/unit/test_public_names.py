@@ -20,7 +20,8 @@ def test_each_public_name_has_an_example_that_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_study.py").write_text("def loss(x):\n    return x * x\n")
+    early = "def early(x, fidelity):\n    return x * x * fidelity\n"
+    (tmp_path / "my_study.py").write_text(f"def loss(x):\n    return x * x\n\n\n{early}")
     monkeypatch.syspath_prepend(tmp_path)
     thing = getattr(hpo_cluster, name)
     names = {public: getattr(hpo_cluster, public) for public in hpo_cluster.__all__}

@@ -143,10 +143,10 @@ def tick(arguments: Arguments) -> int:
 def post(arguments: Arguments) -> int:
     """Leave a command for the driver; carry it out if no driver runs."""
     from hpo_cluster.record import inbox
-    from hpo_cluster.record.campaign_state import Record
+    from hpo_cluster.record.campaign_state import Record, may_be_retried
     from hpo_cluster.record.layout import CampaignLayout
     from hpo_cluster.report.trial import find_trial
-    from hpo_cluster.trial import trial_label
+    from hpo_cluster.trial import State, trial_label
 
     folder = arguments.folder()
     layout = CampaignLayout(folder)
@@ -157,8 +157,13 @@ def post(arguments: Arguments) -> int:
         trial = find_trial(record, folder, number)
         if arguments.command == "cancel" and trial.state.ended:
             faults.append(f"{trial_label(number)} is {trial.state}: only a trial under way can be cancelled")
-        if arguments.command == "retry" and (not trial.state.ended or trial.value is not None):
-            faults.append(f"{trial_label(number)} is {trial.state}: only one that ended without a value can be retried")
+        if arguments.command == "retry" and not may_be_retried(trial):
+            way = f"; to go on with it:  hpo-cluster promote {folder} {number}" if trial.state is State.PAUSED else ""
+            faults.append(
+                f"{trial_label(number)} is {trial.state}: only one that ended without a value can be retried{way}"
+            )
+        if arguments.command == "promote" and trial.state is not State.PAUSED:
+            faults.append(f"{trial_label(number)} is {trial.state}: only one that is paused at a rung can be promoted")
     if faults:
         raise ConfigError(faults, f"hpo-cluster status {folder}")
     for meant in trials or [None]:
@@ -179,6 +184,7 @@ def _serve(arguments: Arguments) -> int:
         return OK
     done = {
         "cancel": "cancelled",
+        "promote": f"will climb to the top; go on with:  hpo-cluster resume {arguments.words[0]}",
         "retry": f"will be tried again; go on with:  hpo-cluster resume {arguments.words[0]}",
         "stop": "stopped: ticks submit nothing more",
     }
@@ -233,6 +239,7 @@ def campaign_spec(
         operation=config.operation,
         storage_dir=settings.storage_dir,
         resolve=config.resolve,
+        fidelity=config.fidelity,
         warm_start=settings.warm_start,
         warm_start_other_objective=settings.warm_start_other_objective,
         overrides=tuple(overrides),
@@ -300,14 +307,14 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
 
 
 def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrupts: _Interrupts) -> int:
-    from hpo_cluster.cli.display import summary_lines
+    from hpo_cluster.cli.display import number, summary_lines
 
     folder = short_path(config.campaign_dir)
     resume = f"hpo-cluster resume {folder}"
     if interrupts.count:
         submitted = sum(row["job"] is not None for row in status["running"])
         jobs = "its jobs are cancelled" if interrupts.count > 1 else f"{submitted} jobs run on"
-        tell(f"interrupted: {status['done']} of {status['budget']} done, {jobs}. Go on with:\n  {resume}")
+        tell(f"interrupted: {number(status['done'])} of {status['budget']} done, {jobs}. Go on with:\n  {resume}")
         return INTERRUPTED
     files = {"history": campaign.opened.layout.history, "log": campaign.opened.log_path}
     if plot := _draw(config.campaign_dir):

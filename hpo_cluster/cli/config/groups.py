@@ -20,6 +20,7 @@ GROUPS = {
     "data": "the training data (objective=lora)",
     "tasks": "the lm-eval tasks (objective=lora)",
     "train": "the fixed training settings (objective=lora)",
+    "fidelity": "how much of an evaluation is done before it is decided whether it goes on",
     "launcher": "where the jobs run",
 }
 

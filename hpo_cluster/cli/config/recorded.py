@@ -11,6 +11,7 @@ from hpo_cluster.cli.config.compose import Composition, plain, section_of, text_
 from hpo_cluster.cli.config.groups import GROUPS
 from hpo_cluster.cli.config.schema import NESTED, OPERATIONAL, PATH_KEYS, TOP_KEYS, Config
 from hpo_cluster.cli.config.with_hydra import searching, store_recorded
+from hpo_cluster.driver.spec import OPERATIONAL_FIDELITY
 from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import joined, without
 from hpo_cluster.record.warm_start import IDENTITY_KEY
@@ -67,6 +68,8 @@ class _Recorded(Composition):
             name if name.partition(".")[0] in NESTED else f"objective.{name}"
             for name in (*cls.OPERATIONAL, *cls.PLACES)
         ]
+        if identity.get("fidelity"):
+            theirs += [f"fidelity.{name}" for name in OPERATIONAL_FIDELITY]
         accepted = [*OPERATIONAL, "code", "dry_run", "launcher", *theirs]
         allowed = []
         for override in self.overrides(overrides):
@@ -113,6 +116,7 @@ def _recorded(
             "space": identity["space"],
             "objective": objective,
             "optimizer": identity["optimizer"],
+            "fidelity": {**(operation.get("fidelity") or {}), **(identity.get("fidelity") or {"kind": "off"})},
         }
     )
     for section, key in (*PATH_KEYS, (None, "storage_dir")):

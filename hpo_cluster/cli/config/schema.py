@@ -17,7 +17,8 @@ from pydantic import BaseModel, Field
 from hpo_cluster.cli.config.groups import GROUPS
 from hpo_cluster.driver.failures import Failures
 from hpo_cluster.driver.run_settings import Operation
-from hpo_cluster.driver.spec import ChosenOptimizer, identity_of
+from hpo_cluster.driver.spec import WHOLE, ChosenOptimizer, identity_of
+from hpo_cluster.fidelity import Fidelity
 from hpo_cluster.launchers import LAUNCHERS
 from hpo_cluster.launchers.base import LauncherSettings
 from hpo_cluster.objectives import OBJECTIVES
@@ -33,7 +34,7 @@ HINT = "Keys and options: hpo-cluster run --help"
 NESTED = ("model", "data", "tasks", "train")
 
 #: By section, the key that says which class the section has; users choose it with ``section=NAME``.
-DISCRIMINATORS = {"optimizer": "name", "objective": "kind", "launcher": "kind"}
+DISCRIMINATORS = {"optimizer": "name", "objective": "kind", "fidelity": "kind", "launcher": "kind"}
 
 #: Relative paths in these keys are relative to the directory where the command is typed.
 PATH_KEYS = (
@@ -91,6 +92,7 @@ class Config:
     optimizer: ChosenOptimizer
     objective: Objective
     launcher: LauncherSettings
+    fidelity: Fidelity = WHOLE
 
     @property
     def campaign_dir(self) -> Path:
@@ -103,7 +105,7 @@ class Config:
 
     def identity(self) -> dict[str, Any]:
         """Return what the campaign is, as plain data: written once, and compared at each start."""
-        return identity_of(self.space, self.objective, self.optimizer, self.settings.seed)
+        return identity_of(self.space, self.objective, self.optimizer, self.settings.seed, self.fidelity)
 
 
 def to_plain(config: Config) -> dict[str, Any]:
@@ -113,7 +115,9 @@ def to_plain(config: Config) -> dict[str, Any]:
     objective = config.objective.model_dump(mode="json")
     sections = {key: objective.pop(key) for key in NESTED if key in objective}
     plain |= {"campaign": config.campaign, "space": identity["space"], "optimizer": identity["optimizer"]}
-    return {**plain, "objective": objective, **sections, "launcher": config.launcher.model_dump(mode="json")}
+    fidelity = config.fidelity.model_dump(mode="json", include={"kind"} if config.fidelity.ladder is None else None)
+    plain |= {"objective": objective, **sections, "fidelity": fidelity}
+    return {**plain, "launcher": config.launcher.model_dump(mode="json")}
 
 
 def to_yaml(plain: Any) -> str:
@@ -139,6 +143,8 @@ def section_class(section: str, raw: Mapping[str, Any]) -> type[BaseModel] | Non
         return OPTIMIZERS[name].settings if name in OPTIMIZERS else None
     if section == "objective":
         return OBJECTIVES.get(name)
+    if section == "fidelity":
+        return Fidelity
     if section == "launcher":
         return LAUNCHERS[name][0] if name in LAUNCHERS else None
     if section in NESTED:
@@ -156,7 +162,7 @@ def field_names(cls: type[BaseModel]) -> list[str]:
 def known_keys(raw: Mapping[str, Any]) -> list[str]:
     """Return every key that can be typed with the choices in `raw`, except those of the space."""
     keys = [*TOP_KEYS, *GROUPS, *(f"failures.{kind}" for kind in Failures.model_fields)]
-    for section in ("optimizer", "objective", *NESTED, "launcher"):
+    for section in ("optimizer", "objective", *NESTED, "fidelity", "launcher"):
         if (cls := section_class(section, raw)) is not None:
             keys += [f"{section}.{name}" for name in field_names(cls)]
     return keys

@@ -25,8 +25,15 @@ from hpo_cluster.cli.config.schema import (
     section_class,
 )
 from hpo_cluster.driver.run_settings import Operation
-from hpo_cluster.driver.spec import ChosenOptimizer, choose_optimizer, several_objectives_faults
+from hpo_cluster.driver.spec import (
+    WHOLE,
+    ChosenOptimizer,
+    choose_optimizer,
+    rung_faults,
+    several_objectives_faults,
+)
 from hpo_cluster.errors import ConfigError
+from hpo_cluster.fidelity import Fidelity
 from hpo_cluster.launchers import LAUNCHERS
 from hpo_cluster.launchers.base import LauncherSettings
 from hpo_cluster.objectives import OBJECTIVES
@@ -100,7 +107,7 @@ class _Builder:
         settings, operation = self._settings(), self._validated(Operation, self._top(Operation), "")
         objective = self._objective()
         space = self._space(objective)
-        launcher = self._section("launcher")
+        launcher, fidelity = self._section("launcher"), self._fidelity()
         typed = self._section("optimizer")
         if objective is not None and space is not None:
             self.faults += objective.space_faults(space)
@@ -109,6 +116,9 @@ class _Builder:
                     objective.goals, space, str(self.raw["optimizer"].get("name")), typed
                 )
         self._joint_faults(objective, operation, launcher)
+        if isinstance(typed, OptimizerSettings):
+            optimizer_name = str(self.raw["optimizer"].get("name"))
+            self.faults += rung_faults(fidelity, objective, space, optimizer_name, operation)
         if objective is not None and settings is not None and check_files:
             found = objective.file_faults(lambda path: resolve(path, settings.storage_dir))
             self.faults += [fault for fault in found if fault.partition(".")[0] not in self.broken]
@@ -122,7 +132,7 @@ class _Builder:
             if not self.faults and objective and space and isinstance(launcher, LauncherSettings):
                 assert operation is not None
                 assert optimizer is not None
-                return Config(campaign, settings, operation, space, optimizer, objective, launcher)
+                return Config(campaign, settings, operation, space, optimizer, objective, launcher, fidelity)
         raise ConfigError(list(dict.fromkeys(self.faults)), self.hint)
 
     def _joint_faults(self, objective: Objective | None, operation: Operation | None, launcher: Any) -> None:
@@ -271,6 +281,18 @@ class _Builder:
         if section == "optimizer":
             data.pop("name")
         return self._validated(cls, data, section)
+
+    def _fidelity(self) -> Fidelity:
+        """Return how early evaluations are looked at."""
+        given = self.raw["fidelity"]
+        if given.get("kind", "off") == "off" and (extra := sorted(set(known(given)) - {"kind"})):
+            self.faults.append(
+                f"{', '.join(f'fidelity.{key}' for key in extra)}: fidelity=off has no rungs; add fidelity=steps, "
+                "data, items or share"
+            )
+            return WHOLE
+        made = self._section("fidelity")
+        return made if isinstance(made, Fidelity) else WHOLE
 
     def _optimizer(
         self, name: str, settings: OptimizerSettings, space: Space, seed: int, budget: int, folder: CampaignLayout

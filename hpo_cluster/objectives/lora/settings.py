@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
+from hpo_cluster.fidelity import Ladder
 from hpo_cluster.goals import GPU_SECONDS, Direction
 from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.objectives.lora.hugging_face import conversion_fault, litgpt_dir, missing_files
@@ -236,6 +237,7 @@ class LoraObjective(Objective):
     OPERATIONAL = ("train.tokens_at_once", "train.checkpoint_interval_s", "tasks.tokens_at_once", "keep_adapter")
     FORMER = ("train.physical_batch_size",)
     EXACT = ("trainable_parameters",)
+    FIDELITIES = ("steps", "data", "items")
     KNOWN = (*MEASURES, *_MORE_IS_BETTER, *_LESS_IS_BETTER)
     PLACES = ("model.checkpoint_dir", "data.path", "tasks.include_path")
 
@@ -382,6 +384,17 @@ class LoraObjective(Objective):
             f"launcher.gpus_per_trial={gpus}: objective.evaluation=litgpt_cli scores on one GPU; give "
             "objective.evaluation=in_memory or launcher.gpus_per_trial=1"
         ]
+
+    def fidelity_faults(self, ladder: Ladder, space: Space | None = None) -> list[str]:
+        """Return the fault if the model cannot be scored early, or if the metric does not depend on items."""
+        faults = super().fidelity_faults(ladder, space)
+        if not faults and self.evaluation == "litgpt_cli":
+            how = "give objective.evaluation=in_memory"
+            faults.append(f"fidelity={ladder.kind}: objective.evaluation=litgpt_cli scores only whole trainings; {how}")
+        if ladder.kind == "items" and not any("/" in wanted.name for wanted in self.wanted):
+            names = ", ".join(wanted.name for wanted in self.wanted)
+            faults.append(f"fidelity=items: {names} does not depend on items of a task; use fidelity=steps")
+        return faults
 
     def space_faults(self, space: Space) -> list[str]:
         """Return parameters without a training setting of their name, and values that settings do not accept."""

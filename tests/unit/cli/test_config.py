@@ -41,6 +41,7 @@ COMPANIONS = {
     "data=local": ["data.path=somewhere.json"],
     "tasks=local": ["tasks.validation=piqa"],
     "optimizer=grid": ["optimizer.levels=2"],
+    "fidelity=share": ["objective=synthetic"],
 }
 CHOICES = [f"{group}={name}" for group in GROUPS for name in options(group, [conf_dir()])]
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from hpo_cluster.errors import AttemptError, ConfigError
+from hpo_cluster.fidelity import Ladder
 from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.black_box import read_output
 from hpo_cluster.objectives.command import CommandObjective, render
-from hpo_cluster.record.layout import resources_dir
+from hpo_cluster.record.layout import AttemptLayout, resources_dir
 from hpo_cluster.record.processes import process_start
+from hpo_cluster.record.rung_files import publish_word
 from hpo_cluster.space import Categorical, Float, Integer, Space
 
 SPACE = Space({"lr": Float(1e-5, 1e-1, log=True), "layers": Integer(1, 8), "act": Categorical(("relu", "a b; rm $x"))})
@@ -207,3 +209,50 @@ def test_a_standard_error_below_zero_is_left_out_and_told(caplog: pytest.LogCapt
     result = read_output({"value": 1.0, "value_sem": -0.1}, "value")
     assert result == {"metrics": {"value": 1.0}, "sems": {}}
     assert "value_sem=-0.1 is left out" in caplog.text
+
+
+# --- rungs -----------------------------------------------------------------------------------------------------------
+
+LADDER = Ladder("share", (1 / 9, 1 / 3, 1.0))
+
+
+def rungs(goal: int, linger_s: float = 0.0) -> dict:
+    return {"kind": "share", "shares": LADDER.shares, "goal": goal, "first": 0, "linger_s": linger_s}
+
+
+def test_without_rungs_the_share_is_one(tmp_path: Path) -> None:
+    result = evaluate(tmp_path, 'echo "{{\\"value\\": {fidelity}}}"; touch {checkpoint}/state')
+    assert result["command"].startswith('echo "{\\"value\\": 1}"')
+    assert not (tmp_path / "checkpoint").exists(), "removed with the result"
+
+
+def test_a_command_goes_on_at_the_next_rung_from_its_checkpoint_in_another_attempt(tmp_path: Path) -> None:
+    command = 'echo {fidelity} >> {checkpoint}/seen; echo "{{\\"value\\": $(wc -l < {checkpoint}/seen)}}"'
+    settings = CommandObjective(command=command, cwd=str(tmp_path)).job_settings(Path)
+    folders = [tmp_path / "t0007" / f"a{number}" for number in range(2)]
+    first = write_attempt(folders[0], settings, {}, rungs=rungs(0))
+    assert run_program("command.py", first).returncode == 0
+    assert json.loads((first / "rung-0.json").read_text())["metrics"] == {"value": 1.0}
+    assert json.loads((first / "result.json").read_text())["rung"] == 0
+    assert (tmp_path / "t0007" / "checkpoint" / "seen").read_text() == "0.1111111111111111\n"
+
+    second = write_attempt(folders[1], settings, {}, rungs=rungs(1), previous=[str(first)])
+    publish_word(AttemptLayout(second), 1, go_on=True)  # as if the driver were quick
+    assert run_program("command.py", second).returncode == 0
+    result = json.loads((second / "result.json").read_text())
+    assert (result["metrics"], "rung" in result) == ({"value": 3.0}, False)
+    assert [each["metrics"]["value"] for each in result["rungs"]] == [1, 2]
+    assert not (tmp_path / "t0007" / "checkpoint").exists()
+
+
+def test_a_command_is_told_what_it_lacks_for_rungs() -> None:
+    good = CommandObjective(command="f {lr} {layers} {act} {fidelity} {checkpoint}")
+    assert good.space_faults(SPACE) == good.fidelity_faults(LADDER, SPACE) == []
+    (fault,) = CommandObjective(command="f {lr} {checkpoint}").fidelity_faults(LADDER, SPACE)
+    assert fault == (
+        "fidelity=share: objective.command never uses the share; put {fidelity} in it: the share of a whole "
+        "evaluation to do, such as 0.1 or 1"
+    )
+    (fault,) = good.fidelity_faults(LADDER, Space({"fidelity": Float(0.0, 1.0)}))
+    assert "rename the parameter" in fault
+    assert render("f {fidelity}", {"fidelity": 5}, 3, 0.5) == "f 5", "without rungs such a parameter is as good as any"

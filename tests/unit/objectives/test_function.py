@@ -24,6 +24,11 @@ def broken(x, y):
     raise ValueError(f"no luck with {x}")
 def lost(x, y):
     return math.nan
+def partly(x, y, *, fidelity, checkpoint):
+    (checkpoint / "state").touch()
+    return x * fidelity
+def mine(x, y, fidelity=0.5, checkpoint="resnet.pt"):
+    return x * fidelity if checkpoint == "resnet.pt" else -1
 class Model:
     @staticmethod
     def fit(x, y):
@@ -36,12 +41,12 @@ class Thing:
         return 1.0
 
 
-def evaluate(tmp_path: Path, name: str, *, status: int = 0) -> dict:
+def evaluate(tmp_path: Path, name: str, *, status: int = 0, **params: object) -> dict:
     (tmp_path / "pkg" / "sub").mkdir(parents=True)
     (tmp_path / "pkg" / "sub" / "command.py").write_text(USER_MODULE)
     objective = FunctionObjective(function=f"pkg.sub.command:{name}", search_path=str(tmp_path))
     assert objective.file_faults(Path) == []
-    fields = {"schema": 1, "attempt": 0, "seed": 1, "parameters": {"x": 2.0, "y": 3}}
+    fields = {"schema": 1, "attempt": 0, "seed": 1, "parameters": {"x": 2.0, "y": 3}, **params}
     (tmp_path / "params.json").write_text(json.dumps({**fields, "settings": objective.job_settings(Path)}))
     program = resources_dir() / "jobs" / "function.py"
     done = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True, timeout=60, check=False)
@@ -101,3 +106,24 @@ def test_a_module_that_is_not_there_is_a_fault(tmp_path: Path) -> None:
     assert "no module 'nowhere'" in fault
     with pytest.raises(ConfigError, match=r"objective\.function='no colon'"):
         parse_objective({"kind": "function", "function": "no colon"})
+
+
+RUNGS = {"kind": "share", "shares": [0.25, 1.0], "goal": 0, "first": 0, "linger_s": 0}
+
+
+def test_a_function_is_called_with_the_share_of_its_rung(tmp_path: Path) -> None:
+    result = evaluate(tmp_path / "a0", "partly", rungs=RUNGS)
+    assert (result["rung"], result["metrics"]) == (0, {"value": 0.5})
+    assert (tmp_path / "checkpoint" / "state").exists()
+
+
+def test_without_rungs_only_arguments_without_defaults_are_given(tmp_path: Path) -> None:
+    assert evaluate(tmp_path / "a0", "partly")["metrics"] == {"value": 2.0}
+    assert not (tmp_path / "checkpoint").exists()
+    assert evaluate(tmp_path / "b0", "mine")["metrics"] == {"value": 1.0}
+
+
+def test_a_function_that_would_do_the_same_at_each_rung_is_an_error(tmp_path: Path) -> None:
+    error = evaluate(tmp_path / "a0", "score", status=1, rungs=RUNGS)
+    assert error["kind"] == "bad_config"
+    assert "give it an argument fidelity" in error["message"]

@@ -11,19 +11,21 @@ import pytest
 
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.objectives import parse_objective
-from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
-from hpo_cluster.objectives.synthetic import SyntheticObjective, fails, noise_of
+from hpo_cluster.objectives.benchmark_functions import FUNCTIONS, SEVERAL
+from hpo_cluster.objectives.synthetic import SyntheticObjective, fails, moved, noise_of
 from hpo_cluster.record.layout import resources_dir
 from hpo_cluster.space import Float, Space
 
 CENTRE = FUNCTIONS["himmelblau"].space.decode(np.array([0.5, 0.5]))
 
 
-def evaluate(directory: Path, *, seed: int = 3, attempt: int = 0, status: int = 0, **settings: object) -> dict:
+def evaluate(
+    directory: Path, *, seed: int = 3, attempt: int = 0, status: int = 0, rungs: dict | None = None, **settings: object
+) -> dict:
     objective = SyntheticObjective(**settings)
     directory.mkdir()
     fields = {"schema": 1, "trial": 0, "attempt": attempt, "seed": seed, "parameters": CENTRE}
-    params = {**fields, "settings": objective.job_settings(Path)}
+    params = {**fields, "settings": objective.job_settings(Path), "rungs": rungs}
     (directory / "params.json").write_text(json.dumps(params))
     program = resources_dir() / "jobs" / "synthetic.py"
     done = subprocess.run([sys.executable, program, directory], capture_output=True, text=True, timeout=60, check=False)
@@ -100,3 +102,17 @@ def test_faults() -> None:
     assert SyntheticObjective().space_faults(wider) == [
         f"space.{y}: himmelblau is not defined there: -50.0 is outside -5 to 5"
     ]
+
+
+def test_an_early_look_is_biased_and_a_late_one_less(tmp_path: Path) -> None:
+    whole = FUNCTIONS["himmelblau"].evaluate(CENTRE)
+    shares = [1 / 9, 1 / 3, 1.0]
+    seen = []
+    for goal, folder in enumerate("abc"):
+        rungs = {"kind": "share", "shares": shares, "goal": goal, "first": 0, "linger_s": 0}
+        result = evaluate(tmp_path / folder, rungs=rungs)
+        assert result.get("rung", 2) == goal
+        seen.append(abs(result["metrics"]["value"] - whole))
+    assert seen[0] > seen[1] > seen[2] == 0
+    several = {name: CENTRE.get(name, 0.5) for name in SEVERAL["zdt1"].space.names}
+    assert moved(SEVERAL["zdt1"].space, several, 1.0) == several

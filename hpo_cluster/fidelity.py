@@ -1,0 +1,128 @@
+"""Fidelity: how much of an evaluation is done before it is decided whether it goes on, and the rungs in between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from hpo_cluster.settings import Settings
+
+Kind: TypeAlias = Literal["off", "steps", "data", "items", "share"]
+
+#: Kinds of which each rung is a run of its own; of the others, a rung is a point of one run.
+SEPARATE_RUNS: tuple[Kind, ...] = ("data",)
+
+
+def as_share(value: Any) -> Any:
+    """Return a share written as ``1/9`` as a number; anything else unchanged."""
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            return value
+    return value
+
+
+Share: TypeAlias = Annotated[float, BeforeValidator(as_share), Field(gt=0, le=1)]
+
+
+def share_label(share: float) -> str:
+    """Return a share as people write it: ``1/9``, ``1``, ``0.123``."""
+    fraction = Fraction(share).limit_denominator(1000)
+    return str(fraction) if math.isclose(float(fraction), share, rel_tol=1e-9) else f"{share:g}"
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The rungs of an evaluation.
+
+    Args:
+        kind: what a share is a share of.
+        shares: of a whole evaluation, in increasing order; the last one is 1.
+    """
+
+    kind: Kind
+    shares: tuple[float, ...]
+
+    @property
+    def top(self) -> int:
+        """Number of the last rung, at which the evaluation is whole."""
+        return len(self.shares) - 1
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The shares as people write them."""
+        return tuple(map(share_label, self.shares))
+
+    def cost(self, rung: int) -> float:
+        """Return what climbing to a rung costs, from the beginning, in whole evaluations; 0 for rung -1."""
+        if rung < 0:
+            return 0.0
+        return sum(self.shares[: rung + 1]) if self.kind in SEPARATE_RUNS else self.shares[rung]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the ladder as plain data, for a campaign's identity."""
+        return {"kind": self.kind, "rungs": list(self.shares)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | None) -> Ladder | None:
+        """Return the ladder that `to_json` described; None for a campaign without rungs."""
+        return None if not data else cls(data["kind"], tuple(map(float, data["rungs"])))
+
+
+class Fidelity(Settings):
+    """Whether evaluations are looked at early, where, and who goes on."""
+
+    kind: Kind = Field(
+        "off",
+        description="what a rung is a share of: steps of the training, rows of the training data (data), items of each "
+        "task (items), or share: a command or function reads it; off: every evaluation is whole",
+    )
+    low: Share = Field(
+        1 / 9, description="share of the lowest rung, such as 1/9; the others are eta times the one below"
+    )
+    eta: float = Field(3.0, gt=1, description="of the trials at a rung, one in eta goes on")
+    rungs: tuple[Share, ...] = Field(
+        (), description="the rungs one by one, such as [1/9,1/3,1], in place of low and eta"
+    )
+    rule: Literal["asha", "median", "all"] = Field(
+        "asha",
+        description="who goes on: asha: the best 1/eta of those at the rung so far; median: who is better than the "
+        "median there; all: everybody (rungs are only recorded)",
+    )
+    linger_s: float = Field(5.0, ge=0, description="seconds that a job waits at a rung for the decision before it ends")
+    keep: Literal["promotable", "none"] = Field(
+        "promotable", description="checkpoints of paused trials that are kept: those that may come back, or none"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.rungs:
+            if list(self.rungs) != sorted(set(self.rungs)) or self.rungs[-1] != 1 or len(self.rungs) < 2:
+                raise ValueError(
+                    "fidelity.rungs: give two or more shares in increasing order, the last one 1: [1/9,1/3,1]"
+                )
+        elif self.kind != "off" and self.low >= 1:
+            raise ValueError("fidelity.low: must be below 1: a rung below the whole evaluation, such as 1/9")
+        return self
+
+    @property
+    def ladder(self) -> Ladder | None:
+        """The rungs; None if every evaluation is whole."""
+        if self.kind == "off":
+            return None
+        return Ladder(self.kind, self.rungs or geometric(self.low, self.eta))
+
+
+def geometric(low: float, eta: float) -> tuple[float, ...]:
+    """Return shares from `low` to 1, each `eta` times the one below; the last step may be smaller."""
+    shares, share = [low], low * eta
+    while share < 1 - 1e-9:
+        shares.append(share)
+        share *= eta
+    return (*shares, 1.0)

@@ -1,0 +1,1 @@
+"""Rungs: which trials go on, and optimizers that count on it."""

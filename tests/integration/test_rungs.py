@@ -1,0 +1,250 @@
+"""Campaigns with rungs: real jobs climb, wait for the word, end and go on in other jobs, and drivers and jobs die."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import climbing
+from support.waiting import wait
+
+from hpo_cluster import load_curves, load_history, optimize
+from hpo_cluster.cli.display import status_lines
+from hpo_cluster.cli.main import main
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.record import inbox
+from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.climb import rung_table
+from hpo_cluster.record.journal import read_events
+from hpo_cluster.record.repair import repair
+from hpo_cluster.record.status import campaign_status
+from hpo_cluster.report import write_report
+from hpo_cluster.report.trial import trial_story
+from hpo_cluster.trial import State
+
+
+def record_of(directory: Path) -> Record:
+    return Record.read(directory / "events.jsonl")
+
+
+def check_climbs(record: Record) -> None:
+    """Every trial has scored what its job reports, climbed no further than its goal, and is over."""
+    for trial in record.rows:
+        assert trial.climb is not None
+        assert trial.state in (State.PAUSED, State.COMPLETED)
+        assert (trial.state is State.COMPLETED) == (trial.climb.reached == 2)
+        for rung, score in trial.climb.scores.items():
+            assert score.value == trial.parameters["x"] + rung  # type: ignore[operator]
+            assert score.value_sem == 0.1
+            assert (score.step, score.seconds) == ((rung + 1, 0.75) if rung < 2 else (None, None))
+        assert len(trial.climb.scores) == trial.climb.reached + 1
+
+
+def test_trials_climb_in_lingering_jobs_and_the_budget_counts_shares(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    record = climbing.drive(directory, operation={"budget": 3, "workers": 1})
+    check_climbs(record)
+    assert 2.5 < record.spent <= 3 + 1e-6
+    assert record.next_trial > 6  # more than three whole evaluations would allow
+    table = rung_table(record, maximize=True)
+    assert table[0]["reached"] == record.next_trial
+    assert [row["reached"] for row in table] == sorted((row["reached"] for row in table), reverse=True)
+    assert table[2]["reached"] >= 1
+    best = record.best(maximize=True)
+    assert best is not None
+    assert best.state is State.COMPLETED
+    for trial in record.rows:  # a new job begins where the last one ended, or the trial was new
+        starts = [line.split() for line in climbing.lines(directory, f"start {trial.number} ")]
+        assert len(starts) == len(trial.attempts)
+        assert all(int(words[-1]) == int(words[3]) for words in starts[1:])  # goal and step of the checkpoint
+    identity = json.loads(json.dumps(climbing.read_identity(directory / "campaign.yaml")))
+    assert identity["fidelity"] == {"kind": "steps", "rungs": [1 / 9, 1 / 3, 1]}
+
+
+def test_a_word_in_time_costs_no_start(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    record = climbing.drive(directory, operation={"budget": 2, "workers": 2}, fidelity={"rule": "all"})
+    check_climbs(record)
+    assert [len(trial.attempts) for trial in record.rows] == [1, 1]
+    assert record.spent == 2
+    assert len(climbing.lines(directory, "start")) == 2
+    events = list(read_events(directory / "events.jsonl"))
+    climb = [(event["event"], event["rung"]) for event in events if event.get("trial") == 0 and "rung" in event]
+    assert climb == [("rung", 0), ("promoted", 1), ("rung", 1), ("promoted", 2)]
+
+
+def test_no_word_in_time_and_promoted_in_another_job(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    options = {"operation": {"budget": 2, "workers": 1}, "job": {"sleep_s": 0.3}}
+    started = lambda c: any(a.started_at for t in c.record.rows for a in t.attempts)  # noqa: E731
+    climbing.drive(directory, started, **options, fidelity={"linger_s": 0})  # the driver leaves, the job gives up
+    wait(lambda: list(directory.glob("trials/t0000/a0/result.json")))
+    assert record_of(directory).trials[0].state is not State.PAUSED
+    record = climbing.drive(directory, **options, fidelity={"rule": "all"})
+    check_climbs(record)
+    assert [len(trial.attempts) for trial in record.rows] == [2, 1]
+    assert climbing.lines(directory, "start 0") == ["start 0 goal 0 from 0", "start 0 goal 1 from 1"]
+
+
+def test_a_driver_killed_between_decision_and_word(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    options = {"operation": {"budget": 1, "workers": 1}, "fidelity": {"rule": "all"}}
+    assert climbing.run(directory, **options, kill_before_word=True) == -9
+    trial = record_of(directory).trials[0]
+    assert trial.climb is not None
+    assert (trial.climb.goal, trial.climb.reached) == (1, 0)
+    assert not list(directory.glob("trials/*/*/word-0.json"))
+    record = climbing.drive(directory, **options)
+    check_climbs(record)
+    assert [len(trial.attempts) for trial in record.rows] == [1]  # the job still waited
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_driver_killed_at_every_event_of_a_climb(tmp_path: Path, when: str) -> None:
+    directory = tmp_path / "c"
+    options = {"operation": {"budget": 1, "workers": 1}}
+    whole = climbing.drive(tmp_path / "whole", **options)
+    for _ in range(60):
+        seen = len(list(read_events(directory / "events.jsonl")))
+        if climbing.run(directory, **options, kill_at=seen + 2, when=when) == 0:
+            break
+    else:
+        pytest.fail("the campaign never ended")
+    record = record_of(directory)
+    check_climbs(record)
+    assert [(t.number, t.parameters, t.value, t.state) for t in record.rows] == [
+        (t.number, t.parameters, t.value, t.state) for t in whole.rows
+    ]
+    assert record.spent == whole.spent
+    reports = climbing.lines(directory, "rung")
+    assert len(reports) == len(set(reports))  # no rung was reached twice
+
+
+def test_a_job_killed_at_a_rung(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    options = {"operation": {"budget": 1, "workers": 1, "retries": 0}, "job": {"die_at": 1}}
+    record = climbing.drive(directory, **options, fidelity={"rule": "all"})
+    check_climbs(record)
+    assert record.counts[State.COMPLETED] == 1
+    assert climbing.lines(directory, "start") == ["start 0 goal 0 from 0", "start 0 goal 2 from 2"]
+
+
+def test_a_larger_budget_and_a_smaller_eta_take_up_paused_trials(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    first = climbing.drive(directory, operation={"budget": 2, "workers": 2}, fidelity={"eta": 9})
+    assert first.counts[State.PAUSED] >= 4
+    kept = {path.parents[2].name for path in directory.glob("trials/*/*/checkpoint/*")}
+    assert kept == {f"t{trial.number:04d}" for trial in first.rows if trial.state is State.PAUSED}
+    again = climbing.drive(directory, operation={"budget": 3, "workers": 2}, fidelity={"eta": 2})
+    check_climbs(again)
+    assert again.spent > 2.5
+    old = [again.trials[trial.number] for trial in first.rows if trial.state is State.PAUSED]
+    assert any(len(trial.attempts) > 1 for trial in old)
+    assert len({start["settings"]["fidelity"]["eta"] for start in again.starts}) == 2
+
+
+def test_promoted_by_hand(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    options = {"operation": {"budget": 2, "workers": 1}}
+    first = climbing.drive(directory, lambda c: bool(c.record.counts[State.PAUSED]), **options)
+    (paused,) = [trial.number for trial in first.rows if trial.state is State.PAUSED]
+    inbox.post(directory / "inbox", "promote", paused)
+    record = climbing.drive(directory, **options)
+    trial = record.trials[paused]
+    assert trial.climb is not None
+    assert (trial.state, trial.climb.why, sorted(trial.climb.scores)) == (State.COMPLETED, "by hand", [0, 2])
+    assert climbing.lines(directory, f"start {paused}")[1:] == [f"start {paused} goal 2 from 1"]
+
+
+def test_a_lost_journal_is_rebuilt_from_the_reports_of_rungs(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    options = {"operation": {"budget": 1, "workers": 1}, "fidelity": {"rule": "all"}}
+    first = climbing.drive(directory, **options)
+    later = {"operation": {"budget": 2, "workers": 2}, "fidelity": {"eta": 3}}
+    second = climbing.drive(tmp_path / "d", **later)
+    for campaign, record, again in ((directory, first, options), (tmp_path / "d", second, later)):
+        (campaign / "events.jsonl").write_text("")
+        found = repair(campaign)
+        assert sorted(found.rebuilt) == [trial.number for trial in record.rows]
+        rebuilt = climbing.drive(campaign, **again)
+        assert [_climb(trial) for trial in rebuilt.rows] == [_climb(trial) for trial in record.rows]
+        assert rebuilt.spent == record.spent
+
+
+def _climb(trial: TrialRecord) -> tuple[object, ...]:
+    assert trial.climb is not None
+    return trial.state, trial.climb.goal, {rung: score.value for rung, score in trial.climb.scores.items()}
+
+
+def test_status_why_and_report_show_the_rungs(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    climbing.drive(directory, operation={"budget": 2, "workers": 2})
+    status = campaign_status(directory)
+    assert status["done"] == record_of(directory).spent
+    assert status["fidelity"]["checkpoint_bytes"] > 0
+    assert status["fidelity"]["saved"] > 2
+    text = "\n".join(status_lines(status))
+    assert "whole evaluations" in text
+    assert "promoted" in text
+    assert "saved" in text
+    paused = next(trial.number for trial in record_of(directory).rows if trial.state is State.PAUSED)
+    story = "\n".join(trial_story(directory, paused))
+    assert "rung 0: " in story
+    assert "may climb to rung" in story
+    files = {path.name for path in write_report(directory)}
+    assert "curves.png" in files
+    page = (directory / "report" / "report.md").read_text()
+    assert "## Rungs" in page
+    assert "| 0 | 1/9 |" in page
+    curves = load_curves(directory)
+    assert set(curves["rung"]) == {0, 1, 2}
+    history = load_history(directory)
+    assert (history["value"].notna() == (history["rung"] == 2)).all()
+
+
+def test_kept_checkpoints_are_none_if_so_wished(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    record = climbing.drive(directory, operation={"budget": 1, "workers": 1}, fidelity={"keep": "none"})
+    check_climbs(record)
+    assert not list(directory.glob("trials/*/*/checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "fault"),
+    [
+        ("share", "fidelity: is only for campaigns; give campaign=NAME"),
+        ("best", "fidelity.kind='best'"),
+        ({"kind": "share", "eta": 1}, "fidelity.eta=1: must be above 1"),
+        ({"kind": "share", "rungs": ["1/3", "1/9", 1]}, "  - fidelity.rungs: give two or more shares"),
+    ],
+)
+def test_faults_of_rungs_in_python(fidelity: Any, fault: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(fault)):
+        optimize(lambda x: x, climbing.SPACE, fidelity=fidelity)
+
+
+def test_the_command_line_promotes_a_paused_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    directory = Path("campaigns/c")
+    overrides = ["objective=synthetic", "fidelity=share", "optimizer=random", "budget=2", "workers=1", "poll_s=0.1"]
+    assert main(["run", *overrides, "campaign=c"]) == 0
+    assert "whole evaluations" in capsys.readouterr().out
+    record = record_of(directory)
+    numbers = {state: [t.number for t in record.rows if t.state is state] for state in (State.PAUSED, State.COMPLETED)}
+    paused, completed = numbers[State.PAUSED][0], numbers[State.COMPLETED][0]
+    assert main(["promote", str(directory), str(completed)]) != 0
+    assert "only one that is paused at a rung can be promoted" in capsys.readouterr().err
+    assert main(["retry", str(directory), str(paused)]) != 0
+    assert f"hpo-cluster promote {directory} {paused}" in capsys.readouterr().err
+    assert main(["promote", str(directory), str(paused)]) == 0
+    assert "will climb to the top" in capsys.readouterr().out
+    assert main(["resume", str(directory), "fidelity.eta=4"]) == 0
+    again = record_of(directory)
+    assert again.trials[paused].state is State.COMPLETED
+    assert len(again.rows) == len(record.rows)
+    assert again.starts[-1]["settings"]["fidelity"]["eta"] == 4
