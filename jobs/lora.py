@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import gc
 import itertools
 import logging
 import math
@@ -26,11 +27,13 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.goals import GPU_SECONDS
 from hpo_cluster.objectives import worker
+from hpo_cluster.objectives.climbing import WAIT
 from hpo_cluster.objectives.lora import kept, rank_processes
 from hpo_cluster.objectives.lora.inputs import (
     check_measurable,
@@ -40,8 +43,9 @@ from hpo_cluster.objectives.lora.inputs import (
     load_examples,
 )
 from hpo_cluster.objectives.lora.ranks import Ranks
+from hpo_cluster.objectives.lora.rungs import some_rows, stops, undisturbed
 from hpo_cluster.objectives.lora.schedule import learning_rate, make_plan, micro_batch_order
-from hpo_cluster.objectives.lora.settings import LoraObjective, TrainSettings, effective_train
+from hpo_cluster.objectives.lora.settings import OF_VALIDATION, LoraObjective, TrainSettings, effective_train
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 from hpo_cluster.objectives.worker import Attempt
 from hpo_cluster.trial import ErrorKind
@@ -53,7 +57,7 @@ if TYPE_CHECKING:  # torch, litgpt and lm-eval are imported once the environment
     from hpo_cluster.objectives.lora.meter import Meter
     from hpo_cluster.objectives.lora.packed_forward import Precision
     from hpo_cluster.objectives.lora.packing import Example
-    from hpo_cluster.objectives.lora.progress import State
+    from hpo_cluster.objectives.lora.progress import Keeper, State
     from hpo_cluster.objectives.lora.run import Run
 
 log = logging.getLogger("lora")
@@ -67,130 +71,268 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     return fine_tune_and_score(attempt, Ranks())
 
 
+@dataclass
+class Job:
+    """What the trainings of an attempt have in common; with ``fidelity=data`` each rung is one of its own.
+
+    Attributes:
+        train: training settings of this attempt's configuration.
+        tasks: the loaded tasks, on the first rank only; can be scored once.
+    """
+
+    attempt: Attempt
+    ranks: Ranks
+    objective: LoraObjective
+    train: TrainSettings
+    seed: int
+    device: torch.device
+    checkpoint_dir: Path
+    tokenizers: Tokenizers
+    tasks: dict[str, Any]
+    train_examples: Any
+    val_examples: Any
+    without_labels: int
+    meter: Meter
+
+    def begin(self, phase: str) -> None:
+        """Start a phase of the work, and of what is measured."""
+        self.attempt.phase(phase)
+        self.meter.begin(phase)
+
+
 def fine_tune_and_score(attempt: Attempt, ranks: Ranks) -> dict[str, Any]:
     """Fine-tune, merge and score the model with this attempt's configuration; return its metrics and what was done.
 
-    With several ranks, only what the first one returns has the scores.
+    With rungs it ends at one of them unless the word is to go on. With several ranks, only what the first one returns
+    has the scores.
     """
-    storage_dir = Path(attempt.settings["storage_dir"])
-    objective = LoraObjective.model_validate({k: v for k, v in attempt.settings.items() if k != "storage_dir"})
-    train = effective_train(objective.train, attempt.parameters)
-    seed = attempt.seed if train.seed is None else train.seed
     with (
         kept.keeping(int(attempt.params.get("trials_per_job") or 1) > 1),
         tempfile.TemporaryDirectory(prefix="hpo-cluster-", ignore_cleanup_errors=True) as scratch,
     ):
-        attempt.phase("import")
-        device = prepare_process(storage_dir, int(attempt.params.get("gpus") or 0), ranks)
-        from hpo_cluster.objectives.lora.adapter import converted_lm, save_adapter
-        from hpo_cluster.objectives.lora.base_model import load_model
-        from hpo_cluster.objectives.lora.checkpoint import fingerprint
-        from hpo_cluster.objectives.lora.learning_curve import final_loss, learning_curve
-        from hpo_cluster.objectives.lora.meter import Meter, Weights
-        from hpo_cluster.objectives.lora.model_config import unlike_litgpt
-        from hpo_cluster.objectives.lora.progress import Keeper, State, resume
-        from hpo_cluster.objectives.lora.run import Run
-        from hpo_cluster.objectives.lora.tasks import score
+        job = load(attempt, ranks, Path(scratch))
+        climb = attempt.climb
+        if climb is None or climb.ladder.kind != "data":
+            return train_and_score(job, job.train_examples)
+        result: dict[str, Any] = {}
+        for rung in climb.rungs:
+            rows = some_rows(job.train_examples, climb.share(rung), job.objective.data.split_seed)
+            result = train_and_score(job, rows, rung)
+            if "rung" in result:
+                break
+            gc.collect()  # models are parts of cycles
+        return result
 
-        in_float32 = ("score",) if objective.score_precision == "float32" else ()
-        meter = Meter(device, bfloat16=train.precision != "32-true", in_float32=in_float32, ranks=ranks)
-        attempt.used = meter.energy
 
-        def begin(phase: str) -> None:
-            attempt.phase(phase)
-            meter.begin(phase)
+def load(attempt: Attempt, ranks: Ranks, scratch: Path) -> Job:
+    """Import the packages, and read what all trainings of the attempt need, each part checked."""
+    storage_dir = Path(attempt.settings["storage_dir"])
+    objective = LoraObjective.model_validate({k: v for k, v in attempt.settings.items() if k != "storage_dir"})
+    train = effective_train(objective.train, attempt.parameters)
+    attempt.phase("import")
+    device = prepare_process(storage_dir, int(attempt.params.get("gpus") or 0), ranks)
+    from hpo_cluster.objectives.lora.meter import Meter
 
-        begin("load")
-        check_measurable(objective, meter.counts_energy, baseline=attempt.baseline)
-        checkpoint_dir = checked_checkpoint(objective)
-        tokenizers = kept.tokenizers(checkpoint_dir)
-        tasks = checked_tasks(objective, tokenizers, Path(scratch)) if ranks.first else {}
-        train_examples, val_examples = load_examples(objective, train, tokenizers, storage_dir / "tokenized")
-        without_labels = 0 if attempt.baseline else count_without_labels(objective, train_examples)
-        seed_everything(seed)  # before the model is made: its adapter is random
-        model = load_model(checkpoint_dir, train, device, baseline=attempt.baseline)
-        unlike = unlike_litgpt(tokenizers, model.config)
-        if unlike and ranks.first:
-            log.warning("unlike LitGPT, as transformers: %s", ", ".join(f"{k}={v}" for k, v in unlike.items()))
-        run = Run(model, train, device, seed, ranks)
-        state = State()
-        keep = Keeper(attempt, run, state, sample=meter.sample)
-        attempt.looks = True  # from here on there is something to save in a checkpoint
+    in_float32 = ("score",) if objective.score_precision == "float32" else ()
+    meter = Meter(device, bfloat16=train.precision != "32-true", in_float32=in_float32, ranks=ranks)
+    attempt.used = meter.energy
+    attempt.phase("load")
+    meter.begin("load")
+    check_measurable(objective, meter.counts_energy, baseline=attempt.baseline)
+    checkpoint_dir = checked_checkpoint(objective)
+    tokenizers = kept.tokenizers(checkpoint_dir)
+    tasks = checked_tasks(objective, tokenizers, scratch) if ranks.first else {}
+    train_examples, val_examples = load_examples(objective, train, tokenizers, storage_dir / "tokenized")
+    return Job(
+        attempt=attempt,
+        ranks=ranks,
+        objective=objective,
+        train=train,
+        seed=attempt.seed if train.seed is None else train.seed,
+        device=device,
+        checkpoint_dir=checkpoint_dir,
+        tokenizers=tokenizers,
+        tasks=tasks,
+        train_examples=train_examples,
+        val_examples=val_examples,
+        without_labels=0 if attempt.baseline else count_without_labels(objective, train_examples),
+        meter=meter,
+    )
 
+
+def train_and_score(job: Job, examples: Any, only: int | None = None) -> dict[str, Any]:
+    """Fine-tune a model on some examples, look at it at rungs, and score it at the end.
+
+    Args:
+        job: what it is trained and scored with.
+        examples: the training examples.
+        only: the rung that this training is for, if each rung has one of its own.
+
+    Returns:
+        The result: at the top, at the rung at which it ended (``rung``), or at the one after which the next training
+        begins.
+    """
+    from hpo_cluster.objectives.lora.adapter import converted_lm, save_adapter
+    from hpo_cluster.objectives.lora.base_model import load_model
+    from hpo_cluster.objectives.lora.checkpoint import fingerprint
+    from hpo_cluster.objectives.lora.learning_curve import final_loss, learning_curve
+    from hpo_cluster.objectives.lora.meter import Weights
+    from hpo_cluster.objectives.lora.model_config import unlike_litgpt
+    from hpo_cluster.objectives.lora.progress import Keeper, State, resume
+    from hpo_cluster.objectives.lora.run import Run
+    from hpo_cluster.objectives.lora.tasks import score
+
+    attempt, ranks, objective, train, meter = job.attempt, job.ranks, job.objective, job.train, job.meter
+    job.begin("load")
+    seed_everything(job.seed)  # before the model is made: its adapter is random
+    model = load_model(job.checkpoint_dir, train, job.device, baseline=attempt.baseline)
+    unlike = unlike_litgpt(job.tokenizers, model.config)
+    if unlike and ranks.first:
+        log.warning("unlike LitGPT, as transformers: %s", ", ".join(f"{k}={v}" for k, v in unlike.items()))
+    run = Run(model, train, job.device, job.seed, ranks)
+    state = State()
+    keep = Keeper(attempt, run, state, sample=meter.sample)
+    attempt.looks = True  # from here on there is something to save in a checkpoint
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    metrics: dict[str, float] = {}
+    curve: list[dict[str, Any]] = []
+
+    def result(scores: Mapping[str, float], sems: Mapping[str, float]) -> dict[str, Any]:
+        """Return what the attempt has found and done until now."""
+        used = meter.report()
+        measured = {**scores, **metrics, **measures(used, state)}
         if not attempt.baseline:
-            begin("train")
-            state.optimizer = make_optimizer(model, train)
-            keep.mark = fingerprint(objective, train, seed, unlike)
-            resume(keep)
-            attempt.earlier_s = state.train_s
-            keep()
+            measured["trainable_parameters"] = trainable
+        measured[GPU_SECONDS] = attempt.gpu_seconds()
+        return {
+            "metrics": measured,
+            "sems": dict(sems),
+            "steps": state.step,
+            "examples": state.examples,
+            "examples_without_labels": job.without_labels,
+            "tokens": state.tokens,
+            "attempts": len(state.resumed_at) + 1,
+            "resumed_at": state.resumed_at,
+            "curve": curve,
+            "trainable_parameters": trainable,
+            "seeds": {"train": job.seed, "split": objective.data.split_seed},
+            "train": train.model_dump(mode="json"),
+            "baseline": attempt.baseline,
+            "evaluation": objective.evaluation,
+            "score_precision": objective.score_precision,
+            "adds_bos": job.tokenizers.adds_bos,
+            "norm_eps": model.config.norm_eps,
+            "unlike_litgpt": unlike,
+            **used,
+        }
+
+    if not attempt.baseline:
+        plan, climb = make_plan(train, len(examples)), attempt.climb
+        job.begin("train")
+        state.optimizer = make_optimizer(model, train)
+        keep.mark = fingerprint(objective, train, job.seed, unlike)
+        if len(examples) < len(job.train_examples):
+            keep.mark = {**keep.mark, "examples": len(examples)}
+        resume(keep)
+        attempt.earlier_s = state.train_s
+        if climb is not None:
+            attempt.earlier_s += climb.seconds_of("rung") if only is None else climb.earlier_s()
+        keep()
+        for rung, until in [(0, plan.steps)] if climb is None else stops(climb.ladder, plan.steps, only):
+            job.begin("train")
             before = state.tokens
-            fine_tune(run, state, train_examples, objective.data.split_seed, attempt, keep)
+            fine_tune(run, state, examples, objective.data.split_seed, attempt, keep, until)
             tokens = state.tokens - before
             meter.add(tokens=tokens, flops=Weights.of(model).training_flops(tokens))
-
-        metrics: dict[str, float] = {}
-        curve: list[dict[str, Any]] = []
-        if not attempt.baseline:
-            plan = make_plan(train, len(train_examples))
             metrics["train_loss"] = final_loss(state.losses)
             curve = learning_curve(state.losses, state.step, lambda step: learning_rate(train, plan, step))
-        if train.validation_batches and len(val_examples):
-            begin("validate")
-            metrics |= losses_of_validation(objective, validate(run, val_examples))
+            if climb is None or not climb.start <= rung < climb.top:
+                continue
+            keep.save()
+            job.begin("rung")
+            found = result(*look(job, run, keep, climb.share(rung) if climb.ladder.kind == "items" else 1.0))
+            go_on = report(job, rung, found)
+            if only is not None and ranks.first:
+                attempt.remove_checkpoints()  # the next rung is another training
+            if not go_on:
+                return {**found, **climb.part_of_result(), "rung": rung}
+            if only is not None:
+                return found
 
-        begin("merge")
-        keep()
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        if objective.keep_adapter and not attempt.baseline and ranks.first:
-            save_adapter(model, objective, train, attempt.files.adapter_dir)
-        if objective.evaluation == "litgpt_cli":
-            model.cpu()  # LitGPT's own route puts a second copy of the model on the device
-            with tempfile.TemporaryDirectory(prefix=".litgpt-", dir=attempt.files.dir) as folder:
-                keep.save()
-                attempt.looks = False  # lm-eval's own model cannot look for signals between its batches
-                lm = converted_lm(None if attempt.baseline else model, objective, train, device, Path(folder))
-                begin("score")
-                scores, sems = score(lm, tasks, objective.tasks.limit)
-        else:
-            lost, precision = merge_adapter(run, objective, checkpoint_dir)
-            if lost is not None and math.isfinite(lost):  # weights that are not finite are found by scoring
-                metrics["merge_loss"] = lost
-            lm = merged_lm(run, objective, tokenizers, attempt, keep, meter, precision)
-            begin("score")
-            with meter.scoring(model):
-                if ranks.first:
-                    scores, sems = score(lm, tasks, objective.tasks.limit)
-                    lm.dismiss()
-                else:
-                    lm.help()
-                    scores, sems = {}, {}
-    used = meter.report()
-    metrics |= measures(used, state)
-    if not attempt.baseline:
-        metrics["trainable_parameters"] = trainable
-    metrics[GPU_SECONDS] = attempt.gpu_seconds()
-    return {
-        "metrics": {**scores, **metrics},
-        "sems": sems,
-        "steps": state.step,
-        "examples": state.examples,
-        "examples_without_labels": without_labels,
-        "tokens": state.tokens,
-        "attempts": len(state.resumed_at) + 1,
-        "resumed_at": state.resumed_at,
-        "curve": curve,
-        "trainable_parameters": trainable,
-        "seeds": {"train": seed, "split": objective.data.split_seed},
-        "train": train.model_dump(mode="json"),
-        "baseline": attempt.baseline,
-        "evaluation": objective.evaluation,
-        "score_precision": objective.score_precision,
-        "adds_bos": tokenizers.adds_bos,
-        "norm_eps": model.config.norm_eps,
-        "unlike_litgpt": unlike,
-        **used,
-    }
+    if train.validation_batches and len(job.val_examples):
+        job.begin("validate")
+        metrics |= losses_of_validation(objective, validate(run, job.val_examples))
+
+    job.begin("merge")
+    keep()
+    if objective.keep_adapter and not attempt.baseline and ranks.first:
+        save_adapter(model, objective, train, attempt.files.adapter_dir)
+    if objective.evaluation == "litgpt_cli":
+        model.cpu()  # LitGPT's own route puts a second copy of the model on the device
+        with tempfile.TemporaryDirectory(prefix=".litgpt-", dir=attempt.files.dir) as folder:
+            keep.save()
+            attempt.looks = False  # lm-eval's own model cannot look for signals between its batches
+            lm = converted_lm(None if attempt.baseline else model, objective, train, job.device, Path(folder))
+            job.begin("score")
+            scores, sems = score(lm, job.tasks, objective.tasks.limit)
+    else:
+        lost, lm = merged(job, run, keep)
+        metrics |= lost
+        job.begin("score")
+        scores, sems = score_on_all_ranks(job, run, lm, job.tasks)
+    return result(scores, sems)
+
+
+def report(job: Job, rung: int, found: Mapping[str, Any]) -> bool:
+    """Report what was found at a rung; return whether the training goes on, as the first rank is told."""
+    climb = job.attempt.climb
+    assert climb is not None
+    job.begin(WAIT)
+    return job.ranks.from_first(lambda: climb.report(rung, found["metrics"], found["sems"], found["steps"]))
+
+
+def look(job: Job, run: Run, keep: Keeper, share: float) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the optimised metrics of a model in the middle of its training, with their standard errors.
+
+    Test tasks are left for the end. The model and its training stay as they are.
+
+    Args:
+        job: what the model is scored with.
+        run: the model.
+        keep: of this training; it has just saved a checkpoint.
+        share: of the items of each validation task.
+    """
+    from hpo_cluster.objectives.lora.tasks import some_items, validation_only
+
+    metrics: dict[str, float] = {}
+    sems: dict[str, float] = {}
+    wanted = [wanted.name for wanted in job.objective.wanted]
+    with undisturbed(run, job.checkpoint_dir):
+        if not {*OF_VALIDATION}.isdisjoint(wanted):
+            metrics |= losses_of_validation(job.objective, validate(run, job.val_examples))
+        if any("/" in name for name in wanted):
+            tasks = validation_only(job.tasks, job.objective.tasks.validation) if job.ranks.first else {}
+            items = some_items(tasks, share, job.objective.tasks.limit) if tasks and share < 1 else None
+            lost, lm = merged(job, run, keep.end_if_asked)
+            metrics |= lost
+            scores, sems = score_on_all_ranks(job, run, lm, tasks, items)
+            metrics |= scores
+    return metrics, sems
+
+
+def score_on_all_ranks(
+    job: Job, run: Run, lm: Any, tasks: dict[str, Any], items: Mapping[str, list[int]] | None = None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return what `score` does, with the work shared by all ranks; nothing on ranks other than the first."""
+    from hpo_cluster.objectives.lora.tasks import score
+
+    with job.meter.scoring(run.model):
+        if not job.ranks.first:
+            lm.help()
+            return {}, {}
+        found = score(lm, tasks, job.objective.tasks.limit, items)
+        lm.dismiss()
+        return found
 
 
 def measures(used: Mapping[str, Any], state: State) -> dict[str, float]:
@@ -271,9 +413,15 @@ def make_optimizer(model: Any, train: TrainSettings) -> AdamW:
 
 
 def fine_tune(
-    run: Run, state: State, examples: Any, split_seed: int, attempt: Attempt, keep: Callable[[], None] = lambda: None
+    run: Run,
+    state: State,
+    examples: Any,
+    split_seed: int,
+    attempt: Attempt,
+    keep: Callable[[], None] = lambda: None,
+    until: int | None = None,
 ) -> None:
-    """Train from `state` to the end of the plan.
+    """Train from `state` on.
 
     The program runs ahead of the device: while the device computes one step, the program prepares the tokens of the
     next step and queues its work. Therefore the loss of a step is read after the next step has been queued.
@@ -285,6 +433,7 @@ def fine_tune(
         split_seed: seed of the order of the examples.
         attempt: receives the progress of each step.
         keep: called after each step.
+        until: number of the last step; None: the end of the plan.
 
     Raises:
         AttemptError: of kind ``diverged``, if a loss is not finite.
@@ -298,7 +447,8 @@ def fine_tune(
     adapter = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     run.ranks.copy(adapter)  # GPUs of different kinds draw different numbers from one seed
     run.model.train()
-    while state.step < plan.steps:
+    last = plan.steps if until is None else min(until, plan.steps)
+    while state.step < last:
         began = time.monotonic()
         micro_batches = [[examples[number] for number in next(order)] for _ in range(plan.accumulation)]
         lr = learning_rate(train, plan, state.step)
@@ -311,7 +461,7 @@ def fine_tune(
         state.unread = Unread(state.step, plan.steps, lr, loss)
         state.examples += sum(map(len, micro_batches))
         state.tokens += sum(len(example["input_ids"]) for batch in micro_batches for example in batch)
-        if state.step == plan.steps:
+        if state.step == last:
             state.read(attempt)
         state.train_s += time.monotonic() - began
         keep()
@@ -418,26 +568,28 @@ def merge_adapter(run: Run, objective: LoraObjective, checkpoint_dir: Path) -> t
         return merge_in(run.model, dtype), lambda: default_dtype(dtype)
 
 
-def merged_lm(
-    run: Run,
-    objective: LoraObjective,
-    tokenizers: Tokenizers,
-    attempt: Attempt,
-    keep: Callable[[], None],
-    meter: Meter,
-    precision: Precision,
-) -> Any:
-    """Return a merged model as an lm-eval model."""
+def merged(job: Job, run: Run, keep: Callable[[], None]) -> tuple[dict[str, float], Any]:
+    """Merge the adapter in place; return the metric of what that loses, and an lm-eval model.
+
+    Args:
+        job: what it is scored with.
+        run: the model.
+        keep: called between two batches of scoring.
+    """
     from hpo_cluster.objectives.lora.language_model import LitLM
 
+    lost, precision = merge_adapter(run, job.objective, job.checkpoint_dir)
+    # weights that are not finite are found by scoring
+    metrics = {} if lost is None or not math.isfinite(lost) else {"merge_loss": lost}
+
     def on_batch(done: int, total: int) -> None:
-        attempt.progress(step=done, total=total)
+        job.attempt.progress(step=done, total=total)
         if done == total:
-            meter.add(requests=total)
+            job.meter.add(requests=total)
         keep()
 
-    tokenizer, tokens = tokenizers.hugging_face, objective.tasks.tokens_at_once
-    return LitLM(run.model, tokenizer, tokens, precision=precision, on_batch=on_batch, ranks=run.ranks)
+    tokenizer, tokens = job.tokenizers.hugging_face, job.objective.tasks.tokens_at_once
+    return metrics, LitLM(run.model, tokenizer, tokens, precision=precision, on_batch=on_batch, ranks=run.ranks)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from hpo_cluster.cli.config.compose import compose
 from hpo_cluster.cli.config.schema import Config
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives.lora.inputs import checked_checkpoint, load_examples
-from hpo_cluster.objectives.lora.schedule import make_plan
+from hpo_cluster.objectives.lora.schedule import make_plan, rung_step
 from hpo_cluster.objectives.lora.settings import LoraObjective, effective_train
 from hpo_cluster.objectives.worker import Attempt
 from hpo_cluster.space import Value
@@ -41,7 +41,7 @@ def configuration() -> Config:
 
 def rung_steps(steps: int) -> dict[str, int]:
     """Return the number of steps that each of `SHARES` is of `steps`; at least one."""
-    return {name: max(1, round(steps * share)) for name, share in SHARES.items()}
+    return {name: rung_step(steps, share) for name, share in SHARES.items()}
 
 
 class Silent(Attempt):

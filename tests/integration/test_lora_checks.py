@@ -176,7 +176,7 @@ def test_a_task_that_generates_is_scored_in_memory_as_by_the_classic_route(
     texts: dict[str, list[str]] = {}
     score = lm_tasks.score
 
-    def spy(lm: Any, tasks: Any, limit: Any) -> Any:
+    def spy(lm: Any, tasks: Any, *which: Any) -> Any:
         generate = lm.generate_until
 
         def generate_until(requests: Any, **options: Any) -> Any:
@@ -184,7 +184,7 @@ def test_a_task_that_generates_is_scored_in_memory_as_by_the_classic_route(
             return made
 
         lm.generate_until = generate_until
-        return score(lm, tasks, limit)
+        return score(lm, tasks, *which)
 
     monkeypatch.setattr(lm_tasks, "score", spy)
     generates()(settings, tmp_path)

@@ -29,6 +29,8 @@ from support.light_ranks import living
 
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.record.layout import AttemptLayout
+from hpo_cluster.record.rung_files import publish_word
 
 # AdamW magnifies the rounding of gradients near zero up to the learning rate, so it is a moderate one
 TRAIN: dict[str, Any] = {"lora_dropout": 0.3, "lora_head": True, "learning_rate": 1e-3}
@@ -81,6 +83,24 @@ def test_two_ranks_give_the_result_of_one(whole: Path, data: Path, tmp_path: Pat
     before = living(os.getpid())
     same(run(tmp_path / "a1", objective(data, **TRAIN)), two, tmp_path / "a1", tmp_path / "a0")
     assert living(os.getpid()) == before
+
+
+def test_two_ranks_climb_together(whole: Path, data: Path, tmp_path: Path) -> None:
+    """The first one is told whether to go on, the others follow it."""
+    rungs = {"kind": "steps", "shares": [1 / 3, 1.0], "goal": 0, "first": 0, "linger_s": 0}
+    ended = run(tmp_path / "a0", objective(data, **TRAIN), rungs=rungs)
+    assert (ended["rung"], ended["steps"]) == (0, 2)
+    rung = read(tmp_path / "a0" / "rung-0.json")
+    assert rung["metrics"]["village_val/acc"] == ended["metrics"]["village_val/acc"]
+    more = {"rungs": {**rungs, "goal": 1}, "previous": [str(tmp_path / "a0")]}
+    result = run(tmp_path / "a1", objective(data, **TRAIN), **more)
+    assert (result["resumed_at"], [each["step"] for each in result["rungs"]]) == ([2], [2])
+    same({**result, "resumed_at": []}, read(whole / "result.json"), tmp_path / "a1", whole)
+
+    folder = write_attempt(tmp_path / "b0", objective(data, **TRAIN), rungs=rungs)
+    publish_word(AttemptLayout(folder), 0, go_on=True)
+    assert worker.main(two_ranks.evaluate, [str(folder)]) == 0
+    same(read(folder / "result.json"), read(whole / "result.json"), folder, whole)
 
 
 @pytest.mark.parametrize(

@@ -492,7 +492,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
     runs: list[list[float]] = []
     score = lm_tasks.score
 
-    def spy(lm: Any, tasks: Any, limit: Any) -> Any:
+    def spy(lm: Any, tasks: Any, *which: Any) -> Any:
         ask = lm.loglikelihood
 
         def loglikelihood(requests: Any, **options: Any) -> Any:
@@ -501,7 +501,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
             return answers
 
         lm.loglikelihood = loglikelihood
-        return score(lm, tasks, limit)
+        return score(lm, tasks, *which)
 
     monkeypatch.setattr(lm_tasks, "score", spy)
     return runs

@@ -87,7 +87,7 @@ def write_checkpoint(
         "counters": dict(counters),
         "adapter": {name: value.cpu() for name, value in model.state_dict().items() if lora_filter(name, value)},
         "optimizer": optimizer.state_dict(),
-        "generators": _generators(next(model.parameters()).device),
+        "generators": generators_of(next(model.parameters()).device),
     }
     with (folder / FILE).open("wb") as stream:  # with our own stream, a full disk raises an OSError
         torch.save(kept, stream)
@@ -111,10 +111,10 @@ def restore(kept: Mapping[str, Any], model: Any, optimizer: AdamW) -> None:
         raise ValueError("its adapter has other names or shapes")
     optimizer.load_state_dict(kept["optimizer"])  # it is checked before anything changes
     model.load_state_dict(adapter, strict=False)
-    _set_generators(generators, next(model.parameters()).device)
+    set_generators(generators, next(model.parameters()).device)
 
 
-def _generators(device: torch.device) -> dict[str, Any]:
+def generators_of(device: torch.device) -> dict[str, Any]:
     """Return the states of the global random generators of Python, NumPy and torch, as tensors and numbers."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
@@ -129,7 +129,8 @@ def _generators(device: torch.device) -> dict[str, Any]:
     return states
 
 
-def _set_generators(states: Mapping[str, Any], device: torch.device) -> None:
+def set_generators(states: Mapping[str, Any], device: torch.device) -> None:
+    """Restore what `generators_of` returned."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, position, has_gauss = states["numpy"]

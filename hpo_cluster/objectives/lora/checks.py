@@ -28,6 +28,7 @@ from hpo_cluster.objectives.lora.settings import (
     lower_is_better,
     refused_test,
 )
+from hpo_cluster.objectives.lora.tasks import names_in
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import ErrorKind
@@ -154,8 +155,8 @@ def _metric_faults(objective: LoraObjective, loaded: Mapping[str, Any]) -> list[
 def _metric_fault(objective: LoraObjective, wanted: Wanted, loaded: Mapping[str, Any]) -> str:
     """Return what is wrong with a metric of a task; empty if nothing is."""
     task, _, name = wanted.name.rpartition("/")
-    inside = _names_in([objective.tasks.validation], loaded)
-    if task in _names_in(objective.tasks.test, loaded):
+    inside = names_in([objective.tasks.validation], loaded)
+    if task in names_in(objective.tasks.test, loaded):
         return refused_test(wanted.key, task)
     directions = _directions(task, loaded) if task in inside else {}
     if name not in directions:
@@ -169,21 +170,6 @@ def _metric_fault(objective: LoraObjective, wanted: Wanted, loaded: Mapping[str,
         f"{key}={wanted.direction}: task {task} declares that {better} {name} is better; "
         f"give {key}={right}, or correct higher_is_better in the task"
     )
-
-
-def _names_in(names: Iterable[str], loaded: Mapping[str, Any]) -> list[str]:
-    """Return the names of all tasks and groups that names of tasks, groups and tags stand for, groups with members."""
-    found: list[str] = []
-    for name in names:
-        if name in loaded["groups"]:
-            group = loaded["groups"][name]
-            found += [name, *(each.name for each in group.get_all_groups())]
-            found += [task.task_name for task in group.get_all_tasks()]
-        elif name in loaded["tasks"]:
-            found.append(name)
-        else:
-            found += loaded["tags"][name]
-    return found
 
 
 def _directions(name: str, loaded: Mapping[str, Any]) -> dict[str, bool]:

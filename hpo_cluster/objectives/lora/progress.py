@@ -95,6 +95,12 @@ class Keeper:
         if self.attempt.interrupted:
             raise self.attempt.interruption()
 
+    def end_if_asked(self) -> None:
+        """End the attempt if a signal asked for that; the checkpoint must be there already."""
+        self.sample()
+        if self.attempt.interrupted:
+            raise self.attempt.interruption()
+
     def save(self) -> None:
         """Save a checkpoint, if the training has begun and has not diverged."""
         self.state.read(self.attempt)

@@ -42,6 +42,11 @@ def make_plan(train: TrainSettings, examples: int) -> Plan:
     return plan
 
 
+def rung_step(steps: int, share: float) -> int:
+    """Return the number of steps, of `steps` in all, after which a share of a training is done; at least one."""
+    return max(1, round(steps * share))
+
+
 def learning_rate(train: TrainSettings, plan: Plan, step: int) -> float:
     """Return the learning rate of a step (from 0): linear from zero over the warm-up, then the configured schedule."""
     warmup = train.warmup_steps(plan.schedule)

@@ -5,11 +5,12 @@ Both ways of scoring use this module, so that only the model differs.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,13 +169,61 @@ def _absolute(files: Any, folder: Path) -> Any:
     return files
 
 
-def score(lm: Any, tasks: dict[str, Any], limit: int | None) -> tuple[dict[str, float], dict[str, float]]:
+def validation_only(tasks: Mapping[str, Any], validation: str) -> dict[str, Any]:
+    """Return a copy of the validation task, or of the group with all its members, that can be scored once.
+
+    Args:
+        tasks: result of `load_tasks`, not used yet.
+        validation: the name.
+    """
+    inside = names_in([validation], tasks)
+    parts = {key: {name: tasks[key][name] for name in inside if name in tasks[key]} for key in ("tasks", "groups")}
+    return {**tasks, **copy.deepcopy(parts)}  # in one go, since groups hold their tasks
+
+
+def some_items(tasks: Mapping[str, Any], share: float, limit: int | None) -> dict[str, list[int]]:
+    """Return the numbers of a share of each task's documents, at least one; smaller shares are parts of larger ones.
+
+    Args:
+        tasks: result of `load_tasks`.
+        share: of the documents that are scored in the end.
+        limit: largest number of documents per task; None: all.
+    """
+    import numpy as np
+
+    chosen = {}
+    for name, task in tasks["tasks"].items():
+        count = min(len(task.eval_docs), limit or len(task.eval_docs))
+        order = np.random.default_rng(SEED).permutation(count)
+        chosen[name] = sorted(int(number) for number in order[: math.ceil(share * count)])
+    return chosen
+
+
+def names_in(names: Iterable[str], loaded: Mapping[str, Any]) -> list[str]:
+    """Return the names of all tasks and groups that names of tasks, groups and tags stand for, groups with members."""
+    found: list[str] = []
+    for name in names:
+        if name in loaded["groups"]:
+            group = loaded["groups"][name]
+            found += [name, *(each.name for each in group.get_all_groups())]
+            found += [task.task_name for task in group.get_all_tasks()]
+        elif name in loaded["tasks"]:
+            found.append(name)
+        else:
+            found += loaded["tags"][name]
+    return found
+
+
+def score(
+    lm: Any, tasks: dict[str, Any], limit: int | None, items: Mapping[str, list[int]] | None = None
+) -> tuple[dict[str, float], dict[str, float]]:
     """Score a model on loaded tasks.
 
     Args:
         lm: an lm-eval model.
         tasks: result of `load_tasks`; can be used only once.
         limit: largest number of documents per task; None: all.
+        items: numbers of the documents of each task, in place of `limit`.
 
     Returns:
         Metrics and their standard errors, both named ``<task or group>/<metric>``; with a filter other than lm-eval's
@@ -183,7 +232,8 @@ def score(lm: Any, tasks: dict[str, Any], limit: int | None) -> tuple[dict[str, 
     from lm_eval.evaluator import evaluate
 
     os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's switch: bootstrap in this process, do not fork
-    results = evaluate(lm, tasks, limit=limit, bootstrap_iters=BOOTSTRAP_DRAWS, log_samples=False)
+    which: dict[str, Any] = {"limit": limit} if items is None else {"samples": dict(items)}
+    results = evaluate(lm, tasks, **which, bootstrap_iters=BOOTSTRAP_DRAWS, log_samples=False)
     metrics: dict[str, float] = {}
     sems: dict[str, float] = {}
     for name, row in {**results["results"], **results.get("groups", {})}.items():
