@@ -26,6 +26,9 @@ no value. Another process learns where they lie, and the acquisition is weighted
 and thompson, which are not logarithms, are lowered by its logarithm where it is below one half. Trials that diverged
 are feasible, and count as the worst value so far.
 
+In a campaign with rungs the process has the fidelity as one more column, and what is improved upon are its predictions
+at the top: see `hpo_cluster.optimizers.bayesian.rungs`.
+
 If the space has priors, their weight decays: what is maximised is the logarithm of the acquisition plus
 ``prior_weight / n * log pi(x)`` (piBO), and the initial design is denser where the priors are high.
 
@@ -46,9 +49,10 @@ from pydantic import Field
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.batch import Batch, Found, Points
 from hpo_cluster.optimizers.bayesian.encoding import Features
-from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome
+from hpo_cluster.optimizers.bayesian.observations import Outcome
 from hpo_cluster.optimizers.bayesian.optimize_acquisition import Goal, search
-from hpo_cluster.optimizers.bayesian.surrogate import FittedFeasibility, FittedModels, Surrogate, SurrogateError
+from hpo_cluster.optimizers.bayesian.rungs import FittedHistory
+from hpo_cluster.optimizers.bayesian.surrogate import FittedFeasibility, Surrogate, SurrogateError
 from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.optimizers.designs.sequence import Design, lhs_block, sobol_block
 from hpo_cluster.space import Space
@@ -113,14 +117,14 @@ class BO:
         else:
             block = sobol_block(space.dim, seed)
         self._design = Design(space, block, seed)
-        self._models = FittedModels(self.features, settings.outcome)  # these three are caches
+        self._models = FittedHistory(self.features, settings.outcome)  # these three are caches
         self._feasibility = FittedFeasibility(self.features)
         self._data: Dataset | None = None
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
         data = self._data = Dataset.read(self.space, history, self._data)
-        observations = Observations.of(data, infeasible=False)
+        observations = self._models.observations(data, infeasible=False)
         batch = Batch(data, n)
         decision: dict[str, Any] = {
             "optimizer": "bo",
@@ -134,7 +138,7 @@ class BO:
                 found = self._design.next(batch.taken, trial, phase="initial")
             else:
                 try:
-                    surrogate = self._models.model_of(observations)
+                    surrogate = self._models.model_of(data, observations)
                     decision["model"] = {"outcome": self.settings.outcome, **surrogate.describe()}
                     if len(surrogate.observations) < len(observations):
                         decision["conditioned_on"] = len(surrogate.observations)
@@ -160,15 +164,16 @@ class BO:
 
         settings = self.settings
         seed = derive_seed(self.seed, "ask", trial)
-        best = np.argsort(-surrogate.observations.targets, kind="stable")[:AROUND]
+        features, known = surrogate.features, surrogate.observations
+        best = np.argsort(-known.targets, kind="stable")[:AROUND]
         with computing(seed):
             acquisition = self._acquisition(surrogate, batch.pending, seed)
             if feasibility is not None:
                 doubted = settings.acquisition in ("ucb", "thompson")
                 acquisition = Sum([acquisition, doubt(feasibility) if doubted else feasibility])
             found = search(
-                Goal(self.features, acquisition, batch.prior_weight(settings.prior_weight, settings.initial)),
-                surrogate.observations.points[best],
+                Goal(features, acquisition, batch.prior_weight(settings.prior_weight, settings.initial)),
+                known.points[best, : self.space.dim],
                 set() if settings.replicates else batch.taken,
                 settings.restarts,
                 settings.raw_samples,
@@ -186,11 +191,12 @@ class BO:
             upper_bound,
         )
 
-        process, settings = surrogate.process, self.settings
+        process, features, settings = surrogate.process, surrogate.features, self.settings
         if settings.acquisition == "thompson":
             return drawn(process)
-        process, columns = believed(process, self.features.encode(pending), AVERAGED, FANTASIZED)
+        process, columns = believed(process, features.encode(pending), AVERAGED, FANTASIZED)
         if settings.acquisition == "ucb":
             return upper_bound(process, columns, settings.beta)
         made = improvement if settings.acquisition == "log_ei" else noisy_improvement
-        return made(process, columns, settings.mc_samples, seed)
+        known = features.whole(process.inputs) if features is not self.features else None
+        return made(process, columns, settings.mc_samples, seed, known)

@@ -237,7 +237,10 @@ def surrogate_of(history: pd.DataFrame, space: Space, outcome: Outcome = "soft")
 
 
 def _model_of(data: Dataset, outcome: Outcome) -> Surrogate:
-    return FittedModels(Features(data.space), outcome).model_of(Observations.of(data))
+    from hpo_cluster.optimizers.bayesian.rungs import FittedHistory
+
+    models = FittedHistory(Features(data.space), outcome)
+    return models.model_of(data, models.observations(data, infeasible=True))
 
 
 def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") -> int | None:
@@ -263,5 +266,6 @@ def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "soft") ->
     except SurrogateError:
         return best.trial
     observations = surrogate.observations
-    means = np.where(observations.measured, surrogate.mean(observations.points), -np.inf)
+    whole = np.isin(observations.trials, [row.trial for row in data if row.whole])
+    means = np.where(observations.measured & whole, surrogate.mean(observations.points[:, : space.dim]), -np.inf)
     return int(observations.trials[int(means.argmax())])
