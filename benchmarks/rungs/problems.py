@@ -3,11 +3,12 @@
 `village` has a regression for each rung of the fine-tunings in `benchmarks.village`: the accuracy after a ninth and a
 third of the steps, and at the end, with the noise of the seeds.
 
-`curves90`, `curves60` and `curves30` have the six-dimensional Hartmann function ``f`` at the top. At the rungs below,
-the value is a mixture of it and of another function ``h`` of the same shape, with its axes mirrored and in another
-order: ``cos(a) F + sin(a) H - gap``, with ``F`` and ``H`` the normal scores of both. So curves cross, in a way that a
-configuration determines. The angle at the lowest rung is the one with which the rank correlation with the top is 0.9,
-0.6 or 0.3; at the rung above it is half as large.
+`curves90`, `curves60`, `curves30` and `curves00` have the six-dimensional Hartmann function ``f`` at the top. At the
+rungs below, the value is a mixture of it and of another function ``h`` of the same shape, with its axes mirrored and in
+another order: ``cos(a) F + sin(a) H - gap``, with ``F`` and ``H`` the normal scores of both. So curves cross, in a way
+that a configuration determines. The angle at the lowest rung is the one with which the rank correlation with the top is
+0.9, 0.6 or 0.3; at the rung above it is half as large. In `curves00` both lower rungs show ``H`` alone, which says
+nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ LADDER, WHOLE = Ladder("steps", (1 / 9, 1 / 3, 1.0)), Ladder("off", (1.0,))
 
 #: `curves`: rank correlations of the lowest rung with the top, noise, points that the scores are made of, and how far
 #: the rungs lie below the top.
-CORRELATIONS = {"curves90": 0.9, "curves60": 0.6, "curves30": 0.3}
+CORRELATIONS = {"curves90": 0.9, "curves60": 0.6, "curves30": 0.3, "curves00": 0.0}
 NOISE, SCORED, GAPS = 0.02, 2**13, (1.0, 0.5, 0.0)
 
 
@@ -88,11 +89,12 @@ def curves(name: str) -> RungProblem:
         return [np.interp(v, o, quantiles) for v, o in zip(values, ordered, strict=True)]
 
     angle = _angle(scores(known), CORRELATIONS[name])
+    angles = (angle, angle / 2 if CORRELATIONS[name] else angle)
 
     def truths(configuration: Mapping[str, Value]) -> tuple[float, ...]:
         values = of(np.array([[float(configuration[axis]) for axis in names]]))
         first, second = (float(s[0]) for s in scores(values))
-        low = [np.cos(a) * first + np.sin(a) * second - g for a, g in zip((angle, angle / 2), GAPS, strict=False)]
+        low = [np.cos(a) * first + np.sin(a) * second - g for a, g in zip(angles, GAPS, strict=False)]
         return (*map(float, low), float(values[0][0]))
 
     return RungProblem(name, function.space, -function.optimum, truths, lambda _: NOISE)

@@ -7,6 +7,8 @@ any number of workers is busy at all times.
 Reference: L. Li, K. Jamieson, A. Rostamizadeh, E. Gonina, J. Ben-tzur, M. Hardt, B. Recht and A. Talwalkar, "A System
 for Massively Parallel Hyperparameter Tuning", MLSys 2020 (arXiv:1810.05934), algorithm 2.
 
+Symbols: ``eta`` one in how many goes on, ``r`` the share of a rung.
+
 Deviations from the paper: those of `hpo_cluster.optimizers.designs.random_search` and of the rule.
 """
 

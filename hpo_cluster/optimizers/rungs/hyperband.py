@@ -8,6 +8,8 @@ bracket are compared with each other only, by the campaign's rule (``fidelity.ru
 Reference: L. Li, K. Jamieson, G. DeSalvo, A. Rostamizadeh and A. Talwalkar, "Hyperband: A Novel Bandit-Based Approach
 to Hyperparameter Optimization", Journal of Machine Learning Research 18, 2018 (arXiv:1603.06560).
 
+Symbols: ``r`` the share of a bracket's first rung, ``k`` the number of its rungs.
+
 Deviations from the paper: brackets are not run one after another; trials are dealt out to all of them by their numbers,
 and no rung waits to be full. With shares ``eta`` times apart the proportions are the paper's without its rounding. A
 history without rungs, as that of a campaign's first trials may be, counts as one rung.
