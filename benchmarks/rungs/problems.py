@@ -104,7 +104,7 @@ def _angle(known: list[Array], correlation: float) -> float:
     """Return the angle at which the rank correlation of the mixture with the first is as wanted."""
     from scipy.stats import spearmanr
 
-    (first, second), low, high = known, 0.0, np.pi / 2
+    (first, second), low, high = known, 0.0, 0.75 * np.pi  # both may be alike from the start
     for _ in range(30):
         middle = (low + high) / 2
         seen = spearmanr(first, np.cos(middle) * first + np.sin(middle) * second)[0]

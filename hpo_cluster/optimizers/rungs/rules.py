@@ -7,11 +7,14 @@
     all      everybody: rungs are only recorded
 
 The default is careful, since a low rung may mislead: many trainings that are best in the end are not ahead after a
-tenth of the steps. For each rung it measures how well the values there and at the rungs above agree, by the correlation
-``r`` of their normal scores over the trials that have got there. These were chosen by their values at the rung, which
-makes the correlation smaller than it is over all trials; Thorndike's formula puts that right. Few trials say little, so
-`PRIOR_TRIALS` trials that agree as `ENOUGH` are counted in. The share that goes on is ``eta ** -min(r / ENOUGH, 1)``,
-with the smallest of the correlations: one in ``eta`` while the rungs agree, everybody where they do not.
+tenth of the steps. For each rung it measures how well the values there and at the rungs above agree, by the
+correlation ``r`` of their normal scores over the trials that have got there. These were chosen by their values at the
+rung, which makes the correlation smaller than it is over all trials; Thorndike's formula puts that right. Few trials
+say little, so `PRIOR_TRIALS` trials that agree as `ENOUGH` are counted in. With the smallest of the correlations the
+share that goes on is ``eta ** -x``, ``x = (1 + r / ENOUGH) / 2`` between 0 and 1: one in ``eta`` while the rungs
+agree, one in its square root where they have nothing to do with each other, everybody where the order is turned
+round. So with rungs at 1/9, 1/3 and 1 that say nothing, seven tenths of the trials that would be whole without rungs
+still are.
 ``docs/benchmarks/rungs.md`` has the measurements.
 
 Reference: L. Li, K. Jamieson, A. Rostamizadeh, E. Gonina, J. Ben-tzur, M. Hardt, B. Recht and A. Talwalkar, "A System
@@ -153,7 +156,7 @@ class _Compared:
         if fidelity.rule == "asha":
             return int(len(values) / fidelity.eta + TINY), ""
         agreement = self.agreement(rung)
-        share = fidelity.eta ** -min(max(agreement / ENOUGH, 0.0), 1.0)
+        share = fidelity.eta ** -min(max((1 + agreement / ENOUGH) / 2, 0.0), 1.0)
         why = "" if agreement >= ENOUGH else f", which says little (correlation {agreement:.2f}): {share:.0%} go on"
         return max(int(len(values) * share + TINY), 1), why
 

@@ -124,8 +124,18 @@ def test_careful_is_asha_where_the_rungs_agree() -> None:
 def test_careful_lets_more_go_on_where_a_rung_says_little(seed: int) -> None:
     climbers = [*many(100, seed, agree=0.0), *at(0, *np.linspace(-3, 3, 200), start=100)]
     careful = [p for p in promotions(climbers, LADDER, rule("careful")) if p.rung == 1]
-    assert len(careful) > 1.5 * sum(rung == 1 for _, rung in who(climbers, rule("asha")))
+    assert len(careful) > 1.25 * sum(rung == 1 for _, rung in who(climbers, rule("asha")))
     assert "which says little (correlation" in careful[0].why
+
+
+def test_rungs_that_say_nothing_leave_seven_tenths_of_the_whole_evaluations() -> None:
+    share = 3 ** -((1 + 0 / ENOUGH) / 2)
+    begun = 1 / (1 / 9 + share * 2 / 9 + share**2 * 2 / 3)  # trials for the price of one whole evaluation
+    assert begun * share**2 > 0.7
+    climbers = [Climber(i, 0, 1, (float(i % 7), float(i % 5))) for i in range(35 * 60)]
+    waiting = at(0, *np.linspace(-3, 9, 35 * 60), start=len(climbers))
+    told = [p for p in promotions([*climbers, *waiting], LADDER, rule("careful")) if p.rung == 1]
+    assert "58% go on" in told[0].why
 
 
 def test_careful_lets_nearly_everybody_go_on_where_the_order_is_turned_round() -> None:
