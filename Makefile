@@ -14,7 +14,7 @@ TRIALS ?= 1
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-cluster soak lint types check bundle check-bundle bench-optimizers bench-several bench-campaign bench-job reference clean
+.PHONY: help run test test-cluster soak lint types check bundle check-bundle bench-optimizers bench-several bench-rungs bench-campaign bench-job reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -72,6 +72,10 @@ bench-optimizers: $(VENV)/installed-peers  ## compare these optimizers with othe
 bench-several: $(VENV)/installed-peers  ## compare optimizers of several objectives; BENCH=full: hours instead of minutes
 	$(BIN)/python -m benchmarks.several_objectives.run $(BENCH)
 	$(BIN)/python -m benchmarks.several_objectives.report
+
+bench-rungs: $(VENV)/installed-peers  ## compare optimizers with rungs and without; BENCH=full: hours instead of minutes
+	$(BIN)/python -m benchmarks.rungs.run $(BENCH)
+	$(BIN)/python -m benchmarks.rungs.report
 
 bench-campaign: $(VENV)/installed  ## measure the driver: 10 000 simulated trials on 1 000 workers; CAMPAIGN="--trials 500 --workers 100"
 	$(BIN)/python -m benchmarks.campaign.run $(CAMPAIGN)

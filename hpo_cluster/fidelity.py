@@ -90,10 +90,11 @@ class Fidelity(Settings):
     rungs: tuple[Share, ...] = Field(
         (), description="the rungs one by one, such as [1/9,1/3,1], in place of low and eta"
     )
-    rule: Literal["asha", "median", "all"] = Field(
-        "asha",
-        description="who goes on: asha: the best 1/eta of those at the rung so far; median: who is better than the "
-        "median there; all: everybody (rungs are only recorded)",
+    rule: Literal["careful", "asha", "median", "all"] = Field(
+        "careful",
+        description="who goes on: asha: the best 1/eta of those at the rung so far; careful: more where the rung is "
+        "found to say little about those above; median: who is not below the median there; all: everybody (rungs are "
+        "only recorded)",
     )
     linger_s: float = Field(5.0, ge=0, description="seconds that a job waits at a rung for the decision before it ends")
     keep: Literal["promotable", "none"] = Field(

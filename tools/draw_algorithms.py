@@ -25,6 +25,9 @@ from matplotlib.colors import LogNorm  # noqa: E402
 from matplotlib.patches import Circle, Rectangle  # noqa: E402
 
 import hpo_cluster  # noqa: E402
+from benchmarks.rungs.contestants import Ours  # noqa: E402
+from benchmarks.rungs.problems import LADDER  # noqa: E402
+from benchmarks.rungs.simulate import simulate  # noqa: E402
 from hpo_cluster.objectives.benchmark_functions import FUNCTIONS, himmelblau  # noqa: E402
 from hpo_cluster.optimizers.bayesian.surrogate import surrogate_of  # noqa: E402
 from hpo_cluster.optimizers.registry import make_optimizer  # noqa: E402
@@ -233,6 +236,25 @@ def draw_other_libraries() -> Any:
     return figure
 
 
+def draw_rungs() -> Any:
+    """Draw the trials of ASHA, Hyperband and BOHB, larger the higher the rung that they reached."""
+    figure, axes = row(3)
+
+    def observe(trial: int, configuration: Any) -> tuple[tuple[float, ...], float]:
+        x, y = configuration["x1"], configuration["x2"]
+        values = [-himmelblau(np.array([x + 0.5 * (1 - share), y])) for share in LADDER.shares]
+        return tuple(map(float, values)), float(values[-1])
+
+    for panel, name in zip(axes, ("asha", "hyperband", "bohb"), strict=True):
+        contestant = Ours(f"{name}+careful", FUNCTION.space, 0)
+        run = simulate(contestant, observe, LADDER, 12, 1, lambda trial: 1.0)
+        background(panel, f"{name}\nbest of {len(contestant.cells)} begun, {len(run.true)} whole: {-max(run.true):.2g}")
+        for cells in contestant.cells:
+            size = 2.4 + 2.2 * cells["rung"]
+            panel.plot(cells["x1"], cells["x2"], "o", color=ACCENT, markersize=size, markeredgecolor="white", zorder=5)
+    return figure
+
+
 DRAWINGS: dict[str, Callable[[], Any]] = {
     "designs": draw_designs,
     "soo": draw_soo,
@@ -242,6 +264,7 @@ DRAWINGS: dict[str, Callable[[], Any]] = {
     "bo": draw_bo,
     "regions": draw_regions,
     "other_libraries": draw_other_libraries,
+    "rungs": draw_rungs,
 }
 
 

@@ -95,7 +95,8 @@ def _literal(text: str) -> Any:
 
 def names() -> list[str]:
     """Return all contestants' names: the registry's first, then variants, then other libraries."""
-    return [*OPTIMIZERS, *(v for v in VARIANTS if parse(v)[0] in OPTIMIZERS), *(f"peer:{peer}" for peer in PEERS)]
+    ours = [name for name, entry in OPTIMIZERS.items() if not entry.needs_fidelity]
+    return [*ours, *(v for v in VARIANTS if parse(v)[0] in OPTIMIZERS), *(f"peer:{peer}" for peer in PEERS)]
 
 
 def missing(name: str) -> str:

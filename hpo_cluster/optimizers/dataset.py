@@ -7,6 +7,11 @@ frame went through (shuffled, read back from CSV, made by hand, empty).
 A dataset keeps copies of the columns that it was read from. The next reading compares them with the new frame, column
 by column, and reads only the rows that have changed: with 10 000 rows it takes a few milliseconds. The dataset of the
 last ask is a cache, and losing it changes nothing.
+
+With rungs (`hpo_cluster.fidelity`) a history says what was seen at each. Optimizers that know nothing of them see a
+paused trial as one that has ended, and its value at the rung reached as its target. In the order of events it ends when
+it is first paused, with the value that it had then, whatever becomes of it: what was decided upon it stands. So a
+replayed search keeps the first value, and an optimizer that reads the rows sees the last one.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -23,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpo_cluster.errors import ConfigError
+from hpo_cluster.fidelity import as_share
 from hpo_cluster.space import Categorical, Configuration, Float, Integer, Space, Value
 from hpo_cluster.space.sampling import Key, key_of
 from hpo_cluster.trial import Origin, State
@@ -34,6 +40,9 @@ Columns: TypeAlias = Mapping[str, NDArray[Any]]
 
 #: Columns of numbers, with NaN for a missing one, and columns of words, with the word for a missing one.
 NUMBERS = ("value", "target", "asked_seq", "ended_seq")
+#: The same with rungs, besides a column `LOOK` and a share for each rung below the top.
+RUNG_NUMBERS = ("rung_value", "rung_target", "paused_seq", "paused_value")
+LOOK = "value@"
 WORDS: Mapping[str, str] = {"state": State.COMPLETED, "origin": Origin.EVALUATED}
 
 
@@ -54,6 +63,9 @@ class Row:
         targets: with several objectives or constraints, what is maximised for each objective; empty otherwise.
         sems: their standard errors: 0 without noise, NaN if unknown.
         slacks: how far each constraint holds; negative if it does not.
+        looks: with rungs, the target at each rung below the top; NaN if the trial was not scored there.
+        paused: journal sequence number of the event that first paused the trial; NaN if none did.
+        paused_target: the target that it had then.
     """
 
     trial: int
@@ -68,12 +80,15 @@ class Row:
     targets: tuple[float, ...] = ()
     sems: tuple[float, ...] = ()
     slacks: tuple[float, ...] = ()
+    looks: tuple[float, ...] = ()
+    paused: float = math.nan
+    paused_target: float = math.nan
 
     @cached_property
     def observed(self) -> bool:
-        """Whether a value was measured: the trial is completed, and was evaluated here or imported."""
+        """Whether a value was measured: the trial is completed or paused, and was evaluated here or imported."""
         return (
-            self.state is State.COMPLETED
+            self.state in (State.COMPLETED, State.PAUSED)
             and math.isfinite(self.target)
             and all(map(math.isfinite, self.targets))
             and self.origin in (Origin.EVALUATED, Origin.IMPORTED)
@@ -83,6 +98,18 @@ class Row:
     def feasible(self) -> bool:
         """Whether a value was measured, and all constraints hold."""
         return self.observed and all(slack >= 0 for slack in self.slacks)
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether a value was measured by a whole evaluation: not at a rung where the trial is paused."""
+        return self.observed and self.state is State.COMPLETED
+
+    @cached_property
+    def first_end(self) -> Row:
+        """The row when the trial first ended: as it was first paused, if it ever was; otherwise as it is."""
+        if math.isnan(self.paused):
+            return self
+        return replace(self, state=State.PAUSED, target=self.paused_target, ended=self.paused)
 
     @cached_property
     def low(self) -> bool:
@@ -126,6 +153,7 @@ class Dataset:
         outside: number of rows left out because their configuration is not in the space (imported ones may not be).
         objectives: names of the metrics that are optimised, if there are several, or constraints; empty otherwise.
         references: the worst target of interest of each of them; NaN where none was given.
+        shares: with rungs, those below the top, as shares of a whole evaluation; empty without.
     """
 
     def __init__(
@@ -134,6 +162,7 @@ class Dataset:
         self.space, self._columns, self._found = space, columns, found
         self.objectives = tuple(name.removeprefix("target_") for name in several if name.startswith("target_"))
         self.references = tuple(_reference(columns, name) for name in self.objectives)
+        self.shares = tuple(float(as_share(name.removeprefix(LOOK))) for name in several if name.startswith(LOOK))
         self.rows = tuple([row for row in found if row is not None])
         self.outside = len(found) - len(self.rows)
         self.next_trial = int(columns["trial"][-1]) + 1 if found else 0
@@ -153,24 +182,25 @@ class Dataset:
             ConfigError: there are values but no targets, so that nobody can tell what is better; or a parameter has no
                 column.
         """
-        several = _several(space, history)
+        several = [*_several(space, history), *_looks(space, history)]
         if history.empty:
             return cls(space, {}, (), several)
         columns = _columns(space, history, several)
         count = len(columns["trial"])
         found, changed = list[Row | None]([None] * count), np.ones(count, dtype=np.bool_)
-        if previous is not None and previous.space is space and previous._columns.keys() == columns.keys():
+        if previous is not None and previous._continued_by(space, columns):
             both = min(count, len(previous._found))
             found[:both] = previous._found[:both]
             pairs = [(cells[:both], previous._columns[name][:both]) for name, cells in columns.items()]
             changed[:both] = np.logical_or.reduce([_differ(now, before) for now, before in pairs])
         indices = np.flatnonzero(changed)
         cells = {name: column[indices].tolist() for name, column in columns.items()}
+        sign = _sign(columns)
         left_out = list[str]()
         for i, index in enumerate(indices.tolist()):
             row = {name: column[i] for name, column in cells.items()}
             try:
-                found[index] = _row(space, row, several)
+                found[index] = _row(space, row, several, sign)
             except (KeyError, ConfigError) as error:
                 found[index] = None
                 if row["origin"] != Origin.IMPORTED:
@@ -180,6 +210,11 @@ class Dataset:
             fault = "rows of the history are not configurations of the space and are left out"
             warnings.warn(f"{len(left_out)} {fault}: {', '.join(left_out[:3])}{more}", stacklevel=2)
         return cls(space, columns, found, several)
+
+    def _continued_by(self, space: Space, columns: Columns) -> bool:
+        """Return whether the rows of other columns that are equal to these mean the same."""
+        alike = self.space is space and self._columns.keys() == columns.keys()
+        return alike and (not self.shares or _sign(self._columns) == _sign(columns))
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -191,8 +226,8 @@ class Dataset:
 
     @property
     def best(self) -> Row | None:
-        """The observed row of the highest target where the constraints hold (the first of them), or None."""
-        return max((row for row in self.rows if row.feasible), key=lambda row: row.target, default=None)
+        """The wholly evaluated row of the highest target where the constraints hold (the first of them), or None."""
+        return max((row for row in self.rows if row.feasible and row.whole), key=lambda row: row.target, default=None)
 
     @property
     def incumbent(self) -> dict[str, Any] | None:
@@ -247,10 +282,7 @@ class Dataset:
     @property
     def sign(self) -> float:
         """The factor from a target to a value in the user's direction: 1 or -1."""
-        if not self._found:
-            return 1.0
-        values, targets = self._columns["value"], self._columns["target"]
-        return -1.0 if ((values == -targets) & (values != 0)).any() else 1.0
+        return _sign(self._columns) if self._found else 1.0
 
     def taken(self) -> set[Key]:
         """Return the keys of the configurations that need not be evaluated again: all but those of cancelled trials."""
@@ -264,7 +296,7 @@ class Dataset:
         If some rows lack ``asked_seq``, trials are taken to have been proposed and to have ended one after another, by
         their numbers.
         """
-        return self._moments(self.rows, [row for row in self.rows if row.state.ended])
+        return self._moments(self.rows, [end for row in self.rows if (end := row.first_end).state.ended])
 
     def since(self, earlier: Dataset) -> list[Moment] | None:
         """Return what happened after `earlier`; None if this history is not `earlier` continued."""
@@ -277,11 +309,12 @@ class Dataset:
                 continue
             if self._proposal(before) != self._proposal(now):
                 return None
-            if not before.state.ended:
-                ended += [now] if now.state.ended else []
-            elif self._end(before) != self._end(now):
+            first, end = before.first_end, now.first_end
+            if not first.state.ended:
+                ended += [end] if end.state.ended else []
+            elif self._end(first) != self._end(end):
                 return None
-        moments = self._moments(asked, [*ended, *(row for row in asked if row.state.ended)])
+        moments = self._moments(asked, [*ended, *(end for row in asked if (end := row.first_end).state.ended)])
         return moments if not moments or moments[0].at > earlier._last else None
 
     def _moments(self, asked: Iterable[Row], ended: Iterable[Row]) -> list[Moment]:
@@ -306,9 +339,10 @@ class Dataset:
         if not self.rows:
             return -math.inf
         if self._timed:
-            return float(np.fmax(self._columns["asked_seq"], self._columns["ended_seq"]).max())
+            names = [name for name in ("asked_seq", "ended_seq", "paused_seq") if name in self._columns]
+            return float(np.fmax.reduce([self._columns[name] for name in names]).max())
         last = self.rows[-1]
-        return self._ended_at(last) if last.state.ended else self._asked_at(last)
+        return self._ended_at(last) if last.first_end.state.ended else self._asked_at(last)
 
     def _proposal(self, row: Row) -> tuple[Any, ...]:
         """Return what the proposal of a row was; equal for rows that mean the same."""
@@ -336,6 +370,20 @@ def _reference(columns: Columns, objective: str) -> float:
     return float(known[0]) if len(known) else math.nan
 
 
+def _looks(space: Space, history: pd.DataFrame) -> list[str]:
+    """Return the columns of what was seen at the rungs below the top, from the lowest on; none without rungs."""
+    if "rung_value" not in history.columns or "rung_value" in space.parameters:
+        return []
+    return [name for name in map(str, history.columns) if name.startswith(LOOK) and name not in space.parameters]
+
+
+def _sign(columns: Columns) -> float:
+    """Return the factor from a target to a value in the user's direction: 1 or -1."""
+    pairs = [("value", "target"), ("rung_value", "rung_target")]
+    both = [(columns[value], columns[target]) for value, target in pairs if target in columns]
+    return -1.0 if any(((values == -targets) & (values != 0)).any() for values, targets in both) else 1.0
+
+
 def _columns(space: Space, history: pd.DataFrame, several: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Return copies of the columns that rows are read from, in trial order and without the baseline."""
     import pandas as pd
@@ -345,7 +393,8 @@ def _columns(space: Space, history: pd.DataFrame, several: Sequence[str]) -> dic
     columns: dict[str, NDArray[Any]] = {"trial": np.arange(count)}  # a frame made by hand: its rows are the trials
     if "trial" in history.columns:
         columns["trial"] = np.array(history["trial"].to_numpy(dtype=np.int64))
-    for name in (*NUMBERS, *several):
+    rungs = RUNG_NUMBERS if any(name.startswith(LOOK) for name in several) else ()
+    for name in (*NUMBERS, *several, *rungs):
         columns[name] = np.full(count, math.nan)
         if name in history.columns:
             numbers = pd.to_numeric(history[name], errors="coerce")
@@ -389,7 +438,7 @@ def _check_columns(space: Space, history: pd.DataFrame) -> None:
         raise ConfigError(faults, hint)
 
 
-def _row(space: Space, cells: Mapping[str, Any], several: Sequence[str]) -> Row:
+def _row(space: Space, cells: Mapping[str, Any], several: Sequence[str], sign: float) -> Row:
     """Read one row. Raises KeyError or ConfigError if its configuration is not in the space."""
     found = Configuration()
     for name in space.order:
@@ -404,13 +453,16 @@ def _row(space: Space, cells: Mapping[str, Any], several: Sequence[str]) -> Row:
         origin=Origin(origin),
         configuration=configuration,
         point=point,
-        target=cells["target"],
+        target=sign * cells["rung_value"] if state == State.PAUSED and "rung_value" in cells else cells["target"],
         asked=cells["asked_seq"],
         ended=cells["ended_seq"],
         key=key_of(space, point),
         targets=tuple(cells[name] for name in several if name.startswith("target_")),
         sems=tuple(cells[name] for name in several if name.startswith("value_sem_")),
         slacks=tuple(cells[name] for name in several if name.startswith("slack_")),
+        looks=tuple(sign * cells[name] for name in several if name.startswith(LOOK)),
+        paused=cells.get("paused_seq", math.nan),
+        paused_target=sign * cells.get("paused_value", math.nan),
     )
 
 

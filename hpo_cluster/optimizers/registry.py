@@ -26,6 +26,9 @@ from hpo_cluster.optimizers.partition.bamsoo import BaMSOO, BaMSOOSettings
 from hpo_cluster.optimizers.partition.direct import Direct, DirectL, DirectSettings
 from hpo_cluster.optimizers.partition.fda import FDA, FDASettings
 from hpo_cluster.optimizers.partition.soo import SOO, SOOSettings
+from hpo_cluster.optimizers.rungs.asha import ASHA, ASHASettings
+from hpo_cluster.optimizers.rungs.bohb import BOHB, BOHBSettings
+from hpo_cluster.optimizers.rungs.hyperband import Hyperband, HyperbandSettings
 from hpo_cluster.optimizers.starting_points import Started
 from hpo_cluster.settings import faults_of
 from hpo_cluster.space import Space
@@ -61,6 +64,9 @@ OPTIMIZERS: Mapping[str, Entry] = {
     "fda": Entry(FDASettings, FDA),
     "turbo": Entry(TurboSettings, Turbo),
     "mosaic": Entry(MosaicSettings, Mosaic),
+    "asha": Entry(ASHASettings, ASHA, needs_fidelity=True),
+    "hyperband": Entry(HyperbandSettings, Hyperband, needs_fidelity=True),
+    "bohb": Entry(BOHBSettings, BOHB, needs_fidelity=True),
     "optuna": Entry(OptunaSettings, Optuna, several_objectives=True),
     "nevergrad": Entry(NevergradSettings, Nevergrad),
     "nomad": Entry(NomadSettings, Nomad),

@@ -31,6 +31,7 @@ OPTIMIZERS_MAY_IMPORT: dict[str, set[str]] = {
     "bayesian": {"root", "designs"},
     "partition": {"root", "designs", "bayesian"},
     "external": {"root"},
+    "rungs": {"root", "designs"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "_resources" not in path.parts)
 

@@ -61,16 +61,27 @@ CAUTION = 8
 LABELS = Least(scale=0.3, noise=0.03)
 
 
-def noisy_improvement(process: Process, pending: Array, draws: int, seed: int) -> Acquisition:
-    """Return the logarithm of the expected improvement over observed and pending points (``p x c``)."""
-    best = prune_inferior_points(process.gp, _highest(process), sampler=_sampler(LOOKS, seed))
+def noisy_improvement(
+    process: Process, pending: Array, draws: int, seed: int, known: Array | None = None
+) -> Acquisition:
+    """Return the logarithm of the expected improvement over observed and pending points (``p x c``).
+
+    Args:
+        process: fitted.
+        pending: ``p x c``.
+        draws: Monte Carlo samples.
+        seed: of the samples.
+        known: what counts as observed (``n x c``), if not the inputs of the process.
+    """
+    known = process.inputs if known is None else known
+    best = prune_inferior_points(process.gp, _highest(process, known), sampler=_sampler(LOOKS, seed))
     return NoisyImprovement(process, best, tensor(pending), _sampler(draws, seed))
 
 
 def improvement(process: Process, pending: Array, draws: int, seed: int, best: float | None = None) -> Acquisition:
     """Return the logarithm of the expected improvement over the best outcome, with pending points (``p x c``).
 
-    `best` (standardised) takes the place of the highest outcome where not every outcome is acceptable.
+    `best` (standardised) takes the place of the highest outcome where not every outcome is acceptable, or one of the top.
     """
     best = float(process.outcomes.max()) if best is None else best
     if len(pending) == 0:
@@ -280,10 +291,10 @@ def climbed(acquisition: Acquisition, starts: Array, moving: NDArray[np.bool_], 
     return np.asarray(ends[:, 0].detach().numpy(), dtype=np.float64)
 
 
-def _highest(process: Process) -> Tensor:
-    """Return the observed inputs with the highest upper bounds (at most `LOOKED_AT`), in their order."""
-    mean, variance = process.posterior(process.inputs)
-    return tensor(process.inputs[np.sort(np.argsort(-(mean + 2 * np.sqrt(variance)), kind="stable")[:LOOKED_AT])])
+def _highest(process: Process, known: Array) -> Tensor:
+    """Return the known inputs with the highest upper bounds (at most `LOOKED_AT`), in their order."""
+    mean, variance = process.posterior(known)
+    return tensor(known[np.sort(np.argsort(-(mean + 2 * np.sqrt(variance)), kind="stable")[:LOOKED_AT])])
 
 
 def _sampler(draws: int, seed: int) -> SobolQMCNormalSampler:

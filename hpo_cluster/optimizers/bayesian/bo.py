@@ -28,6 +28,8 @@ are feasible, and count as the worst value so far.
 
 With several objectives, qlognei is the expected gain of hypervolume and parego the improvement of a random weighting;
 constraints on what is measured are kept by all (`hpo_cluster.optimizers.bayesian.acquisition_of_several`).
+In a campaign with rungs the process has the fidelity as one more column, and what is improved upon are its predictions
+at the top: see `hpo_cluster.optimizers.bayesian.rungs`.
 
 If the space has priors, their weight decays: what is maximised is the logarithm of the acquisition plus
 ``prior_weight / n * log pi(x)`` (piBO), and the initial design is denser where the priors are high.
@@ -49,10 +51,11 @@ from pydantic import Field
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.batch import Batch, Found, Points
 from hpo_cluster.optimizers.bayesian.encoding import Features
-from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome
+from hpo_cluster.optimizers.bayesian.observations import Outcome
 from hpo_cluster.optimizers.bayesian.optimize_acquisition import Goal, search
+from hpo_cluster.optimizers.bayesian.rungs import FittedHistory, RungFeatures
 from hpo_cluster.optimizers.bayesian.several_objectives import FittedSeveral, SeveralModels
-from hpo_cluster.optimizers.bayesian.surrogate import FittedFeasibility, FittedModels, Surrogate, SurrogateError
+from hpo_cluster.optimizers.bayesian.surrogate import FittedFeasibility, Surrogate, SurrogateError
 from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.optimizers.designs.sequence import Design, lhs_block, sobol_block
 from hpo_cluster.space import Space
@@ -138,7 +141,7 @@ class BO:
         else:
             block = sobol_block(space.dim, seed)
         self._design = Design(space, block, seed)
-        self._models = FittedModels(self.features, settings.outcome)  # these four are caches
+        self._models = FittedHistory(self.features, settings.outcome)  # these four are caches
         self._several = FittedSeveral(self.features, settings.outcome)
         self._feasibility = FittedFeasibility(self.features)
         self._data: Dataset | None = None
@@ -146,7 +149,7 @@ class BO:
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
         data = self._data = Dataset.read(self.space, history, self._data)
-        observations = Observations.of(data, infeasible=False)
+        observations = self._models.observations(data, infeasible=False)
         batch = Batch(data, n)
         decision: dict[str, Any] = {
             "optimizer": "bo",
@@ -165,7 +168,7 @@ class BO:
                         surrogate = self._several.of(data)
                         decision["model"] = surrogate.describe()
                     else:
-                        surrogate = self._models.model_of(observations)
+                        surrogate = self._models.model_of(data, observations)
                         decision["model"] = {"outcome": self.settings.outcome, **surrogate.describe()}
                         if len(surrogate.observations) < len(observations):
                             decision["conditioned_on"] = len(surrogate.observations)
@@ -192,19 +195,20 @@ class BO:
         settings = self.settings
         seed = derive_seed(self.seed, "ask", trial)
         rng = np.random.default_rng(seed)
+        features = self.features if isinstance(surrogate, SeveralModels) else surrogate.features
         with computing(seed):
             if isinstance(surrogate, SeveralModels):
                 around = rng.permutation(surrogate.front)[:AROUND]
                 acquisition = self._acquisition_of_several(surrogate, batch.pending, seed)
             else:
                 best = np.argsort(-surrogate.observations.targets, kind="stable")[:AROUND]
-                around = surrogate.observations.points[best]
+                around = surrogate.observations.points[best, : self.space.dim]
                 acquisition = self._acquisition(surrogate, batch.pending, seed)
             if feasibility is not None:
                 doubted = settings.acquisition in NO_LOGARITHMS
                 acquisition = Sum([acquisition, doubt(feasibility) if doubted else feasibility])
             found = search(
-                Goal(self.features, acquisition, batch.prior_weight(settings.prior_weight, settings.initial)),
+                Goal(features, acquisition, batch.prior_weight(settings.prior_weight, settings.initial)),
                 around,
                 set() if settings.replicates else batch.taken,
                 settings.restarts,
@@ -223,15 +227,17 @@ class BO:
             upper_bound,
         )
 
-        process, settings = surrogate.process, self.settings
+        process, features, settings = surrogate.process, surrogate.features, self.settings
         if settings.acquisition == "thompson":
             return drawn(process)
-        process, columns = believed(process, self.features.encode(pending), AVERAGED, FANTASIZED)
+        process, columns = believed(process, features.encode(pending), AVERAGED, FANTASIZED)
         if settings.acquisition == "ucb":
             return upper_bound(process, columns, settings.beta)
+        known = features.whole(process.inputs) if isinstance(features, RungFeatures) else None
         if settings.acquisition == "log_ei":
-            return improvement(process, columns, settings.mc_samples, seed, best)
-        return noisy_improvement(process, columns, settings.mc_samples, seed)
+            highest = best if known is None else float(process.means(known).max())
+            return improvement(process, columns, settings.mc_samples, seed, highest)
+        return noisy_improvement(process, columns, settings.mc_samples, seed, known)
 
     def _acquisition_of_several(self, models: SeveralModels, pending: Points, seed: int) -> Acquisition:
         """Return the acquisition function of several objectives, or of one with constraints, of the columns.

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from hpo_cluster.space import Categorical, Space
+
+
+def likeliest_scale(columns: int) -> float:
+    """Return the mode of the prior of a length-scale in a process of that many columns (see `gaussian_process`)."""
+    return math.exp(math.sqrt(2) + 0.5 * math.log(columns) - math.sqrt(3) ** 2)
 
 
 class Features:
@@ -62,6 +69,10 @@ class Features:
             else:
                 out[:, axis] = first + columns[:, start] * (last - first)
         return self.space.snap(out)
+
+    def whole(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the columns of the configurations of some columns, as a whole evaluation of them has."""
+        return inputs
 
     def units(self, side: float) -> NDArray[np.float64]:
         """Return the units of the columns (``c``) for a small box: `side`, and 1 for one-hot columns."""

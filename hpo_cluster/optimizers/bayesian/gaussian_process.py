@@ -43,6 +43,8 @@ from linear_operator.utils.warnings import NumericalWarning
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpo_cluster.optimizers.bayesian.encoding import likeliest_scale
+
 Array: TypeAlias = NDArray[np.float64]
 
 #: Upper bounds of the length-scales and of the noise variance in a fit, and the most steps it takes.
@@ -130,7 +132,7 @@ class Process:
         """
         y, location, spread = _standardised(outcomes)
         columns = inputs.shape[1]
-        mode = math.exp(_scale_location(columns) - SCALE_SPREAD**2)
+        mode = likeliest_scale(columns)
         starts = len(NOISE_STARTS)
         gp = _made(inputs, np.stack([y] * starts, axis=1), units, least)
         gp.covar_module.lengthscale = torch.full((starts, 1, columns), min(max(mode, least.scale), MOST_SCALE))

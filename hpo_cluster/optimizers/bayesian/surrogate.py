@@ -237,7 +237,10 @@ def surrogate_of(history: pd.DataFrame, space: Space, outcome: Outcome = "ranked
 
 
 def _model_of(data: Dataset, outcome: Outcome) -> Surrogate:
-    return FittedModels(Features(data.space), outcome).model_of(Observations.of(data))
+    from hpo_cluster.optimizers.bayesian.rungs import FittedHistory
+
+    models = FittedHistory(Features(data.space), outcome)
+    return models.model_of(data, models.observations(data, infeasible=True))
 
 
 def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "ranked") -> int | None:
@@ -263,6 +266,7 @@ def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "ranked") 
     except SurrogateError:
         return best.trial
     observations = surrogate.observations
-    feasible = [row.trial for row in data if row.feasible]
-    means = np.where(np.isin(observations.trials, feasible), surrogate.mean(observations.points), -np.inf)
+    wanted = [row.trial for row in data if row.feasible and row.whole]
+    allowed = observations.measured & np.isin(observations.trials, wanted)
+    means = np.where(allowed, surrogate.mean(observations.points[:, : space.dim]), -np.inf)
     return int(observations.trials[int(means.argmax())])

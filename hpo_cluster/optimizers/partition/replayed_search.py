@@ -199,7 +199,7 @@ class Search:
                 self.taken.remove(evaluation.key)
         elif row.low:
             evaluation.status = Status.LOW
-        elif row.state is State.COMPLETED and math.isfinite(row.target):
+        elif row.state in (State.COMPLETED, State.PAUSED) and math.isfinite(row.target):
             evaluation.status, evaluation.value = Status.MEASURED, row.target
         else:
             evaluation.status = Status.LOST
