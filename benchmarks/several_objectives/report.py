@@ -17,7 +17,8 @@ import numpy as np
 
 from benchmarks.optimizers import cache
 from benchmarks.optimizers import statistics as st
-from benchmarks.optimizers.report import OUT, number, table, versions
+from benchmarks.optimizers.markdown import number, table
+from benchmarks.optimizers.report import OUT, versions
 from benchmarks.several_objectives.contestants import NAMES
 from benchmarks.several_objectives.problems import PROBLEMS
 from benchmarks.several_objectives.run import RESULTS

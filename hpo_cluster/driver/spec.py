@@ -201,8 +201,8 @@ def rung_faults(
     faults = []
     if objective is not None and objective.goals is not None:
         faults.append(
-            f"fidelity={fidelity.kind}: rungs are for one objective without constraints; accepted: fidelity=off, or one "
-            "objective.metric and no objective.constraints"
+            f"fidelity={fidelity.kind}: rungs are for one objective without constraints; accepted: fidelity=off, "
+            "or one objective.metric and no objective.constraints"
         )
     elif objective is not None:
         faults += objective.fidelity_faults(ladder, space)

@@ -81,7 +81,7 @@ def noisy_improvement(
 def improvement(process: Process, pending: Array, draws: int, seed: int, best: float | None = None) -> Acquisition:
     """Return the logarithm of the expected improvement over the best outcome, with pending points (``p x c``).
 
-    `best` (standardised) takes the place of the highest outcome where not every outcome is acceptable, or one of the top.
+    `best` (standardised) takes the place of the highest outcome where not every outcome is acceptable or at the top.
     """
     best = float(process.outcomes.max()) if best is None else best
     if len(pending) == 0:
