@@ -42,6 +42,7 @@ COMPANIONS = {
     "tasks=local": ["tasks.validation=piqa"],
     "optimizer=grid": ["optimizer.levels=2"],
     "fidelity=share": ["objective=synthetic"],
+    **{f"optimizer={name}": ["fidelity=steps"] for name in ("asha", "bohb", "hyperband")},
 }
 CHOICES = [f"{group}={name}" for group in GROUPS for name in options(group, [conf_dir()])]
 
@@ -262,8 +263,8 @@ def test_all_faults_are_named_at_once() -> None:
         "workers=0: must be at least 1",
         "budget='many': must be an integer",
         "optimizer=boo: is not an option of optimizer; did you mean bo? "
-        "accepted: bamsoo, bo, direct, direct_l, fda, grid, lhs, mosaic, nevergrad, nomad, optuna, random, sobol, soo, "
-        "turbo",
+        "accepted: asha, bamsoo, bo, bohb, direct, direct_l, fda, grid, hyperband, lhs, mosaic, nevergrad, nomad, optuna, "
+        "random, sobol, soo, turbo",
         "space.lerning_rate.high: is not a key; did you mean space.learning_rate.high?",
         "space.learning_rate: empty range: low 1 must not be above high 0.1",
         "campaign='../elsewhere': is not a name for a folder; accepted: letters",
@@ -301,7 +302,7 @@ def test_all_faults_are_named_at_once() -> None:
         (["optimizer.initial=0"], "optimizer.initial=0: must be at least 1"),
         (
             ["optimizer.acquisition=pi"],
-            "optimizer.acquisition='pi': accepted: 'qlognei', 'log_ei', 'ucb' or 'thompson'",
+            "optimizer.acquisition='pi': accepted: 'qlognei', 'log_ei', 'ucb', 'thompson' or 'parego'",
         ),
         (["optimizer=lhs", "optimizer=bo"], "optimizer is chosen twice"),
         (["optimizer=grid", "optimizer.levels.lora_ranc=3"], "did you mean lora_rank?"),

@@ -88,7 +88,7 @@ def test_what_may_change_when_a_campaign_is_resumed(tmp_path: Path) -> None:
 
     again = resumed("fidelity.eta=2", "fidelity.keep=none", "fidelity.linger_s=1")
     assert again.identity()["fidelity"] == config.identity()["fidelity"]
-    assert (again.fidelity.eta, again.fidelity.keep, again.fidelity.rule) == (2, "none", "asha")
+    assert (again.fidelity.eta, again.fidelity.keep, again.fidelity.rule) == (2, "none", "careful")
     for override in ("fidelity.rungs=[0.5,1]", "fidelity.low=0.5", "fidelity=data"):
         with pytest.raises(ConfigError, match="belongs to the campaign's identity"):
             resumed(override)

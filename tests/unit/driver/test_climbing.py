@@ -31,7 +31,7 @@ class Held(MemoryJournal):
         self.spec = SimpleNamespace(
             operation=Operation(budget=budget),
             objective=SimpleNamespace(direction="maximize" if maximize else "minimize"),
-            fidelity=Fidelity(kind="steps", **fidelity),
+            fidelity=Fidelity(kind="steps", **{"rule": "asha", **fidelity}),
         )
 
     def append(self, event: str, at: str = "2027-01-31T18:00:00Z", **fields: Any) -> None:
