@@ -300,7 +300,7 @@ def test_all_faults_are_named_at_once() -> None:
         (["optimizer.initial=0"], "optimizer.initial=0: must be at least 1"),
         (
             ["optimizer.acquisition=pi"],
-            "optimizer.acquisition='pi': accepted: 'qlognei', 'log_ei', 'ucb' or 'thompson'",
+            "optimizer.acquisition='pi': accepted: 'qlognei', 'log_ei', 'ucb', 'thompson' or 'parego'",
         ),
         (["optimizer=lhs", "optimizer=bo"], "optimizer is chosen twice"),
         (["optimizer=grid", "optimizer.levels.lora_ranc=3"], "did you mean lora_rank?"),
