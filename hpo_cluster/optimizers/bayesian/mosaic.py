@@ -179,7 +179,7 @@ class Mosaic:
         self._step = np.array([1.0 / p.cardinality if p.cardinality else 0.0 for p in parameters])
         self._design = Design(space, lhs_block(settings.initial, space.dim, seed), seed)
         self._replay = Replay(lambda: Credit(settings, seed))  # a cache, like those below
-        self._fitted = Fitted()
+        self._fitted = Fitted(CENTRES * len(VARIED))
         self._outcomes = VARIED if settings.outcome == "varied" else (settings.outcome,)
         self._models = {outcome: FittedModels(self.features, outcome) for outcome in self._outcomes}
         self._feasibility = FittedFeasibility(self.features)

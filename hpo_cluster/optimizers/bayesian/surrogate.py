@@ -138,10 +138,15 @@ def _surrogate(
 
 
 class Fitted:
-    """Remembers the last process fitted under each name: a cache, whose loss costs time and changes nothing."""
+    """Remembers the processes used last: a cache, whose loss costs time and changes nothing.
 
-    def __init__(self) -> None:
-        self._last: dict[object, tuple[bytes, Process]] = {}
+    Args:
+        most: number of processes that are remembered.
+    """
+
+    def __init__(self, most: int = 1) -> None:
+        self._most = most
+        self._kept: dict[tuple[object, bytes], Process] = {}  # the one used last is at the end
 
     def process(
         self,
@@ -154,10 +159,12 @@ class Fitted:
         """See `hpo_cluster.optimizers.bayesian.gaussian_process.Process.fitted`."""
         from hpo_cluster.optimizers.bayesian.gaussian_process import LEAST, Process
 
-        digest = inputs.tobytes() + outcomes.tobytes() + (b"" if units is None else units.tobytes())
-        if name not in self._last or self._last[name][0] != digest:
-            self._last[name] = digest, Process.fitted(inputs, outcomes, least or LEAST, units)
-        return self._last[name][1]
+        key = name, inputs.tobytes() + outcomes.tobytes() + (b"" if units is None else units.tobytes())
+        found = self._kept.pop(key, None) or Process.fitted(inputs, outcomes, least or LEAST, units)
+        self._kept[key] = found
+        if len(self._kept) > self._most:
+            del self._kept[next(iter(self._kept))]
+        return found
 
 
 class FittedModels:

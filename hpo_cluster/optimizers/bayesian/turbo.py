@@ -189,7 +189,7 @@ class Turbo:
         self.features = Features(space)
         self._design = Design(space, lhs_block(settings.initial, space.dim, seed), seed)
         self._replay = Replay(lambda: Regions(settings.regions, settings.initial, space.dim))  # these three are caches
-        self._fitted = Fitted()
+        self._fitted = Fitted(settings.regions)
         self._data: Dataset | None = None
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:

@@ -14,7 +14,14 @@ from scipy.stats import spearmanr
 from hpo_cluster.optimizers.bayesian.bo import BOSettings
 from hpo_cluster.optimizers.bayesian.encoding import Features
 from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome, fitted_size, scaled, thinned
-from hpo_cluster.optimizers.bayesian.surrogate import SurrogateError, conditioned, fit, recommend, surrogate_of
+from hpo_cluster.optimizers.bayesian.surrogate import (
+    Fitted,
+    SurrogateError,
+    conditioned,
+    fit,
+    recommend,
+    surrogate_of,
+)
 from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.space import Categorical, Float, Integer, Space
 
@@ -312,3 +319,14 @@ def test_a_model_of_a_history_predicts_configurations() -> None:
     assert (deviation < 0.1).all()
     with pytest.raises(SurrogateError, match="at least 2"):
         surrogate_of(told[:1], LINE)
+
+
+def test_as_many_processes_are_remembered_as_are_wanted() -> None:
+    x = np.random.default_rng(0).random((6, 2))
+    y, fitted = x.sum(axis=1), Fitted(2)
+    one, other = fitted.process("soft", x, y), fitted.process("clip", x, y)
+    assert fitted.process("soft", x.copy(), y.copy()) is one
+    assert fitted.process("soft", x, -y) is not one  # which takes the place of the one used longest ago
+    assert fitted.process("soft", x, y) is one
+    assert fitted.process("clip", x, y) is not other
+    assert fitted.process("clip", x, y, units=np.full(2, 0.5)) is not fitted.process("clip", x, y)
