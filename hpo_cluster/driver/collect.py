@@ -94,6 +94,8 @@ class Collector:
         if trial.climb is not None:
             self._read_rungs(trial)
         for attempt in trial.attempts:  # an attempt that counted as lost may have finished all the same
+            if attempt.rung is not None:
+                continue
             result = valid_result(layout.attempt(trial.number, attempt.number), attempt.token)
             if result is not None and not (attempt.over and _rung_of(trial, result) is not None):
                 self._take_result(trial, attempt, result)

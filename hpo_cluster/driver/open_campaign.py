@@ -32,7 +32,7 @@ from hpo_cluster.trial import Ask
 log = logging.getLogger(__name__)
 
 #: Fields of an event that the log shows.
-LOGGED = ("trial", "attempt", "state", "value", "token", "host", "reason")
+LOGGED = ("trial", "attempt", "rung", "state", "value", "token", "host", "reason")
 
 
 class OpenCampaign:
