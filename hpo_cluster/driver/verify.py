@@ -81,7 +81,7 @@ class Count:
     Args:
         checked: number of trials or folders that were compared.
         total: number of those to compare.
-        missing: number of those whose files are gone.
+        missing: number of those whose files are gone; of proposals: that `repair` knew from files alone, and differ.
         rounded: number of those that differ in the last digits alone.
     """
 
@@ -230,7 +230,8 @@ class Verification:
             name, space = str(settings.pop("name", None)), Space.from_json(self.identity["space"])
             optimizer = make_optimizer(name, space, int(self.identity["seed"]), **settings)
         except ConfigError as error:
-            self._fault(PROPOSALS, f"the optimizer cannot be made by this version: {'; '.join(error.faults)}")
+            why = "; ".join(filter(None, [*error.faults, error.hint]))
+            self._fault(PROPOSALS, f"the optimizer cannot be made by this version: {why}")
             return
         maximize, goals = self.identity["direction"] == "maximize", Goals.of(self.identity["objective"])
         progress(PROPOSALS, 0, count.total)
@@ -239,15 +240,15 @@ class Verification:
             for difference in answer.differences:
                 if difference.is_rounding:
                     count.rounded += 1
+                elif difference.trial in self.rebuilt:  # when it was proposed is lost
+                    count.missing += 1
                 else:
                     self._differs(difference, answer.seq)
             progress(PROPOSALS, count.checked, count.total)
 
     def _differs(self, difference: Difference, seq: int) -> None:
         number, recorded, derived = difference
-        if number in self.rebuilt:
-            message = "is known from its files alone, since the journal was repaired: when it was proposed is lost"
-        elif not derived:
+        if not derived:
             message = "was proposed, and nothing is proposed now"
         else:
             message = "was proposed with other values" if "origin" not in recorded else "was settled otherwise"

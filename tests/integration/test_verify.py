@@ -212,14 +212,18 @@ def test_several_objectives_after_a_warm_start(
     assert "recorded  metric.f2=7.0" in said(["verify", "campaigns/b"], capsys, 1)
 
 
-def test_trials_known_from_files_alone(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = (finished / "events.jsonl").read_bytes().splitlines(keepends=True)
-    asked = next(number for number, line in enumerate(lines) if b'"asked"' in line)
-    (finished / "events.jsonl").write_bytes(b"".join([*lines[:asked], b"damaged\n", *lines[asked + 1 :]]))
-    assert main(["repair", str(finished)]) == 0
-    capsys.readouterr()
-    assert main(["verify", str(finished)]) in (0, 1)  # `random` does not depend on when it was asked
-    assert "FAULT  4 values" not in capsys.readouterr().out
+def test_trials_known_from_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = simulated_campaign(tmp_path / "c", "soo", SPACES["real"], outcome, evaluations=4, workers=2)
+
+    def change(events: list[dict[str, Any]]) -> None:
+        row = next(row for event in of_kind(events, "asked") for row in event["trials"] if row["trial"] == 3)
+        row["parameters"]["x"] = 1.25
+
+    edit(folder, change)
+    assert "FAULT  4 proposals" in said(["verify", str(folder)], capsys, 1)
+    edit(folder, lambda events: events.append({**events[-1], "seq": len(events), "event": "repaired", "rebuilt": [3]}))
+    text = said(["verify", str(folder)], capsys, 0)
+    assert "ok     4 proposals derived again from the journal; 1 from before a repair of the journal" in text
 
 
 def test_an_empty_campaign_and_one_without_its_journal(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

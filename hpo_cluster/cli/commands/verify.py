@@ -75,7 +75,8 @@ def verification_lines(verification: Verification) -> list[str]:
         if not (count.total or faults):
             continue
         text = sentence.format(_share(count, *nouns[kind]))
-        more = [f"{count.missing} without files" if count.missing else ""]
+        lost = "from before a repair of the journal" if kind == PROPOSALS else "without files"
+        more = [f"{count.missing} {lost}" if count.missing else ""]
         more += [f"{count.rounded} differ in the last digits of numbers" if count.rounded else ""]
         differ = sum(fault.trial is not None or kind == CODE for fault in faults)
         more += [f"{differ} differ{'s' if differ == 1 else ''}" if differ else ""]
@@ -141,8 +142,6 @@ def _text(side: Any, names: list[str]) -> str:
 
 def _reason_lines(verification: Verification, fault: Fault) -> list[str]:
     """Return what may explain that proposals differ."""
-    if fault.trial in verification.rebuilt:
-        return []
     if others := verification.reasons(fault):
         return [f"       when {_where(fault)} was proposed, other than now: {'; '.join(others)}"]
     return [
