@@ -263,8 +263,8 @@ def test_all_faults_are_named_at_once() -> None:
         "workers=0: must be at least 1",
         "budget='many': must be an integer",
         "optimizer=boo: is not an option of optimizer; did you mean bo? "
-        "accepted: asha, bamsoo, bo, bohb, direct, direct_l, fda, grid, hyperband, lhs, mosaic, nevergrad, nomad, optuna, "
-        "random, sobol, soo, turbo",
+        "accepted: asha, bamsoo, bo, bohb, direct, direct_l, fda, grid, hyperband, lhs, mosaic, nevergrad, nomad, "
+        "optuna, random, sobol, soo, turbo",
         "space.lerning_rate.high: is not a key; did you mean space.learning_rate.high?",
         "space.learning_rate: empty range: low 1 must not be above high 0.1",
         "campaign='../elsewhere': is not a name for a folder; accepted: letters",
