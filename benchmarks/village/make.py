@@ -55,7 +55,7 @@ ROUNDS = (
     Round(72, {"bo": 4, "mosaic": 2, "turbo": 2, "optuna": 2}, seeded=8, shorter=12),
     Round(128, {"bo": 24, "mosaic": 12, "turbo": 12, "optuna": 12}, seeded=20, shorter=30),
     Round(256, {"bo": 40, "mosaic": 24, "turbo": 24, "optuna": 24}, seeded=40, shorter=60),
-    Round(640, {"bo": 80, "mosaic": 60, "turbo": 60, "optuna": 60}, seeded=100, shorter=150),
+    Round(512, {"bo": 64, "mosaic": 48, "turbo": 40, "optuna": 48}, seeded=72, shorter=80),
 )
 #: Of the configurations with other seeds and shorter schedules, this share has learned something.
 GOOD = 2 / 3
