@@ -217,15 +217,18 @@ class Climbing:
         if trial.climb is None or not (trial.state in FINAL or paused_for_good):
             return
         self._campaign.lock.check()
-        for attempt in trial.attempts:
-            if attempt.over:
-                folder = self._campaign.layout.attempt(trial.number, attempt.number).checkpoint_dir
-                shutil.rmtree(folder, ignore_errors=True)
+        layout = self._campaign.layout
+        over = [layout.attempt(trial.number, attempt.number) for attempt in trial.attempts if attempt.over]
+        for files in over:
+            shutil.rmtree(files.checkpoint_dir, ignore_errors=True)
+        if over and len(over) == len(trial.attempts):
+            shutil.rmtree(over[0].trial_checkpoint_dir, ignore_errors=True)
 
     def _tidy_all(self) -> None:
         """Remove what an earlier driver, or a job that was killed, has left."""
         layout = self._campaign.layout
         there = {path.parents[1].name for path in layout.trials_dir.glob("*/a*/checkpoint")}
+        there |= {path.parent.name for path in layout.trials_dir.glob("*/checkpoint")}
         for trial in self._record.rows if there else ():
             if layout.attempt(trial.number, 0).dir.parent.name in there:
                 self.tidy(trial)

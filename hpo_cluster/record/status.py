@@ -152,10 +152,12 @@ def checkpoint_bytes(record: Record, layout: CampaignLayout) -> int:
     """Return the space that the checkpoints of paused trials take."""
     total = 0
     for trial in record.rows:
-        for attempt in trial.attempts if trial.state is State.PAUSED else ():
-            for path in layout.attempt(trial.number, attempt.number).checkpoint_dir.rglob("*"):
-                with contextlib.suppress(OSError):  # removed meanwhile
-                    total += path.stat().st_size if path.is_file() else 0
+        attempts = trial.attempts if trial.state is State.PAUSED else []
+        folders = {layout.attempt(trial.number, attempt.number).checkpoint_dir for attempt in attempts}
+        folders |= {layout.attempt(trial.number, attempt.number).trial_checkpoint_dir for attempt in attempts}
+        for path in (path for folder in folders for path in folder.rglob("*")):
+            with contextlib.suppress(OSError):  # removed meanwhile
+                total += path.stat().st_size if path.is_file() else 0
     return total
 
 
