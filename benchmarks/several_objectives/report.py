@@ -116,6 +116,8 @@ def section(results: Results) -> Iterator[str]:
 def _cell(lost: Sequence[float]) -> str:
     if not lost:
         return "–"
+    if len(lost) == 1:
+        return f"{1 - lost[0]:.3f}"
     low, median, high = st.quartiles([1 - value for value in lost])
     return f"{median:.3f} ({low:.3f}, {high:.3f})"
 
