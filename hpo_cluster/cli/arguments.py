@@ -60,11 +60,11 @@ COMMANDS: Mapping[str, Command] = {
         (*LOOK, "--config-dir", "--take-over"),
     ),
     "status": Command("where a campaign is, from any terminal", "look.status", "DIR", ("--json",)),
+    "why": Command("the story of a trial: attempts, jobs, nodes, errors, the end of its log", "look.why", "DIR TRIAL"),
+    "tail": Command("the log of a trial, as it grows", "look.tail", "DIR TRIAL"),
     "ls": Command(
         "all campaigns of a folder in one table: progress, best value, state", "overview.ls", "[FOLDER]", ("--json",)
     ),
-    "why": Command("the story of a trial: attempts, jobs, nodes, errors, the end of its log", "look.why", "DIR TRIAL"),
-    "tail": Command("the log of a trial, as it grows", "look.tail", "DIR TRIAL"),
     "best": Command(
         "the best trial for a preference: weights='{acc: 1, gpu_seconds: -0.01}' or at_most='{gpu_seconds: 30}'",
         "look.best",
@@ -84,13 +84,13 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "report": Command("draw plots of a campaign", "look.report", "DIR"),
     "describe": Command(
-        "the paragraph, the tables and the references for a paper: space, optimizer, budget, versions, hardware, cost",
+        "the paragraph, the tables and the references that a paper's appendix needs",
         "describe.describe",
         "DIR",
         ("--latex", "--bibtex", "--json"),
     ),
     "verify": Command(
-        "derive every proposal again, compare results with their files, versions with those now; changes nothing",
+        "derive every proposal again, and compare results with their files; changes nothing",
         "verify.verify",
         "DIR",
         ("--json",),
