@@ -78,6 +78,15 @@ ENTRIES: Mapping[str, str] = {
   pages     = {5496--5507},
   year      = {2019}
 }""",
+    "falkner2018bohb": r"""@inproceedings{falkner2018bohb,
+  author    = {Falkner, Stefan and Klein, Aaron and Hutter, Frank},
+  title     = {{BOHB}: Robust and Efficient Hyperparameter Optimization at Scale},
+  booktitle = {Proceedings of the 35th International Conference on Machine Learning},
+  series    = {Proceedings of Machine Learning Research},
+  volume    = {80},
+  pages     = {1437--1446},
+  year      = {2018}
+}""",
     "firmin2022fractal": r"""@unpublished{firmin2022fractal,
   author = {Firmin, Thomas and Talbi, El-Ghazali},
   title  = {A Fractal-Based Decomposition Framework for Continuous Optimization},
@@ -117,6 +126,34 @@ ENTRIES: Mapping[str, str] = {
   pages   = {157--181},
   year    = {1993},
   doi     = {10.1007/BF00941892}
+}""",
+    "knowles2006parego": r"""@article{knowles2006parego,
+  author  = {Knowles, Joshua},
+  title   = {{ParEGO}: A Hybrid Algorithm with On-Line Landscape Approximation for Expensive Multiobjective Optimization
+             Problems},
+  journal = {IEEE Transactions on Evolutionary Computation},
+  volume  = {10},
+  number  = {1},
+  pages   = {50--66},
+  year    = {2006}
+}""",
+    "li2018hyperband": r"""@article{li2018hyperband,
+  author  = {Li, Lisha and Jamieson, Kevin and DeSalvo, Giulia and Rostamizadeh, Afshin and Talwalkar, Ameet},
+  title   = {{Hyperband}: A Novel Bandit-Based Approach to Hyperparameter Optimization},
+  journal = {Journal of Machine Learning Research},
+  volume  = {18},
+  number  = {185},
+  pages   = {1--52},
+  year    = {2018}
+}""",
+    "li2020asha": r"""@inproceedings{li2020asha,
+  author    = {Li, Liam and Jamieson, Kevin and Rostamizadeh, Afshin and Gonina, Ekaterina and Ben-tzur, Jonathan and
+               Hardt, Moritz and Recht, Benjamin and Talwalkar, Ameet},
+  title     = {A System for Massively Parallel Hyperparameter Tuning},
+  booktitle = {Proceedings of Machine Learning and Systems},
+  volume    = {2},
+  year      = {2020},
+  note      = {arXiv:1810.05934}
 }""",
     "mckay1979lhs": r"""@article{mckay1979lhs,
   author  = {McKay, Michael D. and Beckman, Richard J. and Conover, William J.},
@@ -197,6 +234,9 @@ CITATIONS: Mapping[str, tuple[str, ...]] = {
     "lhs": ("mckay1979lhs",),
     "sobol": ("sobol1967points", "owen1998scrambling"),
     "grid": (),
+    "asha": ("li2020asha",),
+    "hyperband": ("li2018hyperband", "li2020asha"),
+    "bohb": ("falkner2018bohb", "li2020asha"),
     "bo": _MODEL,
     "soo": ("munos2011soo",),
     "bamsoo": ("wang2014bamsoo", *_MODEL),
@@ -215,6 +255,7 @@ BY_SETTING: Mapping[tuple[str, str, str], tuple[str, ...]] = {
     ("bo", "acquisition", "qlognei"): ("ament2023logei",),
     ("bo", "acquisition", "log_ei"): ("ament2023logei",),
     ("bo", "acquisition", "ucb"): ("srinivas2010ucb",),
+    ("bo", "acquisition", "parego"): ("knowles2006parego",),
     ("optuna", "sampler", "tpe"): ("bergstra2011tpe",),
     ("optuna", "sampler", "nsga2"): ("deb2002nsga2",),
 }
