@@ -152,11 +152,12 @@ def rung_lines(status: Mapping[str, Any]) -> list[str]:
     fidelity = status.get("fidelity")
     if not fidelity:
         return []
-    rows = [["rung", "share", "trials", "promoted", "paused", "best there"]]
+    rows = [["rung", "share", "trials", "promoted", "paused", "agrees", "best there"]]
     top = len(fidelity["rungs"]) - 1
     for row in fidelity["rungs"]:
         best = "" if row["best"] is None else score(row["best"])
-        moved = ["", ""] if row["rung"] == top else [str(row["promoted"]), str(row["paused"])]
+        agrees = "" if row["agreement"] is None else f"{row['agreement']:.2f}"
+        moved = ["", "", ""] if row["rung"] == top else [str(row["promoted"]), str(row["paused"]), agrees]
         rows.append([str(row["rung"]), row["label"], str(row["reached"]), *moved, best])
     spent, kept = number(float(status["done"])), fidelity.get("checkpoint_bytes")
     lines = [

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -170,7 +171,16 @@ def rung_table(record: Record, *, maximize: bool) -> list[dict[str, Any]]:
 
 def _rung_table(record: Record, ladder: Ladder, *, maximize: bool) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
-        {"rung": rung, "fidelity": share, "label": label, "reached": 0, "promoted": 0, "paused": 0, "best": None}
+        {
+            "rung": rung,
+            "fidelity": share,
+            "label": label,
+            "reached": 0,
+            "promoted": 0,
+            "paused": 0,
+            "best": None,
+            "agreement": _agreement(record, ladder, rung, sign=1.0 if maximize else -1.0),
+        }
         for rung, (share, label) in enumerate(zip(ladder.shares, ladder.labels, strict=True))
     ]
     for trial in record.rows:
@@ -187,6 +197,24 @@ def _rung_table(record: Record, ladder: Ladder, *, maximize: bool) -> list[dict[
             ):
                 row["best"] = {"trial": trial.number, "value": score.value, "value_sem": score.value_sem}
     return rows
+
+
+def _agreement(record: Record, ladder: Ladder, rung: int, *, sign: float) -> float | None:
+    """Return how well the values at a rung agree with those above, as a correlation; None if too few have climbed."""
+    rows = []
+    for trial in record.rows:
+        values = [] if trial.climb is None else [trial.climb.scores.get(number) for number in range(ladder.top + 1)]
+        if values and values[rung] is not None:
+            seen = (None if score is None else score.value for score in values)
+            rows.append([-math.inf if value is None else sign * value for value in seen])
+    if not any(max(row[rung + 1 :], default=-math.inf) > -math.inf for row in rows):
+        return None  # NumPy is not imported to say so
+    import numpy as np
+
+    from hpo_cluster.agreement import agreement
+
+    found = agreement(np.array(rows), rung)
+    return None if found is None else round(found, 4)
 
 
 def saved(record: Record) -> float:

@@ -190,6 +190,8 @@ def draw_curves(campaign: Campaign) -> bytes | None:
         style = {"color": colour, "linewidth": width, "alpha": 1.0 if whole else 0.55, "zorder": 2 + width}
         axes.plot(curve["fidelity"], curve["value"], marker="o" if whole else ".", markersize=4, label=label, **style)
     axes.set_xscale("log")
+    if not campaign.maximize and curves["value"].min() > 0 and curves["value"].max() > 100 * curves["value"].min():
+        axes.set_yscale("log")
     axes.set_xticks(shares, [row["label"] for row in campaign.rungs.table])
     axes.set_xticks([], minor=True)
     axes.set_xlabel(f"share of a whole evaluation ({campaign.rungs.kind})")

@@ -121,14 +121,16 @@ def rung_section(campaign: Campaign) -> list[str]:
         "",
         f"{rungs.trials} trials took {rungs.spent:.3g} whole evaluations{hours}. Without rungs, the trials that are "
         f"over or paused would have taken {max(rungs.saved, 0):.3g} more. Values at different rungs are not "
-        "compared: only those of the top are results.",
+        "compared: only those of the top are results. *agrees* is the correlation of the values at a rung with those "
+        "above it, estimated from the trials that have climbed: 1 the same order, 0 an order that says nothing.",
         "",
-        "| rung | share | trials | promoted | paused | best there |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| rung | share | trials | promoted | paused | agrees | best there |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rungs.table:
         best = "" if row["best"] is None else f"{row['best']['value']:.6g} (trial {row['best']['trial']})"
-        moved = [row["promoted"], row["paused"]] if row is not rungs.table[-1] else ["", ""]
+        agrees = "" if row["agreement"] is None else f"{row['agreement']:.2f}"
+        moved = [row["promoted"], row["paused"], agrees] if row is not rungs.table[-1] else ["", "", ""]
         lines.append("| " + " | ".join(map(str, [row["rung"], row["label"], row["reached"], *moved, best])) + " |")
     return lines
 

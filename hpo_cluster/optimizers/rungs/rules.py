@@ -29,21 +29,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hpo_cluster.agreement import ENOUGH, agreement
 from hpo_cluster.fidelity import Fidelity, Ladder
 
 Array: TypeAlias = NDArray[np.float64]
-
-#: Correlation from which two rungs count as agreeing, and the trials that are taken to have shown it before any did.
-ENOUGH, PRIOR_TRIALS = 0.7, 5
-
-#: Fewest trials whose values are correlated, and the largest correlation that they can show.
-FEWEST, CERTAIN = 4, 0.99
 
 
 @dataclass(frozen=True)
@@ -155,20 +149,15 @@ class _Compared:
             return int((values >= _median(values)).sum()), ""
         if fidelity.rule == "asha":
             return int(len(values) / fidelity.eta + TINY), ""
-        agreement = self.agreement(rung)
-        share = fidelity.eta ** -min(max((1 + agreement / ENOUGH) / 2, 0.0), 1.0)
-        why = "" if agreement >= ENOUGH else f", which says little (correlation {agreement:.2f}): {share:.0%} go on"
+        found = self.agreement(rung)
+        share = fidelity.eta ** -min(max((1 + found / ENOUGH) / 2, 0.0), 1.0)
+        why = "" if found >= ENOUGH else f", which says little (correlation {found:.2f}): {share:.0%} go on"
         return max(int(len(values) * share + TINY), 1), why
 
     def agreement(self, rung: int) -> float:
         """Return the smallest correlation of a rung with one above it, as far as it is known."""
-        there = self.targets[self.reached >= rung]
-        here, found = _scores(there[:, rung]), ENOUGH
-        for above in range(rung + 1, self.targets.shape[1]):
-            climbed = there[:, above] > -math.inf
-            if climbed.sum() >= FEWEST:
-                found = min(found, _shrunk(here[climbed], _scores(there[climbed, above]), float(here.std())))
-        return found
+        found = agreement(self.targets[self.reached >= rung], rung)
+        return ENOUGH if found is None else min(found, ENOUGH)
 
 
 #: Rounding of a share of the trials.
@@ -181,28 +170,3 @@ def _median(values: Array) -> float:
     if len(values) % 2:
         return float(ordered[half])
     return float(ordered[half - 1 : half + 1].mean())
-
-
-def _shrunk(here: Array, above: Array, spread: float) -> float:
-    """Return the correlation of scores at two rungs, over all trials and with the `PRIOR_TRIALS` counted in.
-
-    Args:
-        here: scores at the rung, of the trials that climbed.
-        above: their scores above.
-        spread: standard deviation of the scores at the rung over all trials.
-    """
-    if not (np.ptp(here) > 0 and np.ptp(above) > 0):
-        return ENOUGH
-    seen = float(np.corrcoef(here, above)[0, 1])
-    wider = max(spread / float(here.std()), 1.0)
-    seen *= wider / math.sqrt(1 + seen * seen * (wider * wider - 1))
-    known = len(here) - 3  # the weight of a correlation's Fisher transform
-    total = PRIOR_TRIALS * math.atanh(ENOUGH) + known * math.atanh(min(max(seen, -CERTAIN), CERTAIN))
-    return math.tanh(total / (PRIOR_TRIALS + known))
-
-
-def _scores(values: Array) -> Array:
-    """Return the normal scores of values: quantiles of the normal distribution by their ranks, the same for equals."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    shares = (np.cumsum(counts) - counts / 2) / len(values)
-    return np.array([NormalDist().inv_cdf(share) for share in shares.tolist()])[places]

@@ -148,6 +148,19 @@ def test_a_proposal_may_begin_higher() -> None:
     assert [(t.climb.first, t.climb.goal) for t in log.record.rows if t.climb] == [(1, 1), (2, 2)]
 
 
+def test_how_well_a_rung_agrees_is_known_once_four_trials_have_climbed() -> None:
+    same, turned = Log(), Log()
+    for trial in range(12):
+        if trial == 3:
+            assert rung_table(same.record, maximize=True)[0]["agreement"] is None
+        same.climb(trial, trial, trial)
+        turned.climb(trial, trial, -trial)
+    assert rung_table(same.record, maximize=True)[0]["agreement"] > 0.9
+    assert rung_table(same.record, maximize=False)[0]["agreement"] > 0.9
+    assert rung_table(turned.record, maximize=True)[0]["agreement"] < -0.5
+    assert [row["agreement"] for row in rung_table(same.record, maximize=True)[1:]] == [None, None]
+
+
 def test_the_table_of_rungs_the_curves_and_what_was_saved() -> None:
     log = Log()
     log.climb(0, 0.5, 0.6)
