@@ -43,7 +43,9 @@ def check(one: CampaignOnACluster, reference: Reference, evaluations: list[str])
     story, trials = one.story(), one.trials
     assert [trial.parameters for trial in trials] == reference[:2], story
     assert [str(trial.state) for trial in trials] == ["completed"] * 2, story
-    assert [trial.value for trial in trials] == [float(f"{t.parameters['x']}{t.parameters['k']}") for t in trials], story
+    assert [trial.value for trial in trials] == [float(f"{t.parameters['x']}{t.parameters['k']}") for t in trials], (
+        story
+    )
     assert sorted(one.evaluations()) == sorted(evaluations), story
     curves = load_curves(one.directory)
     assert [*zip(curves.trial, curves.fidelity, strict=True)] == [(n, s) for n in (0, 1) for s in RUNGS["rungs"]], story
