@@ -74,7 +74,8 @@ def test_rungs_a_job_that_is_cancelled_on_its_way_goes_on_in_another_one(
     one.finish()
     check(one, reference, [*shares(0, of=("0.25", "0.5")), *shares(0, 1, of=("0.5", "1")), *shares(1)])
     first = one.trials[0].attempts[0]
-    assert first.error is not None and first.error["kind"] == "cancelled", one.story()
+    assert first.error is not None, one.story()
+    assert first.error["kind"] == "cancelled", one.story()
     assert one.trials[0].attempts[1].job_id != first.job_id
 
 
