@@ -9,6 +9,12 @@ from hpo_cluster.report.markup import Markup
 
 #: What the user types, and what a reader of a paper calls it.
 SCHEDULERS = {"slurm": "Slurm", "oar": "OAR", "local": "processes of one machine"}
+RUNG_OF = {
+    "steps": "the training steps",
+    "data": "the training data",
+    "items": "each task's items",
+    "share": "an evaluation",
+}
 DIRECTIONS = {"maximize": "maximised", "minimize": "minimised"}
 #: Largest number of nodes, devices and kinds of failures that are listed.
 SHOWN = 6
@@ -69,8 +75,16 @@ def _search(facts: Mapping[str, Any], markup: Markup) -> list[str]:
         sentences.append(f"Configurations had to satisfy {_listed([markup.name(c) for c in facts['constraints']])}.")
     if facts["budget"] is not None:
         sentences.append(
-            f"The budget was {_several(facts['budget'], 'evaluation')}, at most {facts['workers']} at the same time; "
+            f"The budget was {_several(facts['budget'], 'whole evaluation' if facts['rungs'] else 'evaluation')}, at "
+            f"most {facts['workers']} at the same time; "
             f"everything random follows from the seed {facts['seed']} and the number of the trial."
+        )
+    if facts["rungs"]:
+        *shares, _ = facts["rungs"]["shares"]
+        sentences.append(
+            f"Evaluations were scored early, after {_listed(shares)} of {RUNG_OF[facts['rungs']['kind']]}, where the "
+            f"rule {markup.name(facts['rungs']['rule'])} (eta {_number(facts['rungs']['eta'])}) decided which of them "
+            "went on; only values of whole evaluations are results."
         )
     if facts["starting_points"]:
         sentences.append(f"The search began with {_several(facts['starting_points'], 'given configuration')}.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import hpo_cluster
 from hpo_cluster.errors import ConfigError
+from hpo_cluster.fidelity import Fidelity
 from hpo_cluster.goals import Goals
 from hpo_cluster.objectives import OBJECTIVES, parse_objective
 from hpo_cluster.record import clock
@@ -53,6 +54,7 @@ def facts_of(campaign_dir: Path) -> dict[str, Any]:
             "name": identity["optimizer"].get("name"),
             "settings": {key: value for key, value in flatten(identity["optimizer"]).items() if key != "name"},
         },
+        "rungs": _rungs(record, settings.get("fidelity") or {}),
         "seed": identity["seed"],
         "budget": operation.get("budget"),
         "workers": operation.get("workers"),
@@ -72,6 +74,15 @@ def facts_of(campaign_dir: Path) -> dict[str, Any]:
         "references": cited,
         "bibtex": bibtex(cited, ", ".join(versions.get("hpo_cluster", [hpo_cluster.__version__]))),
     }
+
+
+def _rungs(record: Record, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return at which shares evaluations were scored and who went on; None without rungs."""
+    if record.ladder is None:
+        return None
+    fidelity = Fidelity(**settings)
+    shares = list(record.ladder.labels)
+    return {"kind": record.ladder.kind, "shares": shares, "rule": fidelity.rule, "eta": fidelity.eta}
 
 
 _SETTLED = (Origin.INHERITED, Origin.APPROXIMATED, Origin.IMPUTED)

@@ -43,7 +43,9 @@ def check(one: CampaignOnACluster, reference: Reference, evaluations: list[str])
     story, trials = one.story(), one.trials
     assert [trial.parameters for trial in trials] == reference[:2], story
     assert [str(trial.state) for trial in trials] == ["completed"] * 2, story
-    assert [trial.value for trial in trials] == [float(f"{t.parameters['x']}{t.parameters['k']}") for t in trials], story
+    assert [trial.value for trial in trials] == [float(f"{t.parameters['x']}{t.parameters['k']}") for t in trials], (
+        story
+    )
     assert sorted(one.evaluations()) == sorted(evaluations), story
     curves = load_curves(one.directory)
     assert [*zip(curves.trial, curves.fidelity, strict=True)] == [(n, s) for n in (0, 1) for s in RUNGS["rungs"]], story
@@ -72,7 +74,8 @@ def test_rungs_a_job_that_is_cancelled_on_its_way_goes_on_in_another_one(
     one.finish()
     check(one, reference, [*shares(0, of=("0.25", "0.5")), *shares(0, 1, of=("0.5", "1")), *shares(1)])
     first = one.trials[0].attempts[0]
-    assert first.error is not None and first.error["kind"] == "cancelled", one.story()
+    assert first.error is not None, one.story()
+    assert first.error["kind"] == "cancelled", one.story()
     assert one.trials[0].attempts[1].job_id != first.job_id
 
 

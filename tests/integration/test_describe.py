@@ -74,6 +74,18 @@ def test_a_campaign_of_real_jobs(
     assert {path: path.read_bytes() for path in Path("campaigns").rglob("*") if path.is_file()} == before
 
 
+def test_rungs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "objective=synthetic", "optimizer=asha", "fidelity=share", "fidelity.rule=asha", "campaign=c"]
+    assert main([*words, "poll_s=0.05", "budget=1", "workers=1"]) == 0
+    capsys.readouterr()
+    text = said(["describe", "campaigns/c"], capsys)
+    assert "The budget was 1 whole evaluation, at most 1" in text
+    assert "Evaluations were scored early, after 1/9 and 1/3 of an evaluation, where the rule `asha` (eta 3)" in text
+    facts = json.loads(said(["describe", "campaigns/c", "--json"], capsys))
+    assert facts["rungs"] == {"kind": "share", "shares": ["1/9", "1/3", "1"], "rule": "asha", "eta": 3.0}
+
+
 def test_a_space_of_all_kinds_and_odd_names(tmp_path: Path) -> None:
     objective = {"kind": "command", "direction": "maximize", "command": f"run {ODD}", "metric": "acc_%"}
     folder = simulated_campaign(tmp_path / "my_campaign", "optuna", RICH, outcome, evaluations=6, objective=objective)
