@@ -1,5 +1,7 @@
 """One row for each campaign of a folder, read fast: without pandas, and without what no row needs of the journals.
 
+Campaigns with rungs or several objectives are read as a whole.
+
 A journal line begins with its number, time, epoch and kind, as the driver writes them. Lines of kinds that no row needs
 are never parsed. A line that begins otherwise is parsed as a whole, so that a journal that was written by other means
 gives the same row.
@@ -117,20 +119,27 @@ def _read(layout: CampaignLayout) -> dict[str, Any]:
     for event in _events(layout.events):
         tally.take(event)
     counts = tally.counts
+    done: float = sum(count for state, count in counts.items() if state.counts)
+    in_flight = tally.in_flight
+    running = sum(state is State.RUNNING for state in tally.states.values())
+    record = Record.read(layout.events) if goals is not None or identity.get("fidelity") else None
+    if record is not None and record.ladder is not None:  # a paused trial has not ended, and is not under way
+        done, in_flight = record.spent, len(record.in_flight)
+        running = sum(trial.state is State.RUNNING for trial in record.in_flight)
     return {
         "optimizer": identity["optimizer"].get("name"),
         "objective": _objective(identity["objective"]),
         "direction": identity["direction"],
-        "state": _state(tally, alive=alive),
+        "state": _state(tally, in_flight, alive=alive),
         "reason": (tally.stopped or {}).get("reason"),
         "host": tally.host,
         "budget": tally.budget,
-        "done": sum(count for state, count in counts.items() if state.counts),
+        "done": done,
         "completed": counts[State.COMPLETED],
-        "in_flight": tally.in_flight,
-        "running": sum(state is State.RUNNING for state in tally.states.values()),
+        "in_flight": in_flight,
+        "running": running,
         "best": None if goals is not None else tally.best,
-        "front": None if goals is None else len(Record.read(layout.events).front(goals)),
+        "front": None if goals is None or record is None else len(record.front(goals)),
         "last_change": tally.last,
     }
 
@@ -166,11 +175,11 @@ def _objective(settings: Mapping[str, Any]) -> str:
     return str(named or settings.get("kind"))
 
 
-def _state(tally: _Tally, *, alive: bool) -> str:
+def _state(tally: _Tally, in_flight: int, *, alive: bool) -> str:
     """Return ``running``, ``finished``, ``stopped`` (it says why) or ``interrupted`` (its driver died or was ended)."""
     reason = (tally.stopped or {}).get("reason")
     if alive:
         return "running"
-    if reason == "finished" and not tally.in_flight:
+    if reason == "finished" and not in_flight:
         return "finished"
     return "interrupted" if tally.stopped is None or reason == "interrupted" else "stopped"

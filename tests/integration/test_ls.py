@@ -18,7 +18,9 @@ from hpo_cluster.cli.commands.overview import table_lines
 from hpo_cluster.cli.completion import candidates
 from hpo_cluster.cli.main import main
 from hpo_cluster.record import clock
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.overview import campaigns_in, overview
+from hpo_cluster.trial import State
 
 SLOW = ["objective=synthetic", "objective.duration_s=30", "optimizer=random", "poll_s=0.1", "budget=2", "workers=1"]
 
@@ -80,6 +82,22 @@ def test_campaigns_in_all_states(
     now = clock.now() + datetime.timedelta(days=3)
     lines = table_lines([overview(folder) for folder in campaigns_in(Path("campaigns"))], 80, now)
     assert [line.endswith("3 d") for line in lines] == [False, False, True, True, True]
+
+
+def test_a_campaign_whose_last_trial_is_paused_has_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rungs = ["optimizer=asha", "fidelity=share", "fidelity.rungs=[1/5,1]", "fidelity.rule=asha", "workers=1"]
+    assert main(["run", "objective=synthetic", *rungs, "poll_s=0.1", "budget=2", "campaign=c"]) == 0
+    row, record = overview(Path("campaigns/c")), Record.read(Path("campaigns/c/events.jsonl"))
+    assert record.counts[State.PAUSED] > 0
+    assert (row["state"], row["in_flight"], row["running"]) == ("finished", 0, 0)
+    assert row["done"] == record.spent
+    assert row["completed"] == record.counts[State.COMPLETED]
+    capsys.readouterr()
+    assert main(["ls"]) == 0
+    assert f"{record.spent:.4g}/2 " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def _cells(row: Mapping[str, Any], now: datetime.datetime) -> list[str]:
     """Return the cells of a row; a name and a reason if the campaign cannot be read."""
     if row["fault"] is not None:
         return [row["campaign"], f"cannot be read: {row['fault']}"]
-    done = f"{row['done']}/{row['budget']}"
+    done = f"{number(row['done'])}/{row['budget']}"
     if row["in_flight"]:
         waiting = row["in_flight"] - row["running"]
         done += f" +{row['running']}" + (f" ({waiting} wait)" if waiting else "")
