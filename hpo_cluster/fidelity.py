@@ -121,9 +121,12 @@ class Fidelity(Settings):
 
 
 def geometric(low: float, eta: float) -> tuple[float, ...]:
-    """Return shares from `low` to 1, each `eta` times the one below; the last step may be smaller."""
+    """Return shares from `low` to 1, each `eta` times the one below; the last step is between its square root and its 3/2nd power.
+
+    A rung just below the top, such as 8/9, would be scored for nothing. If `low` itself is there, it is kept.
+    """
     shares, share = [low], low * eta
-    while share < 1 - 1e-9:
+    while share * math.sqrt(eta) < 1:
         shares.append(share)
         share *= eta
     return (*shares, 1.0)

@@ -31,6 +31,22 @@ def faults(*overrides: str) -> list[str]:
     return caught.value.faults
 
 
+@pytest.mark.parametrize(
+    ("low", "eta", "shares"),
+    [
+        ("1/9", 3, ("1/9", "1/3", "1")),
+        ("1/27", 3, ("1/27", "1/9", "1/3", "1")),
+        ("1/9", 2, ("1/9", "2/9", "4/9", "1")),
+        ("1/10", 3, ("1/10", "3/10", "1")),
+        ("4/5", 3, ("4/5", "1")),
+    ],
+)
+def test_no_rung_lies_just_below_the_top(low: str, eta: float, shares: tuple[str, ...]) -> None:
+    ladder = compose([*COMMAND, "fidelity=share", f"fidelity.low={low}", f"fidelity.eta={eta}"]).fidelity.ladder
+    assert ladder is not None
+    assert ladder.labels == shares
+
+
 def test_off_by_default_and_then_nothing_is_recorded() -> None:
     config = compose(COMMAND)
     assert config.fidelity.ladder is None
