@@ -121,9 +121,9 @@ class Fidelity(Settings):
 
 
 def geometric(low: float, eta: float) -> tuple[float, ...]:
-    """Return shares from `low` to 1, each `eta` times the one below; the last step is between its square root and its 3/2nd power.
+    """Return shares from `low` to 1, each `eta` times the one below; the last step may be smaller or larger.
 
-    A rung just below the top, such as 8/9, would be scored for nothing. If `low` itself is there, it is kept.
+    A rung nearer to the top than the square root of `eta`, such as 8/9, is left out: it would be scored for nothing.
     """
     shares, share = [low], low * eta
     while share * math.sqrt(eta) < 1:
