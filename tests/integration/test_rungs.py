@@ -134,7 +134,7 @@ def test_a_job_killed_at_a_rung(tmp_path: Path) -> None:
 
 def test_a_larger_budget_and_a_smaller_eta_take_up_paused_trials(tmp_path: Path) -> None:
     directory = tmp_path / "c"
-    first = climbing.drive(directory, operation={"budget": 2, "workers": 2}, fidelity={"eta": 9})
+    first = climbing.drive(directory, operation={"budget": 2, "workers": 2}, fidelity={"eta": 9, "rule": "asha"})
     assert first.counts[State.PAUSED] >= 4
     kept = {path.parents[2].name for path in directory.glob("trials/*/*/checkpoint/*")}
     assert kept == {f"t{trial.number:04d}" for trial in first.rows if trial.state is State.PAUSED}
@@ -148,7 +148,7 @@ def test_a_larger_budget_and_a_smaller_eta_take_up_paused_trials(tmp_path: Path)
 
 def test_promoted_by_hand(tmp_path: Path) -> None:
     directory = tmp_path / "c"
-    options = {"operation": {"budget": 2, "workers": 1}}
+    options = {"operation": {"budget": 2, "workers": 1}, "fidelity": {"rule": "asha"}}
     first = climbing.drive(directory, lambda c: bool(c.record.counts[State.PAUSED]), **options)
     (paused,) = [trial.number for trial in first.rows if trial.state is State.PAUSED]
     inbox.post(directory / "inbox", "promote", paused)
