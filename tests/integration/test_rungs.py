@@ -181,7 +181,7 @@ def _climb(trial: TrialRecord) -> tuple[object, ...]:
 
 def test_status_why_and_report_show_the_rungs(tmp_path: Path) -> None:
     directory = tmp_path / "c"
-    climbing.drive(directory, operation={"budget": 2, "workers": 2})
+    climbing.drive(directory, operation={"budget": 2, "workers": 2}, fidelity={"rule": "asha"})
     status = campaign_status(directory)
     assert status["done"] == record_of(directory).spent
     assert status["fidelity"]["checkpoint_bytes"] > 0
@@ -231,7 +231,8 @@ def test_the_command_line_promotes_a_paused_trial(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     directory = Path("campaigns/c")
-    overrides = ["objective=synthetic", "fidelity=share", "optimizer=random", "budget=2", "workers=1", "poll_s=0.1"]
+    overrides = ["objective=synthetic", "fidelity=share", "fidelity.rule=asha", "optimizer=random"]
+    overrides += ["budget=2", "workers=1", "poll_s=0.1"]
     assert main(["run", *overrides, "campaign=c"]) == 0
     assert "whole evaluations" in capsys.readouterr().out
     record = record_of(directory)
