@@ -212,7 +212,7 @@ def test_no_campaign_is_an_error(tmp_path: Path) -> None:
 
 
 def test_three_objectives_have_a_panel_for_each_pair_and_the_volume_two_axes(tmp_path: Path) -> None:
-    goals = [("a", "maximize", 0.0), ("b", "minimize", None), ("c", "minimize", 10.0)]
+    goals = [("a", "maximize", 0.0), ("b", "minimize", 5.3), ("c", "minimize", 10.0)]
     objective = {
         "kind": "command",
         "command": "echo {x}",
@@ -231,7 +231,7 @@ def test_three_objectives_have_a_panel_for_each_pair_and_the_volume_two_axes(tmp
     campaign = read_campaign(folder)
     assert list(campaign.front["trial"]) == [5]
     volumes, reference = campaign.hypervolumes()
-    worst_b = 5 + 0.1 * 3  # b was not given: a tenth of its range beyond the worst that is feasible
+    worst_b = 5.3
     assert reference == pytest.approx((0.0, worst_b, 10.0))
     first, second = 1 * (worst_b - 3) * 5, 2 * (worst_b - 4) * 4
     both = first + second - 1 * (worst_b - 4) * 4

@@ -16,7 +16,11 @@ OK, BAD_END, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 def say(*parts: object, sep: str = " ", end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
     """Print, with control characters written out, since names, parameters and messages come from anywhere."""
-    print(visible(sep.join(map(str, parts))), end=end, file=file, flush=flush)
+    try:
+        print(visible(sep.join(map(str, parts))), end=end, file=file, flush=flush)
+    except OSError as error:  # a long text is written at once, and then the error says here where
+        stream = "standard error" if file is sys.stderr else "standard output"
+        raise OSError(error.errno, error.strerror, stream) from error
 
 
 def tell(*parts: object, file: TextIO | None = None) -> None:
