@@ -74,8 +74,8 @@ def noisy_improvement(
         known: what counts as observed (``n x c``), if not the inputs of the process.
     """
     known = process.inputs if known is None else known
-    best = prune_inferior_points(process.gp, _highest(process, known), sampler=_sampler(LOOKS, seed))
-    return NoisyImprovement(process, best, tensor(pending), _sampler(draws, seed))
+    best = prune_inferior_points(process.gp, _highest(process, known), sampler=sampler_of(LOOKS, seed))
+    return NoisyImprovement(process, best, tensor(pending), sampler_of(draws, seed))
 
 
 def improvement(process: Process, pending: Array, draws: int, seed: int, best: float | None = None) -> Acquisition:
@@ -86,7 +86,7 @@ def improvement(process: Process, pending: Array, draws: int, seed: int, best: f
     best = float(process.outcomes.max()) if best is None else best
     if len(pending) == 0:
         return LogExpectedImprovement(process.gp, best)  # type: ignore[no-any-return]
-    sampler = _sampler(draws, seed)
+    sampler = sampler_of(draws, seed)
     return qLogExpectedImprovement(process.gp, best, sampler, X_pending=tensor(pending))  # type: ignore[no-any-return]
 
 
@@ -297,6 +297,6 @@ def _highest(process: Process, known: Array) -> Tensor:
     return tensor(known[np.sort(np.argsort(-(mean + 2 * np.sqrt(variance)), kind="stable")[:LOOKED_AT])])
 
 
-def _sampler(draws: int, seed: int) -> SobolQMCNormalSampler:
+def sampler_of(draws: int, seed: int) -> SobolQMCNormalSampler:
     """Return what draws quasi-random standard normal numbers."""
     return SobolQMCNormalSampler(torch.Size([draws]), seed=seed)

@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import torch
 from botorch.acquisition.analytic import LogProbabilityOfFeasibility
 from botorch.acquisition.logei import qLogNoisyExpectedImprovement
 from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
@@ -33,10 +32,9 @@ from botorch.acquisition.multi_objective.utils import prune_inferior_points_mult
 from botorch.acquisition.objective import GenericMCObjective
 from botorch.acquisition.utils import prune_inferior_points
 from botorch.models import ModelListGP, SingleTaskGP
-from botorch.sampling.normal import SobolQMCNormalSampler
 from torch import Tensor
 
-from hpo_cluster.optimizers.bayesian.acquisition import LOOKED_AT, LOOKS, Acquisition
+from hpo_cluster.optimizers.bayesian.acquisition import LOOKED_AT, LOOKS, Acquisition, sampler_of
 from hpo_cluster.optimizers.bayesian.gaussian_process import Array, Process, tensor, together
 
 
@@ -97,7 +95,7 @@ def larger_front(processes: Processes, pending: Array, draws: int, seed: int) ->
         model,
         reference,
         best,
-        sampler=_sampler(draws, seed),
+        sampler=sampler_of(draws, seed),
         objective=objective,
         constraints=constraints,
         X_pending=_pending(pending),
@@ -109,7 +107,7 @@ def weighted(processes: Processes, pending: Array, draws: int, seed: int) -> Acq
     return qLogNParEGO(  # type: ignore[no-any-return]
         processes.model(),
         _promising(processes),
-        sampler=_sampler(draws, seed),
+        sampler=sampler_of(draws, seed),
         objective=IdentityMCMultiOutputObjective(outcomes=list(range(len(processes.objectives)))),
         constraints=processes.constraints(),
         X_pending=_pending(pending),
@@ -122,12 +120,12 @@ def allowed_improvement(processes: Processes, pending: Array, draws: int, seed: 
     model, constraints = processes.model(), processes.constraints()
     objective = GenericMCObjective(lambda draw, X=None: draw[..., 0])  # noqa: N803 - BoTorch's name
     best = prune_inferior_points(
-        model, _promising(processes), objective=objective, constraints=constraints, sampler=_sampler(LOOKS, seed)
+        model, _promising(processes), objective=objective, constraints=constraints, sampler=sampler_of(LOOKS, seed)
     )
     return qLogNoisyExpectedImprovement(  # type: ignore[no-any-return]
         model,
         best,
-        sampler=_sampler(draws, seed),
+        sampler=sampler_of(draws, seed),
         objective=objective,
         constraints=constraints,
         X_pending=_pending(pending),
@@ -167,8 +165,3 @@ def _excess(index: int, zero: float, draws: Tensor) -> Tensor:
 
 def _pending(inputs: Array) -> Tensor | None:
     return tensor(inputs) if len(inputs) else None
-
-
-def _sampler(draws: int, seed: int) -> SobolQMCNormalSampler:
-    """Return what draws quasi-random standard normal numbers."""
-    return SobolQMCNormalSampler(torch.Size([draws]), seed=seed)

@@ -70,10 +70,6 @@ class Features:
                 out[:, axis] = first + columns[:, start] * (last - first)
         return self.space.snap(out)
 
-    def whole(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the columns of the configurations of some columns, as a whole evaluation of them has."""
-        return inputs
-
     def units(self, side: float) -> NDArray[np.float64]:
         """Return the units of the columns (``c``) for a small box: `side`, and 1 for one-hot columns."""
         return np.where(np.repeat(self.one_hot, [self._count(axis) for axis in range(self.space.dim)]), 1.0, side)
