@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives import worker
-from hpo_cluster.objectives.black_box import needed_metrics, read_output, reported_error
+from hpo_cluster.objectives.black_box import CHECKPOINT, needed_metrics, read_output, reported_error
 from hpo_cluster.objectives.climbing import at_each_rung
-from hpo_cluster.objectives.command import CHECKPOINT, placeholders, render
+from hpo_cluster.objectives.command import placeholders, render
 from hpo_cluster.record.processes import process_start
 from hpo_cluster.trial import ErrorKind
 

@@ -16,6 +16,10 @@ log = logging.getLogger(__name__)
 #: A field ``<metric><suffix>`` is the standard error of the field ``<metric>``.
 SEM_SUFFIXES = ("_sem", "_stderr")
 
+#: What a black box is told besides its parameters, as a placeholder or an argument: the share of a whole evaluation to
+#: do, and the folder that all evaluations of a trial share.
+FIDELITY, CHECKPOINT = "fidelity", "checkpoint"
+
 #: Error kinds that a program may report; only the driver sets the others.
 REPORTED_KINDS = tuple(str(kind) for kind in ErrorKind if kind not in DRIVER_KINDS)
 

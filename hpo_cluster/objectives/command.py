@@ -24,13 +24,11 @@ from pydantic import ConfigDict, Field, field_validator
 
 from hpo_cluster.fidelity import Ladder
 from hpo_cluster.objectives.base import Objective, PathResolver
+from hpo_cluster.objectives.black_box import CHECKPOINT, FIDELITY
 from hpo_cluster.space import Space, Value
 from hpo_cluster.text import did_you_mean
 
 SEED = "seed"
-
-#: The share of a whole evaluation that a command is run for, and the folder that all runs of a trial share.
-FIDELITY, CHECKPOINT = "fidelity", "checkpoint"
 
 #: Placeholders that are not parameters; a parameter of the same name wins.
 OWN = (SEED, FIDELITY, CHECKPOINT)

@@ -21,11 +21,9 @@ from pydantic import ConfigDict, Field, field_validator
 from hpo_cluster.errors import AttemptError, ConfigError
 from hpo_cluster.fidelity import Ladder
 from hpo_cluster.objectives.base import Objective, PathResolver
+from hpo_cluster.objectives.black_box import CHECKPOINT, FIDELITY
 from hpo_cluster.space import Space
 from hpo_cluster.trial import ErrorKind
-
-#: Arguments that are not parameters: the share of a whole evaluation, and the folder that all calls of a trial share.
-FIDELITY, CHECKPOINT = "fidelity", "checkpoint"
 
 
 class FunctionObjective(Objective):
