@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.front import hypervolume, undominated
-from hpo_cluster.goals import Bound, Goal, Goals
+from hpo_cluster.goals import Bound, Goal, Goals, hypervolume, undominated
 from hpo_cluster.objectives.benchmark_functions import SEVERAL
 from hpo_cluster.objectives.benchmark_functions import zdt1 as zdt1_of
 from hpo_cluster.space import Configuration, Float, Space, Value

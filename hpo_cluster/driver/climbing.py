@@ -61,6 +61,11 @@ class Climbing:
         return self._campaign.record
 
     @property
+    def _sign(self) -> float:
+        """The factor from a value to what is maximised."""
+        return 1.0 if self._campaign.spec.objective.direction == "maximize" else -1.0
+
+    @property
     def _left(self) -> float:
         """The part of the budget that nothing is committed to."""
         return self._campaign.spec.operation.budget - self._record.committed
@@ -153,11 +158,11 @@ class Climbing:
 
     def _highest_goal(self) -> int:
         """Return the highest goal of the trials that are paused or under way; -1 without any."""
-        seq = -1 if self._record.last is None else int(self._record.last["seq"])
-        if self._highest[0] != seq:
+        if self._highest[0] != self._record.seq:
             rows = self._record.rows
             live = (trial for trial in rows if not trial.state.ended or trial.state is State.PAUSED)
-            self._highest = seq, max((trial.climb.goal for trial in live if trial.climb is not None), default=-1)
+            goals = (trial.climb.goal for trial in live if trial.climb is not None)
+            self._highest = self._record.seq, max(goals, default=-1)
         return self._highest[1]
 
     def _promote_within_budget(self, promotion: Promotion) -> bool:
@@ -173,10 +178,8 @@ class Climbing:
         """Return what the rule says of the record as it is now."""
         record, spec = self._record, self._campaign.spec
         assert record.ladder is not None
-        seq = -1 if record.last is None else int(record.last["seq"])
-        if self._decided[0] != seq:
-            sign = 1.0 if spec.objective.direction == "maximize" else -1.0
-            self._decided = seq, promotions(climbers(record, sign), record.ladder, spec.fidelity)
+        if self._decided[0] != record.seq:
+            self._decided = record.seq, promotions(climbers(record, self._sign), record.ladder, spec.fidelity)
         return self._decided[1]
 
     def _finisher(self, waiting: frozenset[int] | set[int] = frozenset()) -> Promotion | None:
@@ -195,7 +198,6 @@ class Climbing:
         room = room_for(record, spec.operation.budget) > 0
         if room and not (self.exhausted and not record.counts[State.COMPLETED]):
             return None
-        sign = 1.0 if spec.objective.direction == "maximize" else -1.0
         found = []
         for trial in record.rows:
             climb = trial.climb
@@ -203,7 +205,7 @@ class Climbing:
                 continue
             value = climb.scores[climb.reached].value
             if value is not None and ladder.cost(ladder.top) - trial.committed <= self._left + SLACK:
-                found.append((climb.reached, sign * value, -trial.number))
+                found.append((climb.reached, self._sign * value, -trial.number))
         if not found:
             return None
         rung, _, number = max(found)
@@ -246,10 +248,8 @@ def climbers(record: Record, sign: float) -> list[Climber]:
         climb = trial.climb
         if climb is None:
             continue
-        goal, values = (
-            climb.goal,
-            [climb.scores[k].value if k in climb.scores else None for k in range(climb.reached + 1)],
-        )
+        goal = climb.goal
+        values = [climb.scores[k].value if k in climb.scores else None for k in range(climb.reached + 1)]
         if trial.state is State.CANCELLED:
             goal = climb.top  # it is compared with others, and never goes on
         elif trial.state.ended and trial.state not in (State.PAUSED, State.COMPLETED):

@@ -29,7 +29,7 @@ from hpo_cluster.objectives.base import Outcome
 from hpo_cluster.record.attempt_files import document_of, is_finite_number, result_faults, valid_result
 from hpo_cluster.record.campaign_state import ENERGY, AttemptRecord, Place, TrialRecord
 from hpo_cluster.record.files import refresh
-from hpo_cluster.record.rung_files import rung_file
+from hpo_cluster.record.rung_files import rung_file, rung_name
 from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import ErrorKind, State
 
@@ -123,7 +123,7 @@ class Collector:
         if trial.climb is None:
             return False
         known = trial.climb.scores
-        return any(f"rung-{rung}.json" in there for rung in range(trial.climb.top) if rung not in known)
+        return any(rung_name(rung) in there for rung in range(trial.climb.top) if rung not in known)
 
     def _read_rungs(self, trial: TrialRecord) -> None:
         """Journal the rungs that a trial's attempts have reported."""
@@ -167,7 +167,7 @@ class Collector:
             attempt=attempt.number,
             rung=rung,
             value=outcome.value,
-            value_sem=None if outcome.value_sem != outcome.value_sem else outcome.value_sem,
+            value_sem=outcome.known_sem,
             metrics=dict(outcome.metrics),
             step=step if type(step) is int else None,
             seconds=round(seconds, 3) if seconds is not None and is_finite_number(seconds) else None,
@@ -200,7 +200,7 @@ class Collector:
             attempt=attempt.number,
             state=State.COMPLETED,
             value=outcome.value,
-            value_sem=None if outcome.value_sem != outcome.value_sem else outcome.value_sem,
+            value_sem=outcome.known_sem,
             metrics=dict(outcome.metrics),
             **({"sems": dict(outcome.sems)} if outcome.sems else {}),
             ended_at=result.get("ended_at"),

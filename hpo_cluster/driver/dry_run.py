@@ -27,7 +27,7 @@ def preview(spec: CampaignSpec) -> Iterator[tuple[list[tuple[str, Configuration]
     record = Record.read(layout.events)
     if record.created is None:  # apply what will be the first event
         rows = asked_rows(Ask(settled=spec.warm_start.rows), 0, spec.seed)
-        record.apply({"seq": 0, "at": utc_now(), "event": "created", "trials": rows, **spec.rungs})
+        record.apply({"seq": 0, "at": utc_now(), "event": "created", "trials": rows, **spec.fidelity.identity()})
     slots = spec.operation.slots // spec.launcher.trials_per_node * spec.launcher.trials_per_node
     free = min(slots - len(record.in_flight), room_for(record, spec.operation.budget))
     if free <= 0:

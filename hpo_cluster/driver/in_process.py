@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import multiprocessing
 import multiprocessing.connection
 import random
@@ -494,9 +493,9 @@ class _Journal(MemoryJournal):
         """Note the outcome of a call."""
         if answer.result is not None:
             outcome = self._objective.outcome(answer.result)
-            sem = None if math.isnan(outcome.value_sem) else outcome.value_sem
-            measured: dict[str, Any] = {"value": outcome.value, "value_sem": sem, "metrics": outcome.metrics}
-            self.append("ended", trial=number, attempt=0, state=State.COMPLETED, sems=outcome.sems, **measured)
+            measured: dict[str, Any] = {"value": outcome.value, "metrics": outcome.metrics}
+            measured |= {"value_sem": outcome.known_sem, "sems": outcome.sems}
+            self.append("ended", trial=number, attempt=0, state=State.COMPLETED, **measured)
             log.info("trial=%d state=completed value=%s", number, outcome.value)
             return
         if self._raises:

@@ -115,7 +115,7 @@ class OpenCampaign:
         self.is_new = self.record.created is None
         if self.is_new:
             fields = {"schema": SCHEMA, "campaign": self.layout.dir.name, "code": self.code}
-            self.append("created", **fields, **self.spec.rungs, **self._imported())
+            self.append("created", **fields, **self.spec.fidelity.identity(), **self._imported())
         self._unwritten_start = {
             "host": socket.gethostname(),
             "pid": os.getpid(),

@@ -72,12 +72,6 @@ class CampaignSpec:
         return self.launcher_settings.gpus_per_trial
 
     @property
-    def rungs(self) -> dict[str, Any]:
-        """The rungs as the first event of the journal names them; nothing without any."""
-        ladder = self.fidelity.ladder
-        return {} if ladder is None else {"fidelity": ladder.to_json()}
-
-    @property
     def settings(self) -> dict[str, Any]:
         """Settings that each start records in addition to the operation, as plain data."""
         fidelity = self.fidelity.model_dump(mode="json", include=set(OPERATIONAL_FIDELITY))
@@ -98,7 +92,7 @@ def identity_of(
 ) -> dict[str, Any]:
     """Return what defines a campaign, as plain data: written once into ``campaign.yaml``, compared at each start."""
     return {
-        **({} if fidelity.ladder is None else {"fidelity": fidelity.ladder.to_json()}),
+        **fidelity.identity(),
         "space": space.to_json(),
         "objective": objective.identity(),
         "optimizer": optimizer.identity(),

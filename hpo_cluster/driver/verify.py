@@ -17,7 +17,6 @@ fault either, but the likely reason for one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -214,8 +213,8 @@ class Verification:
         except KeyError as error:
             self._fault(RESULTS, f"{files.result}: has no metric {', '.join(map(str, error.args))}", number)
             return
-        sem = None if math.isnan(outcome.value_sem) else outcome.value_sem
-        now = _flat({"value": outcome.value, "value_sem": sem, "metrics": outcome.metrics, "sems": outcome.sems})
+        measured = {"value": outcome.value, "value_sem": outcome.known_sem}
+        now = _flat({**measured, "metrics": outcome.metrics, "sems": outcome.sems})
         then = _flat(event)
         names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
         if names:

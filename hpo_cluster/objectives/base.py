@@ -70,6 +70,11 @@ class Outcome:
     metrics: Mapping[str, float] = field(default_factory=dict)
     sems: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def known_sem(self) -> float | None:
+        """The standard error as a journal holds it: None if it is unknown."""
+        return None if math.isnan(self.value_sem) else self.value_sem
+
 
 class Objective(Settings, ABC):
     """Base class of objectives: settings, and what follows from them. It knows no optimizer and no scheduler."""

@@ -34,10 +34,9 @@ from typing import Any, TypeAlias, TypeVar
 
 from hpo_cluster.errors import JournalError
 from hpo_cluster.fidelity import Ladder
-from hpo_cluster.front import dominates
-from hpo_cluster.goals import Goals
+from hpo_cluster.goals import Goals, dominates
 from hpo_cluster.job import JobRef
-from hpo_cluster.record.climb import RUNG_EVENTS, Climb, Score, costs, rest, take
+from hpo_cluster.record.climb import RUNG_EVENTS, Climb, Score, costs, rest, sem_of, take
 from hpo_cluster.record.clock import is_time
 from hpo_cluster.record.journal import Event, read_journal
 from hpo_cluster.space import Configuration
@@ -143,12 +142,6 @@ def may_be_retried(trial: TrialRecord) -> bool:
     return trial.state.ended and trial.state is not State.PAUSED and trial.value is None
 
 
-def _sem(row: Mapping[str, Any]) -> float | None:
-    """Return the standard error of a row's value; None if it is missing or negative."""
-    sem: float | None = row.get("value_sem")
-    return None if sem is None or sem < 0 else sem
-
-
 #: A trial with one of its attempts.
 Member: TypeAlias = tuple[TrialRecord, AttemptRecord]
 
@@ -187,9 +180,7 @@ class Record:
         self.last: Event | None = None
         self.ladder: Ladder | None = None  # the rungs, if there are any
         self.any_scored = False  # whether a trial was scored at a rung below the top
-        self.rung_tables: dict[
-            bool, tuple[int, list[dict[str, Any]]]
-        ] = {}  # by `maximize`, with the last event's number
+        self.rung_tables: dict[bool, tuple[int, list[dict[str, Any]]]] = {}  # by `maximize`, with `seq` at that time
         self._spent: float = 0
         self._committed: float = 0
         self.counts: Counter[State] = Counter()  # number of trials in each state, without baseline and imported trials
@@ -283,7 +274,7 @@ class Record:
         trial = TrialRecord(row["trial"], row["parameters"], row["seed"], origin, event["seq"], row.get("info", {}))
         if origin not in (Origin.EVALUATED, Origin.BASELINE):
             trial.state, trial.value = State.COMPLETED, row.get("value")
-            trial.value_sem, trial.metrics = _sem(row), row.get("metrics") or {}
+            trial.value_sem, trial.metrics = sem_of(row), row.get("metrics") or {}
             trial.sems = row.get("sems") or {}
             trial.ended_seq, trial.ended_at = event["seq"], event["at"]
         elif self.ladder is not None and origin is Origin.EVALUATED:
@@ -367,7 +358,7 @@ class Record:
             if attempt is not None:
                 attempt.over, attempt.error, attempt.ended_at = True, event.get("error"), event["at"]
             trial.state = State(event["state"])
-            trial.value, trial.value_sem = event.get("value"), _sem(event)
+            trial.value, trial.value_sem = event.get("value"), sem_of(event)
             trial.metrics, trial.sems = event.get("metrics") or {}, event.get("sems") or {}
             trial.error = event.get("error")
             trial.ended_at, trial.ended_seq = event.get("ended_at") or event["at"], event["seq"]
@@ -423,6 +414,11 @@ class Record:
     def best_imported(self, *, maximize: bool) -> TrialRecord | None:
         """Return the imported trial with the best value, the first of equals; None if there is none."""
         return max(self._imported, key=lambda trial: _rank(trial, maximize), default=None)
+
+    @property
+    def seq(self) -> int:
+        """The number of the last event; -1 before the first."""
+        return -1 if self.last is None else int(self.last["seq"])
 
     @property
     def spent(self) -> float:

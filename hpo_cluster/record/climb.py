@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hpo_cluster.fidelity import Ladder
+from hpo_cluster.fidelity import Ladder, agreement
 from hpo_cluster.record.journal import Event
 from hpo_cluster.trial import Origin, State
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 #: Events that only campaigns with rungs have.
 RUNG_EVENTS = frozenset({"rung", "promoted", "paused"})
+
+
+def sem_of(row: Mapping[str, Any]) -> float | None:
+    """Return the standard error of a row's value; None if it is missing or negative."""
+    sem: float | None = row.get("value_sem")
+    return None if sem is None or sem < 0 else sem
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,9 @@ class Score:
     @classmethod
     def of(cls, event: Event) -> Score:
         """Return the score that an event ``rung`` or ``ended`` holds."""
-        sem = event.get("value_sem")
         return cls(
             event.get("value"),
-            None if sem is None or sem < 0 else sem,
+            sem_of(event),
             event.get("metrics") or {},
             int(event["attempt"]) if event.get("attempt") is not None else 0,
             event.get("step"),
@@ -160,12 +165,12 @@ def lingers_at(trial: TrialRecord, attempt: AttemptRecord) -> int | None:
 
 def rung_table(record: Record, *, maximize: bool) -> list[dict[str, Any]]:
     """Return a row for each rung, the lowest first: how many trials got there, what became of them, and the best."""
-    ladder, seq = record.ladder, -1 if record.last is None else int(record.last["seq"])
+    ladder = record.ladder
     if ladder is None:
         return []
     made = record.rung_tables.get(maximize)
-    if made is None or made[0] != seq:
-        made = record.rung_tables[maximize] = seq, _rung_table(record, ladder, maximize=maximize)
+    if made is None or made[0] != record.seq:
+        made = record.rung_tables[maximize] = record.seq, _rung_table(record, ladder, maximize=maximize)
     return made[1]
 
 
@@ -210,8 +215,6 @@ def _agreement(record: Record, ladder: Ladder, rung: int, *, sign: float) -> flo
     if not any(max(row[rung + 1 :], default=-math.inf) > -math.inf for row in rows):
         return None  # NumPy is not imported to say so
     import numpy as np
-
-    from hpo_cluster.agreement import agreement
 
     found = agreement(np.array(rows), rung)
     return None if found is None else round(found, 4)

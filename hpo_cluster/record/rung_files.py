@@ -14,9 +14,14 @@ from hpo_cluster.record.files import dumps, publish_once, read_json, refresh
 from hpo_cluster.record.layout import AttemptLayout
 
 
+def rung_name(rung: int) -> str:
+    """Return the name of the file in which an attempt reports a rung."""
+    return f"rung-{rung}.json"
+
+
 def rung_file(files: AttemptLayout, rung: int) -> Path:
     """Return the file in which an attempt reports a rung."""
-    return files.dir / f"rung-{rung}.json"
+    return files.dir / rung_name(rung)
 
 
 def word_file(files: AttemptLayout, rung: int) -> Path:

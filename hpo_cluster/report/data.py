@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.errors import ConfigError, JournalError
-from hpo_cluster.front import gain, reference_of, undominated
-from hpo_cluster.goals import Goals
+from hpo_cluster.goals import Goals, gain, reference_of, undominated
 from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.record.attempt_files import is_finite_number

@@ -15,7 +15,7 @@ from benchmarks.several_objectives import report, run
 from benchmarks.several_objectives.contestants import NAMES, missing
 from benchmarks.several_objectives.problems import PROBLEMS, Volume, volume_of
 from benchmarks.several_objectives.problems import missing as missing_problem
-from hpo_cluster.front import hypervolume, undominated
+from hpo_cluster.goals import hypervolume, undominated
 from hpo_cluster.space import Configuration
 
 

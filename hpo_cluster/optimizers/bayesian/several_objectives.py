@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.front import reference_of, undominated
+from hpo_cluster.goals import reference_of, undominated
 from hpo_cluster.optimizers.batch import Points
 from hpo_cluster.optimizers.bayesian.encoding import Features
 from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome, fitted_size

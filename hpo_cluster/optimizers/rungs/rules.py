@@ -34,8 +34,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.agreement import ENOUGH, agreement
-from hpo_cluster.fidelity import Fidelity, Ladder
+from hpo_cluster.fidelity import ENOUGH, Fidelity, Ladder, agreement
 
 Array: TypeAlias = NDArray[np.float64]
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpo_cluster.front import hypervolume, undominated
-from hpo_cluster.goals import Bound, Goal, Goals
+from hpo_cluster.goals import Bound, Goal, Goals, hypervolume, undominated
 from hpo_cluster.objectives.benchmark_functions import zdt1
 from hpo_cluster.optimizers.base import Optimizer
 from hpo_cluster.optimizers.dataset import Dataset

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.front import dominates, gain, hypervolume, reference_of, undominated
-from hpo_cluster.goals import Bound, Goal, Goals
+from hpo_cluster.goals import Bound, Goal, Goals, dominates, gain, hypervolume, reference_of, undominated
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.history import MemoryJournal
 from hpo_cluster.record.preference import Preference, preferred, read_preference, with_full_names
