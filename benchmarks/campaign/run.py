@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.campaign.cluster import SimulatedCluster
-from benchmarks.optimizers.run import THREADS
+from benchmarks.optimizers.runner import THREADS
 from hpo_cluster.cli.display import PlainDisplay
 from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.driver.run_settings import Operation

@@ -6,9 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from benchmarks.optimizers.simulate import Run
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 #: Where the runs lie, unless the command line says otherwise. Not in version control.
 RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
@@ -21,10 +19,24 @@ class Key(NamedTuple):
     optimizer: str
     seed: int
     workers: int
-    budget: int
+    budget: float
 
 
-def append(path: Path, key: Key, versions: Mapping[str, str], run: Run) -> None:
+class Timed(Protocol):
+    """A run of any benchmark: a dataclass of lists of numbers, some of which are times."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def times(self) -> list[float]:
+        """Simulated times."""
+
+    @property
+    def cpu_s(self) -> list[float]:
+        """CPU seconds."""
+
+
+def append(path: Path, key: Key, versions: Mapping[str, str], run: Timed) -> None:
     """Append a run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rounded = asdict(run) | {

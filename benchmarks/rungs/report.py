@@ -14,8 +14,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from benchmarks.optimizers.cache import Key, latest
 from benchmarks.optimizers.trees import Array
-from benchmarks.rungs.run import CONTESTANTS, PROBLEMS, RESULTS, Key, problem, read
+from benchmarks.rungs.run import CONTESTANTS, PROBLEMS, RESULTS, problem
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, FIGURE = ROOT / "docs" / "benchmarks" / "rungs.md", "rungs.png"
@@ -133,7 +134,7 @@ def main(argv: Sequence[str]) -> int:
     """Write the page and the figure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rungs.report", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    found = read(parser.parse_args(argv).results)
+    found = latest(parser.parse_args(argv).results)
     if not found:
         print("no runs: python -m benchmarks.rungs.run")
         return 1

@@ -6,21 +6,16 @@ Usage: ``python -m benchmarks.several_objectives.run [quick|full] [options]``. A
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from benchmarks.optimizers import cache
 from benchmarks.optimizers.cache import Key
-from benchmarks.optimizers.run import THREADS
+from benchmarks.optimizers.runner import make_missing, options
 from benchmarks.optimizers.simulate import Run, duration, simulate
 from benchmarks.several_objectives import contestants
 from benchmarks.several_objectives.problems import PROBLEMS, Metrics, Volume
 from benchmarks.several_objectives.problems import missing as missing_problem
-from hpo_cluster.record.processes import end_with_parent
 from hpo_cluster.space import Configuration
 from hpo_cluster.trial import derive_seed
 
@@ -66,15 +61,9 @@ class Told:
 def execute(key: Key) -> Run:
     """Make one run in this process."""
     told = Told(key)
-    return simulate(told, told.evaluate, key.budget, key.workers, lambda trial: duration(key.problem, key.seed, trial))
-
-
-def _start() -> None:
-    """Prepare a process of the pool: it computes with one thread, and ends with its parent."""
-    import threadpoolctl
-
-    end_with_parent()
-    threadpoolctl.threadpool_limits(1)
+    return simulate(
+        told, told.evaluate, int(key.budget), key.workers, lambda trial: duration(key.problem, key.seed, trial)
+    )
 
 
 def plan(arguments: argparse.Namespace) -> tuple[list[Key], list[str]]:
@@ -96,45 +85,14 @@ def plan(arguments: argparse.Namespace) -> tuple[list[Key], list[str]]:
 
 def main(argv: Sequence[str]) -> int:
     """Make the missing runs."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.several_objectives.run", description=__doc__)
-    parser.add_argument("setting", nargs="?", choices=["quick", "full"], default="quick")
-    parser.add_argument("--optimizers", type=lambda text: text.split(";"), help="names, joined by semicolons")
+    parser = options("benchmarks.several_objectives.run", __doc__, RESULTS, "1,8")
     parser.add_argument("--problems", type=lambda text: text.split(","), help="names, joined by commas")
-    parser.add_argument("--workers", type=lambda text: [int(n) for n in text.split(",")], help="1,8")
-    parser.add_argument("--seeds", type=int, help="seeds 0, 1, ... of every optimizer")
     parser.add_argument("--budget", type=int, default=BUDGET, help="evaluations of a run")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--any-version", action="store_true", help="keep runs of other versions of code and libraries")
     arguments = parser.parse_args(argv)
-
     keys, messages = plan(arguments)
     for message in messages:
         print(message)
-    versions = {name: contestants.versions(name) for name in {key.optimizer for key in keys}}
-    done = cache.done(arguments.results, None if arguments.any_version else versions)
-    wanted = [key for key in keys if key not in done]
-    print(f"{len(keys)} runs, {len(keys) - len(wanted)} of them cached in {arguments.results}")
-    os.environ.update(dict.fromkeys(THREADS, "1"))
-    failed, context = 0, multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.processes, mp_context=context, initializer=_start) as pool:
-        futures = {pool.submit(execute, key): key for key in wanted}
-        try:
-            for number, future in enumerate(as_completed(futures), 1):
-                key = futures[future]
-                if error := future.exception():
-                    failed += 1
-                    print(f"{key}: {type(error).__name__}: {error}")
-                    continue
-                run = future.result()
-                cache.append(arguments.results, key, versions[key.optimizer], run)
-                where = f"{key.problem}, workers={key.workers}, seed={key.seed}"
-                print(f"{number}/{len(wanted)}  {key.optimizer} on {where}: {run.true[-1]:.3f}", flush=True)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            print("interrupted: the same command goes on")
-            return 130
-    return 1 if failed else 0
+    return make_missing(keys, execute, contestants.versions, arguments)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from benchmarks.optimizers.cache import Key, append, latest
 from benchmarks.rungs import contestants, report
 from benchmarks.rungs.problems import LADDER, WHOLE, curves
-from benchmarks.rungs.run import Key, append, read
 from benchmarks.rungs.simulate import Asked, Run, simulate
 from hpo_cluster.space import Configuration
 
@@ -107,7 +107,7 @@ def test_the_report_reads_regrets_by_what_was_spent(tmp_path: Path) -> None:
     append(path, Key("curves60", "bo", 0, 8, 50.0), {}, one)
     with path.open("a") as file:
         file.write('{"problem": "cut o')
-    found = read(path)
+    found = latest(path)
     assert [key.optimizer for key in found] == ["random", "bo"]
     run = next(iter(found.values()))
     assert report.regret_at(run, 0.5, 1.0) == math.inf
