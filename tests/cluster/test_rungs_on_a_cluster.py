@@ -38,6 +38,17 @@ def waits(one: CampaignOnACluster, trial: int) -> None:
     wait(lambda: read_json(rung_file(one.layout.attempt(trial, 0), 0)), 60, f"trial {trial} at its rung\n{one.story()}")
 
 
+def without_a_driver(one: CampaignOnACluster) -> list[str]:
+    """Kill the driver when both trials evaluate their first rung, and only then let them end it; return their jobs."""
+    one.start()
+    begun(one, "t0000/a0@0.25")
+    begun(one, "t0001/a0@0.25")
+    jobs = [one.job(0), one.job(1)]
+    one.kill_driver()
+    one.open_gate()
+    return jobs
+
+
 def check(one: CampaignOnACluster, reference: Reference, evaluations: list[str]) -> None:
     """Two whole trials with the reference's parameters; each share of each was evaluated once, or as said."""
     story, trials = one.story(), one.trials
@@ -82,12 +93,7 @@ def test_rungs_a_job_that_is_cancelled_on_its_way_goes_on_in_another_one(
 def test_rungs_jobs_wait_there_while_no_driver_lives(cluster: Cluster, campaign: Make, reference: Reference) -> None:
     """One of them is cancelled meanwhile. The other one goes on as it is, the trial of the first in another job."""
     one = campaign(fidelity=RUNGS, operation=TWO, step=GATE)
-    one.start()
-    begun(one, "t0000/a0@0.25")
-    begun(one, "t0001/a0@0.25")
-    jobs = [one.job(0), one.job(1)]
-    one.kill_driver()
-    one.open_gate()
+    jobs = without_a_driver(one)
     waits(one, 0)
     waits(one, 1)
     cluster.cancel(jobs[0])
@@ -100,12 +106,7 @@ def test_rungs_jobs_wait_there_while_no_driver_lives(cluster: Cluster, campaign:
 
 def test_rungs_a_job_that_nobody_answers_ends_there(cluster: Cluster, campaign: Make, reference: Reference) -> None:
     one = campaign(fidelity={**RUNGS, "linger_s": 0.5}, operation=TWO, step=GATE)
-    one.start()
-    begun(one, "t0000/a0@0.25")
-    begun(one, "t0001/a0@0.25")
-    jobs = [one.job(0), one.job(1)]
-    one.kill_driver()
-    one.open_gate()
+    jobs = without_a_driver(one)
     wait(lambda: not any(cluster.state(job) == "running" for job in jobs), 60, "the end of the jobs")
     one.start(fidelity=RUNGS)
     one.finish()

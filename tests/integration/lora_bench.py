@@ -17,6 +17,7 @@ import torch
 from litgpt.finetune import lora as theirs
 
 from hpo_cluster.objectives import worker
+from hpo_cluster.objectives.lora import checkpoint
 from hpo_cluster.objectives.lora.settings import LoraObjective
 from hpo_cluster.record.layout import resources_dir
 
@@ -93,6 +94,10 @@ def run_attempt(folder: Path, what: LoraObjective, **params: Any) -> dict[str, A
     return document
 
 
+#: Two epochs, dropout, and an accumulation that spans both of them: 15 steps.
+TRAINING: dict[str, Any] = {"lora_dropout": 0.3, "epochs": 2, "micro_batch_size": 4, "global_batch_size": 8}
+COUNTS = ("steps", "examples", "tokens", "sems", "train", "trainable_parameters", "curve")
+
 #: Metrics that measure the machine, and so differ from run to run.
 COSTS = ("train_s", "gpu_seconds", "tokens_per_s", "peak_memory_gb", "energy_wh")
 
@@ -113,6 +118,24 @@ def max_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> fl
     """Largest absolute difference between two sets of weights of the same names."""
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def read(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+def same(folder: Path, whole: Path) -> None:
+    """Assert that two attempts ended alike, to the last bit."""
+    mine, theirs = read(folder / "result.json"), read(whole / "result.json")
+    assert learned(mine) == learned(theirs)
+    for name in COUNTS:
+        one, other = mine[name], theirs[name]
+        if name == "train":
+            one, other = ({k: v for k, v in x.items() if k not in checkpoint.FREE_SETTINGS} for x in (one, other))
+        assert one == other, name
+    assert max_difference(adapter(folder), adapter(whole)) == 0
+    assert not list(folder.parent.glob("*/checkpoint")), "removed with the result"
 
 
 @dataclasses.dataclass

@@ -20,12 +20,13 @@ import pytest
 import torch
 from lora_bench import (
     PROGRAM,
-    adapter,
+    TRAINING,
     learned,
     load_program,
-    max_difference,
     objective,
+    read,
     run_attempt,
+    same,
     write_attempt,
     write_data,
 )
@@ -34,15 +35,11 @@ from support import drivers
 from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.command import CommandObjective
-from hpo_cluster.objectives.lora import checkpoint, language_model, progress
+from hpo_cluster.objectives.lora import language_model, progress
 from hpo_cluster.objectives.lora.settings import LoraObjective
 from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.status import campaign_status
 from hpo_cluster.report.trial import trial_story
-
-#: Two epochs, dropout, and an accumulation that spans both of them.
-TRAINING: dict[str, Any] = {"lora_dropout": 0.3, "epochs": 2, "micro_batch_size": 4, "global_batch_size": 8}
-COUNTS = ("steps", "examples", "tokens", "sems", "train", "trainable_parameters", "curve")
 
 
 @pytest.fixture(scope="module")
@@ -58,24 +55,6 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert (result["steps"], result["attempts"], result["resumed_at"]) == (15, 1, [])
     assert not (folder / "checkpoint").exists()
     return folder
-
-
-def read(path: Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(path.read_text())
-    return document
-
-
-def same(folder: Path, whole: Path) -> None:
-    """Assert that two attempts ended alike, to the last bit."""
-    mine, theirs = read(folder / "result.json"), read(whole / "result.json")
-    assert learned(mine) == learned(theirs)
-    for name in COUNTS:
-        one, other = mine[name], theirs[name]
-        if name == "train":
-            one, other = ({k: v for k, v in x.items() if k not in checkpoint.FREE_SETTINGS} for x in (one, other))
-        assert one == other, name
-    assert max_difference(adapter(folder), adapter(whole)) == 0
-    assert not list(folder.parent.glob("*/checkpoint")), "removed with the result"
 
 
 def previous(*folders: Path) -> list[str]:

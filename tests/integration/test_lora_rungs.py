@@ -14,12 +14,13 @@ import pytest
 import torch
 from lora_bench import (
     BUNDLE,
-    adapter,
+    TRAINING,
     learned,
     load_program,
-    max_difference,
     objective,
+    read,
     run_attempt,
+    same,
     write_attempt,
     write_data,
 )
@@ -32,9 +33,8 @@ from hpo_cluster.record.files import read_json
 from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.record.rung_files import publish_word, rung_file
 
+#: Of the 15 steps of `TRAINING`: 2, 5 and 15.
 SHARES = [1 / 9, 1 / 3, 1.0]
-#: Two epochs and dropout: 15 steps, so that rungs are after 2, 5 and 15.
-TRAINING: dict[str, Any] = {"lora_dropout": 0.3, "epochs": 2, "micro_batch_size": 4, "global_batch_size": 8}
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +54,6 @@ def rungs(goal: int = 0, kind: str = "steps", **more: Any) -> dict[str, Any]:
     return {"kind": kind, "shares": SHARES, "goal": goal, "first": 0, "linger_s": 0, **more}
 
 
-def read(path: Path) -> dict[str, Any]:
-    document = read_json(path)
-    assert document is not None, path
-    return document
-
-
 def climb(folder: Path, what: Any, *words: bool, **params: Any) -> dict[str, Any]:
     """Run an attempt whose words are said before they are asked for."""
     write_attempt(folder, what, **params)
@@ -68,16 +62,6 @@ def climb(folder: Path, what: Any, *words: bool, **params: Any) -> dict[str, Any
         publish_word(AttemptLayout(folder), rung, go_on=go_on)
     status = worker.main(load_program().evaluate, [str(folder)])
     return read(folder / ("error.json" if status else "result.json"))
-
-
-def same(folder: Path, whole: Path) -> None:
-    """Assert that two attempts ended alike, to the last bit."""
-    mine, theirs = read(folder / "result.json"), read(whole / "result.json")
-    assert learned(mine) == learned(theirs)
-    for name in ("steps", "examples", "tokens", "sems", "curve"):
-        assert mine[name] == theirs[name], name
-    assert max_difference(adapter(folder), adapter(whole)) == 0
-    assert not list(folder.parent.glob("*/checkpoint")), "removed with the result"
 
 
 @pytest.mark.parametrize("draws", ["step", "litgpt"])
