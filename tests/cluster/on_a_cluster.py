@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,16 @@ class CampaignOnACluster:
         """Who runs an attempt, once its program has begun."""
         label = f"t{trial:04d}/a{attempt}"
         path = self.layout.attempt(trial, attempt).claim
-        claim = wait(lambda: read_json(path), seconds, f"{label} to run\n{self.story()}")
+        claim = self.wait(lambda: read_json(path), seconds, f"{label} to run")
         wait(lambda: label in self.evaluations(), 20, f"{label} to begin")
         return dict(claim)
+
+    def wait(self, condition: Callable[[], Any], seconds: float, what: str) -> Any:
+        """The first true value of `condition`; after `seconds`, a failure with what there is to read by then."""
+        try:
+            return wait(condition, seconds, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.story()}") from None
 
     def job(self, trial: int = 0, attempt: int = 0, seconds: float = 60) -> str:
         """The scheduler's id of an attempt's job, once it is journaled."""

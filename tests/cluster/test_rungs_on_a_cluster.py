@@ -30,12 +30,12 @@ TWO = {"budget": 2, "workers": 2}
 
 def begun(one: CampaignOnACluster, label: str) -> None:
     """Wait until an evaluation has begun."""
-    wait(lambda: label in one.evaluations(), 60, f"{label} to begin\n{one.story()}")
+    one.wait(lambda: label in one.evaluations(), 60, f"{label} to begin")
 
 
 def waits(one: CampaignOnACluster, trial: int) -> None:
     """Wait until the first attempt of a trial has reported its first rung."""
-    wait(lambda: read_json(rung_file(one.layout.attempt(trial, 0), 0)), 60, f"trial {trial} at its rung\n{one.story()}")
+    one.wait(lambda: read_json(rung_file(one.layout.attempt(trial, 0), 0)), 60, f"trial {trial} at its rung")
 
 
 def without_a_driver(one: CampaignOnACluster) -> list[str]:

@@ -60,7 +60,7 @@ def test_a_waiting_job_cancelled_by_hand_is_tried_again(cluster: Cluster, campai
     job = one.job()
     wait(lambda: cluster.state(job) == "pending", 30, "the job to wait")
     cluster.cancel(job)
-    wait(lambda: len(one.trials[0].attempts) == 2, 60, f"another attempt\n{one.story()}")
+    one.wait(lambda: len(one.trials[0].attempts) == 2, 60, "another attempt")
     cluster.cancel(other)
     one.finish()
     one.check(reference, kinds={0: ["cancelled"]}, lost_before_start={0: 1})
@@ -103,7 +103,7 @@ def test_a_preempted_job_is_tried_again(cluster: Cluster, campaign: Make, refere
     one.claim()
     other = cluster.fill(300, urgent=True)
     wait(lambda: cluster.state(other) == "running", 90, "the other job to have its place")
-    wait(lambda: len(one.trials[0].attempts) == 2, 60, f"another attempt\n{one.story()}")
+    one.wait(lambda: len(one.trials[0].attempts) == 2, 60, "another attempt")
     cluster.cancel(other)
     one.finish()
     one.check(reference, kinds={0: ["preempted"]})
@@ -390,8 +390,9 @@ def test_commands_that_hang_and_cannot_be_killed(cluster: Oar, campaign: Make, r
     one.claim(1)
     cluster.freeze_database()
     (one.folder / "second").touch()  # its result is taken in all the same, and the next trial is to be submitted
-    wait(lambda: "trial=2 not submitted" in one.story(), 30, f"a submission that hangs\n{one.story()}")
-    wait(lambda: f"{most} earlier commands hang" in one.story(), 60, f"as many as may hang\n{one.story()}")
+    one.wait(lambda: "trial=2 not submitted" in one.story(), 30, "a submission that hangs")
+    refused = f"{most} earlier commands hang"  # said of a submission or of a question about the jobs, whichever was next
+    one.wait(lambda: refused in one.story() + one.layout.scheduler.read_text(), 60, "as many as may hang")
     hanging = [pid for pid in family(driver.pid)[1:] if is_alive(pid)]
     assert len(hanging) == most, one.story()
     status = cluster.as_user(cluster.python.parent / "hpo-cluster", "status", one.directory)
