@@ -1,7 +1,8 @@
 """The contestants: optimizers of the registry with and without rungs, and other libraries with their own.
 
 A contestant's name is ``optimizer[setting=value,...]`` for ours with whole evaluations, the same with ``+RULE`` for
-ours with rungs and that rule (``bo+asha``, ``random+careful``), and ``peer:NAME`` for other libraries.
+ours with rungs and that rule (``bo+asha``, ``random+careful``), and ``peer:NAME`` for other libraries. ``bo+asha@1/3``
+has its lowest rung at a third, where those of the others begin at a ninth.
 """
 
 from __future__ import annotations
@@ -46,11 +47,12 @@ class Ours:
     """
 
     def __init__(self, name: str, space: Space, seed: int) -> None:
-        optimizer, _, rule = name.partition("+")
+        optimizer, _, climb = name.partition("+")
+        rule, _, low = climb.partition("@")
         self.space, key = space, parse(optimizer)
         self.optimizer = make_optimizer(key[0], space, seed, **key[1])
-        self.ladder = LADDER if rule else WHOLE
-        self.fidelity = Fidelity(kind="steps", rule=rule) if rule else Fidelity()
+        self.fidelity = Fidelity(kind="steps", rule=rule, **({"low": low} if low else {})) if rule else Fidelity()
+        self.ladder = self.fidelity.ladder or WHOLE
         self.configurations: list[Configuration] = []
         self.climbers: list[Climber] = []
         self.cells: list[dict[str, Any]] = []

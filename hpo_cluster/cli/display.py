@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from hpo_cluster.record.campaign_state import BETWEEN_TICKS
 from hpo_cluster.text import test_metrics, visible
 from hpo_cluster.trial import Origin, trial_label
 
@@ -40,7 +41,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         lines.append(f"  the scheduler has not answered since {status['scheduler']['silent_since']}; jobs may run on")
     lines += [f"  {notice}" for notice in status.get("notices", [])]
     lines += error_lines(status)
-    if status["state"] == "stopped" and status["reason"] != "between ticks":
+    if status["state"] == "stopped" and status["reason"] != BETWEEN_TICKS:
         lines.append(f"go on with:  hpo-cluster resume {status['dir']}")
     return lines
 

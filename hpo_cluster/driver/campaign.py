@@ -35,7 +35,7 @@ from hpo_cluster.driver.submit import Submitter
 from hpo_cluster.errors import HpoClusterError, LostCampaignError
 from hpo_cluster.launchers.commands import Pause
 from hpo_cluster.record import clock, inbox
-from hpo_cluster.record.campaign_state import Record, asked_rows, may_be_retried
+from hpo_cluster.record.campaign_state import BETWEEN_TICKS, Record, asked_rows, may_be_retried
 from hpo_cluster.record.climb import room_for, within_budget
 from hpo_cluster.record.files import PASSING, Reread
 from hpo_cluster.record.history import HistoryTable, write_history
@@ -306,7 +306,7 @@ class Campaign:
         Raises:
             LostCampaignError: if the campaign no longer belongs to this driver.
         """
-        ending = "between ticks" if self.spec.tick else "interrupted"
+        ending = BETWEEN_TICKS if self.spec.tick else "interrupted"
         try:
             more = {"exhausted": True} if self._exhausted else {}
             self.opened.write_stop(self.reason or ("finished" if self._finished() else ending), **more)

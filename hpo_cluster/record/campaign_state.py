@@ -47,6 +47,9 @@ T = TypeVar("T")
 #: A trial and one of its attempts, by their numbers: where a running job is, or has just been.
 Place: TypeAlias = tuple[int, int]
 
+#: Why a tick stops: the next one goes on.
+BETWEEN_TICKS = "between ticks"
+
 
 @dataclass
 class AttemptRecord:
@@ -390,6 +393,11 @@ class Record:
     def left(self) -> Iterator[Member]:
         """Yield the ended attempts whose job may evaluate another one and was not given any, the last to end first."""
         return map(self.member, reversed(self._left))
+
+    @property
+    def is_between_ticks(self) -> bool:
+        """Whether the last driver was a tick, so that the next one is expected."""
+        return (self.stopped or {}).get("reason") == BETWEEN_TICKS
 
     @property
     def rows(self) -> list[TrialRecord]:

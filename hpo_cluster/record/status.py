@@ -251,7 +251,7 @@ def _driver_notices(record: Record, layout: CampaignLayout, *, driver_alive: boo
             f"the driver on host {owner.get('host')} (process {pid}) has given no sign of life for {minutes:.0f} min. "
             f"If it is dead:  hpo-cluster resume {layout.dir} --take-over"
         )
-    if not driver_alive and not record.halted and not exhausted and _is_between_ticks(record):
+    if not driver_alive and not record.halted and not exhausted and record.is_between_ticks:
         notices += _hours(record)
     if record.halted and not driver_alive:
         notices.append(f"stopped from another terminal: ticks submit nothing.  hpo-cluster resume {layout.dir}")
@@ -261,10 +261,6 @@ def _driver_notices(record: Record, layout: CampaignLayout, *, driver_alive: boo
             "had taken over. You need not do anything"
         )
     return notices
-
-
-def _is_between_ticks(record: Record) -> bool:
-    return (record.stopped or {}).get("reason") == "between ticks"
 
 
 def _hours(record: Record) -> list[str]:

@@ -233,6 +233,8 @@ def test_the_command_line_promotes_a_paused_trial(
     directory = Path("campaigns/c")
     overrides = ["objective=synthetic", "fidelity=share", "fidelity.rule=asha", "optimizer=random"]
     overrides += ["budget=2", "workers=1", "poll_s=0.1"]
+    assert main(["run", *overrides, "campaign=c", "dry_run=true"]) == 0
+    assert "looked at after 1/9, 1/3 of a whole evaluation" in capsys.readouterr().out
     assert main(["run", *overrides, "campaign=c"]) == 0
     assert "whole evaluations" in capsys.readouterr().out
     record = record_of(directory)
@@ -243,7 +245,11 @@ def test_the_command_line_promotes_a_paused_trial(
     assert main(["retry", str(directory), str(paused)]) != 0
     assert f"hpo-cluster promote {directory} {paused}" in capsys.readouterr().err
     assert main(["promote", str(directory), str(paused)]) == 0
-    assert "will climb to the top" in capsys.readouterr().out
+    assert f"t{paused:04} will climb to the top" in capsys.readouterr().out
+    assert main(["status", str(directory)]) == 0
+    said = capsys.readouterr().out
+    assert "stopped (waits to be resumed)" in said
+    assert f"go on with:  hpo-cluster resume {directory}" in said
     assert main(["resume", str(directory), "fidelity.eta=4"]) == 0
     again = record_of(directory)
     assert again.trials[paused].state is State.COMPLETED

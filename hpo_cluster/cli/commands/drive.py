@@ -174,11 +174,15 @@ def post(arguments: Arguments) -> int:
 def _serve(arguments: Arguments) -> int:
     """Carry out the commands in the inbox, unless a driver does."""
     from hpo_cluster.driver.campaign import Campaign
+    from hpo_cluster.trial import trial_label
 
     config = recorded_config(Arguments("resume", arguments.words[:1]), [], check_files=False)
     try:
         with Campaign(dataclasses.replace(campaign_spec(config, other_places=True), tick=True)) as campaign:
+            by_ticks = campaign.record.is_between_ticks
             campaign.take_commands()
+            if not by_ticks:
+                campaign.stop("waits to be resumed")
     except LockedError:
         say(f"{arguments.command}: sent to the driver, which acts on it within seconds")
         return OK
@@ -188,7 +192,7 @@ def _serve(arguments: Arguments) -> int:
         "retry": f"will be tried again; go on with:  hpo-cluster resume {arguments.words[0]}",
         "stop": "stopped: ticks submit nothing more",
     }
-    say(f"{' '.join([*arguments.words[1:], done[arguments.command]])}")
+    say(f"{' '.join([*map(trial_label, arguments.trials()), done[arguments.command]])}")
     return OK
 
 
@@ -301,6 +305,12 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
     say(f"{config.campaign}: {count} trials would be submitted first; nothing was created")
     if (several := spec.launcher_settings.trials_per_job) > 1:
         say(f"each job goes on with other trials when one has ended: up to {several} in all (launcher.trials_per_job)")
+    if ladder := spec.fidelity.ladder:
+        looks = ", ".join(ladder.labels[:-1])
+        say(
+            f"each trial is looked at after {looks} of a whole evaluation (fidelity={ladder.kind}) and goes on or is "
+            f"paused (fidelity.rule={spec.fidelity.rule}); budget={spec.operation.budget} counts whole evaluations"
+        )
     if notice := spec.hours.reason_to_wait(clock.now()):
         say(notice)
     return OK

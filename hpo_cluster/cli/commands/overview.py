@@ -16,6 +16,7 @@ from hpo_cluster.cli.config.groups import conf_dir, key_lines
 from hpo_cluster.cli.display import number
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record import clock
+from hpo_cluster.record.campaign_state import BETWEEN_TICKS
 from hpo_cluster.record.overview import campaigns_in, overview
 from hpo_cluster.text import visible
 
@@ -103,7 +104,7 @@ def _state(row: Mapping[str, Any]) -> str:
     if row["state"] == "running":
         return f"running on {row['host']}"
     if row["state"] == "stopped":
-        return str(row["reason"]) if row["reason"] == "between ticks" else f"stopped: {row['reason']}"
+        return str(row["reason"]) if row["reason"] == BETWEEN_TICKS else f"stopped: {row['reason']}"
     return str(row["state"])
 
 
