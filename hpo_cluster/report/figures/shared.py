@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: Most trials drawn in one panel. Of more, those without a value, the best and evenly spaced others are drawn.
 MOST_POINTS = 1500
 #: Height of the strip for trials without a value, and of the margins, as shares of the span of the values.
-STRIP, MARGIN = 0.1, 0.06
+STRIP, MARGIN = 0.12, 0.08
 #: Largest value over the smallest from which on values to minimise have a logarithmic axis.
 DECADES = 1000
 #: Share of the distance between two choices over which trials are spread.

@@ -30,6 +30,9 @@ MIN_WIDTH = 6.4
 WIDTHS = {1: 7.2, 2: 4.6, 3: 3.6}
 #: Width and height that the number of a trial needs next to its point, as shares of the axes.
 LABEL = (0.05, 0.04)
+#: Ratio of the ends of a logarithmic axis up to which 2 and 5 are labelled too.
+FEW_DECADES = 30
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MARKERS: Mapping[str, str] = {
     "circle": "o",
     "x": "x",
@@ -98,7 +101,6 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
     ):
         if axis.log:
             set_scale("log")
-        _set_ticks(side, axis)
         if axis.low is not None or axis.high is not None:
             set_ends(axis.low, axis.high)
         side.set_label_text(axis.label)
@@ -106,6 +108,8 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
         axes.set_title(panel.note, loc="right", fontsize=9, color=GREY)
     for height, layer in enumerate(panel.layers):
         _layer(layer, axes, 2 + height)
+    _set_ticks(axes.xaxis, panel.x)
+    _set_ticks(axes.yaxis, panel.y)
 
 
 def _set_ticks(side: Any, axis: Axis) -> None:
@@ -113,10 +117,25 @@ def _set_ticks(side: Any, axis: Axis) -> None:
         small = max((len(label) for _, label in axis.ticks), default=0) > 12
         side.set_ticks([at for at, _ in axis.ticks], [label for _, label in axis.ticks], fontsize=8 if small else 9)
         side.set_ticks([], minor=True)
+    elif axis.log:
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+        low, high = side.get_view_interval() if axis.low is None else (axis.low, axis.high)
+        side.set_major_locator(LogLocator(subs=(1.0,) if high > FEW_DECADES * low else (1.0, 2.0, 5.0)))
+        side.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
+        side.set_minor_formatter(NullFormatter())
     elif axis.integers:
         from matplotlib.ticker import MaxNLocator
 
         side.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def power(value: float) -> str:
+    """Return the label of a logarithmic axis: a power of ten, or the number; no formula, since these are switched off."""
+    exponent = round(math.log10(value))
+    if abs(exponent) <= 2 or not math.isclose(value, 10.0**exponent):
+        return f"{value:g}"
+    return f"10{str(exponent).translate(SUPERSCRIPTS)}"
 
 
 def _marker(style: str) -> dict[str, Any]:
