@@ -14,7 +14,7 @@ TRIALS ?= 1
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-cluster soak lint types check bundle check-bundle bench-optimizers bench-several bench-rungs bench-campaign bench-job reference clean
+.PHONY: help run test test-page test-cluster soak lint types check bundle check-bundle bench-optimizers bench-several bench-rungs bench-campaign bench-job reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,6 +36,10 @@ run: $(VENV)/installed  ## install, then run the default campaign: 16 real fine-
 
 test: $(VENV)/installed-dev  ## install, then run all tests
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --quiet
+
+test-page: $(VENV)/installed-dev  ## as root on Debian: install a browser, look at a report's page with it
+	tests/page/install
+	$(BIN)/python -m pytest tests/page --quiet -p no:xdist
 
 test-cluster: $(VENV)/installed-dev  ## as root on Debian: install and start Slurm and OAR, run the tests against both
 	tests/cluster/install

@@ -82,7 +82,7 @@ COMMANDS: Mapping[str, Command] = {
         f"DIR {OVERRIDES}",
         ("--config-dir", "--take-over"),
     ),
-    "report": Command("draw plots of a campaign", "look.report", "DIR"),
+    "report": Command("write a campaign's page (HTML) and its figures (PNG, PDF)", "look.report", "DIR"),
     "describe": Command(
         "the paragraph, the tables and the references that a paper's appendix needs",
         "describe.describe",

@@ -488,6 +488,10 @@ class Record:
         """Return the GPU-hours of a trial's attempts that have ended; 0 without a GPU."""
         return self._gpu_s.get(trial, 0.0) / 3600
 
+    def energy_wh_of(self, trial: int) -> float:
+        """Return the watt-hours that a trial's ended attempts have measured; 0 if nothing counted them."""
+        return self._energy_wh.get(trial, 0.0)
+
     @property
     def energy_kwh(self) -> float:
         """The kilowatt-hours that ended attempts have measured, those that failed included."""

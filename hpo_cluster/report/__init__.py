@@ -1,4 +1,4 @@
-"""The report of a campaign: one page with figures, derived from the journal, which can be written again at any time."""
+"""The report of a campaign: pages and figures, derived from the journal, which can be written again at any time."""
 
 from __future__ import annotations
 
@@ -7,36 +7,58 @@ from pathlib import Path
 
 from hpo_cluster.record.files import replace_bytes, replace_text
 from hpo_cluster.report.data import read_campaign
-from hpo_cluster.report.figures import FIGURES
-from hpo_cluster.report.page import render_page
 
-__all__ = ["read_campaign", "write_report"]
+__all__ = ["read_campaign", "write_page", "write_report"]
 
 
-def write_report(campaign_dir: str | os.PathLike[str]) -> list[Path]:
-    """Write ``report/report.md`` and its figures.
-
-    Returns:
-        The files written, the page first. Figures for which there is no data yet are left out.
+def write_page(campaign_dir: str | os.PathLike[str]) -> Path:
+    """Write ``report/report.html``, the interactive page, and return its path.
 
     Raises:
         JournalError: if the folder does not hold a campaign.
     """
-    from matplotlib import rc_context
+    from hpo_cluster.report.figures import figures_of
+    from hpo_cluster.report.html import html_page
 
     campaign = read_campaign(Path(campaign_dir))
-    directory = campaign.layout.report_dir
-    directory.mkdir(exist_ok=True)
-    figures: list[tuple[str, Path]] = []
-    for figure in FIGURES:
-        path = directory / f"{figure.stem}.png"
-        with rc_context({"text.parse_math": False}):  # names and choices may hold dollar signs
-            picture = figure.draw(campaign)
-        if picture is None:
-            path.unlink(missing_ok=True)
+    page = _directory(campaign.layout.report_dir) / "report.html"
+    replace_text(page, html_page(campaign, figures_of(campaign)))
+    return page
+
+
+def write_report(campaign_dir: str | os.PathLike[str]) -> list[Path]:
+    """Write ``report/report.html``, and for papers ``report.md`` and each figure as PNG and PDF.
+
+    Returns:
+        The files written: the pages, then the figures. Figures for which there is no data yet are left out.
+
+    Raises:
+        JournalError: if the folder does not hold a campaign.
+    """
+    from hpo_cluster.report.figures import FIGURES, figures_of
+    from hpo_cluster.report.figures.still import draw
+    from hpo_cluster.report.html import html_page
+    from hpo_cluster.report.page import render_page
+
+    campaign = read_campaign(Path(campaign_dir))
+    directory = _directory(campaign.layout.report_dir)
+    figures = figures_of(campaign)
+    pages = [directory / "report.html", directory / "report.md"]
+    replace_text(pages[0], html_page(campaign, figures))
+    replace_text(pages[1], render_page(campaign, figures))
+    paths = []
+    for stem in FIGURES:
+        mine = [directory / f"{stem}.png", directory / f"{stem}.pdf"]
+        if stem in figures:
+            for path, picture in zip(mine, draw(figures[stem], campaign.title), strict=True):
+                replace_bytes(path, picture)
+            paths += mine
         else:
-            replace_bytes(path, picture)
-            figures.append((figure.title(campaign), path))
-    page = directory / "report.md"
-    replace_text(page, render_page(campaign, [(title, path.name) for title, path in figures]))
-    return [page, *(path for _, path in figures)]
+            for path in mine:
+                path.unlink(missing_ok=True)  # of an earlier report: it no longer holds
+    return [*pages, *paths]
+
+
+def _directory(path: Path) -> Path:
+    path.mkdir(exist_ok=True)
+    return path

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +18,25 @@ from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.climb import rung_table, saved
 from hpo_cluster.record.curves import curves_of
 from hpo_cluster.record.files import read_json
-from hpo_cluster.record.history import METRIC_PREFIX, load_history
+from hpo_cluster.record.history import METRIC_PREFIX, to_frame
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.space import Space
 from hpo_cluster.text import test_metrics
-from hpo_cluster.trial import BASELINE, Origin, State, trial_label
+from hpo_cluster.trial import BASELINE, Origin, State
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from hpo_cluster.optimizers.bayesian.surrogate import Surrogate
 
 log = logging.getLogger(__name__)
 
 #: States that are drawn.
 DRAWN = (State.COMPLETED, State.DIVERGED, State.INFEASIBLE, State.FAILED)
 MAX_OTHER_METRICS = 4
+#: Values needed before a model says more than the values themselves.
+MIN_FOR_MODEL = 4
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,11 @@ class Campaign:
     maximize: bool
     others: tuple[str, ...]  # metrics to compare with the optimised one
     others_are_tests: bool
+    record: Record
     history: pd.DataFrame
     sems: dict[int, dict[str, float]]  # standard errors that the results report, by trial and metric
+    losses: Mapping[int, list[tuple[float, float]]]  # by trial: steps of the optimizer and training losses
     goals: Goals | None = None  # the objectives and constraints, if there are several objectives or any constraints
-    gpu_hours: dict[int, float] = field(default_factory=dict)  # with several objectives, by trial; 0 without a GPU
     rungs: Rungs | None = None  # with rungs
 
     @property
@@ -109,6 +115,28 @@ class Campaign:
         """The model before fine-tuning; None if it was not scored."""
         rows = self.history[(self.history["trial"] == BASELINE) & self.history["value"].notna()]
         return None if rows.empty else rows.iloc[0]
+
+    @cached_property
+    def recommended(self) -> int | None:
+        """The trial with the best posterior mean, evaluated here or imported; None if there are too few values."""
+        if len(self.ranked) < MIN_FOR_MODEL or self.several:
+            return None
+        from hpo_cluster.optimizers.bayesian.surrogate import recommend
+
+        return recommend(self.history, self.space)
+
+    @cached_property
+    def model(self) -> Surrogate | None:
+        """The model of the values as measured; None if there are too few, or several objectives."""
+        if len(self.ranked) < MIN_FOR_MODEL or self.several:
+            return None
+        from hpo_cluster.optimizers.bayesian.surrogate import SurrogateError, surrogate_of
+
+        try:
+            return surrogate_of(self.history, self.space, "raw")
+        except SurrogateError as error:
+            log.info("campaign=%s model=none reason=%s", self.layout.dir, error)
+            return None
 
     @property
     def front(self) -> pd.DataFrame:
@@ -154,7 +182,6 @@ def read_campaign(campaign_dir: Path) -> Campaign:
     identity = read_identity(layout.identity)
     if identity is None:
         raise JournalError(f"{layout.dir} is not a campaign: it has no campaign.yaml")
-    history = load_history(campaign_dir)
     try:
         objective: Objective | None = parse_objective(identity["objective"])
     except ConfigError as error:  # perhaps written by another version: the history can be drawn even so
@@ -163,6 +190,9 @@ def read_campaign(campaign_dir: Path) -> Campaign:
     goals = Goals.of(identity["objective"])
     metric = goals.metrics[0].name if goals else (objective.metric if objective else None) or "value"
     direction = identity.get("direction") or (objective.direction if objective else "maximize")
+    space, record = Space.from_json(identity["space"]), Record.read(layout.events)
+    history = to_frame(record, space.names, maximize=direction == "maximize", goals=goals)
+    results = dict(_results(layout, record))
     columns = map(str, history.columns)
     known = [column.removeprefix(METRIC_PREFIX) for column in columns if column.startswith(METRIC_PREFIX)]
     tests = objective.test_tasks if objective else None
@@ -173,21 +203,21 @@ def read_campaign(campaign_dir: Path) -> Campaign:
         layout=layout,
         name=layout.dir.resolve().name,
         identity=identity,
-        space=Space.from_json(identity["space"]),
+        space=space,
         metric=metric,
         maximize=direction == "maximize",
         others=tuple(chosen[:MAX_OTHER_METRICS] if tests is None else chosen),
         others_are_tests=tests is not None,
+        record=record,
         history=history,
-        sems={int(trial): _sems(layout, int(trial)) for trial in history["trial"]},
+        sems={trial: _sems(result) for trial, result in results.items()},
+        losses={trial: _losses(result) for trial, result in results.items()},
         goals=goals,
-        gpu_hours=_gpu_hours(layout) if goals else {},
-        rungs=_rungs(layout, maximize=direction == "maximize") if identity.get("fidelity") else None,
+        rungs=_rungs(record, maximize=direction == "maximize"),
     )
 
 
-def _rungs(layout: CampaignLayout, *, maximize: bool) -> Rungs | None:
-    record = Record.read(layout.events)
+def _rungs(record: Record, *, maximize: bool) -> Rungs | None:
     if record.ladder is None:
         return None
     return Rungs(
@@ -201,17 +231,30 @@ def _rungs(layout: CampaignLayout, *, maximize: bool) -> Rungs | None:
     )
 
 
-def _gpu_hours(layout: CampaignLayout) -> dict[int, float]:
-    record = Record.read(layout.events)
-    return {trial.number: record.gpu_hours_of(trial.number) for trial in record.rows}
+def _results(layout: CampaignLayout, record: Record) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the result of each trial of which it can be read."""
+    for trial in record.rows:
+        for attempt in reversed(trial.attempts):
+            if trial.value is not None and attempt.over and attempt.error is None:
+                result = read_json(layout.attempt(trial.number, attempt.number).result)
+                if result is not None:
+                    yield trial.number, result
+                break
 
 
-def _sems(layout: CampaignLayout, trial: int) -> dict[str, float]:
-    results = (layout.trials_dir / trial_label(trial)).glob("a*/result.json")
-    sems = next(((read_json(result) or {}).get("sems") for result in results), None)  # only one attempt has a result
+def _sems(result: Mapping[str, Any]) -> dict[str, float]:
+    sems = result.get("sems")
     if not isinstance(sems, dict):
         return {}
     return {name: float(sem) for name, sem in sems.items() if is_finite_number(sem) and sem >= 0}
+
+
+def _losses(result: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Return the steps and losses of a training; empty if the result holds none."""
+    curve = result.get("curve")
+    points = [point for point in curve if isinstance(point, dict)] if isinstance(curve, list) else []
+    pairs: list[tuple[Any, Any]] = [(point.get("step"), point.get("train_loss")) for point in points]
+    return [(float(step), float(loss)) for step, loss in pairs if is_finite_number(step) and is_finite_number(loss)]
 
 
 def shorten(choice: Any, length: int = 12) -> str:

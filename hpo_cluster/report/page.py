@@ -1,41 +1,52 @@
-"""The page of a report: Markdown that can be read as plain text or rendered."""
+"""The text of a report: Markdown that can be read as plain text, and that the HTML page renders."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.record.warm_start import IDENTITY_KEY
 from hpo_cluster.report.data import Campaign
+from hpo_cluster.report.figures.description import Figure
 from hpo_cluster.text import in_code, in_markdown
 from hpo_cluster.trial import BASELINE, Origin, State
 
 BEST_ROWS = 10
-#: Values needed before the recommendation by posterior mean can differ from the best value in a meaningful way.
-MIN_FOR_MODEL = 4
 
 #: What is said if trials have values, and all of them violate the constraints.
 NONE_WITHIN = "No trial satisfies the constraints."
 
 
-def render_page(campaign: Campaign, figures: Sequence[tuple[str, str]]) -> str:
-    """Return the report as Markdown; `figures` are pairs (title, file name)."""
-    identity, ranked = campaign.identity, campaign.ranked
+def render_page(campaign: Campaign, figures: Mapping[str, Figure]) -> str:
+    """Return the report as Markdown; `figures` are those next to it, by the names of their files."""
+    lines = [f"# Campaign {campaign.name}", "", *summary(campaign)]
+    for title, section in sections(campaign).items():
+        lines += ["", f"## {title}", "", *section]
+    for stem, figure in figures.items():
+        lines += ["", f"## {figure.title}", "", f"![{figure.title}]({stem}.png)", "", figure.reading]
+        lines += ["", *figure.table] if figure.table else []
+    return "\n".join(lines) + "\n"
+
+
+def summary(campaign: Campaign) -> list[str]:
+    """Return what the campaign is, and how many trials it has."""
+    identity = campaign.identity
     kind = (identity.get("objective") or {}).get("kind", "?")
     optimizer = identity.get("optimizer") or {}
     optimizer_name = optimizer.get("name", "?") if isinstance(optimizer, dict) else optimizer
-    lines = [
-        f"# Campaign {campaign.name}",
-        "",
+    return [
         f"Objective `{kind}`, {_goals(campaign)}, optimizer `{optimizer_name}`, seed {identity.get('seed', '?')}.",
         "",
         *_counts(campaign),
-        "",
-        "## Pareto front" if campaign.several else "## Best",
-        "",
     ]
+
+
+def sections(campaign: Campaign) -> dict[str, list[str]]:
+    """Return the sections of text by their titles: the best, the rungs, a table of the best trials."""
+    ranked = campaign.ranked
+    lines = []
     if campaign.several and not ranked.empty:
         lines += front_section(campaign)
     elif campaign.ended.empty:
@@ -53,14 +64,12 @@ def render_page(campaign: Campaign, figures: Sequence[tuple[str, str]]) -> str:
         lines += ["", f"Imported, not a result of this campaign: the best of {len(campaign.imported)} is {best}"]
     if campaign.baseline is not None:
         lines += ["", f"Baseline: {_value(campaign.baseline)}{_other_scores(campaign, campaign.baseline)}."]
-    lines += rung_section(campaign)
+    found = {"Pareto front" if campaign.several else "Best": lines}
+    if rungs := rung_section(campaign):
+        found["Rungs"] = rungs
     if not ranked.empty and not campaign.several:
-        lines += ["", f"## The {min(BEST_ROWS, len(ranked))} best of {len(ranked)}", "", *_table(campaign)]
-    if failures := _failures(campaign):
-        lines += ["", "## Without a value", "", *failures]
-    for title, name in figures:
-        lines += ["", f"## {title}", "", f"![{title}]({name})"]
-    return "\n".join(lines) + "\n"
+        found[f"The {min(BEST_ROWS, len(ranked))} best of {len(ranked)}"] = _table(campaign)
+    return found
 
 
 def _goals(campaign: Campaign) -> str:
@@ -116,9 +125,6 @@ def rung_section(campaign: Campaign) -> list[str]:
     if rungs.gpu_hours and rungs.spent:
         hours = f" ({rungs.gpu_hours:.3g} GPU-hours; about {rungs.saved * rungs.gpu_hours / rungs.spent:.3g} saved)"
     lines = [
-        "",
-        "## Rungs",
-        "",
         f"{rungs.trials} trials took {rungs.spent:.3g} whole evaluations{hours}. Without rungs, the trials that are "
         f"over or paused would have taken {max(rungs.saved, 0):.3g} more. Values at different rungs are not "
         "compared: only those of the top are results. *agrees* is the correlation of the values at a rung with those "
@@ -192,30 +198,9 @@ def _table(campaign: Campaign) -> list[str]:
     return lines
 
 
-def _failures(campaign: Campaign) -> list[str]:
-    frame = campaign.ended[campaign.ended["value"].isna()]
-    errors: dict[str, list[int]] = {}
-    for _, row in frame.iterrows():
-        said = str(row["error"] if isinstance(row["error"], str) else row["state"])
-        error = next(iter(said.splitlines()), "")[:160]
-        errors.setdefault(error, []).append(int(row["trial"]))
-    lines = []
-    for error, trials in sorted(errors.items(), key=lambda entry: -len(entry[1])):
-        shown = ", ".join(map(str, trials[:8])) + (", …" if len(trials) > 8 else "")
-        lines.append(f"- {len(trials)} × {in_markdown(error)} (trials {shown})")
-    return lines[:BEST_ROWS]
-
-
 def _recommendation(campaign: Campaign) -> str | None:
-    """Return a sentence about the trial with the best posterior mean; None if there are too few values for a surrogate.
-
-    The trial may have been evaluated here or imported.
-    """
-    if len(campaign.ranked) < MIN_FOR_MODEL:
-        return None
-    from hpo_cluster.optimizers.bayesian.surrogate import recommend
-
-    trial = recommend(campaign.history, campaign.space)
+    """Return a sentence about the trial with the best posterior mean, evaluated here or imported; None without one."""
+    trial = campaign.recommended
     if trial is None:
         return None
     if trial == int(campaign.ranked.iloc[0]["trial"]):

@@ -205,9 +205,13 @@ def test_what_a_job_says_does_nothing_where_it_is_shown(tmp_path: Path, capsys: 
         assert "\x1b" not in said
         assert "\u202e" not in said
         assert "owned" in said
-    page = write_report(directory)[0].read_text()
-    assert "<script>" not in page
-    assert "![x]" not in page
-    assert "&lt;script&gt;" in page
+    html, markdown = (path.read_text() for path in write_report(directory)[:2])
+    assert "<script>" not in markdown
+    assert "![x]" not in markdown
+    assert "&lt;script&gt;" in markdown
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert" in html
+    assert "evil" in html
+    assert 'src="http' not in html
     frame = load_history(directory)
     assert NASTY in frame.error.iloc[0]  # the record keeps what was said

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+from support.campaigns import make_campaign, stamp
 
 from hpo_cluster.errors import JournalError
 from hpo_cluster.objectives.synthetic import SyntheticObjective
-from hpo_cluster.record.files import dumps
-from hpo_cluster.record.journal import Journal
-from hpo_cluster.record.layout import CampaignLayout
-from hpo_cluster.report import figures, read_campaign, write_report
+from hpo_cluster.report import read_campaign, write_report
+from hpo_cluster.report.figures import objectives, progress
+from hpo_cluster.report.figures.description import Line, Points
 from hpo_cluster.space import Categorical, Float, Integer, Space
 
 LORA_SPACE = Space(
@@ -33,46 +32,6 @@ LORA = {
     "tasks": {"name": "t", "validation": "village_val", "test": ["village_test", "other_test"], "datasets": []},
     "train": {},
 }
-
-
-def stamp(minutes: float) -> str:
-    return f"2026-01-01T{int(minutes) // 60:02d}:{int(minutes) % 60:02d}:{int(minutes * 60) % 60:02d}.000000Z"
-
-
-def make_campaign(
-    directory: Path, objective: Mapping[str, Any], space: Space, trials: list[Mapping[str, Any]], direction: str
-) -> Path:
-    """A campaign directory as a driver leaves it; each trial is `number`, `parameters` and, if it ended, `end`."""
-    layout = CampaignLayout(directory)
-    directory.mkdir(parents=True)
-    identity = {
-        "space": space.to_json(),
-        "objective": dict(objective),
-        "optimizer": {"name": "random"},
-        "direction": direction,
-        "seed": 0,
-    }
-    layout.identity.write_text(yaml.safe_dump(identity, sort_keys=False))
-    with Journal(layout.events) as journal:
-        journal.append("created", campaign=directory.name, code="c")
-        for trial in trials:
-            number = trial["number"]
-            origin = "baseline" if number < 0 else "evaluated"
-            row = {"trial": number, "parameters": trial["parameters"], "seed": 1, "origin": origin}
-            journal.append("asked", trials=[row], decision={})
-            journal.append("intent", trial=number, attempt=0, token=f"t{number}", code="c")
-            job = {"backend": "l", "job_id": "1", "token": f"t{number}", "submitted_at": stamp(number + 1), "host": "h"}
-            journal.append("submitted", trial=number, attempt=0, job=job, gpus=trial.get("gpus", 0))
-            if "gpus" in trial:
-                journal.append("running", trial=number, attempt=0, started_at=stamp(0))
-            if "end" in trial:
-                end = dict(trial["end"])
-                sems = end.pop("sems", None)
-                if sems:
-                    layout.attempt(number, 0).dir.mkdir(parents=True)
-                    layout.attempt(number, 0).result.write_text(dumps({"metrics": end["metrics"], "sems": sems}))
-                journal.append("ended", trial=number, attempt=0, **{"ended_at": stamp(3 * number + 5), **end})
-    return directory
 
 
 def lora_trials(n: int) -> list[Mapping[str, Any]]:
@@ -123,23 +82,23 @@ def size(png: Path) -> tuple[int, int]:
 def test_report_of_a_fine_tuning_campaign(tmp_path: Path) -> None:
     directory = make_campaign(tmp_path / "first", LORA, LORA_SPACE, lora_trials(24), "maximize")
     files = write_report(directory)
-    assert [file.name for file in files] == [
-        "report.md",
-        "best_by_evaluations.png",
-        "best_by_time.png",
-        "parameters.png",
-        "validation_test.png",
+    stems = [
+        *("best_by_evaluations", "best_by_time", "parameters", "parameters_over_time", "parallel_coordinates"),
+        *("importance", "slices", "validation_test", "failures"),
     ]
-    assert all(min(size(file)) > 400 for file in files[1:])
+    pictures = [f"{stem}{suffix}" for stem in stems for suffix in (".png", ".pdf")]
+    assert [file.name for file in files] == ["report.html", "report.md", *pictures]
+    assert all(min(size(file)) > 300 for file in files if file.suffix == ".png")
+    assert all(file.read_bytes().startswith(b"%PDF") for file in files if file.suffix == ".pdf")
     assert sorted(file.name for file in (directory / "report").iterdir()) == sorted(file.name for file in files)
-    page = files[0].read_text()
+    page = files[1].read_text()
     assert str(tmp_path) not in page
     assert "19 completed, 3 diverged, 2 failed" in page
     assert "Baseline: 0.27 ± 0.03 (`village_test/acc` 0.24, `other_test/acc` 0.26)" in page
     assert "By posterior mean" in page
-    assert "- 3 × diverged: loss is nan at step 12 (trials 3, 10, 17)" in page
-    for file in files[1:]:
-        assert f"]({file.name})" in page
+    assert "| 3 | diverged | loss is nan at step 12 | 3, 10, 17 |" in page
+    for stem in stems:
+        assert f"]({stem}.png)" in page
     rows = [line for line in page.splitlines() if line.startswith("| ") and "±" in line]
     assert len(rows) == 10
     values = [float(row.split("|")[2].split("±")[0]) for row in rows]
@@ -156,29 +115,38 @@ def test_what_is_read(tmp_path: Path) -> None:
     assert campaign.baseline["value"] == 0.27
 
 
-def test_the_best_so_far_never_gets_worse_nor_goes_back_in_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_so_far_never_gets_worse_nor_goes_back_in_time(tmp_path: Path) -> None:
     ends = [completed(9.0), failed(), completed(7.0), completed(8.0), failed()]
     for end, minute in zip(ends, (4, 3, 9, 6, 12), strict=True):  # journaled in another order than they ended
         end["ended_at"] = stamp(minute)
     campaign = read_campaign(synthetic(tmp_path / "c", ends))
-    drawn: list[Any] = []
-    monkeypatch.setattr(figures, "_png", lambda figure: drawn.append(figure) or b"")
-    figures.draw_best_by_time(campaign)
-    figures.draw_best_by_evaluations(campaign)
-    by_time, by_evaluations = (figure.axes[0].lines[0].get_xydata().tolist() for figure in drawn)
-    assert [x for x, _ in by_time] == pytest.approx([2, 3, 5, 8, 11])
-    assert [y for _, y in by_time[1:]] == [9, 8, 7, 7]
-    assert math.isnan(by_time[0][1])
-    assert by_evaluations == [[1, 9], [2, 9], [3, 7], [4, 7], [5, 7]]
+    by_time, by_evaluations = progress.best_by_time(campaign), progress.best_by_evaluations(campaign)
+    assert by_time is not None
+    assert by_evaluations is not None
+    lines = [next(x for x in figure.panels[0].layers if isinstance(x, Line)) for figure in (by_time, by_evaluations)]
+    assert lines[0].x == pytest.approx([2, 3, 5, 8, 11])
+    assert math.isnan(lines[0].y[0])
+    assert lines[0].y[1:] == (9, 8, 7, 7)
+    assert (lines[1].x, lines[1].y) == ((1, 3, 5), (9, 7, 7))  # where it changes, and the ends
+    marks = [layer for layer in by_time.panels[0].layers if isinstance(layer, Points)]
+    assert {layer.label: layer.trials for layer in marks} == {"completed": (0, 3, 2), "failed (no value)": (1, 4)}
+
+
+def test_validation_against_test_says_how_well_they_agree(tmp_path: Path) -> None:
+    figure = objectives.validation_test(
+        read_campaign(make_campaign(tmp_path / "first", LORA, LORA_SPACE, lora_trials(24), "maximize"))
+    )
+    assert figure is not None
+    assert [panel.note for panel in figure.panels] == ["Pearson 1.00, Spearman 1.00 over 19 trials"] * 2
 
 
 def test_minimisation_with_one_metric(tmp_path: Path) -> None:
     values = [180.0, 90.0, 400.0, 12.0, 0.02, 33.0]
     files = write_report(synthetic(tmp_path / "himmelblau", [completed(value) for value in values]))
-    assert [file.stem for file in files] == ["report", "best_by_evaluations", "best_by_time", "parameters"]
-    page = files[0].read_text()
+    stems = ["best_by_evaluations", "best_by_time", "parameters", "parameters_over_time", "parallel_coordinates"]
+    stems += ["importance", "slices"]
+    assert [file.stem for file in files if file.suffix != ".pdf"] == ["report", "report", *stems]
+    page = files[1].read_text()
     assert "By measured value: trial 4, 0.02, with" in page
     assert "minimised" in page
 
@@ -188,22 +156,25 @@ def test_minimisation_with_one_metric(tmp_path: Path) -> None:
     [
         ([], 0, "No trial has a value yet."),
         ([completed(3.0)], 3, "By measured value: trial 0, 3, with"),
-        ([failed(), failed()], 3, "No trial ended with a value."),
-        ([failed(), completed(3.0)], 3, "- 1 × code: injected failure (trials 0)"),
+        ([failed(), failed()], 5, "No trial ended with a value."),
+        ([failed(), completed(3.0)], 5, "| 1 | code | injected failure | 0 |"),
     ],
 )
 def test_few_and_failed_trials(tmp_path: Path, ends: list[Mapping[str, Any]], figures: int, says: str) -> None:
     files = write_report(synthetic(tmp_path / "small", ends))
-    assert len(files) == 1 + figures
-    assert says in files[0].read_text()
+    assert len(files) == 2 + 2 * figures
+    assert says in files[1].read_text()
+    assert "<h1>Campaign small</h1>" in files[0].read_text()
 
 
 def test_figures_of_an_earlier_report_that_no_longer_hold_are_removed(tmp_path: Path) -> None:
     directory = synthetic(tmp_path / "empty", [])
     (directory / "report").mkdir()
     (directory / "report" / "parameters.png").write_text("old")
+    (directory / "report" / "mine.png").write_text("the user's")
     write_report(directory)
-    assert [file.name for file in (directory / "report").iterdir()] == ["report.md"]
+    found = sorted(file.name for file in (directory / "report").iterdir())
+    assert found == ["mine.png", "report.html", "report.md"]
 
 
 def test_no_campaign_is_an_error(tmp_path: Path) -> None:
@@ -236,10 +207,10 @@ def test_three_objectives_have_a_panel_for_each_pair_and_the_volume_two_axes(tmp
     first, second = 1 * (worst_b - 3) * 5, 2 * (worst_b - 4) * 4
     both = first + second - 1 * (worst_b - 4) * 4
     assert volumes == pytest.approx([first, both, both, both, both, 3 * (worst_b - 2) * 6])  # trial 2 violates a bound
-    assert all(campaign.gpu_hours[trial] > 0 for trial in range(6))
+    assert all(campaign.record.gpu_hours_of(trial) > 0 for trial in range(6))
     drawn = {path.name: size(path) for path in write_report(folder) if path.suffix == ".png"}
     assert {"front.png", "hypervolume.png"} <= drawn.keys()
-    assert drawn["front.png"][0] > 2 * 900  # three panels
+    assert drawn["front.png"][0] > 3 * 500  # three panels
     page = (folder / "report" / "report.md").read_text()
     assert "1 of 6 trials violate them" in page
     assert "1 trials" not in page

@@ -327,8 +327,8 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
         tell(f"interrupted: {number(status['done'])} of {status['budget']} done, {jobs}. Go on with:\n  {resume}")
         return INTERRUPTED
     files = {"history": campaign.opened.layout.history, "log": campaign.opened.log_path}
-    if plot := _draw(config.campaign_dir):
-        files["plot"] = plot
+    if page := _write_page(config.campaign_dir):
+        files["report"] = page
     status = {
         **status,
         "state": "stopped" if campaign.reason else "finished",
@@ -342,16 +342,15 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     return BAD_END if campaign.reason or status["best"] is None else OK
 
 
-def _draw(campaign_dir: Path) -> Path | None:
-    """Draw the report; a plot that fails does not make a finished campaign a failure."""
+def _write_page(campaign_dir: Path) -> Path | None:
+    """Write the report's page; one that fails does not make a finished campaign a failure."""
     try:
-        from hpo_cluster.report import write_report
+        from hpo_cluster.report import write_page
 
-        paths = write_report(campaign_dir)
+        return write_page(campaign_dir)
     except Exception as error:
-        tell(f"no plot: {type(error).__name__}: {error}", file=sys.stderr)
+        tell(f"no report: {type(error).__name__}: {error}", file=sys.stderr)
         return None
-    return paths[0] if paths else None
 
 
 class _Interrupts:

@@ -139,7 +139,7 @@ def export_adapter(arguments: Arguments) -> int:
 
 
 def report(arguments: Arguments) -> int:
-    """Draw a campaign's plots."""
+    """Write a campaign's page and figures."""
     from hpo_cluster.report import write_report
 
     for path in write_report(arguments.folder()):

@@ -220,7 +220,7 @@ def test_a_campaign_from_start_to_report(here: Path, capsys: pytest.CaptureFixtu
     for line in (
         "history    campaigns/first/history.csv",
         "log        campaigns/first/drivers/",
-        "plot       campaigns/",
+        "report     campaigns/",
     ):
         assert line in done.stdout
     assert sorted(path.name for path in here.iterdir()) == ["campaigns"]
