@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 #: States that are drawn.
 DRAWN = (State.COMPLETED, State.DIVERGED, State.INFEASIBLE, State.FAILED)
 MAX_OTHER_METRICS = 4
+#: Values needed before a model says more than the values themselves.
+MIN_FOR_MODEL = 4
 
 
 @dataclass(frozen=True)

@@ -59,12 +59,11 @@ class Comparison:
         campaign = self.first.campaign
         tests = campaign.others_are_tests
         of_task = tests and "/" in campaign.metric
-        title = f"validation {campaign.metric}" if of_task else campaign.metric
-        found = [Metric(title, None, campaign.maximize)]
+        found = [Metric("validation" if of_task else "", campaign.metric, None, campaign.maximize)]
         names = dict.fromkeys(name for run in self.runs for name in run.campaign.others)
         for name in names:
             same = tests and name.partition("/")[2] == campaign.metric.partition("/")[2]
-            found.append(Metric(f"test {name}" if tests else name, name, campaign.maximize if same else None))
+            found.append(Metric("test" if tests else "", name, name, campaign.maximize if same else None))
         return found
 
     @cached_property

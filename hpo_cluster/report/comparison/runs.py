@@ -17,8 +17,7 @@ from hpo_cluster.goals import Goals
 from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.record.journal import Event, read_journal
-from hpo_cluster.report.data import Campaign, read_campaign
-from hpo_cluster.report.page import MIN_FOR_MODEL
+from hpo_cluster.report.data import MIN_FOR_MODEL, Campaign, read_campaign
 from hpo_cluster.trial import State
 
 Array = NDArray[np.float64]
@@ -125,13 +124,12 @@ class Run:
 
     @property
     def unfinished(self) -> str | None:
-        """How far the campaign is, if it has not used its budget and may go on; None if it has."""
-        budget = self.operation.get("budget")
-        exhausted = bool((self.record.stopped or {}).get("exhausted"))
+        """How far the campaign is, if it may go on; None if it has ended."""
+        budget, done = self.operation.get("budget"), self.record.spent
         if budget is None:
             return "it has not been started"
-        done = self.record.spent
-        return None if done >= budget or exhausted else f"{done:g} of {budget:g} evaluations"
+        ended = (self.record.stopped or {}).get("reason") == "finished" and not self.record.in_flight
+        return None if done >= budget or ended else f"{done:.4g} of {budget:g} evaluations"
 
     @property
     def without_value(self) -> int:

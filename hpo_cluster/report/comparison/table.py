@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.report.comparison import Comparison, Group, Metric, mean_and_sem
 from hpo_cluster.report.comparison.verdicts import NOTHING, plus_minus
 from hpo_cluster.text import in_latex, in_markdown
@@ -21,12 +24,20 @@ COST_TITLES = {
 }
 
 
-def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+class Head(NamedTuple):
+    """The head of a column: its title, and what stands over it and over its neighbours of the same kind."""
+
+    over: str
+    title: str
+
+
+def cells(comparison: Comparison) -> tuple[list[Head], list[list[str]]]:
     """Return the head and the rows of the table, as plain text: one row for each group."""
-    head = ["group", "seeds", "evaluations", *(metric.title for metric in comparison.metrics)]
+    head = [Head("", name) for name in ("group", "seeds", "evaluations")]
+    head += [Head(metric.role, metric.shown) for metric in comparison.metrics]
     if comparison.reach is not None:
-        costs = [COST_TITLES[cost] for cost in comparison.costs]
-        head += [f"{reach_title(comparison)}: seeds", *costs]
+        over = f"to reach {comparison.reach:.5g}"
+        head += [Head(over, name) for name in ("seeds", *(COST_TITLES[cost] for cost in comparison.costs))]
     rows = []
     for group in comparison.groups:
         row = [group.name, str(len(group.runs)), _span([run.curve.end("evaluations") for run in group.runs])]
@@ -36,11 +47,6 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             row += [cost_text(cost, comparison.to_reach(group, cost)) for cost in comparison.costs]
         rows.append(row)
     return head, rows
-
-
-def reach_title(comparison: Comparison) -> str:
-    """Return what the last columns are about, such as ``to reach 0.9``."""
-    return f"to reach {comparison.reach:.5g}"
 
 
 def _scores(group: Group, metric: Metric) -> list[float]:
@@ -65,35 +71,50 @@ def cost_text(cost: str, value: float) -> str:
     return f"{seconds / 86400:.3g} d"
 
 
-def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the table as lines with columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows])
-    return [line.rstrip() for line in lines]
+def text_table(head: Sequence[Head], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the table as lines with columns of equal width; what stands over several columns begins at the first."""
+    body = [[each.title for each in head], *rows]
+    widths = [max(map(len, column)) for column in zip(*body, strict=True)]
+    for over, columns in _spans(head):  # the last of its columns makes room for it
+        widths[columns[-1]] += max(0, len(over) - sum(widths[i] + 2 for i in columns) + 2)
+    above = "  ".join(over.ljust(sum(widths[i] + 2 for i in columns) - 2) for over, columns in _spans(head))
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in body)
+    return [line.rstrip() for line in ([above, *lines] if above.strip() else lines)]
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the table as lines of Markdown."""
-    lines = [f"| {' | '.join(map(in_markdown, row))} |" for row in [head, *rows]]
+def _spans(head: Sequence[Head]) -> list[tuple[str, list[int]]]:
+    """Return what stands over which columns, in order."""
+    runs = itertools.groupby(range(len(head)), key=lambda i: head[i].over)
+    return [(over, list(columns)) for over, columns in runs]
+
+
+def markdown_table(head: Sequence[Head], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the table as lines of Markdown, which has one line for the head."""
+    titles = [f"{each.over} {each.title}".strip() for each in head]
+    lines = [f"| {' | '.join(map(in_markdown, row))} |" for row in [titles, *rows]]
     return [lines[0], "|" + " --- |" * len(head), *lines[1:]]
 
 
 def latex_table(comparison: Comparison) -> str:
     """Return the table as LaTeX that needs no packages."""
     head, rows = cells(comparison)
-    lines = [rf"    {' & '.join(map(_in_latex, row))} \\" for row in [head, *rows]]
-    seeds = (
-        "" if max(len(group.runs) for group in comparison.groups) == 1 else ": mean $\\pm$ standard error over seeds"
-    )
+    above: list[str] = []
+    for text, columns in _spans(head):
+        above += [rf"\multicolumn{{{len(columns)}}}{{c}}{{{_in_latex(text)}}}"] if text else [""] * len(columns)
+    lines = [rf"    {' & '.join(map(_in_latex, row))} \\" for row in [[each.title for each in head], *rows]]
+    several = max(len(group.runs) for group in comparison.groups) > 1
+    seeds = r": mean $\pm$ standard error over seeds" if several else ""
     reach = "" if comparison.reach is None else "; medians over seeds of what it took to reach a value"
-    caption = f"Scores at the recommended configurations{seeds}{reach}."
     return "\n".join(
         [
             r"\begin{table}[htbp]",
             r"  \centering",
-            rf"  \caption{{{caption}}}",
-            rf"  \begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+            r"  \footnotesize",
+            r"  \setlength{\tabcolsep}{3pt}",
+            rf"  \caption{{Scores at the recommended configurations{seeds}{reach}.}}",
+            rf"  \begin{{tabular}}{{@{{}}l{'r' * (len(head) - 1)}@{{}}}}",
             r"    \hline",
+            *([rf"    {' & '.join(above)} \\"] if any(each.over for each in head) else []),
             lines[0],
             r"    \hline",
             *lines[1:],
@@ -119,7 +140,7 @@ def table_csv(comparison: Comparison) -> str:
         for metric in comparison.metrics:
             scores = _scores(group, metric)
             mean, sem = mean_and_sem(scores)
-            name = metric.name or "value"
+            name = _column(metric)
             row |= {name: mean, f"{name}_sem": sem, f"{name}_seeds": sum(map(math.isfinite, scores))}
         if comparison.reach is not None:
             row |= {"reach": comparison.reach, "reached_seeds": comparison.reached(group)}
@@ -136,7 +157,7 @@ def campaigns_csv(comparison: Comparison) -> str:
             row: dict[str, Any] = {"group": group.name, "seed": run.seed, "campaign": run.campaign.name}
             row |= {"dir": str(run.dir), "recommended": run.recommended, "value": run.score()}
             row["value_sem"] = run.score_sem
-            row |= {metric.name: run.score(metric.name) for metric in comparison.metrics if metric.name is not None}
+            row |= {_column(metric): run.score(metric.name) for metric in comparison.metrics[1:]}
             best = run.sign * float(run.curve.best[-1]) if len(run.curve.best) else math.nan
             row |= {"best": best, **{cost: run.curve.end(cost) for cost in comparison.costs}}
             if comparison.reach is not None:
@@ -150,7 +171,7 @@ def pairs_csv(comparison: Comparison) -> str:
     """Return one row for each two groups and metric as CSV."""
     rows = [
         {
-            "metric": pair.metric.name or "value",
+            "metric": _column(pair.metric),
             "better": pair.better,
             "worse": pair.worse,
             "seeds": pair.seeds,
@@ -163,6 +184,11 @@ def pairs_csv(comparison: Comparison) -> str:
         for pair in comparison.pairs
     ]
     return _csv(rows)
+
+
+def _column(metric: Metric) -> str:
+    """Return a metric's name in a table of data, as the history has it."""
+    return "value" if metric.name is None else METRIC_PREFIX + metric.name
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -211,6 +237,12 @@ def explanation(comparison: Comparison) -> list[str]:
         "Scores are those measured at the configuration that each campaign recommends (the best posterior mean), as "
         "mean ± standard error over seeds."
     ]
+    sems = [run.score_sem for run in comparison.runs if math.isfinite(run.score_sem)]
+    if sems:
+        lines.append(
+            f"One score of {comparison.first.campaign.metric} has a standard error of {statistics.median(sems):.2g} by "
+            "itself, as its objective reports it."
+        )
     if comparison.reach is not None:
         why = "" if comparison.reach_given else ", which more than half of the campaigns of every group have reached,"
         lines.append(

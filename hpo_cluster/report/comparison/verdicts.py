@@ -37,14 +37,21 @@ class Metric:
     """A metric at the recommended configurations that is compared.
 
     Args:
-        title: what it is called: validation, test or value, with the name of the metric.
+        role: what it is for: ``validation`` or ``test``; empty if the objective does not set them apart.
+        shown: its name as it is shown.
         name: of the metric in the history; None for the value that is optimised.
         maximize: whether larger values are better; None if that is not known, and then nothing is tested.
     """
 
-    title: str
+    role: str
+    shown: str
     name: str | None
     maximize: bool | None
+
+    @property
+    def title(self) -> str:
+        """What it is called in a sentence."""
+        return f"{self.role} {self.shown}".strip()
 
 
 @dataclass(frozen=True)
