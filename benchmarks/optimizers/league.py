@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks.optimizers import catalogue
-from benchmarks.optimizers.critical_difference import draw
 from benchmarks.optimizers.markdown import is_peer, label, number, table
+from hpo_cluster.report.critical_difference import draw
 from hpo_cluster.report.statistics import Comparison, compare
 
 #: Problems that a group needs: with fewer, no p-value of Wilcoxon's test is below 0.05.

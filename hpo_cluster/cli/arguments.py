@@ -41,6 +41,11 @@ class Command:
         return self.words.startswith("DIR")
 
     @property
+    def takes_folders(self) -> bool:
+        """Whether more campaigns' folders may follow the first one."""
+        return self.words.startswith("DIR [DIR ...]")
+
+    @property
     def takes_trials(self) -> bool:
         """Whether numbers of trials follow the folder."""
         return "TRIAL" in self.words
@@ -83,6 +88,12 @@ COMMANDS: Mapping[str, Command] = {
         ("--config-dir", "--take-over"),
     ),
     "report": Command("write a campaign's page (HTML) and its figures (PNG, PDF)", "look.report", "DIR"),
+    "compare": Command(
+        "compare campaigns over seeds: table, tests, figures, and what is within the noise",
+        "compare.compare",
+        "DIR [DIR ...] [reach=VALUE] [out=FOLDER]",
+        keys=("reach", "out"),
+    ),
     "describe": Command(
         "the paragraph, the tables and the references that a paper's appendix needs",
         "describe.describe",

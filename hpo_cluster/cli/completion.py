@@ -100,6 +100,10 @@ def _words(
         return _folders(word)
     if command.takes_folder and not given:
         return _campaigns(word)
+    if command.takes_folders:
+        taken = [folder.rstrip("/") for folder in given]
+        folders = [path for path in _campaigns(word) if path.rstrip(" /") not in taken]
+        return [*folders, *(f"{key}=" for key in command.keys)]
     if command.takes_trials:
         return [f"{path.name} " for path in sorted((Path(given[0]) / "trials").glob("t[0-9]*"))]
     keys = [f"{key}=" for key in command.keys]

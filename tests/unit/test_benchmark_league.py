@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks.optimizers import catalogue, coco, league, run, tables
 from benchmarks.optimizers.cache import Key
-from benchmarks.optimizers.critical_difference import diagram
 from benchmarks.optimizers.tables import TableProblem, key_of
+from hpo_cluster.report.critical_difference import diagram
 from hpo_cluster.report.statistics import compare
 from hpo_cluster.space import Categorical, Integer, Space
 

@@ -54,7 +54,26 @@ def run(arguments: Arguments) -> int:
         code = max(code, ended)
         if ended == INTERRUPTED:
             break
+    if len(configs) > 1 and not any(config.settings.dry_run for config in configs):
+        _compare([config.campaign_dir for config in configs], now=code != INTERRUPTED)
     return code
+
+
+def _compare(folders: Sequence[Path], *, now: bool) -> None:
+    """Compare the campaigns of one command, or say how; what goes wrong does not make finished campaigns a failure."""
+    from hpo_cluster.cli.commands.compare import default_folder, show_comparison
+
+    again = f"hpo-cluster compare {' '.join(str(short_path(folder)) for folder in folders)}"
+    if not now:
+        tell(f"When they have ended, compare them:\n  {again}")
+        return
+    tell(f"\ncomparison of the {len(folders)} campaigns")
+    try:
+        show_comparison([short_path(folder) for folder in folders], default_folder(folders), tell)
+    except ConfigError as error:
+        tell("\n".join(["not compared:", *(f"  {fault}" for fault in error.faults)]))
+    except Exception as error:
+        tell(f"not compared: {type(error).__name__}: {error}\n  {again}", file=sys.stderr)
 
 
 def _check(configs: Sequence[Config]) -> None:

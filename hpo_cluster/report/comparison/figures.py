@@ -1,0 +1,174 @@
+"""The figures of a comparison, as PNG and PDF: best so far with bands over seeds, and the diagram of mean ranks."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpo_cluster.report.comparison import Comparison, Group
+from hpo_cluster.report.critical_difference import diagram
+from hpo_cluster.report.data import shorten
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Colours of M. Okabe and K. Ito, which colour-blind readers can distinguish; a group has a line style too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("solid", "dashed", "dashdot", "dotted")
+MARKERS = "osD^vPX"
+#: Seeds from which on the band holds the middle half of them; with fewer, all of them.
+QUARTILES_FROM = 5
+POINTS = 400
+#: Number of markers on a line, which show whose it is.
+MARKS = 7
+AXES = {
+    "evaluations": "evaluations",
+    "equivalents": "whole evaluations that were spent",
+    "gpu_hours": "GPU-hours",
+    "hours": "time since the first submission",
+}
+#: Hours, and seconds of the unit, of the axis of time.
+UNITS = ((300, 1.0, "s"), (3 * 3600, 60.0, "min"), (4 * 86400, 3600.0, "h"))
+
+
+def draw_best(comparison: Comparison, cost: str) -> Figure | None:
+    """Draw the best value so far of each group against a cost; None if there is no value yet."""
+    from matplotlib.figure import Figure
+
+    runs = comparison.runs
+    end = max(run.curve.end(cost) for run in runs)
+    if comparison.reach is None or end <= 0:
+        return None
+    divisor, unit = _unit(end) if cost == "hours" else (1.0, "")
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    everything = []
+    for number, group in enumerate(comparison.groups):
+        everything.append(_draw_group(axes, group, cost, number, divisor, discrete=cost == "evaluations"))
+    if comparison.reach_given:
+        axes.axhline(comparison.reach, color="#555555", linewidth=0.8, linestyle=(0, (1, 2)))
+    _scale(axes, np.concatenate(everything), maximize=comparison.first.campaign.maximize)
+    axes.set_xlabel(AXES[cost] + (f" ({unit})" if unit else ""))
+    direction = "higher" if comparison.first.campaign.maximize else "lower"
+    axes.set_ylabel(f"best {shorten(comparison.first.campaign.metric, 40)} so far\n({direction} is better)")
+    axes.grid(visible=True, color="#E5E5E5", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.4)
+    return figure
+
+
+def _draw_group(
+    axes: Any, group: Group, cost: str, number: int, divisor: float, *, discrete: bool
+) -> NDArray[np.float64]:
+    """Draw the median and the band of a group, and return the values that are drawn."""
+    ends = [run.curve.end(cost) for run in group.runs]
+    places = np.unique(np.concatenate([run.curve.costs[cost] for run in group.runs]))
+    if not len(places):
+        return np.empty(0)
+    if len(places) > POINTS and not discrete:
+        places = np.unique(np.append(np.linspace(places[0], places[-1], POINTS), ends))
+    if discrete:  # half an evaluation more, so that what the last one has brought is seen
+        places, ends = np.append(places, places[-1] + 0.5), [end + 0.5 for end in ends]
+    best = np.array([run.curve.at(cost, places) for run in group.runs])
+    low, middle, high = band(best)
+    sign, x = group.runs[0].sign, places / divisor
+    colour = COLOURS[number % len(COLOURS)]
+    seeds = f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else " (1 seed)"
+    axes.fill_between(x, sign * low, sign * high, step="post", color=colour, alpha=0.15, linewidth=0, zorder=2)
+    label = shorten(group.name, 36) + seeds
+    common = places <= min(ends)
+    style = {"where": "post", "color": colour, "zorder": 3}
+    if common.any():
+        places = (
+            np.linspace(x[common][0], x[common][-1], MARKS) + 0.04 * number * (x[common][-1] - x[common][0]) / MARKS
+        )
+        marked = np.unique(np.searchsorted(x[common], places, side="right") - 1).tolist()
+        marks = {"marker": MARKERS[number % len(MARKERS)], "markevery": marked, "markersize": 4.5}
+        line = {"linestyle": STYLES[number % len(STYLES)], "linewidth": 1.8, "label": label}
+        axes.step(x[common], sign * middle[common], **style, **line, **marks)
+    if not common.all():  # campaigns that ended earlier keep their best value
+        rest = ~common
+        rest[max(int(common.sum()) - 1, 0)] = True
+        line = {"linestyle": (0, (1, 1.5)), "linewidth": 1.2, "label": None if common.any() else label}
+        axes.step(x[rest], sign * middle[rest], **style, **line)
+    shown = np.concatenate([low, middle, high])
+    drawn: NDArray[np.float64] = sign * shown[np.isfinite(shown)]
+    return drawn
+
+
+def band(best: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return lower end, median and upper end over seeds (rows); NaN where it depends on a campaign without a value."""
+    share = 0.25 if len(best) >= QUARTILES_FROM else 0.0
+    with np.errstate(invalid="ignore"):
+        low, middle, high = (np.quantile(best, q, axis=0) for q in (share, 0.5, 1 - share))
+    return tuple(np.where(np.isfinite(line), line, np.nan) for line in (low, middle, high))  # type: ignore[return-value]
+
+
+def _scale(axes: Any, values: NDArray[np.float64], *, maximize: bool) -> None:
+    """Use a log scale for what is minimised over decades."""
+    if not maximize and len(values) and values.min() > 0 and values.max() > 100 * values.min():
+        axes.set_yscale("log")
+
+
+def _unit(hours: float) -> tuple[float, str]:
+    seconds = 3600 * hours
+    for limit, unit_s, unit in UNITS:
+        if seconds < limit:
+            return unit_s / 3600, unit
+    return 24.0, "days"
+
+
+def draw_ranks(comparison: Comparison) -> Figure | None:
+    """Draw the critical-difference diagram; None with too few groups or seeds."""
+    ranking = comparison.ranking
+    if ranking is None:
+        return None
+    metric = shorten(comparison.first.campaign.metric, 40)
+    title = f"Mean ranks by {metric} over {ranking.problems} seeds"
+    return diagram(ranking, title, lambda name: shorten(name, 24), ())
+
+
+def as_files(figure: Figure) -> dict[str, bytes]:
+    """Return a figure as PNG and PDF, by the end of the file's name."""
+    found = {}
+    for ending, metadata in (
+        ("png", {"Software": "hpo_cluster"}),
+        ("pdf", {"Creator": "hpo_cluster", "CreationDate": None}),
+    ):
+        stream = io.BytesIO()
+        figure.savefig(stream, format=ending, dpi=200, metadata=metadata)
+        found[ending] = stream.getvalue()
+    return found
+
+
+def band_in_words(comparison: Comparison) -> str:
+    """Return what the lines and bands of the figures mean."""
+    sizes = {len(group.runs) >= QUARTILES_FROM for group in comparison.groups}
+    bands = [
+        *(["the middle half of the seeds"] if True in sizes else []),
+        *([f"all seeds, where there are fewer than {QUARTILES_FROM}"] if False in sizes else []),
+    ]
+    return (
+        f"Lines are medians over seeds, bands hold {' or '.join(bands)}. A line is dotted where some of its campaigns "
+        "have ended: these keep their best value."
+    )
+
+
+def titles(comparison: Comparison) -> dict[str, str]:
+    """Return the titles of the figures, by the names of their files without ending."""
+    best = {f"best_by_{cost}": f"Best so far against {AXES[cost]}" for cost in comparison.costs}
+    return {**best, "critical_difference": "Mean ranks over seeds; a bar joins groups that cannot be told apart"}
+
+
+def draw(comparison: Comparison, stem: str) -> Figure | None:
+    """Draw the figure of this name; None if there is nothing to draw."""
+    if stem == "critical_difference":
+        return draw_ranks(comparison)
+    return draw_best(comparison, stem.removeprefix("best_by_"))
+
+
+__all__ = ["as_files", "band", "band_in_words", "draw", "titles"]

@@ -1,0 +1,189 @@
+"""Which campaigns can be compared, and which of them differ only in their seed: these are one group."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.objectives import OBJECTIVES
+from hpo_cluster.record.identity import ABSENT, flatten
+from hpo_cluster.record.warm_start import SHOWN_DIFFERENCES
+from hpo_cluster.report.comparison.runs import Run
+from hpo_cluster.report.data import shorten
+from hpo_cluster.space import parameter_names
+
+#: Largest number of fields that are written into the name of a group, and of campaigns that a fault names.
+IN_A_NAME, NAMED = 2, 4
+#: Largest number of characters of a value in a name or a message.
+VALUE_WIDTH = 40
+#: Ways of running that tell campaigns apart which are the same otherwise.
+WAYS = ("budget", "workers")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Campaigns that differ only in their seed, in the order of the seeds."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def by_seed(self) -> dict[int, Run]:
+        """The campaigns by their seed."""
+        return {run.seed: run for run in self.runs}
+
+
+def faults_of(runs: Sequence[Run]) -> list[str]:
+    """Return why campaigns cannot be compared: each field of the objective that differs, with the campaigns."""
+    faults = [
+        f"{run.dir}: optimises several objectives ({', '.join(run.campaign.goals.names)}), which have no best value; "
+        "compare takes campaigns of one objective"
+        for run in runs
+        if run.campaign.goals is not None and run.campaign.goals.several
+    ]
+    fields = [{"direction": run.identity["direction"], **flatten(_measured(run), "objective.")} for run in runs]
+    found = _differing(fields)
+    if "objective.kind" in found:  # then everything else differs too
+        found = {name: found[name] for name in ("direction", "objective.kind") if name in found}
+    faults += [
+        f"{name} differs, so that values cannot be compared: {_by_value(runs, values)}"
+        for name, values in itertools.islice(found.items(), SHOWN_DIFFERENCES)
+    ]
+    if len(found) > SHOWN_DIFFERENCES:
+        faults.append(f"objective: {len(found) - SHOWN_DIFFERENCES} more fields differ")
+    first = set(parameter_names(runs[0].identity["space"]))
+    apart = [run for run in runs if not first & set(parameter_names(run.identity["space"]))]
+    if apart:
+        faults.append(f"space: {_some(apart)} and {runs[0].dir} have no parameter in common")
+    return faults
+
+
+def _measured(run: Run) -> dict[str, Any]:
+    """Return the objective's settings that affect results; of a place where files are, only its last part."""
+    objective = dict(run.identity["objective"])
+    kind = OBJECTIVES.get(str(objective.get("kind")))
+    flat = {name: value for name, value in flatten(objective).items() if name != "direction"}
+    if kind is None:
+        return flat
+    for name in (*kind.OPERATIONAL, *kind.FORMER):
+        flat.pop(name, None)
+    places = {name: PurePath(str(flat[name])).name for name in kind.PLACES if flat.get(name) is not None}
+    return {**flat, **places}
+
+
+def group(runs: Sequence[Run]) -> list[Group]:
+    """Return the campaigns in groups, in the order in which their first members were given.
+
+    Campaigns are in one group if they have the same optimizer, settings, space, rungs and warm start. Campaigns that
+    have the same seed too are told apart by their budget and workers.
+
+    Raises:
+        ConfigError: if campaigns are the same in all of it.
+    """
+    fields = [_searched(run) for run in runs]
+    if _same_twice(runs, fields):
+        fields = [
+            {**mine, **{name: run.operation.get(name) for name in WAYS}} for run, mine in zip(runs, fields, strict=True)
+        ]
+    if twice := _same_twice(runs, fields):
+        faults = [
+            f"{_some(same)}: have the same optimizer, settings, space and seed {same[0].seed}; give one of them, or "
+            "campaigns with other seeds"
+            for same in twice
+        ]
+        raise ConfigError(faults, "hpo-cluster compare --help")
+    members: dict[str, list[int]] = {}
+    for number, mine in enumerate(fields):
+        members.setdefault(_key(mine), []).append(number)
+    names = _names(
+        [[runs[i] for i in numbers] for numbers in members.values()], [fields[n[0]] for n in members.values()]
+    )
+    return [
+        Group(name, tuple(sorted((runs[i] for i in numbers), key=lambda run: run.seed)))
+        for name, numbers in zip(names, members.values(), strict=True)
+    ]
+
+
+def differences_beside_optimizer(groups: Sequence[Group]) -> list[str]:
+    """Return how groups differ in more than the optimizer, in words, one line for each field."""
+    fields = [
+        {name: value for name, value in _searched(group.runs[0]).items() if not name.startswith("optimizer.")}
+        for group in groups
+    ]
+    lines = []
+    for name, values in _differing(fields).items():
+        shown = [f"{group.name} {_shown(value)}" for group, value in zip(groups, values, strict=True)]
+        lines.append(f"{name} differs: {', '.join(shown)}")
+    return lines
+
+
+def _searched(run: Run) -> dict[str, Any]:
+    """Return what tells groups apart: how the campaign searches, without what it measures and its seed."""
+    parts = {key: value for key, value in run.identity.items() if key not in ("objective", "direction", "seed")}
+    return flatten(parts)
+
+
+def _key(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True, default=str)
+
+
+def _same_twice(runs: Sequence[Run], fields: Sequence[Mapping[str, Any]]) -> list[list[Run]]:
+    """Return the campaigns that nothing tells apart."""
+    found: dict[tuple[str, int], list[Run]] = {}
+    for run, mine in zip(runs, fields, strict=True):
+        found.setdefault((_key(mine), run.seed), []).append(run)
+    return [same for same in found.values() if len(same) > 1]
+
+
+def _names(members: Sequence[Sequence[Run]], fields: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a name for each group: its optimizer, with what differs between the groups of one optimizer."""
+    optimizers = [str(mine.get("optimizer.name")) for mine in fields]
+    names = []
+    for number, optimizer in enumerate(optimizers):
+        alike = [i for i, other in enumerate(optimizers) if other == optimizer]
+        differing = _differing([fields[i] for i in alike])
+        shown = [f"{_short(name)}={_shown(values[alike.index(number)])}" for name, values in differing.items()]
+        if len(shown) > IN_A_NAME:
+            shown = [f"({_without_seed(members[number][0])})"]
+        names.append(" ".join([optimizer, *shown]))
+    return [name if names.count(name) == 1 else f"{name} #{i + 1}" for i, name in enumerate(names)]
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("optimizer.").removeprefix("space.")
+
+
+def _without_seed(run: Run) -> str:
+    """Return the campaign's name without its seed at the end."""
+    return run.campaign.name.removesuffix(str(run.seed)).rstrip("-_.") or run.campaign.name
+
+
+def _differing(fields: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the fields that are not the same everywhere, with their values."""
+    names = dict.fromkeys(name for mine in fields for name in mine)
+    values = {name: [mine.get(name, ABSENT) for mine in fields] for name in names}
+    return {name: found for name, found in values.items() if len({_key({"": value}) for value in found}) > 1}
+
+
+def _by_value(runs: Sequence[Run], values: Sequence[Any]) -> str:
+    """Return which campaigns have which value, in words."""
+    found: dict[str, list[Run]] = {}
+    for run, value in zip(runs, values, strict=True):
+        found.setdefault(_shown(value), []).append(run)
+    return "; ".join(f"{value} in {_some(having)}" for value, having in found.items())
+
+
+def _shown(value: Any) -> str:
+    return shorten(f"{value:g}" if isinstance(value, float) else value, VALUE_WIDTH)
+
+
+def _some(runs: Iterable[Run]) -> str:
+    """Return the folders of campaigns, the first few by name."""
+    folders = [str(run.dir) for run in runs]
+    more = [f"{len(folders) - NAMED} more"] if len(folders) > NAMED else []
+    return ", ".join([*folders[:NAMED], *more])

@@ -1,0 +1,180 @@
+"""One campaign of a comparison: what it recommends, and its best value after each evaluation, read from its journal."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpo_cluster.goals import Goals
+from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.history import METRIC_PREFIX
+from hpo_cluster.record.journal import Event, read_journal
+from hpo_cluster.report.data import MIN_FOR_MODEL, Campaign, read_campaign
+from hpo_cluster.trial import State
+
+Array = NDArray[np.float64]
+
+#: What a search costs, by the name of the column that counts it.
+COSTS = ("evaluations", "equivalents", "gpu_hours", "hours")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The best value of a campaign after each of its evaluations.
+
+    Args:
+        costs: by name of `COSTS`, what was spent until then.
+        best: the best target until then (a larger one is better); -inf before the first value.
+    """
+
+    costs: Mapping[str, Array]
+    best: Array
+
+    def at(self, cost: str, places: Array) -> Array:
+        """Return the best target when this much was spent: -inf before the first value, the last one after the end."""
+        index = np.searchsorted(self.costs[cost], places, side="right")
+        return np.concatenate([[-np.inf], self.best])[index]
+
+    def reaches(self, cost: str, target: float) -> float:
+        """Return what was spent when the best target reached this one; infinity if it never did."""
+        reached = np.flatnonzero(self.best >= target)
+        return float(self.costs[cost][reached[0]]) if len(reached) else math.inf
+
+    def end(self, cost: str) -> float:
+        """Return what was spent in all."""
+        return float(self.costs[cost][-1]) if len(self.best) else 0.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One campaign of a comparison.
+
+    Args:
+        dir: its folder, as it was given.
+        campaign: its identity, history and metrics.
+        record: its trials.
+        curve: its best value after each evaluation.
+    """
+
+    dir: Path
+    campaign: Campaign
+    record: Record
+    curve: Curve
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the campaign is, as ``campaign.yaml`` says."""
+        return self.campaign.identity
+
+    @property
+    def seed(self) -> int:
+        """The campaign's seed, by which campaigns are paired."""
+        return int(self.identity.get("seed", 0))
+
+    @property
+    def sign(self) -> float:
+        """What a value is multiplied by so that a larger one is better."""
+        return 1.0 if self.campaign.maximize else -1.0
+
+    @property
+    def has_rungs(self) -> bool:
+        """Whether evaluations may end early, at a rung."""
+        return self.record.ladder is not None
+
+    @property
+    def operation(self) -> dict[str, Any]:
+        """How the campaign was last run: budget, workers and more."""
+        return dict(self.record.starts[-1]["operation"]) if self.record.starts else {}
+
+    @cached_property
+    def recommended(self) -> int | None:
+        """Number of the trial that the campaign recommends; None if none has a value that counts.
+
+        It is the trial with the best posterior mean, and with few values the one with the best value.
+        """
+        ranked = self.campaign.ranked
+        if len(ranked) >= MIN_FOR_MODEL:
+            from hpo_cluster.optimizers.bayesian.surrogate import recommend
+
+            return recommend(self.campaign.history, self.campaign.space)
+        return None if ranked.empty else int(ranked.iloc[0]["trial"])
+
+    def score(self, metric: str | None = None) -> float:
+        """Return a metric of the recommended trial, or the value that is optimised; NaN if it was not measured."""
+        return self._of_recommended("value" if metric is None else METRIC_PREFIX + metric)
+
+    @property
+    def score_sem(self) -> float:
+        """The standard error of the recommended trial's value, as the objective reports it; NaN if it is unknown."""
+        return self._of_recommended("value_sem")
+
+    def _of_recommended(self, column: str) -> float:
+        history = self.campaign.history
+        if self.recommended is None or column not in history.columns:
+            return math.nan
+        return float(history.loc[history["trial"] == self.recommended, column].iloc[0])
+
+    @property
+    def unfinished(self) -> str | None:
+        """How far the campaign is, if it may go on; None if it has ended."""
+        budget, done = self.operation.get("budget"), self.record.spent
+        if budget is None:
+            return "it has not been started"
+        ended = (self.record.stopped or {}).get("reason") == "finished" and not self.record.in_flight
+        return None if done >= budget or ended else f"{done:.4g} of {budget:g} evaluations"
+
+    @property
+    def without_value(self) -> int:
+        """Number of evaluations that ended without a value."""
+        return sum(
+            _scored(trial) and trial.state is not State.PAUSED and trial.value is None for trial in self.record.rows
+        )
+
+
+def read_run(folder: Path) -> Run:
+    """Return a campaign for a comparison. Raise JournalError if it cannot be read."""
+    campaign = read_campaign(folder)
+    events = read_journal(campaign.layout.events).events
+    record = Record.of(events, campaign.layout.events)
+    curve = _curve(events, campaign.goals, 1.0 if campaign.maximize else -1.0)
+    return Run(folder, campaign, record, curve)
+
+
+def _scored(trial: TrialRecord) -> bool:
+    """Return whether a trial counts as an evaluation: it has ended, or was scored at a rung."""
+    return trial.in_budget and trial.state.counts
+
+
+def _curve(events: list[Event], goals: Goals | None, sign: float) -> Curve:
+    """Return the best value after each evaluation, by repeating what happened; `events` are known to fit together."""
+    record, best = Record(), -math.inf
+    scored: set[int] = set()
+    first: datetime.datetime | None = None
+    points: list[tuple[float, ...]] = []
+    for event in events:
+        record.apply(event)
+        trial = record.trials.get(event["trial"]) if "trial" in event else None
+        if trial is None or not trial.in_budget:
+            continue
+        now = datetime.datetime.fromisoformat(event["at"])
+        if first is None and trial.submitted_at:
+            first = datetime.datetime.fromisoformat(trial.submitted_at)
+        if not _scored(trial):
+            continue
+        scored.add(trial.number)
+        if trial.state is State.COMPLETED and trial.value is not None:
+            good = goals is None or goals.feasible(trial.metrics)
+            best = max(best, sign * trial.value) if good else best
+        hours = (now - (first or now)).total_seconds() / 3600
+        points.append((len(scored), record.spent, record.gpu_hours(now), max(hours, 0.0), best))
+    columns = np.array(points, dtype=np.float64).reshape(len(points), len(COSTS) + 1).T
+    costs = {name: np.maximum.accumulate(columns[i]) for i, name in enumerate(COSTS)} if points else {}
+    return Curve(costs or {name: np.empty(0) for name in COSTS}, columns[-1] if points else np.empty(0))

@@ -1,0 +1,163 @@
+"""`hpo-cluster compare`: the files, the words and the faults; and a run of several campaigns ends in it."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.compared import LORA, campaign
+
+from hpo_cluster.cli.completion import candidates
+from hpo_cluster.cli.main import main
+
+FIGURES = ("best_by_evaluations", "best_by_gpu_hours", "best_by_hours", "critical_difference")
+
+
+@pytest.fixture
+def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three groups of six seeds, the first of them better than the others, with names that are no markup."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "campaigns"
+    for seed in range(6):
+        for name, value in (("good_$\\frac", 0.8), ("<script>|", 0.6), ("c&d", 0.6)):
+            values = [0.1, value + 0.01 * seed * (-1 if name == "c&d" else 1), None]
+            tests = [0.1, value - 0.1, 0.0]
+            campaign(folder / f"{name[0]}-{seed}", values, optimizer=name, seed=seed, objective=LORA, tests=tests)
+    return folder
+
+
+def test_a_folder_of_campaigns(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "campaigns"]) == 0
+    out = capsys.readouterr().out
+    over, head, *rows = out.splitlines()
+    assert over.split() == ["validation", "test", "to", "reach", "0.57"]
+    assert head.split("  ")[0] == "group"
+    assert all(over.index(role) == head.index(name) for role, name in (("validation", "val/acc"), ("test", "test/acc")))
+    assert head.index("seeds", over.index("to reach")) == over.index("to reach")
+    assert [row.split("  ")[0].strip() for row in rows[:3]] == ["<script>|", "c&d", "good_$\\frac"]
+    assert "0.8250 ± 0.0076" in rows[2]
+    assert "c&d and <script>|: " not in out
+    assert "within the noise" in out
+    assert "at least 7 seeds" in out
+    assert "18 campaigns" in (three / "comparison" / "comparison.md").read_text()
+    for name in FIGURES:
+        assert (three / "comparison" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (three / "comparison" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    with (three / "comparison" / "campaigns.csv").open() as stream:
+        table = list(csv.DictReader(stream))
+    assert len(table) == 18
+    best = next(row for row in table if row["campaign"] == "g-3")
+    assert [float(best[name]) for name in ("value", "metric.test/acc")] == pytest.approx([0.83, 0.7])
+    assert (best["evaluations"], best["without_value"]) == ("3.0", "1")
+    with (three / "comparison" / "table.csv").open() as stream:
+        groups = {row["group"]: row for row in csv.DictReader(stream)}
+    assert float(groups["c&d"]["value"]) == pytest.approx(0.575)
+    assert float(groups["c&d"]["reach_evaluations"]) == 2
+    before = sorted(path.name for path in (three / "comparison").iterdir())
+    assert (
+        main(["compare", *map(str, sorted(three.glob("*")))]) == 0
+    )  # with the folder of the comparison, as a shell does
+    assert sorted(path.name for path in (three / "comparison").iterdir()) == before
+
+
+def test_text_is_never_markup(three: Path) -> None:
+    assert main(["compare", "campaigns/*", "out=apart"]) == 0
+    page = Path("apart/comparison.md").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;\\|" in page
+    latex = Path("apart/table.tex").read_text()
+    assert r"good\_\$\textbackslash{}frac & 6" in latex
+    assert r"c\&d" in latex
+    assert r"$\pm$" in latex
+    assert not (three / "comparison").exists()
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed")
+def test_latex_takes_the_table(three: Path, tmp_path: Path) -> None:
+    assert main(["compare", "campaigns", "out=apart"]) == 0
+    document = r"\documentclass{article}\begin{document}\input{apart/table.tex}\end{document}"
+    Path("all.tex").write_text(document)
+    done = subprocess.run(["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "all.tex"], capture_output=True)
+    assert done.returncode == 0, done.stdout.decode()[-2000:]
+
+
+def test_a_value_to_reach(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "campaigns", "reach=0.82"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0].endswith("  to reach 0.82")
+    assert rows[2].split()[-4:] == ["0/6", "–", "–", "–"]
+    assert rows[4].split()[-5:] == ["4/6", "2", "0.0333", "2", "min"]
+
+
+def test_figures_that_no_longer_apply_are_removed(three: Path) -> None:
+    assert main(["compare", "campaigns"]) == 0
+    assert main(["compare", "campaigns/g-0", "campaigns/g-1"]) == 0
+    there = {path.name for path in (three / "comparison").iterdir()}
+    assert "critical_difference.png" not in there
+    assert "pairs.csv" not in there
+    assert "best_by_evaluations.pdf" in there
+
+
+def test_every_fault_is_named_before_anything_is_written(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (three.parent / "empty").mkdir()
+    words = ["campaigns/c-0", "empty", "nowhere", "no*thing", "reach=high", "out=campaigns/c-1", "--fast", "budget=3"]
+    assert main(["compare", *words]) == 2
+    err = capsys.readouterr().err
+    for fault in (
+        "empty: is not a campaign, and holds none",
+        "nowhere: is not a folder",
+        "no*thing: no folder matches",
+        "reach=high: is not a number",
+        "out=campaigns/c-1: is a campaign",
+        "--fast: is not an option of compare",
+        "budget=3: is not a folder; accepted: reach=..., out=...",
+    ):
+        assert fault in err
+    assert main(["compare", "campaigns/c-0", "campaigns/../campaigns/c-0"]) == 2
+    assert "needs two campaigns or more; given: campaigns/c-0" in capsys.readouterr().err
+    assert main(["compare"]) == 2
+    assert "compare needs the folders of campaigns" in capsys.readouterr().err
+    assert not (three / "comparison").exists()
+
+
+def test_campaigns_with_nothing_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    campaign(Path("a"), [None], optimizer="a")
+    campaign(Path("b"), [], optimizer="b", budget=3)
+    assert main(["compare", "a", "b"]) == 0
+    out = capsys.readouterr().out
+    assert "value: no campaign has a value." in out
+    assert "note: b: not finished, 0 of 3 evaluations" in out
+    assert not list(Path("comparison").glob("*.png"))
+
+
+def test_the_tab_key(three: Path) -> None:
+    assert candidates("hpo-cluster compare campaigns/c-")[0] == "campaigns/c-0 "
+    offered = candidates("hpo-cluster compare campaigns/c-0 campaigns/c-")
+    assert offered == [f"campaigns/c-{seed} " for seed in range(1, 6)]
+    assert candidates("hpo-cluster compare campaigns/c-0 o") == ["out="]
+
+
+def test_a_run_of_several_campaigns_ends_in_their_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick = ["objective=synthetic", "poll_s=0.05", "budget=2", "workers=2"]
+    assert main(["run", "-m", *quick, "optimizer=random,sobol", "seed=0,1"]) == 0
+    out = capsys.readouterr().out
+    _, found, end = out.partition("comparison of the 4 campaigns")
+    assert found
+    assert [line.split()[:2] for line in end.splitlines()[3:5]] == [["random", "2"], ["sobol", "2"]]
+    assert end.splitlines()[-1].startswith("written to campaigns/comparison: comparison.md")
+    assert Path("campaigns/comparison/best_by_evaluations.png").is_file()
+    assert main(["run", "-m", *quick, "optimizer=random", "objective.function=branin,ackley", "seed=2",
+                 "campaign=f-${objective.function}"]) == 0  # fmt: skip
+    end = capsys.readouterr().out.partition("comparison of the 2 campaigns")[2]
+    assert "not compared:\n  objective.function differs" in end
+    assert main(["run", "-m", *quick, "optimizer=random,sobol", "seed=9", "dry_run=true"]) == 0
+    assert "comparison" not in capsys.readouterr().out

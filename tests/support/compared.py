@@ -1,0 +1,69 @@
+"""Folders of small campaigns to compare, with journals written by hand: an evaluation a minute on one GPU."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpo_cluster.record.journal import Event
+from hpo_cluster.space import Float, Space
+from support.journals import BEGAN, write_campaign
+
+SPACE = Space({"x": Float(0.0, 1.0)})
+#: Fine-tunings of a model that nobody has, with a task to optimise and one that is only recorded.
+LORA = {
+    "kind": "lora",
+    "direction": "maximize",
+    "model": {"name": "m", "checkpoint_dir": "bundle:m"},
+    "data": {"name": "d", "path": "bundle:d"},
+    "tasks": {"name": "t", "validation": "val", "test": ["test"], "datasets": []},
+    "train": {},
+}
+
+
+def campaign(
+    folder: Path,
+    values: Sequence[float | None],
+    *,
+    optimizer: str | Mapping[str, Any] = "random",
+    seed: int = 0,
+    budget: int | None = None,
+    workers: int = 1,
+    gpus: int = 1,
+    tests: Sequence[float] = (),
+    objective: Mapping[str, Any] | None = None,
+    space: Space = SPACE,
+    direction: str = "maximize",
+) -> Path:
+    """Write a campaign with these values, in order; None is a failed evaluation, and `tests` are values of a test task.
+
+    Each evaluation begins when the one before it has ended, and takes a minute.
+    """
+    events: list[Event] = []
+
+    def append(event: str, minute: float, **fields: Any) -> None:
+        at = (BEGAN + datetime.timedelta(minutes=minute)).isoformat()
+        events.append({"seq": len(events), "at": at, "epoch": 1, "event": event, **fields})
+
+    append("created", 0, schema=1, campaign=folder.name, code="")
+    operation = {"budget": len(values) if budget is None else budget, "workers": workers}
+    append("started", 0, host="front", pid=1, operation=operation, settings={}, code="", versions={})
+    for number, value in enumerate(values):
+        configuration = dict.fromkeys(space.names, (0.137 * (number + 1) + 0.01 * seed) % 1.0)
+        row = {"trial": number, "parameters": configuration, "seed": 1, "origin": "evaluated"}
+        append("asked", number, trials=[row], decision={})
+        append("intent", number, trial=number, attempt=0, token=f"t{number}", code="")
+        since = (BEGAN + datetime.timedelta(minutes=number)).isoformat()
+        job = {"backend": "l", "job_id": "1", "token": f"t{number}", "submitted_at": since, "host": "h"}
+        append("submitted", number, trial=number, attempt=0, job=job, gpus=gpus)
+        append("running", number, trial=number, attempt=0, started_at=since)
+        end: dict[str, Any] = {"state": "failed", "error": {"kind": "code", "message": "no luck"}}
+        if value is not None:
+            metrics = {"val/acc": value, **({"test/acc": tests[number]} if tests else {})}
+            end = {"state": "completed", "value": value, "metrics": metrics}
+        append("ended", number + 1, trial=number, attempt=0, **end)
+    chosen = {"name": optimizer} if isinstance(optimizer, str) else optimizer
+    write_campaign(folder, events, space, chosen, objective, direction=direction, seed=seed)
+    return folder

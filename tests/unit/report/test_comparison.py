@@ -1,0 +1,248 @@
+"""The parts of a comparison, on campaigns whose outcome can be worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from support.compared import LORA, campaign
+
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.report.comparison import compare_campaigns
+from hpo_cluster.report.comparison.figures import as_files, band, draw_best
+from hpo_cluster.report.comparison.runs import read_run
+from hpo_cluster.report.comparison.table import cost_text
+from hpo_cluster.report.comparison.verdicts import plus_minus, seeds_needed
+from hpo_cluster.space import Float, Space
+
+
+def test_the_curve_holds_the_best_value_and_what_was_spent(tmp_path: Path) -> None:
+    curve = read_run(campaign(tmp_path / "a", [None, 0.2, 0.1, 0.4], gpus=3)).curve
+    assert curve.best.tolist() == [-math.inf, 0.2, 0.2, 0.4]
+    assert curve.costs["evaluations"].tolist() == [1, 2, 3, 4]
+    assert curve.costs["equivalents"].tolist() == [1, 2, 3, 4]
+    assert curve.costs["gpu_hours"] * 20 == pytest.approx([1, 2, 3, 4])
+    assert curve.costs["hours"] * 60 == pytest.approx([1, 2, 3, 4])
+    assert curve.at("evaluations", np.array([0.5, 1, 2, 3.9, 4, 9])).tolist() == [
+        -math.inf,
+        -math.inf,
+        0.2,
+        0.2,
+        0.4,
+        0.4,
+    ]
+    assert curve.reaches("evaluations", 0.3) == 4
+    assert curve.reaches("evaluations", 0.5) == math.inf
+
+
+def test_what_is_minimised_is_best_where_it_is_low(tmp_path: Path) -> None:
+    for seed in range(2):
+        campaign(tmp_path / f"a{seed}", [3.0, 1.0], optimizer="a", seed=seed, direction="minimize")
+        campaign(tmp_path / f"b{seed}", [3.0, 2.0 + seed], optimizer="b", seed=seed, direction="minimize")
+    found = compare_campaigns(sorted(tmp_path.iterdir()))
+    assert found.reach == 3.0  # what all of them have reached; b with seed 1 never got lower
+    assert [found.to_reach(each, "evaluations") for each in found.groups] == [1, 1]
+    (pair,) = found.pairs
+    assert (pair.better, pair.difference) == ("a", 1.5)
+    assert compare_campaigns(sorted(tmp_path.iterdir()), 1.5).to_reach(found.groups[1], "evaluations") == math.inf
+
+
+def test_the_seed_never_makes_a_group_and_all_else_does(tmp_path: Path) -> None:
+    wide = Space({"x": Float(0.0, 2.0)})
+    many: list[dict[str, Any]] = [
+        {"optimizer": "lhs", "seed": 0},
+        {"optimizer": "lhs", "seed": 1},
+        {"optimizer": {"name": "bo", "initial": 5}, "seed": 0},
+        {"optimizer": {"name": "bo", "initial": 10}, "seed": 0},
+        {"optimizer": {"name": "soo"}, "seed": 0},
+        {"optimizer": {"name": "soo"}, "seed": 0, "space": wide},
+    ]
+    folders = [campaign(tmp_path / f"c{i}", [0.1], **options) for i, options in enumerate(many)]
+    found = compare_campaigns(folders)
+    assert [(each.name, len(each.runs)) for each in found.groups] == [
+        ("lhs", 2),
+        ("bo initial=5", 1),
+        ("bo initial=10", 1),
+        ("soo x.high=1", 1),
+        ("soo x.high=2", 1),
+    ]
+    assert any(note.startswith("space.x.high differs: lhs 1, ") for note in found.notes)
+
+
+def test_campaigns_that_are_the_same_are_told_apart_by_their_workers_or_refused(tmp_path: Path) -> None:
+    folders = [campaign(tmp_path / str(workers), [0.1], workers=workers) for workers in (1, 4)]
+    assert [each.name for each in compare_campaigns(folders).groups] == ["random workers=1", "random workers=4"]
+    folders.append(campaign(tmp_path / "again", [0.3], workers=4))
+    with pytest.raises(ConfigError, match=r"4, .*again: have the same optimizer, settings, space and seed 0"):
+        compare_campaigns(folders)
+
+
+def test_all_that_cannot_be_compared_is_named_at_once(tmp_path: Path) -> None:
+    branin = {"kind": "synthetic", "function": "branin"}
+    folders = [
+        campaign(tmp_path / "a", [0.1], objective=branin),
+        campaign(tmp_path / "b", [0.1], objective={**branin, "function": "ackley"}),
+        campaign(tmp_path / "c", [0.1], objective=branin, direction="minimize"),
+        campaign(tmp_path / "d", [0.1], objective=branin, space=Space({"other": Float(0.0, 1.0)})),
+        campaign(tmp_path / "e", [0.1], objective={**branin, "metrics": [
+            {"name": "u", "direction": "maximize"}, {"name": "v", "direction": "maximize"}]}),
+        campaign(tmp_path / "f", [0.1], objective=branin),
+    ]  # fmt: skip
+    (tmp_path / "f" / "events.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError) as caught:
+        compare_campaigns(folders)
+    faults = "\n".join(caught.value.faults)
+    assert "f: cannot be read" in faults
+    assert "e: optimises several objectives (u, v)" in faults
+    assert "direction differs" in faults
+    assert "minimize in" in faults
+    assert "objective.function differs" in faults
+    assert "ackley in" in faults
+    assert "have no parameter in common" in faults
+
+
+def test_another_folder_with_the_same_files_is_the_same_objective(tmp_path: Path) -> None:
+    moved = {**LORA, "model": {"name": "m", "checkpoint_dir": "/elsewhere/bundle:m"}}
+    other = {**LORA, "model": {"name": "m", "checkpoint_dir": "/elsewhere/n"}}
+    folders = [
+        campaign(tmp_path / "a", [0.1], objective=LORA, optimizer="a"),
+        campaign(tmp_path / "b", [0.1], objective=moved, optimizer="b"),
+    ]
+    assert len(compare_campaigns(folders).groups) == 2
+    with pytest.raises(ConfigError, match=r"objective\.model\.checkpoint_dir differs.*: bundle:m in .*; n in"):
+        compare_campaigns([*folders, campaign(tmp_path / "c", [0.1], objective=other, optimizer="c")])
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5, 8])
+def test_a_difference_is_called_one_only_with_enough_seeds(tmp_path: Path, seeds: int) -> None:
+    for seed in range(seeds):
+        campaign(
+            tmp_path / f"good{seed}", [0.5 + 0.01 * seed], optimizer="good", seed=seed, objective=LORA, tests=[0.4]
+        )
+        campaign(
+            tmp_path / f"weak{seed}", [0.3 - 0.01 * seed], optimizer="weak", seed=seed, objective=LORA, tests=[0.4]
+        )
+    found = compare_campaigns(sorted(tmp_path.iterdir()))
+    validation, test = found.pairs
+    assert (validation.better, validation.seeds) == ("good", seeds)
+    assert validation.difference == pytest.approx(np.mean([0.2 + 0.02 * seed for seed in range(seeds)]))
+    assert validation.verdict == {1: "unknown", 2: "hint", 5: "hint", 8: "differs"}[seeds]
+    assert (validation.p is not None) == (seeds >= 6)
+    if seeds == 8:
+        assert validation.p == pytest.approx(2 / 2**8)
+        assert "good is better than weak by 0.270 ± 0.017 (p = 0.00781, 8 seeds)." in found.verdicts[0].details
+    else:
+        assert any("at least 6 seeds in each group are needed" in line for line in found.verdicts[0].details)
+    if seeds > 1:
+        assert test.verdict == "noise"
+        assert "within the noise" in test.words
+
+
+def test_p_values_are_corrected_for_the_number_of_comparisons(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scores = {name: rng.normal(mean, 0.1, 8).tolist() for name, mean in (("a", 1.0), ("b", 0.2))}
+    scores["c"] = [value + 0.001 * (-1) ** i * (i + 1) for i, value in enumerate(scores["b"])]
+    for name, values in scores.items():
+        for seed, value in enumerate(values):
+            campaign(tmp_path / f"{name}{seed}", [value], optimizer=name, seed=seed)
+    found = compare_campaigns(sorted(tmp_path.iterdir()))
+    raw = [stats.wilcoxon(np.subtract(scores[p], scores[q])).pvalue for p, q in (("a", "b"), ("a", "c"), ("b", "c"))]
+    assert raw[0] == raw[1] == 2 / 2**8
+    assert [pair.p for pair in found.pairs] == pytest.approx([3 * raw[0], 3 * raw[0], raw[2]])
+    assert found.ranking is not None
+    assert found.ranking.names[0] == "a"
+    assert any({"b", "c"} == set(clique) for clique in found.ranking.cliques)
+
+
+def test_pairs_are_campaigns_with_the_same_seed(tmp_path: Path) -> None:
+    for seed in range(3):
+        campaign(tmp_path / f"a{seed}", [0.1 * seed], optimizer="a", seed=seed)
+        campaign(tmp_path / f"b{seed}", [0.1 * seed - 0.05], optimizer="b", seed=seed + 1)
+    found = compare_campaigns(sorted(tmp_path.iterdir()))
+    (pair,) = found.pairs
+    assert (pair.seeds, pair.better) == (2, "a")
+    assert pair.difference == pytest.approx(0.15)
+    assert any("2 in common" in note for note in found.notes)
+
+
+def test_the_scores_are_those_of_the_recommended_trial_and_not_the_lucky_one(tmp_path: Path) -> None:
+    """Values grow with x, and have so much noise that the best one is not among the largest x."""
+    rng = np.random.default_rng(3)
+    values = [0.3 * ((0.137 * (i + 1)) % 1.0) + float(rng.normal(0, 0.15)) for i in range(40)]
+    lucky = max(range(40), key=values.__getitem__)
+    run = read_run(campaign(tmp_path / "a", values, objective=LORA, tests=[0.1 * value for value in values]))
+    assert run.recommended is not None
+    assert run.recommended != lucky
+    assert run.score() == values[run.recommended]
+    assert run.score("test/acc") == pytest.approx(0.1 * values[run.recommended])
+    assert run.curve.best[-1] == values[lucky]
+
+
+def test_campaigns_without_values_or_not_finished_take_part_as_far_as_they_go(tmp_path: Path) -> None:
+    folders = [
+        campaign(tmp_path / "a0", [0.5, 0.6], optimizer="a", seed=0),
+        campaign(tmp_path / "a1", [0.4], optimizer="a", seed=1, budget=2),
+        campaign(tmp_path / "b0", [None, None], optimizer="b", seed=0),
+        campaign(tmp_path / "b1", [], optimizer="b", seed=1, budget=2),
+    ]
+    found = compare_campaigns(folders)
+    assert [note.removeprefix(f"{tmp_path}/") for note in found.notes] == [
+        "a1: not finished, 1 of 2 evaluations",
+        "b1: not finished, 0 of 2 evaluations",
+        "b0: no trial has a value that counts",
+        "b1: no trial has a value that counts",
+        "b0: 2 evaluations ended without a value",
+    ]
+    assert found.reach == 0.4
+    assert [found.reached(each) for each in found.groups] == [2, 0]
+    assert "no seed in common" in found.pairs[0].words
+
+
+def test_a_band_needs_values_of_all_campaigns_that_it_depends_on() -> None:
+    best = np.array([[-np.inf, 1.0, 2.0], [-np.inf, -np.inf, 4.0], [-np.inf, 3.0, 3.0]])
+    low, middle, high = band(best)
+    assert np.isnan([low[0], middle[0], high[0], low[1]]).all()
+    assert (middle[1], high[1]) == (1.0, 3.0)
+    assert (low[2], middle[2], high[2]) == (2.0, 3.0, 4.0)
+    assert band(np.arange(5.0)[:, None])[0] == 1.0  # five campaigns: the middle half
+
+
+def test_a_line_without_a_point_is_no_fault(tmp_path: Path) -> None:
+    """Half of a group has a value only after the other half has ended."""
+    folders = [
+        campaign(tmp_path / "a0", [0.5], optimizer="a", seed=0),
+        campaign(tmp_path / "a1", [None, None, 0.4], optimizer="a", seed=1),
+        campaign(tmp_path / "b0", [0.5], optimizer="b", seed=0),
+    ]
+    for cost in ("evaluations", "gpu_hours", "hours"):
+        figure = draw_best(compare_campaigns(folders), cost)
+        assert figure is not None
+        assert as_files(figure)["png"].startswith(b"\x89PNG")
+
+
+def test_numbers_have_the_decimals_that_their_error_needs() -> None:
+    assert plus_minus(0.91234, 0.0123) == "0.912 ± 0.012"
+    assert plus_minus(123.4, 27.0) == "123 ± 27"
+    assert plus_minus(0.5, math.nan) == "0.5"
+    assert plus_minus(math.nan, math.nan) == "–"
+    assert plus_minus(1.0, 0.0) == "1 ± 0"
+    assert plus_minus(2.5e-9, 1e-10) == "2.5e-09 ± 1e-10"
+    assert [cost_text("hours", hours) for hours in (0.01, 1.0, 30.0, 200.0, math.inf)] == [
+        "36 s",
+        "60 min",
+        "30 h",
+        "8.33 d",
+        "–",
+    ]
+    assert cost_text("evaluations", 14.0) == "14"
+
+
+def test_the_seeds_that_are_needed_are_those_of_the_test() -> None:
+    for tests in (1, 3, 6, 10):
+        n = seeds_needed(tests)
+        smallest = [tests * stats.wilcoxon(np.arange(1.0, count + 1)).pvalue for count in (n, n - 1)]
+        assert smallest[0] <= 0.05 < smallest[1]
