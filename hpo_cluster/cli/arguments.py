@@ -115,6 +115,13 @@ COMMANDS: Mapping[str, Command] = {
         "DIR TRIAL",
         ("--to",),
     ),
+    "export": Command(
+        "write the trials for other tools: a table, an Optuna study, MLflow runs or TensorBoard; again updates it",
+        "exchange.export",
+        "DIR to=csv|parquet|optuna|mlflow|tensorboard [path=FILE, FOLDER or URL] [name=NAME]",
+        (),
+        ("to", "path", "name"),
+    ),
     "doctor": Command(
         "check commands, storage, clock, queue, files, and run one tiny job", "check.doctor", OVERRIDES, FILES
     ),
@@ -219,8 +226,8 @@ class Arguments:
                 faults.append(f"{self.command} needs the number of a trial, such as 7")
         elif command.keys:
             wrong = [word for word in self.words[1:] if word.partition("=")[0] not in command.keys or "=" not in word]
-            accepted = ", ".join(f"{key}={{METRIC: NUMBER}}" for key in command.keys)
-            faults += [f"{word!r}: is not a preference; accepted: {accepted}" for word in wrong]
+            accepted = ", ".join(re.findall(r"\w+=[^]]+?(?=]|$| \[)", command.words))
+            faults += [f"{word!r}: is not what {self.command} takes; accepted: {accepted}" for word in wrong]
         elif not command.takes_overrides:
             faults += [f"{word!r}: {self.command} takes nothing but a folder" for word in self.words[1:]]
         if faults:

@@ -1,0 +1,98 @@
+"""The commands that hand a campaign's trials on to other tools, and take in evaluations that were made elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpo_cluster.cli.arguments import Arguments, short_path
+from hpo_cluster.cli.commands import BAD_END, OK, say
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.text import did_you_mean
+
+if TYPE_CHECKING:
+    from hpo_cluster.record.campaign_state import Record
+    from hpo_cluster.record.exchange.facts import Outline
+
+#: What can be written, and its default place in the campaign's folder; empty if the tool has one of its own.
+FORMATS = {
+    "csv": "export/history.csv",
+    "parquet": "export/history.parquet",
+    "optuna": "export/optuna.db",
+    "mlflow": "",
+    "tensorboard": "tensorboard",
+}
+TRACKERS = ("mlflow", "tensorboard")
+
+
+def export(arguments: Arguments) -> int:
+    """Write the trials of a campaign for another tool."""
+    from hpo_cluster.objectives import parse_objective
+    from hpo_cluster.record.exchange.facts import read_outline
+    from hpo_cluster.record.exchange.libraries import library_fault
+    from hpo_cluster.record.identity import identity_of_campaign
+    from hpo_cluster.record.layout import CampaignLayout
+
+    given = dict(word.split("=", 1) for word in arguments.words[1:] if "=" in word)
+    to, path = given.get("to", ""), given.get("path", "")
+    if to not in FORMATS:
+        seen = f"to={to}: is not a format; {did_you_mean(to, FORMATS)}" if to else "export needs a format: to=; "
+        arguments.faults.append(f"{seen}accepted: {', '.join(FORMATS)}")
+    elif fault := library_fault(to):
+        arguments.faults.append(f"to={fault}")
+    if to in ("csv", "parquet") and path and path.rpartition(".")[2] != to:
+        arguments.faults.append(f"path={path}: the name of the file must end with .{to}")
+    if "name" in given and to not in ("optuna", "mlflow"):
+        arguments.faults.append("name: is the name of a study (to=optuna) or an experiment (to=mlflow)")
+    folder = arguments.folder()
+    place = path or (str(folder / FORMATS[to]) if FORMATS[to] else "")
+    if to in ("csv", "parquet"):
+        from hpo_cluster.record.exchange.tables import write_table
+
+        count = write_table(folder, Path(place))
+        say(f"{short_path(Path(place))}: {count} trials")
+        return OK
+    objective = parse_objective(identity_of_campaign(CampaignLayout(folder).identity)["objective"])
+    outline, record = read_outline(folder, objective.metric)
+    if to == "optuna":
+        from hpo_cluster.record.exchange.optuna_study import write_study
+
+        study = given.get("name") or outline.name
+        count = write_study(outline, record, place, study)
+        look = f"optuna-dashboard {_shown(place, url=True)}"
+        say(f"{_shown(place)}: study {study}, {count} trials; look at it with:  {look}")
+        return OK
+    return _log_all(outline, record, to, place, given.get("name"))
+
+
+def _log_all(outline: Outline, record: Record, to: str, place: str, name: str | None) -> int:
+    """Log all trials to a tracker."""
+    from pydantic import ValidationError
+
+    from hpo_cluster.record.exchange.facts import trial_facts
+    from hpo_cluster.record.exchange.trackers import Tracking, make_tracker
+
+    try:
+        tracking = Tracking.model_validate({"kind": to, "uri": place or None, "experiment": name})
+    except ValidationError as error:
+        raise ConfigError([str(entry["msg"]).removeprefix("Value error, ") for entry in error.errors()]) from error
+    try:
+        tracker = make_tracker(tracking, outline)
+        changed = sum(tracker.log(trial_facts(outline, record, trial)) for trial in record.rows)
+        tracker.close(ended=not record.in_flight)
+    except (ConfigError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # of a library: any
+        say(f"to={to} {place}: {type(error).__name__}: {error}")
+        say("what was written until then stays, and the same command goes on with it")
+        return BAD_END
+    say(f"{_shown(tracker.place)}: {len(record.rows)} trials, {changed} of them new or changed")
+    return OK
+
+
+def _shown(place: str, *, url: bool = False) -> str:
+    """Return a file's short path or a URL; with `url`, the URL of a database for a file of one."""
+    if "://" in place:
+        return place
+    short = str(short_path(Path(place)))
+    return f"sqlite:///{short}" if url and not short.endswith((".log", ".journal", ".jsonl")) else short
