@@ -391,7 +391,9 @@ def test_commands_that_hang_and_cannot_be_killed(cluster: Oar, campaign: Make, r
     cluster.freeze_database()
     (one.folder / "second").touch()  # its result is taken in all the same, and the next trial is to be submitted
     one.wait(lambda: "trial=2 not submitted" in one.story(), 30, "a submission that hangs")
-    refused = f"{most} earlier commands hang"  # said of a submission or of a question about the jobs, whichever was next
+    refused = (
+        f"{most} earlier commands hang"  # said of a submission or of a question about the jobs, whichever was next
+    )
     one.wait(lambda: refused in one.story() + one.layout.scheduler.read_text(), 60, "as many as may hang")
     hanging = [pid for pid in family(driver.pid)[1:] if is_alive(pid)]
     assert len(hanging) == most, one.story()
