@@ -5,7 +5,9 @@ from __future__ import annotations
 import codecs
 import difflib
 import re
-from collections.abc import Collection, Iterable
+import statistics
+from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
 
 #: Characters that a terminal would obey or hide: control characters (except newline and tab), marks that change the
 #: direction of writing, line separators of Unicode, lone surrogates.
@@ -96,3 +98,22 @@ def test_metrics(optimised: str, tests: Iterable[str], names: Collection[str]) -
     of_tests = [name for task in tests for name in names if name.startswith(f"{task}/")]
     same = [name for name in of_tests if name.partition("/")[2] == optimised.partition("/")[2]]
     return same or of_tests
+
+
+BLOCKS, BLOCKS_WIDE = "▁▂▃▄▅▆▇█", 40
+
+
+def in_blocks(values: Sequence[float], width: int = BLOCKS_WIDE, blocks: str = BLOCKS) -> str:
+    """Draw values as a line of blocks, the lowest value as the lowest block.
+
+    Args:
+        values: the values, in order.
+        width: maximum number of blocks; each is a mean of neighbouring values if there are more.
+        blocks: characters from the lowest to the highest.
+    """
+    width = min(width, len(values))
+    ends = [len(values) * number // width for number in range(width + 1)] if width else [0]
+    means = [statistics.fmean(values[begin:end]) for begin, end in pairwise(ends)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
+    return "".join(blocks[round((mean - low) * scale)] for mean in means)

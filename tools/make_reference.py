@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 from hpo_cluster.cli.config.groups import GROUPS, Option, conf_dir, lineage, option_keys, options  # noqa: E402
 from hpo_cluster.cli.config.schema import NESTED, OPERATIONAL, CampaignSettings  # noqa: E402
 from hpo_cluster.driver.failures import KINDS_OF_REASONS, Failures  # noqa: E402
+from hpo_cluster.driver.notify import Notify  # noqa: E402
 from hpo_cluster.driver.run_settings import Operation  # noqa: E402
 from hpo_cluster.driver.spec import OPERATIONAL_FIDELITY  # noqa: E402
 from hpo_cluster.fidelity import Fidelity  # noqa: E402
@@ -110,6 +111,9 @@ def _lines() -> Iterator[str]:
     yield "optimizer never sees an attempt that is followed by another one. A trial that ends diverged or infeasible"
     yield "counts as a low value; a trial that ends failed is left out.\n"
     yield from _fields((Failures,), "failures.", marked=tuple(Failures.model_fields))
+    yield "## notify\n"
+    yield "A command that tells when a campaign ends or stops ([how](../howto/launch_and_resume.md#be-told)).\n"
+    yield from _fields((Notify,), "notify.", marked=tuple(Notify.model_fields))
     for group, purpose in GROUPS.items():
         yield f"## {group}\n"
         yield f"{purpose[:1].upper()}{purpose[1:]}.\n"

@@ -65,6 +65,12 @@ COMMANDS: Mapping[str, Command] = {
         (*LOOK, "--config-dir", "--take-over"),
     ),
     "status": Command("where a campaign is, from any terminal", "look.status", "DIR", ("--json",)),
+    "watch": Command(
+        "a view of a campaign that refreshes: progress, running jobs, curves, errors, queue; q ends the view alone",
+        "watch.watch",
+        "DIR",
+        ("--every",),
+    ),
     "why": Command("the story of a trial: attempts, jobs, nodes, errors, the end of its log", "look.why", "DIR TRIAL"),
     "tail": Command("the log of a trial, as it grows", "look.tail", "DIR TRIAL"),
     "ls": Command(
@@ -174,6 +180,7 @@ OPTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
             "help": "do not read model, data and tasks before a new campaign starts; its jobs will",
         },
     ),
+    "--every": ((), {"metavar": "SECONDS", "help": "seconds between two looks at the campaign; 3 if not given"}),
     "--to": ((), {"metavar": "NEW_DIR", "help": "the folder to write"}),
     "--latex": ((), {"action": "store_true", "help": "print it as LaTeX"}),
     "--bibtex": ((), {"action": "store_true", "help": "print the BibTeX entries alone"}),

@@ -171,9 +171,10 @@ def _overrides(typed: Sequence[str], word: str, dirs: Sequence[Path]) -> list[st
 
 def _section_keys(section: str, typed: Sequence[str], dirs: Sequence[Path]) -> list[str]:
     """Return the keys of a section, with the option of the group that is chosen so far."""
-    if section == "failures":
-        lines = (conf_dir() / "config.yaml").read_text(encoding="utf-8").partition("\nfailures:")[2].splitlines()[1:]
-        return [match[1] for line in lines if (match := re.match(r"  (\w+):", line))]
+    if section in ("failures", "notify"):
+        text = (conf_dir() / "config.yaml").read_text(encoding="utf-8").partition(f"\n{section}:")[2]
+        inside = itertools.takewhile(lambda line: line.startswith(" "), text.splitlines()[1:])
+        return [match[1] for line in inside if (match := re.match(r"  (\w+):", line))]
     option = options(section, dirs).get(_chosen(section, typed, dirs)) if section in GROUPS else None
     keys = list(option_keys(option, dirs)) if option is not None else []
     return [

@@ -25,8 +25,7 @@ FRONT_ROWS, FRONT_WIDTH = 12, 118
 
 def status_lines(status: Mapping[str, Any]) -> list[str]:
     """Return a campaign's status as text: progress, best, baseline, what runs, what failed."""
-    driver = status["driver"] or {}
-    lines = [f"{status['campaign']}: {_state(status, driver)}", progress_line(status)]
+    lines = [f"{status['campaign']}: {state_text(status)}", progress_line(status)]
     if "front" in status:
         lines += front_lines(status)
     elif status["best"]:
@@ -106,7 +105,7 @@ def summary_lines(
         tests: lm-eval tasks that were only recorded; if there are none, all metrics are shown.
         files: label to path.
     """
-    lines = [f"{status['campaign']}: {_state(status, status['driver'] or {})}", progress_line(status)]
+    lines = [f"{status['campaign']}: {state_text(status)}", progress_line(status)]
     lines += [f"  {notice}" for notice in status.get("notices", [])]
     best, baseline = status["best"], status["baseline"]
     if "front" in status:
@@ -332,8 +331,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _state(status: Mapping[str, Any], driver: Mapping[str, Any]) -> str:
-    state = str(status["state"])
+def state_text(status: Mapping[str, Any]) -> str:
+    """Return a text such as ``running on front, process 4711, 3 min 05 s``."""
+    state, driver = str(status["state"]), status["driver"] or {}
     if state == "running":
         state += f" on {driver.get('host')}, process {driver.get('pid')}"
     elif state == "stopped" and status.get("reason"):

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from hpo_cluster.driver import notify
 from hpo_cluster.driver.climbing import Climbing
 from hpo_cluster.driver.collect import Collector
 from hpo_cluster.driver.open_campaign import OpenCampaign
@@ -75,6 +76,7 @@ class Campaign:
             maximize = spec.objective.direction == "maximize"
             self._table = HistoryTable(self.record, spec.space.names, maximize=maximize, goals=spec.objective.goals)
             self._undo = undo.pop_all()
+        self._failed = False  # whether an exception ended the driver
         self._stopping = False
         self._closing = ""  # why nothing more is submitted while the driver waits for the jobs that run
         self._history_at = 0.0
@@ -309,8 +311,11 @@ class Campaign:
         ending = BETWEEN_TICKS if self.spec.tick else "interrupted"
         try:
             more = {"exhausted": True} if self._exhausted else {}
-            self.opened.write_stop(self.reason or ("finished" if self._finished() else ending), **more)
+            reason = self.reason or ("finished" if self._finished() else ending)
+            written = self.opened.write_stop(reason, **more)
             self._write_history(force=True)
+            if written:
+                self._notify(reason)
         except LostCampaignError:
             log.warning("the campaign no longer belongs to this driver: nothing is written at its end")
             raise
@@ -319,10 +324,22 @@ class Campaign:
         finally:
             self._undo.close()
 
+    def _notify(self, reason: str) -> None:
+        """Tell the user that the campaign has ended or stopped, with the command that the settings name."""
+        what = notify.happening(reason, failed=self._failed)
+        if what is None or self.spec.operation.notify.command is None:
+            return
+        try:
+            facts = notify.facts_of(what, reason, self.status())
+            notify.call(self.spec.operation.notify, facts, self.opened.log_path.with_name("notify.log"))
+        except Exception:  # the end of the campaign counts, and not who hears of it
+            log.exception("notify.command: not run")
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._failed = error is not None and not isinstance(error, KeyboardInterrupt)
         if error is not None and not self.reason:
             self.reason = f"{type(error).__name__}: {error}".splitlines()[0]
         with contextlib.suppress(*([] if error is None else [LostCampaignError])):  # the first error counts

@@ -175,10 +175,12 @@ class OpenCampaign:
         members = ((trial, trial.attempt) for trial in self.record.in_flight)
         return [(trial, attempt) for trial, attempt in members if attempt is not None and attempt.job is not None]
 
-    def write_stop(self, reason: str, **fields: Any) -> None:
-        """Journal that the driver stops, unless nothing of this start was journaled."""
-        if not self._unwritten_start:
-            self.append("stopped", reason=reason, **fields)
+    def write_stop(self, reason: str, **fields: Any) -> bool:
+        """Journal that the driver stops, unless nothing of this start was journaled; return whether it was."""
+        if self._unwritten_start:
+            return False
+        self.append("stopped", reason=reason, **fields)
+        return True
 
     def close(self) -> None:
         """Release the campaign. Jobs in flight keep running."""

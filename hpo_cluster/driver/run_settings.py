@@ -7,6 +7,7 @@ import datetime
 from pydantic import Field
 
 from hpo_cluster.driver.failures import Failures
+from hpo_cluster.driver.notify import Notify
 from hpo_cluster.settings import Settings
 
 
@@ -61,6 +62,7 @@ class Operation(Settings):
         8.0, gt=0, description="memory that the driver may use on a cluster's frontend; null: no limit"
     )
     failures: Failures = Field(Failures(), description="what becomes of a trial, by the kind of its failure")
+    notify: Notify = Field(Notify(), description="what is called when the campaign ends or stops")
     baseline: bool = Field(
         False, strict=True, description="whether the model before fine-tuning is evaluated too, outside the budget"
     )

@@ -82,6 +82,11 @@ RECORDED_PACKAGES = (
 )
 
 
+def values_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a progress report, those included that are given as functions."""
+    return {name: value() if callable(value) else value for name, value in fields.items()}
+
+
 class Attempt:
     """An attempt, as the program in its job sees it.
 
@@ -131,12 +136,16 @@ class Attempt:
         self.progress(force=True)
 
     def progress(self, *, force: bool = False, **fields: Any) -> None:
-        """Report progress (``step=``, ``total=``, ``loss=``…); written once a second at most, unless `force`."""
+        """Report progress (``step=``, ``total=``, ``loss=``…); written once a second at most, unless `force`.
+
+        A field may be a function without arguments that returns its value; it is called only when progress is written.
+        """
         now = time.monotonic()
         if not force and now - self._progress_at < PROGRESS_PERIOD_S:
             return
         self._progress_at = now
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+        values = values_of(fields).items()
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values}
         try:
             document = {"phase": self._phase[0], "at": utc_now(), **self.used(), **finite}
             replace_text(self.files.progress, dumps(document))

@@ -137,6 +137,13 @@ def valid_result(files: AttemptLayout, token: str) -> dict[str, Any] | None:
     return None if result is None or result_faults(result) else result
 
 
+def curve_losses(result: Mapping[str, Any]) -> list[tuple[Any, float]]:
+    """Return step and training loss of each point of a result's learning curve; empty without a curve."""
+    curve = result.get("curve")
+    points = [point for point in curve if isinstance(point, dict)] if isinstance(curve, list) else []
+    return [(point.get("step"), loss) for point in points if isinstance(loss := point.get("train_loss"), float)]
+
+
 def log_tail(files: AttemptLayout) -> str:
     """Return the end of the newest log of the attempt's job, standard error first; empty if there is none."""
     for pattern in ("*err*", "*out*"):

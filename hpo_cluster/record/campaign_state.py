@@ -219,16 +219,24 @@ class Record:
             JournalError: if one of them does not fit what came before it.
         """
         record = cls()
+        record.extend(events, path)
+        return record
+
+    def extend(self, events: Iterable[Event], path: Path) -> None:
+        """Update the record by the next events of a journal file.
+
+        Raises:
+            JournalError: if one of them does not fit what came before it.
+        """
         for event in events:
             try:
-                record.apply_read(event)
+                self.apply_read(event)
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 raise JournalError(
                     f"{path}: event number {event['seq']} ({event['event']}) does not fit those before it; was the "
                     "file edited? Rebuild it from what fits and from the jobs' files:  "
                     f"hpo-cluster repair {path.parent}"
                 ) from error
-        return record
 
     def apply_read(self, event: Event) -> None:
         """Update the record by an event that was read from a file, where people may have edited it.
@@ -448,11 +456,15 @@ class Record:
         """The mean seconds from first start to end of this campaign's completed trials; None before the first."""
         return sum(self._evaluation_s.values()) / len(self._evaluation_s) if self._evaluation_s else None
 
+    @property
+    def valued(self) -> list[TrialRecord]:
+        """The completed trials of the budget that have a value, in the order of their numbers."""
+        return [trial for trial in self._rows if _has_value(trial)]
+
     def best(self, *, maximize: bool) -> TrialRecord | None:
         """Return the completed trial with the best value, the first of equals; None if there is none."""
         if maximize not in self._best:
-            valued = filter(_has_value, self._rows)
-            self._best[maximize] = max(valued, key=lambda trial: _rank(trial, maximize), default=None)
+            self._best[maximize] = max(self.valued, key=lambda trial: _rank(trial, maximize), default=None)
         return self._best[maximize]
 
     def front(self, goals: Goals) -> list[TrialRecord]:

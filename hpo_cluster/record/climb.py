@@ -239,7 +239,7 @@ def room_for(record: Record, budget: int) -> int:
     """
     left = budget - record.committed
     if record.ladder is None:
-        return int(left)
+        return max(0, int(left))  # a budget may be smaller than what earlier starts have spent
     whole = record.ladder.cost(record.ladder.top)
     return 0 if left < whole - SLACK else int((left - whole) / record.ladder.cost(0) + SLACK) + 1
 

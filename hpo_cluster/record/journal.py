@@ -16,11 +16,11 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, BinaryIO, Self, TypeAlias
 
 from hpo_cluster.errors import JournalError, LostCampaignError
 from hpo_cluster.record.clock import utc_now
@@ -40,12 +40,32 @@ class Contents:
         events: the events in order, numbered without a gap.
         left_out: number of stale lines, whose drivers had lost the campaign when they wrote them.
         epoch: epoch of the newest driver that wrote; 0 before epochs were recorded.
+        lines: number of lines read.
     """
 
     events: list[Event] = field(default_factory=list)
     left_out: int = 0
     epoch: int = 0
+    lines: int = 0
     _stale_seq: int | None = None  # the next number of a stale driver from before epochs were recorded
+
+    def take_lines(self, lines: Iterable[bytes], path: Path) -> None:
+        """Add the events of the next lines of the file `path`.
+
+        Raises:
+            JournalError: if a line is not an event, or its number is out of sequence.
+        """
+        way_out = f"{_WAY_OUT}  hpo-cluster repair {path.parent}"
+        for line in lines:
+            self.lines += 1
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise JournalError(f"{path}, line {self.lines}: is not JSON ({error}). {way_out}") from error
+            if not is_event(event) or not self.take(event):
+                raise JournalError(
+                    f"{path}, line {self.lines}: is not event number {len(self.events)}; was the file edited? {way_out}"
+                )
 
     def take(self, event: Event) -> bool:
         """Add the event of the next line, or leave it out if it is stale; return False if its number does not fit."""
@@ -85,17 +105,7 @@ def read_journal(path: Path) -> Contents:
         JournalError: if a line is not an event, or its number is out of sequence.
     """
     contents = Contents()
-    way_out = f"{_WAY_OUT}  hpo-cluster repair {path.parent}"
-    for number, line in enumerate(whole_lines(path)):
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise JournalError(f"{path}, line {number + 1}: is not JSON ({error}). {way_out}") from error
-        if not is_event(event) or not contents.take(event):
-            expected = len(contents.events)
-            raise JournalError(
-                f"{path}, line {number + 1}: is not event number {expected}; was the file edited? {way_out}"
-            )
+    contents.take_lines(whole_lines(path), path)
     return contents
 
 
@@ -116,11 +126,24 @@ def read_data(path: Path) -> bytes:
     Raises:
         JournalError: if the path is not a file: a folder, a pipe, a device, or a link to nothing.
     """
+    stream = opened(path)
+    if stream is None:
+        return b""
+    with stream:
+        return stream.read()
+
+
+def opened(path: Path) -> BinaryIO | None:
+    """Return a journal file, opened for reading; None if it does not exist.
+
+    Raises:
+        JournalError: if the path is not a file: a folder, a pipe, a device, or a link to nothing.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe without a writer must not block
     except FileNotFoundError:
         if not path.is_symlink():
-            return b""
+            return None
         fd = None
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO):
@@ -130,8 +153,7 @@ def read_data(path: Path) -> bytes:
         if fd is not None:
             os.close(fd)
         raise JournalError(f"{path}: is not a file, as a journal must be. {_WAY_OUT}  hpo-cluster repair {path.parent}")
-    with os.fdopen(fd, "rb") as stream:
-        return stream.read()
+    return os.fdopen(fd, "rb")
 
 
 def is_event(data: Any) -> bool:

@@ -116,7 +116,7 @@ def summarise(
         "gpu_hours": round(record.gpu_hours(clock.now()), 3),
         "energy_kwh": round(record.energy_kwh, 6),
         "errors": [{"trial": t.number, **(t.error or {})} for t in record.with_error],
-        "elapsed_s": _elapsed_s(record),
+        "elapsed_s": _elapsed_s(record, driver_alive=driver_alive),
         "eta_s": _eta_s(record, budget, operation.get("workers", 1)) if state == "running" else None,
     }
 
@@ -317,11 +317,12 @@ def _seconds_since(text: str) -> float:
     return round(seconds_since(text), 1)
 
 
-def _elapsed_s(record: Record) -> float:
-    """Return the seconds from the first start to the last event of the journal."""
+def _elapsed_s(record: Record, *, driver_alive: bool) -> float:
+    """Return the seconds from the first start until now, or without a driver to the last event of the journal."""
     if not record.starts or record.last is None:
         return 0.0
-    return round((_parse(record.last["at"]) - _parse(record.starts[0]["at"])).total_seconds(), 1)
+    end = clock.now() if driver_alive else _parse(record.last["at"])
+    return round((end - _parse(record.starts[0]["at"])).total_seconds(), 1)
 
 
 def _eta_s(record: Record, budget: int, workers: int) -> float | None:

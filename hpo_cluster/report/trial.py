@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.goals import Goals
-from hpo_cluster.record.attempt_files import log_tail
+from hpo_cluster.record.attempt_files import curve_losses, log_tail
 from hpo_cluster.record.campaign_state import AttemptRecord, Record, TrialRecord
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
+from hpo_cluster.text import in_blocks
 from hpo_cluster.trial import Origin, trial_label
 
 LOG_LINES = 15
-BLOCKS, BLOCKS_WIDE = "▁▂▃▄▅▆▇█", 40
 
 
 def trial_story(campaign_dir: Path, number: int) -> list[str]:
@@ -104,23 +102,11 @@ def _attempt_lines(attempt: AttemptRecord, files: AttemptLayout) -> list[str]:
 
 def _curve_line(result: Mapping[str, Any]) -> list[str]:
     """Return a line with the training loss of a fine-tuning, drawn in blocks; no line if there is no curve."""
-    curve = result.get("curve")
-    points = [point for point in curve if isinstance(point, dict)] if isinstance(curve, list) else []
-    points = [point for point in points if isinstance(point.get("train_loss"), float)]
+    points = curve_losses(result)
     if len(points) < 2:
         return []
-    losses = [point["train_loss"] for point in points]
-    return [f"  loss      {in_blocks(losses)} {losses[0]:.4g} to {losses[-1]:.4g} in {points[-1].get('step')} steps"]
-
-
-def in_blocks(values: Sequence[float]) -> str:
-    """Draw values as a line of at most `BLOCKS_WIDE` blocks, the lowest value as the lowest block."""
-    width = min(BLOCKS_WIDE, len(values))
-    ends = [len(values) * number // width for number in range(width + 1)]
-    means = [statistics.fmean(values[begin:end]) for begin, end in pairwise(ends)]
-    low, high = min(means), max(means)
-    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BLOCKS[round((mean - low) * scale)] for mean in means)
+    losses = [loss for _, loss in points]
+    return [f"  loss      {in_blocks(losses)} {losses[0]:.4g} to {losses[-1]:.4g} in {points[-1][0]} steps"]
 
 
 def find_trial(record: Record, campaign_dir: Path, number: int) -> TrialRecord:

@@ -98,7 +98,7 @@ def test_a_terminal_that_goes_away_leaves_the_jobs_running(tmp_path: Path) -> No
     driver.send_signal(signal.SIGHUP)
     assert driver.wait(timeout=60) == 130
     status = campaign_status(tmp_path / "x")
-    assert (status["state"], status["reason"], status["counts"]) == ("stopped", "interrupted", {"running": 1})
+    assert (status["state"], status["reason"], status["counts"]) == ("stopped", "ended by SIGHUP", {"running": 1})
     assert main(["cancel", str(tmp_path / "x"), "0"]) == 0
 
 

@@ -386,7 +386,7 @@ class _Interrupts:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.count = self.count + 1 if number == signal.SIGINT else max(self.count, 1)  # a shell sends SIGHUP twice
         self._terminated = self._terminated or number != signal.SIGINT
-        self._campaign.stop("interrupted")
+        self._campaign.stop("interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}")
         if self.count == 1 and not self._terminated:
             message = f"stopping; jobs run on. Ctrl-C again within {SECOND_CTRL_C_S:.0f} s cancels them"
             tell(message, file=sys.stderr)

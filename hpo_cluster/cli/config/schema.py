@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 
 from hpo_cluster.cli.config.groups import GROUPS
 from hpo_cluster.driver.failures import Failures
+from hpo_cluster.driver.notify import Notify
 from hpo_cluster.driver.run_settings import Operation
 from hpo_cluster.driver.spec import WHOLE, ChosenOptimizer, identity_of
 from hpo_cluster.fidelity import Fidelity
@@ -162,6 +163,7 @@ def field_names(cls: type[BaseModel]) -> list[str]:
 def known_keys(raw: Mapping[str, Any]) -> list[str]:
     """Return every key that can be typed with the choices in `raw`, except those of the space."""
     keys = [*TOP_KEYS, *GROUPS, *(f"failures.{kind}" for kind in Failures.model_fields)]
+    keys += [f"notify.{name}" for name in Notify.model_fields]
     for section in ("optimizer", "objective", *NESTED, "fidelity", "launcher"):
         if (cls := section_class(section, raw)) is not None:
             keys += [f"{section}.{name}" for name in field_names(cls)]

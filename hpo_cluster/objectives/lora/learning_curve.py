@@ -9,6 +9,9 @@ from typing import Any
 #: Largest number of points of a curve.
 POINTS = 200
 
+#: Largest number of points of the curve that a job reports while it trains.
+COARSE_POINTS = 40
+
 #: The reported loss is the mean over this share of the steps, the last ones, and over at least `LEAST` of them.
 SHARE, LEAST = 10, 10
 
@@ -20,6 +23,14 @@ def final_loss(losses: Sequence[float]) -> float:
     """
     last = losses[-max(LEAST, math.ceil(len(losses) / SHARE)) :]
     return math.fsum(last) / len(last)
+
+
+def coarse_curve(losses: Sequence[float | None]) -> list[float]:
+    """Return the mean losses of at most `COARSE_POINTS` equal parts of the training so far, for its progress."""
+    known = [loss for loss in losses if loss is not None]
+    size = max(1, math.ceil(len(known) / COARSE_POINTS))
+    parts = (known[begin : begin + size] for begin in range(0, len(known), size))
+    return [round(math.fsum(part) / len(part), 5) for part in parts]
 
 
 def learning_curve(losses: Sequence[float], step: int, learning_rate: Callable[[int], float]) -> list[dict[str, Any]]:

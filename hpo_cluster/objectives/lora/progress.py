@@ -14,6 +14,7 @@ import torch
 
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives.lora.checkpoint import differences, read_checkpoint, restore, write_checkpoint
+from hpo_cluster.objectives.lora.learning_curve import coarse_curve
 from hpo_cluster.objectives.lora.run import Run
 from hpo_cluster.objectives.worker import Attempt
 from hpo_cluster.trial import ErrorKind
@@ -63,7 +64,8 @@ class State:
             where = f"step {unread.step} of {unread.total}, learning rate {unread.learning_rate:.3g}"
             raise AttemptError(ErrorKind.DIVERGED, f"the training loss is {loss} at {where}")
         self.losses.append(loss)
-        attempt.progress(step=unread.step, total=unread.total, loss=loss, learning_rate=unread.learning_rate)
+        rate, curve = unread.learning_rate, lambda: coarse_curve(self.losses)
+        attempt.progress(step=unread.step, total=unread.total, loss=loss, learning_rate=rate, curve=curve)
 
 
 @dataclass

@@ -44,7 +44,7 @@ from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.lora.ranks import RankLostError, Ranks
 from hpo_cluster.objectives.signals import END_SIGNALS, handled
-from hpo_cluster.objectives.worker import PROGRESS_PERIOD_S, Attempt
+from hpo_cluster.objectives.worker import PROGRESS_PERIOD_S, Attempt, values_of
 from hpo_cluster.record.processes import end_with_parent
 from hpo_cluster.trial import ErrorKind
 
@@ -297,7 +297,7 @@ class AttemptOfRank(Attempt):
         now = time.monotonic()
         if self._is_first and (force or now - self._sent_at >= PROGRESS_PERIOD_S):
             self._sent_at = now
-            self._connection.send(("progress", dict(self.used()), fields))
+            self._connection.send(("progress", dict(self.used()), values_of(fields)))
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> bool:
         """Save a checkpoint; see `Attempt`."""

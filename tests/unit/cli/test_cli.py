@@ -257,6 +257,14 @@ def test_the_design_keeps_its_size_when_the_budget_grows() -> None:
     assert yaml.safe_load(Path("campaigns/lhs/campaign.yaml").read_text())["optimizer"]["points"] == 2
 
 
+def test_a_budget_that_is_spent_already_ends_the_campaign() -> None:
+    first = [*QUICK, "optimizer=random", "campaign=first"]
+    assert run("run", *first, "budget=3").returncode == 0
+    done = run("resume", "campaigns/first", "budget=2")
+    assert done.returncode == 0, done.stderr
+    assert "3/2 done" in done.stdout
+
+
 def test_several_campaigns_one_after_another() -> None:
     done = run("run", "-m", *QUICK, "optimizer=random,sobol", "budget=1")
     assert done.returncode == 0, done.stderr

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hpo_cluster.objectives.lora.learning_curve import POINTS, final_loss, learning_curve
-from hpo_cluster.report.trial import in_blocks
+from hpo_cluster.objectives.lora.learning_curve import COARSE_POINTS, POINTS, coarse_curve, final_loss, learning_curve
+from hpo_cluster.text import in_blocks
 
 
 @pytest.mark.parametrize(("steps", "counted"), [(1, 1), (9, 9), (10, 10), (99, 10), (100, 10), (101, 11), (3000, 300)])
@@ -42,3 +42,12 @@ def test_blocks() -> None:
     assert in_blocks([3.0, 2.0, 1.0]) == "█▅▁"
     assert in_blocks([1.0, 1.0]) == "▁▁"
     assert len(in_blocks([float(number) for number in range(1000)])) == 40
+
+
+@pytest.mark.parametrize("steps", [0, 1, 39, 40, 41, 1000])
+def test_the_curve_that_a_job_reports_is_short_and_has_every_step(steps: int) -> None:
+    losses = [float(step) for step in range(steps)]
+    curve = coarse_curve([None, *losses])
+    assert len(curve) <= COARSE_POINTS
+    assert curve == sorted(curve)
+    assert len(curve) > min(steps, COARSE_POINTS) // 2 or not steps
