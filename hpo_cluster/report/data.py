@@ -74,6 +74,7 @@ class Campaign:
     goals: Goals | None = None  # the objectives and constraints, if there are several objectives or any constraints
     gpu_hours: dict[int, float] = field(default_factory=dict)  # with several objectives, by trial; 0 without a GPU
     rungs: Rungs | None = None  # with rungs
+    notes: tuple[str, ...] = ()  # what a reader must know of the values
 
     @property
     def several(self) -> bool:
@@ -183,6 +184,7 @@ def read_campaign(campaign_dir: Path) -> Campaign:
         goals=goals,
         gpu_hours=_gpu_hours(layout) if goals else {},
         rungs=_rungs(layout, maximize=direction == "maximize") if identity.get("fidelity") else None,
+        notes=tuple(objective.notes) if objective else (),
     )
 
 

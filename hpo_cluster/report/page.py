@@ -31,6 +31,7 @@ def render_page(campaign: Campaign, figures: Sequence[tuple[str, str]]) -> str:
         "",
         f"Objective `{kind}`, {_goals(campaign)}, optimizer `{optimizer_name}`, seed {identity.get('seed', '?')}.",
         "",
+        *(line for note in campaign.notes for line in (in_markdown(note), "")),
         *_counts(campaign),
         "",
         "## Pareto front" if campaign.several else "## Best",
