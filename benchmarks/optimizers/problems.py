@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.optimizers.trees import TREES, Array, Trees
 from hpo_cluster.objectives import benchmark_functions
+from hpo_cluster.objectives.forest import TREES, Array, Trees
 from hpo_cluster.space import Configuration, Float, Integer, Parameter, Space, Value
 from hpo_cluster.trial import derive_seed
 

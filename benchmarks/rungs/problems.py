@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.optimizers.trees import Array
 from hpo_cluster.fidelity import Ladder
 from hpo_cluster.objectives import benchmark_functions
+from hpo_cluster.objectives.forest import Array
 from hpo_cluster.space import Configuration, Space, Value
 from hpo_cluster.trial import derive_seed
 

@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from benchmarks.optimizers.cache import Key, latest
-from benchmarks.optimizers.trees import Array
 from benchmarks.rungs.run import CONTESTANTS, PROBLEMS, RESULTS, problem
+from hpo_cluster.objectives.forest import Array
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, FIGURE = ROOT / "docs" / "benchmarks" / "rungs.md", "rungs.png"

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.optimizers.trees import Array, Trees
 from benchmarks.village.table import FOLDER, TABLE, configurations, load, read_space, trials
+from hpo_cluster.objectives.forest import Array, Trees
 from hpo_cluster.space import Configuration, Space, Value
 
 PLACES = ("lora_query", "lora_key", "lora_value", "lora_projection", "lora_mlp", "lora_head")

@@ -58,6 +58,12 @@ COMMANDS: Mapping[str, Command] = {
         OVERRIDES,
         ("--multirun", *LOOK, "--info", *FILES, "--take-over", "--no-check"),
     ),
+    "simulate": Command(
+        "play campaigns through on a simulated cluster, in seconds: how long, how many GPU-hours, which optimizer",
+        "simulate.simulate",
+        f"{OVERRIDES} [simulate.KEY=VALUE ...]",
+        ("--multirun", *FILES),
+    ),
     "resume": Command(
         "go on with a campaign by its folder; budget=, workers=, launcher= may change",
         "drive.resume",

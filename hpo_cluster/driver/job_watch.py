@@ -6,11 +6,10 @@ import contextlib
 import dataclasses
 import logging
 import math
-import time
 from collections.abc import Mapping
 
 from hpo_cluster.job import JobState, JobStatus
-from hpo_cluster.record.clock import seconds_since, utc_now
+from hpo_cluster.record.clock import monotonic, seconds_since, utc_now
 from hpo_cluster.record.files import dumps, read_json, replace_text
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.status import scheduler_view
@@ -42,7 +41,7 @@ class JobWatch:
 
     def due(self) -> bool:
         """Return whether it is time to ask; if so, the next time is one period from now."""
-        now = time.monotonic()
+        now = monotonic()
         if now < self._due_at:
             return False
         self._due_at = now + self._period_s
@@ -54,9 +53,9 @@ class JobWatch:
         unknown = [token for token, status in states.items() if status.state is JobState.UNKNOWN]
         self._unknown_since = {token: self._unknown_since.get(token, now) for token in unknown}
         ended = [token for token, status in states.items() if status.state is JobState.ENDED]
-        self._ended_since = {token: self._ended_since.get(token, time.monotonic()) for token in ended}
+        self._ended_since = {token: self._ended_since.get(token, monotonic()) for token in ended}
         self._pending = frozenset(token for token, status in states.items() if status.state is JobState.PENDING)
-        self._answered_at = time.monotonic()
+        self._answered_at = monotonic()
         self._silent_since = (self._silent_since or now) if states and len(unknown) == len(states) else None
         for token, since in self._unknown_since.items():
             if token not in self._warned and seconds_since(since) >= self._unknown_after_s:
@@ -74,7 +73,7 @@ class JobWatch:
 
         An answer older than two periods does not count: while the scheduler hangs, jobs begin and end.
         """
-        return token in self._pending and time.monotonic() - self._answered_at < 2 * self._period_s
+        return token in self._pending and monotonic() - self._answered_at < 2 * self._period_s
 
     def has_ended(self, token: str) -> bool:
         """Return whether the scheduler has reported that a job ended."""
@@ -83,4 +82,4 @@ class JobWatch:
     def is_lost(self, token: str) -> bool:
         """Return whether a job ended so long ago that its files can no longer be expected."""
         since = self._ended_since.get(token)
-        return since is not None and time.monotonic() - since >= self._grace_s
+        return since is not None and monotonic() - since >= self._grace_s

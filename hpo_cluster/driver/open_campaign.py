@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hpo_cluster.driver.code_snapshot import copy_code
+from hpo_cluster.driver.code_snapshot import copy_code, current_code
 from hpo_cluster.driver.spec import CampaignSpec
 from hpo_cluster.errors import HpoClusterError, JournalError
 from hpo_cluster.objectives.worker import package_versions
@@ -111,7 +111,7 @@ class OpenCampaign:
         """Choose the code that jobs run, and journal the start."""
         recorded = self.record.code
         keep = recorded is not None and self.spec.code == "recorded" and (self.layout.code_dir / recorded).is_dir()
-        self.code = str(recorded if keep else copy_code(self.layout.code_dir))
+        self.code = str(recorded) if keep else self._new_code()
         self.is_new = self.record.created is None
         if self.is_new:
             fields = {"schema": SCHEMA, "campaign": self.layout.dir.name, "code": self.code}
@@ -131,6 +131,10 @@ class OpenCampaign:
         news = any(last.get(key) != self._unwritten_start[key] for key in ("operation", "settings", "code", "dir"))
         if news or not self.spec.tick:  # a tick that finds nothing to do leaves no trace
             self._write_start()
+
+    def _new_code(self) -> str:
+        """Return the hash of the running code, copied for the jobs if they run it."""
+        return current_code() if self.spec.code == "none" else copy_code(self.layout.code_dir)
 
     def _imported(self) -> dict[str, Any]:
         """Return the evaluations that a new campaign begins with, for its first event."""

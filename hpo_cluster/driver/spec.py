@@ -61,7 +61,7 @@ class CampaignSpec:
     fidelity: Fidelity = WHOLE
     hours: LaunchHours = field(default_factory=LaunchHours)  # when jobs may be submitted
     overrides: tuple[str, ...] = ()
-    code: Literal["recorded", "current"] = "recorded"
+    code: Literal["recorded", "current", "none"] = "recorded"  # none: no job runs any
     take_over: bool = False
     warm_start: WarmStart = field(default_factory=WarmStart)  # earlier evaluations, with which a new campaign begins
     tick: bool = False  # one short pass, which leaves no trace if nothing happens

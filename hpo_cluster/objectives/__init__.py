@@ -12,6 +12,7 @@ from hpo_cluster.objectives.base import Objective, without
 from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.objectives.function import FunctionObjective
 from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.objectives.surrogate import SurrogateObjective
 from hpo_cluster.objectives.synthetic import SyntheticObjective
 from hpo_cluster.settings import faults_of
 from hpo_cluster.text import did_you_mean
@@ -21,6 +22,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "lora": LoraObjective,
     "command": CommandObjective,
     "function": FunctionObjective,
+    "surrogate": SurrogateObjective,
     "synthetic": SyntheticObjective,
 }
 

@@ -16,7 +16,7 @@ from hpo_cluster.fidelity import Kind, Ladder
 from hpo_cluster.goals import GPU_SECONDS, Bound, Direction, Goal, Goals
 from hpo_cluster.objectives.several import bound_faults, entry_of, goal_faults, key_faults
 from hpo_cluster.settings import Settings
-from hpo_cluster.space import Space
+from hpo_cluster.space import Space, Value
 
 #: Turns a path in a configuration (``bundle:…``, ``storage:…`` or a plain path) into an absolute path.
 PathResolver = Callable[[str], Path]
@@ -205,6 +205,30 @@ class Objective(Settings, ABC):
     @property
     def test_tasks(self) -> tuple[str, ...] | None:
         """Names of the tasks whose metrics are only recorded; None if the objective does not set tasks apart."""
+        return None
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about the values, told when a campaign starts and in its report; empty if none is needed."""
+        return []
+
+    def measure(self, parameters: Mapping[str, Value], seed: int, attempt: int, share: float = 1.0) -> dict[str, Any]:
+        """Return the result that a job would publish, computed here and now; for objectives that need no job.
+
+        Args:
+            parameters: the configuration.
+            seed: seed of the trial.
+            attempt: number of the attempt.
+            share: of a whole evaluation.
+
+        Raises:
+            AttemptError: if the attempt fails.
+            NotImplementedError: if only a job can find out.
+        """
+        raise NotImplementedError
+
+    def seconds(self, parameters: Mapping[str, Value]) -> float | None:
+        """Return the seconds that a whole evaluation takes, if the objective knows without a job."""
         return None
 
     def own_space(self) -> Space | None:

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
+from hpo_cluster.errors import AttemptError
 from hpo_cluster.goals import Direction
 from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.space import Space, Value
-from hpo_cluster.trial import derive_seed
+from hpo_cluster.trial import ErrorKind, derive_seed
 
 #: Share of a parameter's range by which the function would be moved if nothing of an evaluation were done.
 MOVED = 0.1
@@ -80,6 +81,27 @@ class SyntheticObjective(Objective):
     def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
         """Return the ``settings`` of ``params.json``."""
         return self.model_dump(mode="json")
+
+    def measure(self, parameters: Mapping[str, Value], seed: int, attempt: int, share: float = 1.0) -> dict[str, Any]:
+        """Return the function's value for a share of an evaluation. Raise AttemptError if this attempt fails."""
+        from hpo_cluster.objectives.benchmark_functions import FUNCTIONS, SEVERAL
+
+        if fails(seed, attempt, self.failure_rate):
+            raise AttemptError(ErrorKind.CODE, "injected failure")
+        there = moved(self.own_space(), parameters, share)
+        if self.function in SEVERAL:
+            values = SEVERAL[self.function].evaluate(there)
+            noisy = {name: value + self.noise * noise_of(seed, name) for name, value in values.items()}
+            return {"metrics": noisy, "sems": dict.fromkeys(values, self.noise)}
+        exact = FUNCTIONS[self.function].evaluate(there)
+        if not self.noise:
+            return {"metrics": {"value": exact}}
+        metrics = {"value": exact + self.noise * noise_of(seed), "exact": exact}
+        return {"metrics": metrics, "sems": {"value": self.noise}}
+
+    def seconds(self, parameters: Mapping[str, Value]) -> float | None:
+        """Return the configured duration, if there is one."""
+        return self.duration_s or None
 
     def own_space(self) -> Space:
         """Return the usual domain of the function."""

@@ -1,18 +1,59 @@
-"""The current time, in the format of the campaign's files (ISO 8601, UTC)."""
+"""The current time, in the format of the campaign's files (ISO 8601, UTC).
+
+A simulation replaces the clock of this process by one that moves only when it is told to (`simulated`).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import time
+from collections.abc import Iterator
+
+
+class SimulatedClock:
+    """A clock that moves only when it is told to.
+
+    Attributes:
+        at: the time that it shows.
+    """
+
+    def __init__(self, start: datetime.datetime) -> None:
+        self.at = start.astimezone(datetime.UTC)
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock forward."""
+        self.at += datetime.timedelta(seconds=seconds)
+
+
+#: The clock of this process; None: the real one.
+_simulated: SimulatedClock | None = None
+
+
+@contextlib.contextmanager
+def simulated(clock: SimulatedClock) -> Iterator[None]:
+    """Let `clock` be the clock of this process while the context lasts."""
+    global _simulated
+    before, _simulated = _simulated, clock
+    try:
+        yield
+    finally:
+        _simulated = before
 
 
 def now() -> datetime.datetime:
     """Return the current time in UTC."""
-    return datetime.datetime.now(datetime.UTC)
+    return datetime.datetime.now(datetime.UTC) if _simulated is None else _simulated.at
+
+
+def monotonic() -> float:
+    """Return seconds that only ever grow, for the measurement of spans."""
+    return time.monotonic() if _simulated is None else _simulated.at.timestamp()
 
 
 def utc_now() -> str:
     """Return the current time in UTC as ISO 8601 text with microseconds."""
-    return now().isoformat().replace("+00:00", "Z")
+    return now().isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def seconds_since(at: str) -> float:

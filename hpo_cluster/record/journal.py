@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Self, TypeAlias
 
 from hpo_cluster.errors import JournalError, LostCampaignError
 from hpo_cluster.record.clock import utc_now
+from hpo_cluster.record.files import sync
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +233,7 @@ class Journal:
         try:
             while written < len(data):
                 written += os.write(self._fd, data[written:])
-            os.fsync(self._fd)
+            sync(self._fd)
         except OSError:
             self._take_back(written)
             raise

@@ -63,6 +63,7 @@ def _search(facts: Mapping[str, Any], markup: Markup) -> list[str]:
         f"{markup.name(optimizer['name'])}{markup.cite(cited['optimizer'])} of "
         f"{markup.name('hpo_cluster')}{markup.cite(cited['project'])}."
     ]
+    sentences += [markup.text(note) for note in objective["notes"]]
     if objective["constraints"]:
         bounds = [
             f"{markup.name(bound['name'])} {words} {_number(bound[key])}"

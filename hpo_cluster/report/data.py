@@ -80,6 +80,7 @@ class Campaign:
     losses: Mapping[int, list[tuple[float, float]]]  # by trial: steps of the optimizer and training losses
     goals: Goals | None = None  # the objectives and constraints, if there are several objectives or any constraints
     rungs: Rungs | None = None  # with rungs
+    notes: tuple[str, ...] = ()  # what a reader must know of the values
 
     @property
     def several(self) -> bool:
@@ -214,6 +215,7 @@ def read_campaign(campaign_dir: Path) -> Campaign:
         losses={trial: _losses(result) for trial, result in results.items()},
         goals=goals,
         rungs=_rungs(record, maximize=direction == "maximize"),
+        notes=tuple(objective.notes) if objective else (),
     )
 
 

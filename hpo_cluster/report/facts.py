@@ -100,8 +100,10 @@ def _results(layout: CampaignLayout, record: Record) -> Iterator[dict[str, Any]]
 
 def _objective(identity: Mapping[str, Any], goals: Goals | None, space: Space) -> dict[str, Any]:
     recorded = identity["objective"]
+    notes: list[str] = []
     try:
-        metric = parse_objective(recorded).metric
+        objective = parse_objective(recorded)
+        metric, notes = objective.metric, objective.notes
     except ConfigError:  # perhaps written by another version
         metric = None
     if goals is None:
@@ -120,7 +122,7 @@ def _objective(identity: Mapping[str, Any], goals: Goals | None, space: Space) -
         and key.rpartition(".")[2] not in space.names
         and not (key in places and str(value).startswith("/"))  # a folder of one machine says nothing to a reader
     }
-    return {"kind": recorded.get("kind"), "metrics": metrics, "constraints": bounds, "settings": fixed}
+    return {"kind": recorded.get("kind"), "metrics": metrics, "constraints": bounds, "settings": fixed, "notes": notes}
 
 
 def _parameter(name: str, space: Space) -> dict[str, Any]:

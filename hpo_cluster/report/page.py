@@ -39,6 +39,7 @@ def summary(campaign: Campaign) -> list[str]:
     return [
         f"Objective `{kind}`, {_goals(campaign)}, optimizer `{optimizer_name}`, seed {identity.get('seed', '?')}.",
         "",
+        *(line for note in campaign.notes for line in (in_markdown(note), "")),
         *_counts(campaign),
     ]
 

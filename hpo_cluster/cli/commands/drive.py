@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from hpo_cluster.driver.campaign import Campaign
     from hpo_cluster.driver.spec import CampaignSpec
 
+#: What to type in place of the continuation of a simulated campaign.
+SIMULATE_AGAIN = "To simulate it with other settings:  hpo-cluster simulate --help"
 #: Seconds after the first Ctrl-C in which a second one cancels the jobs.
 SECOND_CTRL_C_S = 3.0
 
@@ -106,6 +108,7 @@ def resume(arguments: Arguments) -> int:
 def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_files: bool) -> Config:
     """Return the configuration of an existing campaign as it last ran, changed by `overrides`."""
     from hpo_cluster.cli.config.recorded import compose_resume
+    from hpo_cluster.driver.simulate import SECTION
     from hpo_cluster.record.campaign_state import Record
     from hpo_cluster.record.identity import read_identity
     from hpo_cluster.record.layout import CampaignLayout
@@ -113,6 +116,8 @@ def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_fil
 
     folder = arguments.folder()
     layout = CampaignLayout(folder)
+    if SECTION in (read_identity(layout.identity) or {}):
+        raise ConfigError([f"{folder}: is a simulated campaign, which nothing real can continue"], SIMULATE_AGAIN)
     record = Record.read(layout.events)
     starts = record.starts
     operation = {**starts[-1]["operation"], **starts[-1].get("settings", {})} if starts else {}
@@ -283,6 +288,8 @@ def _drive(config: Config, spec: CampaignSpec) -> int:
     with Campaign(spec) as campaign:
         if campaign.opened.is_new:
             _tell_warm_start(spec)
+            for note in spec.objective.notes:
+                tell(note)
         if not campaign.opened.lock.has_flock:
             tell(
                 "this file system has no file locks (flock): drivers on several hosts can only be distinguished by "

@@ -43,6 +43,7 @@ PATH_KEYS = (
     ("data", "path"),
     ("tasks", "include_path"),
     ("objective", "cwd"),
+    ("objective", "campaign"),
     ("objective", "search_path"),
     ("launcher", "setup_file"),
 )

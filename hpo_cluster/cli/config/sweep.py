@@ -45,11 +45,16 @@ def expand(overrides: Sequence[str], *, config_dir: Path | None = None, faults: 
     return [list(combination) for combination in itertools.product(*axes)]
 
 
-def compose_all(combinations: Sequence[Sequence[str]], **options: Any) -> list[Config]:
+def compose_all(combinations: Sequence[Sequence[str]], *, apart: bool = True, **options: Any) -> list[Config]:
     """Return the configurations of several campaigns, all checked before the first starts.
 
+    Args:
+        combinations: overrides of each campaign.
+        apart: whether two campaigns in one folder are a fault.
+        options: as `compose` takes them.
+
     Raises:
-        ConfigError: with all faults of all combinations, each once; two campaigns in one folder are a fault.
+        ConfigError: with all faults of all combinations, each once.
     """
     configs: list[Config] = []
     found: dict[str, list[str]] = {}
@@ -64,7 +69,7 @@ def compose_all(combinations: Sequence[Sequence[str]], **options: Any) -> list[C
     faults = [fault if len(who) == len(combinations) else f"[{who[0]}] {fault}" for fault, who in found.items()]
     folders = [config.campaign_dir for config in configs]
     for folder in dict.fromkeys(folders):
-        if (count := folders.count(folder)) > 1:
+        if apart and (count := folders.count(folder)) > 1:
             faults.append(f"campaign={folder.name}: {count} combinations would share {folder}; {_apart(combinations)}")
     if faults:
         raise ConfigError(faults, hint)

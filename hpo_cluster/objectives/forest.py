@@ -1,4 +1,4 @@
-"""A forest whose predictions are fast enough to be the objective of a benchmark."""
+"""A forest of regression trees whose predictions are fast enough to be an objective."""
 
 from __future__ import annotations
 

@@ -1,0 +1,165 @@
+"""Campaigns on a simulated cluster: driver, journal, optimizers and command line are real."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpo_cluster import load_history
+from hpo_cluster.cli.commands.drive import campaign_spec
+from hpo_cluster.cli.config.compose import compose
+from hpo_cluster.cli.main import main
+from hpo_cluster.driver.simulate import SimulationSettings, simulate
+from hpo_cluster.record import clock
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.report.simulation import Run, run_of
+
+EXACT = {"proposal_scale": 0, "spread": 0}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def played(name: str, *words: str, **settings: object) -> Run:
+    chosen = [] if any(word.startswith("optimizer=") for word in words) else ["optimizer=random"]
+    spec = campaign_spec(compose(["objective=synthetic", *chosen, f"campaign={name}", *words]))
+    for _ in simulate(spec, SimulationSettings(**{**EXACT, **settings})):
+        pass
+    return run_of(spec.dir)
+
+
+def test_the_wall_time_follows_from_workers_and_seconds() -> None:
+    for workers in (1, 4, 8):
+        run = played(f"w{workers}", "budget=24", f"workers={workers}", duration_s=3600)
+        assert run.wall_s == pytest.approx(24 / workers * 3600, rel=0.01)
+        assert run.hours == pytest.approx(24, rel=0.01)
+        assert 0.99 < run.busy <= 1
+        assert run.ended == 24
+    history = load_history("campaigns/w8")
+    assert (history["state"] == "completed").all()
+    began = datetime.datetime.fromisoformat(history["started_at"].min())
+    assert abs(began - clock.now()) < datetime.timedelta(minutes=5)
+    assert datetime.datetime.fromisoformat(history["ended_at"].max()) > clock.now() + datetime.timedelta(hours=2)
+
+
+def test_waits_make_workers_idle() -> None:
+    run = played("c", "budget=200", "workers=4", duration_s=600, waiting_s=600)
+    assert run.busy == pytest.approx(0.5, abs=0.06)
+    limited = played("l", "budget=40", "workers=8", duration_s=600, places=2)
+    assert limited.wall_s == pytest.approx(20 * 600, rel=0.01)
+
+
+def test_proposals_are_those_of_a_real_campaign() -> None:
+    played("simulated", "budget=6", "workers=2", "optimizer=lhs", duration_s=10)
+    assert main(["run", "objective=synthetic", "optimizer=lhs", "campaign=real", "budget=6", "poll_s=0.1"]) == 0
+    columns = ["x1", "x2", "value", "seed"]
+    simulated, real = (load_history(f"campaigns/{name}")[columns] for name in ("simulated", "real"))
+    assert simulated.equals(real)
+
+
+def test_the_same_simulation_gives_the_same_journal() -> None:
+    def events(name: str) -> list[object]:
+        played(name, "budget=12", "workers=3", failure_rate=0.3, preemptions_per_hour=2, start="2031-01-01T00:00")
+        lines = Path(f"campaigns/{name}/events.jsonl").read_text().splitlines()
+        kept = ("seq", "at", "event", "trial", "attempt", "value", "state", "node")
+        return [{key: event.get(key) for key in kept} for event in map(json.loads, lines)]
+
+    assert events("a") == events("b")
+
+
+def test_lost_and_preempted_trials_are_tried_again_by_the_real_driver() -> None:
+    words = ("budget=40", "workers=8", "retries=5", "exclude_node_after=0")
+    calm = played("calm", *words, duration_s=3600)
+    lossy = played("lossy", *words, duration_s=3600, failure_rate=0.2)
+    record = Record.read(Path("campaigns/lossy/events.jsonl"))
+    kinds = [a.error["kind"] for trial in record.rows for a in trial.attempts if a.error]
+    assert set(kinds) == {"node"}
+    assert lossy.lost == len(kinds) >= 4
+    assert calm.lost == 0
+    assert lossy.ended == 40
+    assert lossy.hours > calm.hours + 1
+    kept = played("kept", *words, duration_s=3600, preemptions_per_hour=1.0)
+    gone = played("gone", *words, duration_s=3600, preemptions_per_hour=1.0, checkpoints=False)
+    assert gone.lost > kept.lost > 20
+    assert kept.hours == pytest.approx(40, rel=0.02)
+    assert gone.hours > 50
+    assert kept.failed == gone.failed == 0
+
+
+def test_rungs_cost_less(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = played("whole", "budget=27", "workers=4", duration_s=900)
+    rungs = ("fidelity=share", "optimizer=asha", "budget=9", "workers=4")
+    climbed = played("climbed", *rungs, duration_s=900)
+    history = load_history("campaigns/climbed")
+    assert set(history["state"]) == {"completed", "paused"}
+    assert history["rung"].max() == 2
+    assert climbed.hours == pytest.approx(9 * 0.25, rel=0.1)
+    assert len(history) > 12
+    assert climbed.hours < whole.hours / 2
+
+
+def test_launch_hours_and_walltime_hold_on_the_simulated_clock() -> None:
+    words = ("budget=4", "workers=2", "launcher.window=[19:00-07:00]", "launcher.walltime_min=120")
+    start = datetime.datetime.now().astimezone().replace(month=6, day=15, hour=12, minute=0, second=0, microsecond=0)
+    run = played("night", *words, duration_s=3600, start=start)
+    assert 7 * 3600 <= run.wall_s - 2 * 3600 <= 7 * 3600 + 300
+    long = played("long", "budget=2", "launcher.walltime_min=60", duration_s=5400)
+    assert (long.lost, long.failed) == (2, 0)  # each once, and goes on from its checkpoint
+    assert long.hours == pytest.approx(3.0, rel=0.01)
+
+
+def test_a_command_compares_workers_and_leaves_campaigns_that_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["simulate", "-m", "objective=synthetic", "optimizer=random", "campaign=plan", "budget=16", "workers=1,4"]
+    assert main([*words, "simulate.repeats=3", "simulate.duration_s=600"]) == 0
+    out = capsys.readouterr().out
+    assert "workers=1" in out
+    assert "2.7 h" in out
+    folder = Path("campaigns/simulated/plan")
+    rows = list(csv.DictReader((folder / "simulation.csv").open()))
+    assert [row["group"] for row in rows] == ["workers=1"] * 3 + ["workers=4"] * 3
+    walls = {
+        label: np.mean([float(r["wall_s"]) for r in rows if r["group"] == label])
+        for label in ("workers=1", "workers=4")
+    }
+    assert walls["workers=1"] == pytest.approx(4 * walls["workers=4"], rel=0.15)
+    values = {label: [r["value"] for r in rows if r["group"] == label] for label in walls}
+    assert len(set(values["workers=1"])) == 3  # a seed each
+    assert values["workers=1"] == values["workers=4"]  # random proposals do not depend on the workers
+    assert (folder / "simulation.png").stat().st_size > 10_000
+    assert main(["status", str(folder / "workers-4-s1")]) == 0
+    assert "finished" in capsys.readouterr().out
+    assert main(["report", str(folder / "workers-4-s1")]) == 0
+    assert main(["ls", str(folder)]) == 0
+    assert main(["resume", str(folder / "workers-4-s1"), "budget=20"]) == 2
+    assert "simulated campaign" in capsys.readouterr().err
+    assert main([*words, "simulate.repeats=1"]) == 0  # in place of the earlier ones
+    assert sorted(path.parent.name for path in folder.glob("*/campaign.yaml")) == ["workers-1-s0", "workers-4-s0"]
+
+
+def test_every_fault_is_named_and_nothing_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["simulate", "optimizer=nosuch", "objective=synthetic", "simulate.repeat=3", "simulate.failure_rate=2"]
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    for part in ("optimizer=nosuch", "did you mean repeats", "simulate.failure_rate=2: must be at most 1"):
+        assert part in err
+    assert main(["simulate", "launcher.trials_per_job=2", "baseline=true"]) == 2
+    err = capsys.readouterr().err
+    for part in ("objective=lora: only a job can", "trials_per_job=2", "baseline=True"):
+        assert part in err
+    assert not Path("campaigns").exists()
+
+
+def test_what_is_not_simulated_is_not_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    precious = Path("campaigns/simulated/plan/precious")
+    precious.mkdir(parents=True)
+    words = ["simulate", "objective=synthetic", "optimizer=random", "campaign=plan", "budget=2", "simulate.repeats=1"]
+    assert main(words) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert precious.is_dir()
