@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import contextlib
 import gc
 import itertools
 import logging
@@ -26,7 +27,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,8 @@ from hpo_cluster.objectives.lora.inputs import (
     load_examples,
 )
 from hpo_cluster.objectives.lora.ranks import Ranks
-from hpo_cluster.objectives.lora.rungs import some_rows, stops, undisturbed
-from hpo_cluster.objectives.lora.schedule import learning_rate, make_plan, micro_batch_order
+from hpo_cluster.objectives.lora.rungs import branched, some_rows, stops, undisturbed
+from hpo_cluster.objectives.lora.schedule import branch_end, learning_rate, make_plan, micro_batch_order
 from hpo_cluster.objectives.lora.settings import OF_VALIDATION, LoraObjective, TrainSettings, effective_train
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 from hpo_cluster.objectives.worker import Attempt
@@ -250,7 +251,9 @@ def train_and_score(job: Job, examples: Any, only: int | None = None) -> dict[st
                 continue
             keep.save()
             job.begin("rung")
-            found = result(*look(job, run, keep, climb.share(rung) if climb.ladder.kind == "items" else 1.0))
+            with finished(job, run, state, examples, keep) as losses:
+                metrics["train_loss"] = final_loss(losses)
+                found = result(*look(job, run, keep, climb.share(rung) if climb.ladder.kind == "items" else 1.0))
             go_on = report(job, rung, found)
             if only is not None and ranks.first:
                 attempt.remove_checkpoints()  # the next rung is another training
@@ -289,6 +292,36 @@ def report(job: Job, rung: int, found: Mapping[str, Any]) -> bool:
     assert climb is not None
     job.begin(WAIT)
     return job.ranks.from_first(lambda: climb.report(rung, found["metrics"], found["sems"], found["steps"]))
+
+
+@contextlib.contextmanager
+def finished(job: Job, run: Run, state: State, examples: Any, keep: Keeper) -> Iterator[list[float]]:
+    """Within the context, the model is a finished one, if its schedule can be ended anywhere (``lr_schedule=wsd``).
+
+    The training goes on with a falling learning rate, and is afterwards where it was. Under other schedules the model
+    is the unfinished one.
+
+    Args:
+        job: what it is trained with.
+        run: the model.
+        state: the progress of its training.
+        examples: the training examples.
+        keep: of this training; it has just saved a checkpoint.
+
+    Yields:
+        The losses of all steps of the model in the context.
+    """
+    from hpo_cluster.objectives.lora.meter import Weights
+
+    if run.train.lr_schedule != "wsd":
+        yield state.losses
+        return
+    with branched(run, state) as end:
+        split_seed = job.objective.data.split_seed
+        decay(run, end, examples, split_seed, job.attempt, keep.end_if_asked)
+        tokens = end.tokens - state.tokens
+        job.meter.add(tokens=tokens, flops=Weights.of(run.model).training_flops(tokens))
+        yield end.losses
 
 
 def look(job: Job, run: Run, keep: Keeper, share: float) -> tuple[dict[str, float], dict[str, float]]:
@@ -420,6 +453,7 @@ def fine_tune(
     attempt: Attempt,
     keep: Callable[[], None] = lambda: None,
     until: int | None = None,
+    branch: int | None = None,
 ) -> None:
     """Train from `state` on.
 
@@ -434,6 +468,7 @@ def fine_tune(
         attempt: receives the progress of each step.
         keep: called after each step.
         until: number of the last step; None: the end of the plan.
+        branch: number of steps after which this copy of a training left it; see `decay`.
 
     Raises:
         AttemptError: of kind ``diverged``, if a loss is not finite.
@@ -451,7 +486,7 @@ def fine_tune(
     while state.step < last:
         began = time.monotonic()
         micro_batches = [[examples[number] for number in next(order)] for _ in range(plan.accumulation)]
-        lr = learning_rate(train, plan, state.step)
+        lr = learning_rate(train, plan, state.step, branch)
         loss = summed_loss(run, micro_batches, weight=1 / plan.accumulation, step=state.step)
         loss = run.ranks.add_up(loss, adapter)
         state.read(attempt)  # the only point of a step where the program waits for the device
@@ -465,6 +500,18 @@ def fine_tune(
             state.read(attempt)
         state.train_s += time.monotonic() - began
         keep()
+
+
+def decay(
+    run: Run, state: State, examples: Any, split_seed: int, attempt: Attempt, keep: Callable[[], None] = lambda: None
+) -> None:
+    """Train on from `state` with a learning rate that falls to zero, as if the training ended here.
+
+    The arguments are those of `fine_tune`; the examples are those that come next.
+    """
+    branch = state.step
+    end = branch_end(run.train, make_plan(run.train, len(examples)), branch)
+    fine_tune(run, state, examples, split_seed, attempt, keep, end, branch)
 
 
 def losses_of_validation(objective: LoraObjective, loss: float) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 The training is that of ``jobs/lora.py``, called function by function; a test compares the last values with those of a
 real attempt. Between two steps a copy of the model is merged and scored, so that looking does not change the training.
+With ``lr_schedule=wsd`` the training of the copy is finished before, as at a rung of a job.
 The tasks, their prompts and their tokens are read once for all evaluations of a process.
 """
 
@@ -63,6 +64,7 @@ class Look:
         tokens: tokens trained on.
         train_s: CPU seconds of training up to here.
         score_s: CPU seconds of the validation loss and of scoring the tasks, here alone.
+        decay_s: CPU seconds of finishing the copy that was looked at, here alone.
         metrics: accuracies and losses; empty if they are not finite.
         error: why they are missing.
     """
@@ -71,6 +73,7 @@ class Look:
     tokens: int
     train_s: float
     score_s: float = 0.0
+    decay_s: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
     error: str = ""
 
@@ -78,6 +81,7 @@ class Look:
         """Return the measurements as one level of JSON; the error only if there is one."""
         row = {"step": self.step, "tokens": self.tokens, "train_s": round(self.train_s, 3)}
         row |= {"score_s": round(self.score_s, 3), **{name: round(v, 6) for name, v in self.metrics.items()}}
+        row |= {"decay_s": round(self.decay_s, 3)} if self.decay_s else {}
         gc.collect()  # models are parts of cycles
         return row | ({"error": self.error} if self.error else {})
 
@@ -213,9 +217,24 @@ class Training:
             if step == self.state.step and name not in self.looks:
                 self._count()
                 self.state.read(self.attempt)
-                self.look(name, catch=True)
+                if self.run.train.lr_schedule == "wsd":
+                    self.look_at_end(name)
+                else:
+                    self.look(name, catch=True)
                 self.run.model.train()
                 self._since = time.process_time()
+
+    def look_at_end(self, name: str) -> None:
+        """Finish a copy of the training, and measure it; afterwards the training is where it was."""
+        from hpo_cluster.objectives.lora.rungs import branched
+
+        examples, split_seed = self.evaluator.train_examples, self.evaluator.objective.data.split_seed
+        began = time.process_time()
+        with branched(self.run, self.state) as end:
+            self.evaluator.job.decay(self.run, end, examples, split_seed, self.attempt)
+            decay_s = time.process_time() - began
+            self.look(name, catch=True)
+            self.looks[name].decay_s = decay_s
 
     def _count(self) -> None:
         """Add the CPU seconds since the last count, or since the end of the last look."""

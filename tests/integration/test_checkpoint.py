@@ -116,6 +116,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_shorter_curve(
     what = objective(data, **TRAINING)
     kept = interrupted(tmp_path / "a0", what, at_step, step=5)
     state = torch.load(kept / "state.pt", weights_only=True)
+    assert "lr_decay_share" not in json.loads(state["mark"])["train"], "it did not exist, and has no effect here"
     state["counters"]["loss"] = state["counters"].pop("losses")[-1]  # all that was kept
     torch.save(state, kept / "state.pt")
     listed = {"step": 5, "files": {"state.pt": (kept / "state.pt").stat().st_size}}

@@ -85,6 +85,18 @@ def test_two_ranks_give_the_result_of_one(whole: Path, data: Path, tmp_path: Pat
     assert living(os.getpid()) == before
 
 
+def test_two_ranks_finish_a_copy_together(data: Path, tmp_path: Path) -> None:
+    rungs = {"kind": "steps", "shares": [1 / 3, 1.0], "goal": 0, "first": 0, "linger_s": 0}
+    what = objective(data, **TRAIN, lr_schedule="wsd", lr_decay_share=0.4)
+    for ranks in (1, 2):
+        folder = write_attempt(tmp_path / f"a{ranks}", what, rungs=rungs)
+        publish_word(AttemptLayout(folder), 0, go_on=True)
+        assert worker.main((two_ranks if ranks == 2 else load_program()).evaluate, [str(folder)]) == 0
+    one, two = tmp_path / "a1", tmp_path / "a2"
+    assert learned(read(two / "rung-0.json")) == pytest.approx(learned(read(one / "rung-0.json")), abs=1e-5)
+    same(read(two / "result.json"), read(one / "result.json"), two, one)
+
+
 def test_two_ranks_climb_together(whole: Path, data: Path, tmp_path: Path) -> None:
     """The first one is told whether to go on, the others follow it."""
     rungs = {"kind": "steps", "shares": [1 / 3, 1.0], "goal": 0, "first": 0, "linger_s": 0}

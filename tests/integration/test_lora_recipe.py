@@ -317,6 +317,35 @@ def test_other_schedules_and_a_warm_up_that_is_a_share_of_them() -> None:
     assert rates["cosine"] == [job.learning_rate(fixed, plan, step) for step in range(10)]
 
 
+def test_a_constant_rate_falls_to_zero_at_the_end_and_in_copies_of_the_training() -> None:
+    job = load_program()
+    train = TrainSettings(
+        learning_rate=0.1, lr_warmup_steps=2, lr_schedule="wsd", lr_decay_share=0.25, global_batch_size=1
+    )
+    plan = job.make_plan(train, 16)
+    rates = [job.learning_rate(train, plan, step) for step in range(16)]
+    assert rates == pytest.approx([0, 0.05, *[0.1] * 11, 0.075, 0.05, 0.025])
+
+    def copied(branch: int) -> list[float]:
+        return [
+            job.learning_rate(train, plan, step, branch) for step in range(branch, job.branch_end(train, plan, branch))
+        ]
+
+    assert copied(8) == pytest.approx([0.1, 0.05])
+    assert copied(12) == pytest.approx([0.1, 0.2 / 3, 0.1 / 3])
+    assert copied(14) == pytest.approx([0.05, 0.025]), "it falls already, and ends with the training"
+    assert copied(1) == pytest.approx([0.05]), "at least one step, in the warm-up not above it"
+    assert copied(16) == []
+
+
+def test_a_falling_rate_ends_with_the_last_step_of_several_epochs() -> None:
+    job = load_program()
+    train = TrainSettings(lr_warmup_steps=0, lr_schedule="wsd", global_batch_size=2, micro_batch_size=1, epochs=3)
+    plan = job.make_plan(train, 5)
+    assert (plan.steps, plan.schedule) == (7, 6)
+    assert job.learning_rate(train, plan, 6) > 0
+
+
 @pytest.mark.parametrize(("rule", "scale"), [("free", 3 / 4), ("rank", 5.0), ("root", 5 / 2)])
 def test_alpha_is_free_or_follows_the_rank_or_its_root(rule: str, scale: float, data: Path) -> None:
     job = load_program()

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from hpo_cluster.record.rung_files import publish_word, rung_file
 
 #: Of the 15 steps of `TRAINING`: 2, 5 and 15.
 SHARES = [1 / 9, 1 / 3, 1.0]
+
+#: A training whose copies are finished 1 and 2 steps after the rungs, and which ends with 6 such steps.
+WSD = {**TRAINING, "lr_schedule": "wsd", "lr_decay_share": 0.4}
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +115,109 @@ def test_each_rung_in_a_job_of_its_own_gives_the_same(data: Path, whole: Path, t
     same(folders[2], whole)
     metrics = [each["metrics"]["village_val/acc"] for each in read(folders[2] / "result.json")["rungs"]]
     assert len(metrics) == 2
+
+
+@pytest.fixture(scope="module")
+def whole_wsd(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The attempt without rungs whose learning rate is constant before it falls."""
+    folder = tmp_path_factory.mktemp("whole_wsd") / "a0"
+    run_attempt(folder, objective(data, **WSD))
+    return folder
+
+
+@pytest.mark.parametrize("draws", ["step", "litgpt"])
+def test_copies_that_are_finished_at_rungs_do_not_change_the_training(
+    draws: str, data: Path, whole_wsd: Path, tmp_path: Path
+) -> None:
+    what = objective(data, **WSD, dropout_draws=draws)
+    if draws == "litgpt":
+        whole_wsd = tmp_path / "whole" / "a0"
+        run_attempt(whole_wsd, what)
+    one = climb(tmp_path / "one" / "a0", what, True, True, rungs=rungs())
+    same(tmp_path / "one" / "a0", whole_wsd)
+    assert (one["train"]["lr_schedule"], one["train"]["lr_decay_share"]) == ("wsd", 0.4)
+    folders = [tmp_path / "trial" / f"a{number}" for number in range(3)]
+    for goal, folder in enumerate(folders):
+        previous = [str(earlier) for earlier in folders[:goal]]
+        result = climb(folder, what, rungs=rungs(goal), previous=previous)
+        assert result["resumed_at"] == [2, 5][:goal]
+        if goal < 2:
+            rung, at_once = (read(rung_file(AttemptLayout(each), goal)) for each in (folder, tmp_path / "one" / "a0"))
+            assert learned(rung) == learned(at_once)
+            assert (rung["step"], result["steps"]) == ([2, 5][goal],) * 2
+    same(folders[2], whole_wsd)
+
+
+def test_a_rung_scores_a_finished_copy(data: Path, tmp_path: Path) -> None:
+    """As if the training had ended 2 steps after step 5, its rate falling in them; in bfloat16, as merging rounds."""
+    what = {**WSD, "precision": "bf16-true"}
+    climb(tmp_path / "a0", objective(data, **what), rungs=rungs(1))
+    short = run_attempt(tmp_path / "b0", objective(data, **what | {"max_steps": 7, "lr_decay_share": 2 / 7}))
+    assert [point["learning_rate"] for point in short["curve"]][-3:] == pytest.approx([4e-3, 4e-3, 2e-3])
+    rung = read(rung_file(AttemptLayout(tmp_path / "a0"), 1))
+    ours = {name: learned(rung)[name] for name in ("village_val/acc", "merge_loss", "train_loss")}
+    assert ours == {name: learned(short)[name] for name in ours}
+    unfinished = run_attempt(tmp_path / "c0", objective(data, **what | {"max_steps": 5, "lr_schedule": "constant"}))
+    assert learned(unfinished)["train_loss"] != ours["train_loss"]
+
+
+def counted(result: dict[str, Any]) -> dict[str, float]:
+    """The seconds of a result's phases that count as its cost."""
+    return {phase: seconds for phase, seconds in result["seconds"].items() if phase not in worker.UNCOUNTED}
+
+
+def test_what_a_copy_costs_is_counted(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = load_program()
+    decay = job.decay
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(2)
+        decay(*arguments)
+
+    monkeypatch.setattr(job, "decay", slowly)
+    what = objective(data, limit=2, **WSD)
+    first = climb(tmp_path / "a0", what, rungs=rungs(1))
+    plain = climb(tmp_path / "b0", objective(data, limit=2, **TRAINING), rungs=rungs(1))
+    rows = [read(tmp_path / name / "result.json")["phases"] for name in ("a0", "b0")]
+    assert rows[0]["rung"]["tokens"] > rows[1]["rung"]["tokens"], "those of the copy too"
+    assert rows[0]["train"]["tokens"] == rows[1]["train"]["tokens"]
+    assert first["tokens"] == plain["tokens"]
+    spent = counted(first)
+    assert spent["rung"] >= 2
+    assert read(rung_file(AttemptLayout(tmp_path / "a0"), 1))["gpu_seconds"] >= 2
+    second = climb(tmp_path / "a1", what, rungs=rungs(2), previous=[str(tmp_path / "a0")])
+    earlier_s = second["metrics"]["gpu_seconds"] - sum(counted(second).values())
+    assert earlier_s == pytest.approx(first["metrics"]["train_s"] + spent["rung"], abs=0.5), "and counted once"
+
+
+def test_a_signal_while_a_copy_is_finished_keeps_the_training(
+    data: Path, whole_wsd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = worker.Attempt.progress
+    pending = [6]
+
+    def interrupting(self: worker.Attempt, *, force: bool = False, **fields: Any) -> None:
+        if pending == [fields.get("step")]:
+            pending.clear()
+            os.kill(os.getpid(), signal.SIGUSR2)
+        report(self, force=force, **fields)
+
+    monkeypatch.setattr(worker.Attempt, "progress", interrupting)
+    what = objective(data, **WSD)
+    error = climb(tmp_path / "a0", what, rungs=rungs(1))
+    assert (error["kind"], pending) == ("interrupted", [])
+    assert worker.checkpoint_step(AttemptLayout(tmp_path / "a0")) == 5, "of the training, not of the copy"
+    assert not rung_file(AttemptLayout(tmp_path / "a0"), 1).exists()
+    result = climb(tmp_path / "a1", what, True, rungs=rungs(1), previous=[str(tmp_path / "a0")])
+    assert result["resumed_at"] == [5]
+    same(tmp_path / "a1", whole_wsd)
+
+
+@pytest.mark.parametrize("kind", ["data", "items"])
+def test_rungs_that_end_their_training_need_no_copy(kind: str, data: Path, whole_wsd: Path, tmp_path: Path) -> None:
+    result = climb(tmp_path / "a0", objective(data, **WSD), True, True, rungs=rungs(kind=kind))
+    same(tmp_path / "a0", whole_wsd)
+    assert len(result["rungs"]) == 2
 
 
 def test_a_rung_scores_what_a_training_that_ends_there_would(data: Path, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ SMALL: Configuration = {
 CASES: dict[str, Configuration] = {
     "float32": SMALL,
     "bfloat16": {**SMALL, "precision": "bf16-true", "lora_head": False, "lr_schedule": "linear"},
+    "wsd": {**SMALL, "lr_schedule": "wsd"},
 }
 
 
@@ -94,12 +95,14 @@ def test_a_row_of_the_table_is_measured_again(evaluator: Evaluator) -> None:
         assert look["val_loss"] == pytest.approx(rows[f"val_loss{suffix}"].iloc[0], abs=0.01)
 
 
+@pytest.mark.parametrize("case", ["float32", "wsd"])
 def test_looking_does_not_change_the_training(
-    measured: Callable[[str], dict[str, Any]], evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
+    case: str, measured: Callable[[str], dict[str, Any]], evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = measured("float32")
+    seen = measured(case)
+    assert ("decay_s" in seen["looks"]["1/3"]) == (case == "wsd")
     monkeypatch.setattr("benchmarks.village.evaluate.rung_steps", lambda steps: {"1": steps})
-    unseen = evaluator(SMALL, seed=3)
+    unseen = evaluator(CASES[case], seed=3)
     assert list(unseen["looks"]) == ["1"]
     assert metrics(seen["looks"]["1"]) == metrics(unseen["looks"]["1"])
 

@@ -41,10 +41,13 @@ def fingerprint(
     data = Path(objective.data.path)
     base = Path(objective.model.checkpoint_dir)
     files = [path for path in files_of(data) if path is not None]
+    unused = {*FREE_SETTINGS, "seed"}
+    if train.lr_schedule != "wsd":  # earlier versions do not have it
+        unused.add("lr_decay_share")
     return {
         "format": FORMAT,
         "seed": seed,
-        "train": train.model_dump(mode="json", exclude={*FREE_SETTINGS, "seed"}),
+        "train": train.model_dump(mode="json", exclude=unused),
         "data": objective.data.model_dump(mode="json", exclude={"name", "path", "url"}),
         "data_files": [_digest(path) for path in files],
         "model_files": [_digest(base / name) for name in ("model_config.yaml", "tokenizer.json")],
@@ -85,12 +88,19 @@ def write_checkpoint(
     kept = {
         "mark": json.dumps(mark),
         "counters": dict(counters),
+        **contents(model, optimizer),
+    }
+    with (folder / FILE).open("wb") as stream:  # with our own stream, a full disk raises an OSError
+        torch.save(kept, stream)
+
+
+def contents(model: Any, optimizer: AdamW) -> dict[str, Any]:
+    """Return what `restore` needs: adapter, optimizer and random generators. Tensors may be those of the training."""
+    return {
         "adapter": {name: value.cpu() for name, value in model.state_dict().items() if lora_filter(name, value)},
         "optimizer": optimizer.state_dict(),
         "generators": generators_of(next(model.parameters()).device),
     }
-    with (folder / FILE).open("wb") as stream:  # with our own stream, a full disk raises an OSError
-        torch.save(kept, stream)
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:

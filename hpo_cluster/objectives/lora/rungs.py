@@ -1,5 +1,7 @@
 """Rungs of a fine-tuning: what each of them is, and scoring a model in the middle of its training.
 
+With ``lr_schedule=wsd`` what is scored is a copy that was trained on until its learning rate was zero (`branched`).
+
 To be scored, a model is merged in place, as at the end of its training, so that scores at rungs are what the end would
 give. Afterwards its base weights are read again from the checkpoint, which is exact and needs no second copy of them.
 (Scoring with the adapter unmerged would need neither, but in bfloat16 it gives other scores: merging rounds.)
@@ -8,6 +10,8 @@ give. Afterwards its base weights are read again from the checkpoint, which is e
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +21,7 @@ from hpo_cluster.fidelity import Ladder
 from hpo_cluster.objectives.lora.schedule import rung_step
 
 if TYPE_CHECKING:  # torch and litgpt are imported once the environment is set
+    from hpo_cluster.objectives.lora.progress import State
     from hpo_cluster.objectives.lora.run import Run
 
 
@@ -45,6 +50,23 @@ def some_rows(examples: Sequence[Any], share: float, seed: int) -> Sequence[Any]
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
     rows: Any = Subset(examples, sorted(order[: math.ceil(share * len(examples))]))  # type: ignore[arg-type]
     return rows  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def branched(run: Run, state: State) -> Iterator[State]:
+    """Within the context, the model may be trained with the yielded state; afterwards its training is where it was.
+
+    An exception ends the training, so nothing is restored then.
+
+    Args:
+        run: the model.
+        state: the progress of its training, the loss of its last step read.
+    """
+    from hpo_cluster.objectives.lora.checkpoint import contents, restore
+
+    kept = copy.deepcopy(contents(run.model, state.optimizer))
+    yield dataclasses.replace(state, losses=[*state.losses])
+    restore(kept, run.model, state.optimizer)
 
 
 @contextlib.contextmanager

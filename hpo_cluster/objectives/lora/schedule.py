@@ -47,9 +47,34 @@ def rung_step(steps: int, share: float) -> int:
     return max(1, round(steps * share))
 
 
-def learning_rate(train: TrainSettings, plan: Plan, step: int) -> float:
-    """Return the learning rate of a step (from 0): linear from zero over the warm-up, then the configured schedule."""
+def decay_steps(train: TrainSettings, steps: int) -> int:
+    """Return the number of steps in which ``lr_schedule=wsd`` falls to zero, for `steps` steps; at least one."""
+    return max(1, round(train.lr_decay_share * steps))
+
+
+def branch_end(train: TrainSettings, plan: Plan, branch: int) -> int:
+    """Return the step after which the decayed copy is finished that leaves the training after step `branch`."""
+    return min(plan.steps, branch + decay_steps(train, branch))
+
+
+def learning_rate(train: TrainSettings, plan: Plan, step: int, branch: int | None = None) -> float:
+    """Return the learning rate of a step (from 0): linear from zero over the warm-up, then the configured schedule.
+
+    Args:
+        train: the settings.
+        plan: numbers of steps.
+        step: number of the step.
+        branch: number of steps after which a copy left the training, to fall to zero at `branch_end`; None for the
+            training itself.
+    """
+    if branch is not None:
+        end = branch_end(train, plan, branch)
+        falling = train.learning_rate * (end - step) / (end - branch)
+        return min(learning_rate(train, plan, step), falling)
     warmup = train.warmup_steps(plan.schedule)
+    if train.lr_schedule == "wsd":  # https://arxiv.org/abs/2404.06395, https://arxiv.org/abs/2405.18392
+        rising = step / warmup if step < warmup else 1.0
+        return train.learning_rate * min(rising, (plan.steps - step) / decay_steps(train, plan.steps))
     if step < warmup:
         return train.learning_rate * step / warmup
     if train.lr_schedule == "constant":

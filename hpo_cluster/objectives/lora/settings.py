@@ -30,7 +30,7 @@ LORA_MATRICES = ("query", "key", "value", "projection", "mlp", "head")
 FIXED_SETTINGS = ("seed", "tokens_at_once", "dropout_draws", "checkpoint_interval_s")
 
 #: Training settings that earlier versions do not have, with the values that stand for what those did.
-ADDED = {"tokens_at_once": None, "dropout_draws": "step"}
+ADDED: dict[str, Any] = {"tokens_at_once": None, "dropout_draws": "step", "lr_decay_share": 0.15}
 
 #: Number of random configurations that are checked against rules about several settings.
 PROBES = 1000
@@ -159,8 +159,18 @@ class TrainSettings(Settings):
     lr_warmup_share: float | None = Field(
         None, ge=0, le=1, description="warm-up as a share of the schedule's steps; null: lr_warmup_steps"
     )
-    lr_schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="learning rate after the warm-up: a cosine or a line to zero, or constant"
+    lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        "cosine",
+        description="learning rate after the warm-up: a cosine or a line to zero, constant, or constant with a line to "
+        "zero at the end (wsd: warm-up, stable, decay), so that the model scored at a rung of fidelity=steps is a "
+        "finished copy",
+    )
+    lr_decay_share: float = Field(
+        ADDED["lr_decay_share"],
+        gt=0,
+        le=1,
+        description="share of the steps, the last ones, in which lr_schedule=wsd falls to zero; at a rung, a copy is "
+        "trained for this share of the steps done so far",
     )
     max_seq_length: int | None = Field(
         None, ge=1, description="longer examples are truncated; null: the block size of the model"
@@ -316,8 +326,9 @@ class LoraObjective(Objective):
         identity = super().identity()
         if not self.data.fields:
             del identity["data"]["fields"]
-        if self.train.dropout_draws == "step":
-            del identity["train"]["dropout_draws"]
+        for name in ("dropout_draws", "lr_decay_share"):
+            if identity["train"][name] == ADDED[name]:
+                del identity["train"][name]
         if self.score_precision is None:
             del identity["score_precision"]
         return identity
@@ -424,6 +435,12 @@ class LoraObjective(Objective):
             idle["lr_warmup_steps"] = "space.lr_warmup_share"
         elif self.train.lr_warmup_share is not None:
             idle["lr_warmup_steps"] = f"train.lr_warmup_share={self.train.lr_warmup_share:g}"
+        schedules = space.parameters.get("lr_schedule")
+        if schedules is None and self.train.lr_schedule != "wsd":
+            idle["lr_decay_share"] = f"train.lr_schedule={self.train.lr_schedule}"
+        elif schedules is not None and "wsd" not in ends(schedules):
+            choices = ", ".join(map(str, ends(schedules)))
+            idle["lr_decay_share"] = f"space.lr_schedule={{choices: [{choices}]}}"
         found = [(name, why) for name, why in idle.items() if name in space.parameters]
         return [f"space.{name}: has no effect with {why}; change that, or remove the parameter" for name, why in found]
 

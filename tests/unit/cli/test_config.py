@@ -666,7 +666,9 @@ def test_a_campaign_that_recorded_a_physical_batch_goes_on_without(where: str, t
     recorded = _objective_as(again.identity()["objective"], identity["objective"], again.objective, tmp_path)
     assert recorded == identity["objective"], "the same campaign"
     train = again.objective.job_settings(Path)["train"]
-    assert not {"physical_batch_size", "tokens_at_once", "dropout_draws"} & train.keys(), "its code may be older"
+    added = {"physical_batch_size", "tokens_at_once", "dropout_draws", "lr_decay_share"}
+    assert not added & train.keys(), "its code may be older"
+    assert "lr_decay_share" not in identity["objective"]["train"]
     with pytest.raises(ConfigError, match="physical_batch_size"):
         compose(["train.physical_batch_size=4"])
 
@@ -782,9 +784,21 @@ def test_all_faults_of_a_space_are_named_at_once() -> None:
         (["+space.precision={choices: [bf16-true, fp16]}"], "the training setting does not accept 'fp16'"),
         (["+space.lora_alpha_factor={low: 1, high: 4}"], "has no effect with train.lora_alpha_rule=free"),
         (["train.lora_alpha_rule=root"], "space.lora_alpha: has no effect with train.lora_alpha_rule=root"),
+        (["+space.lr_decay_share={low: 0.1, high: 0.4}"], "has no effect with train.lr_schedule=cosine"),
+        (
+            ["+space.lr_decay_share={low: 0.1, high: 0.4}", "+space.lr_schedule={choices: [cosine, linear]}"],
+            "has no effect with space.lr_schedule={choices: [cosine, linear]}",
+        ),
+        (["train.lr_decay_share=0"], "train.lr_decay_share"),
         (["space=village_extended", "+space.lr_warmup_steps={low: 0, high: 9}"], "with space.lr_warmup_share"),
         (["objective=synthetic", "+space.b={type: bool}", "space.x1.when={b: true}"], "always needs all its"),
     ],
 )  # fmt: skip
 def test_faults_of_what_stands_beside_the_parameters(overrides: list[str], expected: str) -> None:
     assert expected in faults_of(*overrides)
+
+
+@pytest.mark.parametrize("how", ["train.lr_schedule=wsd", "+space.lr_schedule={choices: [cosine, wsd]}"])
+def test_the_share_of_the_decay_can_be_tuned_where_it_has_an_effect(how: str) -> None:
+    config = compose(["+space.lr_decay_share={low: 0.1, high: 0.4}", how, "fidelity=steps"])
+    assert "lr_decay_share" in config.space.names
