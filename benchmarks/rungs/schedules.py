@@ -1,6 +1,6 @@
 """Compare two learning-rate schedules by what their rungs say of the end, on real fine-tunings of the bundled model.
 
-Usage: ``python -m benchmarks.rungs.schedules [--configurations 80] [--rows schedules.jsonl]``.
+Usage: ``python -m benchmarks.rungs.schedules [--configurations 64] [--rows schedules.jsonl]``.
 
 Each configuration of a Sobol design of ``space=village_extended`` is trained once with each of `SCHEDULES` in place of
 its own schedule, and scored at the rungs 1/9, 1/3 and 1. Rows are kept, so an interrupted run goes on where it was.
@@ -39,7 +39,7 @@ SCHEDULES: Mapping[str, Configuration] = {
     "wsd": {"lr_schedule": "wsd", "lr_decay_share": 0.15},
 }
 RUNGS = tuple(SHARES)
-CONFIGURATIONS, SEED = 80, 0
+CONFIGURATIONS, SEED = 64, 0
 #: Accuracy of a model that answers at random, or that diverged.
 CHANCE = 0.25
 DRAWS = 2000
