@@ -1,6 +1,6 @@
 """Compare two learning-rate schedules by what their rungs say of the end, on real fine-tunings of the bundled model.
 
-Usage: ``python -m benchmarks.rungs.schedules [--configurations 40] [--rows schedules.jsonl]``.
+Usage: ``python -m benchmarks.rungs.schedules [--configurations 64] [--rows schedules.jsonl]``.
 
 Each configuration of a Sobol design of ``space=village_extended`` is trained once with each of `SCHEDULES` in place of
 its own schedule, and scored at the rungs 1/9, 1/3 and 1. Rows are kept, so an interrupted run goes on where it was.
@@ -22,7 +22,8 @@ import numpy as np
 from benchmarks.optimizers.markdown import table
 from benchmarks.rungs.report import PAGE
 from benchmarks.village.evaluate import SHARES, VALIDATION, Evaluator, configuration, quiet
-from benchmarks.village.make import LEARNED, append, read
+from benchmarks.village.make import LEARNED, Key, append, key_of, read
+from benchmarks.village.table import load, read_space, rows_of
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.record.history import MemoryJournal
 from hpo_cluster.space import Configuration
@@ -38,7 +39,7 @@ SCHEDULES: Mapping[str, Configuration] = {
     "wsd": {"lr_schedule": "wsd", "lr_decay_share": 0.15},
 }
 RUNGS = tuple(SHARES)
-CONFIGURATIONS, SEED = 40, 0
+CONFIGURATIONS, SEED = 64, 0
 #: Accuracy of a model that answers at random, or that diverged.
 CHANCE = 0.25
 DRAWS = 2000
@@ -55,6 +56,12 @@ def design(count: int) -> list[Configuration]:
     return [dict(proposal.parameters) for proposal in optimizer.ask(empty, count).proposals]
 
 
+def in_table() -> dict[int, Row]:
+    """Return the rows of the design in the village table, with the schedules that the design drew."""
+    rows = rows_of(load(), read_space())
+    return {row["trial"]: row for row in rows if key_of(row) == Key("sobol", row["trial"], SEED)}
+
+
 def make_missing(path: Path, count: int) -> None:
     """Make the trainings that are not in the file."""
     done = {(row["trial"], row["schedule"]) for row in read(path)}
@@ -64,10 +71,13 @@ def make_missing(path: Path, count: int) -> None:
     quiet()
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
-    configurations, evaluator = design(count), Evaluator()
+    configurations, evaluator, known = design(count), Evaluator(), in_table()
     for trial, schedule in tasks:
         parameters = {**configurations[trial], **SCHEDULES[schedule]}
-        row = {"trial": trial, "schedule": schedule, "parameters": parameters, **evaluator(parameters, SEED)}
+        row = known.get(trial, {})
+        if row.get("parameters") != parameters:
+            row = {"parameters": parameters, **evaluator(parameters, SEED)}
+        row = {**row, "trial": trial, "schedule": schedule}
         append(path, row)
         print(trial, schedule, *(f"{accuracy(row, rung):.3f}" for rung in RUNGS), f"{row['total_s']} s", flush=True)
 
