@@ -9,6 +9,7 @@ dash of its own too, so that a figure can be read without colours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -28,6 +29,10 @@ ON_DARK: Mapping[str, str] = {
     PURPLE: "#E6A5C9",
     ORANGE: "#F0C75E",
 }
+
+
+#: Number of markers in a layer from which on they are smaller.
+MANY = 200
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,11 @@ STYLES: Mapping[str, Style] = {
     "approximated": Style(PURPLE, "triangle"),
     "imputed": Style(GREY, "x"),
 }
+
+
+def smaller(count: int) -> float:
+    """Return by how much markers shrink if there are many."""
+    return min(1.0, max(0.45, math.sqrt(MANY / max(count, 1))))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from hpo_cluster.report.figures.description import (
     Rule,
     Spans,
     Strip,
+    smaller,
 )
 
 #: Pixels for an inch of a panel's height.
@@ -157,7 +158,7 @@ def _points(layer: Points, plot: Any) -> list[Any]:
         "y",
         source=source,
         marker=MARKERS[look.marker],
-        size=1.35 * look.size,
+        size=1.35 * look.size * smaller(len(layer.x)),
         fill_color=None if hollow else look.colour,
         line_color=look.colour,
         line_width=look.width if hollow or look.marker in ("x", "plus") else 0.5,

@@ -22,6 +22,7 @@ from hpo_cluster.report.figures.description import (
     Rule,
     Spans,
     Strip,
+    smaller,
 )
 
 #: Smallest width of a figure, in inches: its title and legend need that much.
@@ -120,7 +121,7 @@ def _set_ticks(side: Any, axis: Axis) -> None:
     elif axis.log:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-        low, high = side.get_view_interval() if axis.low is None else (axis.low, axis.high)
+        low, high = side.get_view_interval()
         side.set_major_locator(LogLocator(subs=(1.0,) if high > FEW_DECADES * low else (1.0, 2.0, 5.0)))
         side.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
         side.set_minor_formatter(NullFormatter())
@@ -131,7 +132,7 @@ def _set_ticks(side: Any, axis: Axis) -> None:
 
 
 def power(value: float) -> str:
-    """Return the label of a logarithmic axis: a power of ten, or the number; no formula, since these are switched off."""
+    """Return the label of a logarithmic axis: a power of ten, or the number, without a formula."""
     exponent = round(math.log10(value))
     if abs(exponent) <= 2 or not math.isclose(value, 10.0**exponent):
         return f"{value:g}"
@@ -164,6 +165,7 @@ def _points(layer: Points, axes: Any, order: float) -> None:
     from matplotlib.colors import to_rgb
 
     marker = _marker(layer.style)
+    marker["markersize"] *= smaller(len(layer.x))
     if layer.x_sem or layer.y_sem:
         pale = tuple(0.55 + 0.45 * channel for channel in to_rgb(STYLES[layer.style].colour))
         bars = {"fmt": "none", "ecolor": pale, "elinewidth": 0.9, "zorder": order}
