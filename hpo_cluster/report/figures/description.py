@@ -68,6 +68,7 @@ STYLES: Mapping[str, Style] = {
     "violates": Style(PURPLE, "x"),
     "baseline": Style(GREY, "star", "dashed", width=1.2, size=12),
     "model": Style(VERMILION, "circle", "dashed", width=1.8),
+    "seen": Style(GREY, "circle", size=4.5),
     "low_rung": Style(GREY, "circle", "dotted", width=0.9, size=4),
     "top_rung": Style(BLUE, "circle", "solid", width=1.2, size=5),
     "inherited": Style(ORANGE, "diamond"),
@@ -88,7 +89,7 @@ class Axis:
     Args:
         label: its text.
         log: whether the scale is logarithmic.
-        low: its lower end; None: from the data.
+        low: its lower end; both None: from the data.
         high: its upper end.
         ticks: positions and their labels; None: chosen by what draws it.
         integers: whether only whole numbers are labelled.
@@ -239,8 +240,25 @@ class Spans:
     trials: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Contours:
+    """Areas of equal height, filled: the higher, the lighter.
+
+    Args:
+        x: positions of the columns.
+        y: positions of the rows.
+        z: heights, a row for each `y`; not all equal.
+        levels: edges of the areas, in ascending order.
+    """
+
+    x: Numbers
+    y: Numbers
+    z: tuple[Numbers, ...]
+    levels: Numbers
+
+
 Labelled: TypeAlias = Points | Line | Lines | Band | Rule | Bars | Spans
-Layer: TypeAlias = Labelled | Strip
+Layer: TypeAlias = Labelled | Strip | Contours
 
 
 @dataclass(frozen=True)

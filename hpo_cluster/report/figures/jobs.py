@@ -162,6 +162,9 @@ def costs(campaign: Campaign) -> Figure | None:
         hours[what] = hours.get(what, 0.0) + used
         wh[what] = wh.get(what, 0.0) + campaign.record.energy_wh_of(trial.number)
     unit = "GPU-hours" if on_gpu else "hours of evaluation, without a GPU"
+    if not on_gpu and math.fsum(hours.values()) < 1:
+        hours = {what: 60 * used for what, used in hours.items()}
+        unit = unit.replace("hours", "minutes")
     panels = [_bars(hours, unit)] if any(hours.values()) else []
     panels += [_bars(wh, "energy (Wh)")] if any(wh.values()) else []
     if not panels:
@@ -169,7 +172,7 @@ def costs(campaign: Campaign) -> Figure | None:
     reading = f"What the campaign has used, by what became of the trials: {math.fsum(hours.values()):.4g} {unit}" + (
         f", {math.fsum(wh.values()):.4g} Wh as the jobs measured it." if len(panels) > 1 else "."
     )
-    return Figure("GPU-hours and energy" if on_gpu else "Hours and energy", reading, panels, 2)
+    return Figure("GPU-hours and energy" if on_gpu else "Time and energy", reading, panels, 2)
 
 
 def _bars(counts: Mapping[str, float], unit: str) -> Panel:

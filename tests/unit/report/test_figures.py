@@ -65,11 +65,20 @@ def test_logarithmic_axes_are_labelled_without_formulas(low: float, high: float)
     assert not any("$" in label for label in labels)
 
 
-@pytest.mark.parametrize(
-    ("value", "label"), [(1e-4, "10⁻⁴"), (1e12, "10¹²"), (100.0, "100"), (0.01, "0.01"), (0.0002, "0.0002"), (1.0, "1")]
-)
+@pytest.mark.parametrize(("value", "label"), [(1e-4, "10⁻⁴"), (1e12, "10¹²"), (1.0, "10⁰")])
 def test_labels_of_powers(value: float, label: str) -> None:
     assert still.power(value) == label
+
+
+@pytest.mark.parametrize("ends", [[], [1.0], [0.5, 2.0]])
+def test_the_ends_of_an_axis_are_both_given_or_none(tmp_path: Path, ends: list[float]) -> None:
+    failed = {"state": "failed", "error": {"kind": "code", "message": "no"}}
+    campaign = campaign_of(tmp_path / "c", [*map(completed, ends), failed])
+    campaign.record.rows[0].info["depth"] = 3
+    made = [make(campaign) for make in FIGURES.values()]
+    axes = [axis for figure in made if figure for panel in figure.panels for axis in (panel.x, panel.y)]
+    assert len(axes) > 8
+    assert all((axis.low is None) == (axis.high is None) for axis in axes)
 
 
 def test_jobs_lie_on_lanes_that_do_not_overlap(tmp_path: Path) -> None:
@@ -104,6 +113,18 @@ def test_failures_count_attempts(tmp_path: Path) -> None:
     assert figure.panels[0].layers == [Bars((1.0, 2.0), "failed")]
     assert [label for _, label in figure.panels[0].y.ticks or ()] == ["node", "code"]
     assert figure.table[2:] == ("| 2 | code | no | 0, 2 |", "| 1 | node | gone | 3 |")
+
+
+def test_costs_are_in_minutes_if_they_are_small(tmp_path: Path) -> None:
+    campaign = campaign_of(tmp_path / "c", [completed(1.0), completed(2.0)])
+    assert (figure := jobs.costs(campaign)) is not None
+    assert figure.title == "GPU-hours and energy"
+    for trial in campaign.record.rows:
+        trial.attempts[0].gpus = 0
+        trial.attempts[0].started_at, trial.attempts[0].ended_at = "2026-01-01T00:00:00Z", "2026-01-01T00:03:00Z"
+    assert (figure := jobs.costs(campaign)) is not None
+    assert figure.panels[0].x.label == "minutes of evaluation, without a GPU"
+    assert figure.panels[0].layers == [Bars((6.0,), "completed")]
 
 
 def test_of_many_trials_the_best_and_some_others_are_drawn(tmp_path: Path) -> None:
