@@ -10,6 +10,7 @@ from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.record.warm_start import IDENTITY_KEY
 from hpo_cluster.report.data import Campaign
 from hpo_cluster.report.figures.description import Figure
+from hpo_cluster.report.figures.shared import MOST_POINTS
 from hpo_cluster.text import in_code, in_markdown
 from hpo_cluster.trial import BASELINE, Origin, State
 
@@ -157,6 +158,11 @@ def _counts(campaign: Campaign) -> list[str]:
             "",
             f"It began with {len(campaign.imported)} evaluations imported from {names}. They are outside its budget, "
             "and are not among the trials that are counted, ranked and drawn below.",
+        ]
+    if len(campaign.ended) > MOST_POINTS:
+        lines += [
+            "",
+            f"Figures with a marker for each trial show {MOST_POINTS} or fewer: half of them the best.",
         ]
     return lines
 

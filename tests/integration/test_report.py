@@ -84,7 +84,7 @@ def test_report_of_a_fine_tuning_campaign(tmp_path: Path) -> None:
     files = write_report(directory)
     stems = [
         *("best_by_evaluations", "best_by_time", "parameters", "parameters_over_time", "parallel_coordinates"),
-        *("importance", "slices", "validation_test", "failures"),
+        *("importance", "slices", "contours", "validation_test", "failures"),
     ]
     pictures = [f"{stem}{suffix}" for stem in stems for suffix in (".png", ".pdf")]
     assert [file.name for file in files] == ["report.html", "report.md", *pictures]
@@ -144,7 +144,7 @@ def test_minimisation_with_one_metric(tmp_path: Path) -> None:
     values = [180.0, 90.0, 400.0, 12.0, 0.02, 33.0]
     files = write_report(synthetic(tmp_path / "himmelblau", [completed(value) for value in values]))
     stems = ["best_by_evaluations", "best_by_time", "parameters", "parameters_over_time", "parallel_coordinates"]
-    stems += ["importance", "slices"]
+    stems += ["importance", "slices", "contours"]
     assert [file.stem for file in files if file.suffix != ".pdf"] == ["report", "report", *stems]
     page = files[1].read_text()
     assert "By measured value: trial 4, 0.02, with" in page

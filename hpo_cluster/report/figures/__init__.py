@@ -26,6 +26,7 @@ FIGURES: Mapping[str, Callable[[Campaign], Figure | None]] = {
     "parallel_coordinates": parameters.parallel_coordinates,
     "importance": model.importance,
     "slices": model.slices,
+    "contours": model.contours,
     "validation_test": objectives.validation_test,
     "tree": curves.tree,
     "timeline": jobs.timeline,

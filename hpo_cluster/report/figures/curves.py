@@ -103,7 +103,9 @@ def tree(campaign: Campaign) -> Figure | None:
     ticks = tuple((float(depth), str(depth)) for depth in range(0, deepest + 1, max(1, deepest // 12)))
     depths = Axis("depth of the cell", low=-0.7, high=deepest + 0.7, ticks=ticks)
     number = Panel(
-        Axis("rows at this depth", low=0), depths, [Bars(numbers(counts[d] for d in range(deepest + 1)), "completed")]
+        Axis("rows at this depth", low=0, high=1.08 * max(counts.values())),
+        depths,
+        [Bars(numbers(counts[d] for d in range(deepest + 1)), "completed")],
     )
     reading = (
         "An optimizer of partitions cuts the space into cells, again and again; each marker is the centre of one cell. "

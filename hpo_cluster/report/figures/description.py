@@ -9,6 +9,7 @@ dash of its own too, so that a figure can be read without colours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -28,6 +29,10 @@ ON_DARK: Mapping[str, str] = {
     PURPLE: "#E6A5C9",
     ORANGE: "#F0C75E",
 }
+
+
+#: Number of markers in a layer from which on they are smaller.
+MANY = 200
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,18 @@ STYLES: Mapping[str, Style] = {
     "violates": Style(PURPLE, "x"),
     "baseline": Style(GREY, "star", "dashed", width=1.2, size=12),
     "model": Style(VERMILION, "circle", "dashed", width=1.8),
+    "seen": Style(GREY, "circle", size=4.5),
     "low_rung": Style(GREY, "circle", "dotted", width=0.9, size=4),
     "top_rung": Style(BLUE, "circle", "solid", width=1.2, size=5),
     "inherited": Style(ORANGE, "diamond"),
     "approximated": Style(PURPLE, "triangle"),
     "imputed": Style(GREY, "x"),
 }
+
+
+def smaller(count: int) -> float:
+    """Return by how much markers shrink if there are many."""
+    return min(1.0, max(0.45, math.sqrt(MANY / max(count, 1))))
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class Axis:
     Args:
         label: its text.
         log: whether the scale is logarithmic.
-        low: its lower end; None: from the data.
+        low: its lower end; both None: from the data.
         high: its upper end.
         ticks: positions and their labels; None: chosen by what draws it.
         integers: whether only whole numbers are labelled.
@@ -229,8 +240,25 @@ class Spans:
     trials: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Contours:
+    """Areas of equal height, filled: the higher, the lighter.
+
+    Args:
+        x: positions of the columns.
+        y: positions of the rows.
+        z: heights, a row for each `y`; not all equal.
+        levels: edges of the areas, in ascending order.
+    """
+
+    x: Numbers
+    y: Numbers
+    z: tuple[Numbers, ...]
+    levels: Numbers
+
+
 Labelled: TypeAlias = Points | Line | Lines | Band | Rule | Bars | Spans
-Layer: TypeAlias = Labelled | Strip
+Layer: TypeAlias = Labelled | Strip | Contours
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
@@ -35,11 +36,13 @@ def timeline(campaign: Campaign) -> Figure | None:
     stays = _stays(campaign)
     if not stays:
         return None
-    lanes = _lanes(stays[-MOST_SPANS:])
-    names = [f"{shorten(node, 24)}" + (f" ·{lane + 1}" if lane else "") for node, lane in lanes][:MOST_LANES]
+    lanes = _lanes(stays)
+    shown = list(reversed(list(lanes.items())[:MOST_LANES]))  # the first one is drawn at the top
+    names = [shorten(node, 24) + (f" ·{lane + 1}" if lane else "") for (node, lane), _ in shown]
     divisor, unit = time_unit(max(stay.end for stay in stays))
     layers: list[Layer] = []
-    kept = [(row, stay) for row, mine in enumerate(lanes.values()) for stay in mine if row < MOST_LANES]
+    kept = [(row, stay) for row, (_, mine) in enumerate(shown) for stay in mine]
+    kept = sorted(kept, key=lambda item: item[1].start)[-MOST_SPANS:]
     for style in dict.fromkeys(stay.style for _, stay in kept):
         mine = [(row, stay) for row, stay in kept if stay.style == style]
         layers.append(
@@ -68,6 +71,8 @@ def timeline(campaign: Campaign) -> Figure | None:
         "Each bar is one attempt, from its claim to its end. A gap is time in which a place was idle: it waited for "
         "the queue, or for a proposal. Several lanes of one node are places side by side."
     )
+    if len(kept) < len(stays):
+        reading += f" The last {len(kept)} of {len(stays)} attempts, on {len(shown)} of {len(lanes)} places, are drawn."
     return Figure("Jobs over nodes in time", reading, [panel])
 
 
@@ -106,7 +111,13 @@ def _lanes(stays: list[Stay]) -> dict[tuple[str, int], list[Stay]]:
         lane = next((i for i, end in enumerate(mine) if end <= stay.start), len(mine))
         mine[lane : lane + 1] = [stay.end]
         lanes.setdefault((stay.node, lane), []).append(stay)
-    return dict(sorted(lanes.items()))
+    return dict(sorted(lanes.items(), key=lambda item: (_natural(item[0][0]), item[0][1])))
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Return a key that sorts `node9` before `node10`."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def failures(campaign: Campaign) -> Figure | None:
@@ -151,6 +162,9 @@ def costs(campaign: Campaign) -> Figure | None:
         hours[what] = hours.get(what, 0.0) + used
         wh[what] = wh.get(what, 0.0) + campaign.record.energy_wh_of(trial.number)
     unit = "GPU-hours" if on_gpu else "hours of evaluation, without a GPU"
+    if not on_gpu and math.fsum(hours.values()) < 1:
+        hours = {what: 60 * used for what, used in hours.items()}
+        unit = unit.replace("hours", "minutes")
     panels = [_bars(hours, unit)] if any(hours.values()) else []
     panels += [_bars(wh, "energy (Wh)")] if any(wh.values()) else []
     if not panels:
@@ -158,7 +172,7 @@ def costs(campaign: Campaign) -> Figure | None:
     reading = f"What the campaign has used, by what became of the trials: {math.fsum(hours.values()):.4g} {unit}" + (
         f", {math.fsum(wh.values()):.4g} Wh as the jobs measured it." if len(panels) > 1 else "."
     )
-    return Figure("GPU-hours and energy" if on_gpu else "Hours and energy", reading, panels, 2)
+    return Figure("GPU-hours and energy" if on_gpu else "Time and energy", reading, panels, 2)
 
 
 def _bars(counts: Mapping[str, float], unit: str) -> Panel:

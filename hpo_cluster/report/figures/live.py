@@ -25,6 +25,7 @@ from bokeh.models import (
     WheelZoomTool,
     Whisker,
 )
+from bokeh.palettes import Cividis256, linear_palette
 from bokeh.plotting import figure as new_plot
 from bokeh.resources import Resources
 
@@ -33,6 +34,7 @@ from hpo_cluster.report.figures.description import (
     Axis,
     Band,
     Bars,
+    Contours,
     Line,
     Lines,
     Panel,
@@ -40,6 +42,7 @@ from hpo_cluster.report.figures.description import (
     Rule,
     Spans,
     Strip,
+    smaller,
 )
 
 #: Pixels for an inch of a panel's height.
@@ -104,9 +107,9 @@ def _plot(panel: Panel) -> Any:
     _set_axis(plot.xaxis[0], panel.x)
     _set_axis(plot.yaxis[0], panel.y)
     if panel.x.low is not None:
-        plot.x_range = Range1d(panel.x.low, panel.x.high) if panel.x.high is not None else plot.x_range
+        plot.x_range = Range1d(panel.x.low, panel.x.high)
     if panel.y.low is not None:
-        plot.y_range = Range1d(panel.y.low, panel.y.high) if panel.y.high is not None else plot.y_range
+        plot.y_range = Range1d(panel.y.low, panel.y.high)
     plot.grid.grid_line_alpha = 0.5
     return plot
 
@@ -152,15 +155,16 @@ def _points(layer: Points, plot: Any) -> list[Any]:
         )
         plot.add_layout(whisker)
     hollow = look.marker == "ring"
+    stroked = look.marker in ("ring", "x", "plus")
     mark = plot.scatter(
         "x",
         "y",
         source=source,
         marker=MARKERS[look.marker],
-        size=1.35 * look.size,
+        size=1.35 * look.size * smaller(len(layer.x)),
         fill_color=None if hollow else look.colour,
-        line_color=look.colour,
-        line_width=look.width if hollow or look.marker in ("x", "plus") else 0.5,
+        line_color=look.colour if stroked else "#ffffff",
+        line_width=look.width if stroked else 0.5,
         fill_alpha=0.8,
     )
     if layer.numbered is not None:
@@ -212,6 +216,23 @@ def _lines(layer: Lines, plot: Any) -> list[Any]:
 def _band(layer: Band, plot: Any) -> list[Any]:
     colour = STYLES[layer.style].colour
     plot.varea(list(layer.x), list(layer.low), list(layer.high), fill_color=colour, fill_alpha=0.2)
+    return []
+
+
+@_layer.register
+def _contours(layer: Contours, plot: Any) -> list[Any]:
+    colours = linear_palette(Cividis256, len(layer.levels) - 1)
+    areas = plot.contour(
+        list(layer.x),
+        list(layer.y),
+        [list(row) for row in layer.z],
+        list(layer.levels),
+        fill_color=colours,
+        line_color="#ffffff",
+        line_width=0.4,
+    )
+    bar = areas.construct_color_bar(width=10, title=None, background_fill_color=None, major_label_text_font_size="11px")
+    plot.add_layout(bar, "right")
     return []
 
 

@@ -1,4 +1,4 @@
-"""The model of the objective: slices through it, and the importance of the parameters.
+"""The model of the objective: slices through it, contours, and the importance of the parameters.
 
 The model is the Gaussian process of `bo` (`hpo_cluster.optimizers.bayesian.surrogate`) of the values as measured. A
 trial that diverged counts as the worst value.
@@ -15,17 +15,36 @@ Hyperparameter Importance", ICML 2014, for the use of a model in place of the ob
 
 from __future__ import annotations
 
+import itertools
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from hpo_cluster.report.data import Campaign, shorten
-from hpo_cluster.report.figures.description import Axis, Band, Bars, Figure, Layer, Line, Panel, Points
+from hpo_cluster.report.figures.description import (
+    Axis,
+    Band,
+    Bars,
+    Contours,
+    Figure,
+    Layer,
+    Line,
+    Panel,
+    Points,
+)
 from hpo_cluster.report.figures.parameters import columns_for
-from hpo_cluster.report.figures.shared import numbers, parameter_axis
-from hpo_cluster.space import Categorical
+from hpo_cluster.report.figures.shared import MOST_SMALL, numbers, parameter_axis, thinned
+from hpo_cluster.space import Categorical, Parameter
+from hpo_cluster.trial import State
+
+if TYPE_CHECKING:
+    from hpo_cluster.optimizers.bayesian.surrogate import Surrogate
 
 #: Points of a slice, and the width of its band in standard deviations: 95 % of a normal distribution.
 STEPS, WIDTH = 61, 1.96
+#: Most numbers of which each pair has contours, cells along each, and edges of the areas.
+MOST_AXES, CELLS, LEVELS = 3, 31, 13
 #: Points in all at which the importance is computed, most points of one sample, and draws from the model.
 MOST_INPUTS, MOST_SAMPLE, DRAWS = 2560, 256, 32
 #: Quantiles of the draws that the ends of the uncertainty are.
@@ -72,6 +91,64 @@ def slices(campaign: Campaign) -> Figure | None:
         "model is right; where it is wide, nobody has looked."
     )
     return Figure("Slices of the model", reading, panels, columns_for(len(panels)))
+
+
+def contours(campaign: Campaign) -> Figure | None:
+    """Return the model's mean over the pairs of the numbers that it depends on most, with the trials in flight."""
+    model, trial = campaign.model, campaign.recommended
+    if model is None or trial is None:
+        return None
+    space, active = campaign.space, campaign.record.trials[trial].parameters
+    numeric = [
+        axis
+        for axis, (name, parameter) in enumerate(space)
+        if name in active and not parameter.fixed and not isinstance(parameter, Categorical)
+    ]
+    numeric.sort(key=lambda axis: float(model.process.scales[model.features.start[axis]]))
+    pairs = itertools.combinations(sorted(numeric[:MOST_AXES]), 2)
+    panels = [panel for pair in pairs if (panel := _over(campaign, model, space.encode(active), pair)) is not None]
+    if not panels:
+        return None
+    reading = (
+        f"What the model expects of {campaign.metric} if two parameters of trial {trial} (the recommended one) are "
+        "changed and the others stay: the lighter, the higher. Markers are the trials, wherever their other parameters "
+        "lie; triangles are those in flight, the optimizer's next candidates."
+    )
+    return Figure("Contours of the model", reading, panels, min(2, len(panels)))
+
+
+def _over(campaign: Campaign, model: Surrogate, base: NDArray[np.float64], pair: tuple[int, int]) -> Panel | None:
+    """Return the panel of two parameters, by their places in the space; None if the model does not vary there."""
+    space = campaign.space
+    names = [space.names[axis] for axis in pair]
+    values = []
+    points = np.repeat(base[None], CELLS * CELLS, axis=0)
+    for axis, name, grid in zip(pair, names, np.meshgrid(*[np.linspace(0, 1, CELLS)] * 2), strict=True):
+        parameter = space.parameters[name]
+        points[:, axis] = grid.ravel()
+        values.append(numbers(_value(parameter, u) for u in np.linspace(0, 1, CELLS)))
+    mean = model.mean(points) * (1.0 if campaign.maximize else -1.0)
+    if not np.ptp(mean) > 0:
+        return None
+    rows = tuple(numbers(row) for row in mean.reshape(CELLS, CELLS))
+    levels = numbers(np.linspace(mean.min(), mean.max(), LEVELS))
+    layers: list[Layer] = [Contours(values[0], values[1], rows, levels)]
+    ended = thinned(campaign, campaign.ended, MOST_SMALL)
+    flying = campaign.history[campaign.history["trial"].isin([trial.number for trial in campaign.record.in_flight])]
+    for frame, style, label in ((ended, "seen", "trials"), (flying, str(State.RUNNING), "in flight")):
+        shown = frame[frame[names].notna().all(axis=1)]
+        if not shown.empty:
+            trials = tuple(int(trial) for trial in shown["trial"])
+            layers.append(Points(numbers(shown[names[0]]), numbers(shown[names[1]]), style, label, trials))
+    x, y = (parameter_axis(name, space.parameters[name]) for name in names)
+    return Panel(x, y, layers, height=3.6)
+
+
+def _value(parameter: Parameter, u: float) -> float:
+    """Return the number at a position, an integer not rounded, so that the contours are smooth."""
+    assert not isinstance(parameter, Categorical)
+    low, high = float(parameter.low), float(parameter.high)
+    return low * (high / low) ** u if parameter.log else low + u * (high - low)
 
 
 def importance(campaign: Campaign) -> Figure | None:

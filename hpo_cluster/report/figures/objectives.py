@@ -11,7 +11,7 @@ from hpo_cluster.goals import Goal
 from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.report.data import Campaign
 from hpo_cluster.report.figures.description import Axis, Figure, Layer, Line, Panel, Points
-from hpo_cluster.report.figures.shared import DECADES, numbers, thinned
+from hpo_cluster.report.figures.shared import DECADES, numbers, thinned, with_margins
 
 #: Fewest pairs of values whose correlation is given.
 FEWEST_PAIRS = 3
@@ -48,7 +48,8 @@ def _pair(campaign: Campaign, ended: pd.DataFrame, first: Goal, second: Goal) ->
     baseline = campaign.baseline
     if baseline is not None:
         layers += _points(baseline.to_frame().T, x, y, "baseline", "baseline")
-    return Panel(_axis(first, done[x]), _axis(second, done[y]), layers)
+    shown = done if baseline is None else pd.concat([done, baseline.to_frame().T]).dropna(subset=[x, y])
+    return Panel(_axis(first, shown[x].astype(float)), _axis(second, shown[y].astype(float)), layers)
 
 
 def _points(
@@ -62,8 +63,9 @@ def _points(
 
 
 def _axis(goal: Goal, values: pd.Series) -> Axis:
-    log = not values.empty and values.min() > 0 and values.max() > DECADES * values.min()
-    return Axis(f"{goal.name} ({'higher' if goal.direction == 'maximize' else 'lower'} is better)", bool(log))
+    log = not values.empty and bool(values.min() > 0 and values.max() > DECADES * values.min())
+    better = "higher" if goal.direction == "maximize" else "lower"
+    return Axis(f"{goal.name} ({better} is better)", log, *with_margins(numbers(values), log=log))
 
 
 def hypervolume(campaign: Campaign) -> Figure | None:

@@ -9,6 +9,7 @@ import numpy as np
 from hpo_cluster.report.data import Campaign, shorten
 from hpo_cluster.report.figures.description import Axis, Figure, Layer, Line, Lines, Panel, Points
 from hpo_cluster.report.figures.shared import (
+    MOST_SMALL,
     ValueAxis,
     baseline_rule,
     numbers,
@@ -33,7 +34,7 @@ def score_by_parameter(campaign: Campaign) -> Figure | None:
     if campaign.ended.empty:
         return None
     values = ValueAxis(campaign, campaign.metric)
-    drawn, panels = thinned(campaign, campaign.ended), []
+    drawn, panels = thinned(campaign, campaign.ended, MOST_SMALL), []
     for name, parameter in campaign.space:
         ended = drawn[drawn[name].notna()]  # where the parameter is active
         x = parameter_positions(parameter, list(ended[name]))
@@ -63,7 +64,7 @@ def parameters_over_time(campaign: Campaign) -> Figure | None:
     """Return each parameter against the number of the trial: where the optimizer has looked, and when."""
     if len(campaign.ended) < 2:
         return None
-    drawn, panels = thinned(campaign, campaign.ended), []
+    drawn, panels = thinned(campaign, campaign.ended, MOST_SMALL), []
     last = int(campaign.ended["trial"].max())
     axis = Axis("trial", low=-0.5 - 0.02 * last, high=last + 0.5 + 0.02 * last, integers=True)
     for name, parameter in campaign.space:
@@ -99,7 +100,7 @@ def parallel_coordinates(campaign: Campaign) -> Figure | None:
     table = np.array(heights).T
     lines = [_without_gaps(row) for row in table]
     trials = tuple(int(trial) for trial in ranked["trial"])
-    strength = np.linspace(0.85, 0.12, len(lines))
+    strength = np.linspace(0.85, 0.12, len(lines)) * min(1.0, (40 / len(lines)) ** 0.5)  # many lines cover one another
     layers: list[Layer] = [
         Lines(
             tuple(x for x, _ in reversed(lines)),

@@ -15,8 +15,8 @@ from hpo_cluster.space import Categorical, Integer, Parameter
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Most trials drawn in one panel. Of more, those without a value, the best and evenly spaced others are drawn.
-MOST_POINTS = 1500
+#: Most trials drawn in one panel, and in one of many small panels: half of them the best, the others evenly spaced.
+MOST_POINTS, MOST_SMALL = 1500, 600
 #: Height of the strip for trials without a value, and of the margins, as shares of the span of the values.
 STRIP, MARGIN = 0.12, 0.08
 #: Largest value over the smallest from which on values to minimise have a logarithmic axis.
@@ -30,14 +30,14 @@ def numbers(values: Iterable[Any]) -> Numbers:
     return tuple(float(value) for value in values)
 
 
-def thinned(campaign: Campaign, frame: pd.DataFrame) -> pd.DataFrame:
-    """Return at most `MOST_POINTS` rows, in their order: half of them the best, the others evenly spaced."""
-    if len(frame) <= MOST_POINTS:
+def thinned(campaign: Campaign, frame: pd.DataFrame, most: int = MOST_POINTS) -> pd.DataFrame:
+    """Return at most `most` rows, in their order: half of them the best, the others evenly spaced."""
+    if len(frame) <= most:
         return frame
-    best = frame["value"].rank(ascending=not campaign.maximize, method="first") <= MOST_POINTS // 2
+    best = frame["value"].rank(ascending=not campaign.maximize, method="first") <= most // 2
     spaced = np.zeros(len(frame), dtype=bool)
     others = np.flatnonzero(~best.to_numpy())
-    spaced[others[np.linspace(0, len(others) - 1, MOST_POINTS - int(best.sum())).astype(int)]] = True
+    spaced[others[np.linspace(0, len(others) - 1, most - int(best.sum())).astype(int)]] = True
     return frame[best.to_numpy() | spaced]
 
 
@@ -71,6 +71,15 @@ class ValueAxis:
             self.layers = (Strip(*((math.exp(bottom), math.exp(edge)) if log else (bottom, edge))),)
             self.strip = math.exp((bottom + edge) / 2) if log else (bottom + edge) / 2
         self.axis = Axis(label, log, *((math.exp(bottom), math.exp(top)) if log else (bottom, top)))
+
+
+def with_margins(values: Sequence[float], *, log: bool) -> tuple[float | None, float | None]:
+    """Return the ends of an axis that leaves room around the values; None without values."""
+    if not values:
+        return None, None
+    low, high = (math.log(min(values)), math.log(max(values))) if log else (min(values), max(values))
+    margin = MARGIN * (high - low) or MARGIN * abs(high) or 1.0
+    return (math.exp(low - margin), math.exp(high + margin)) if log else (low - margin, high + margin)
 
 
 def state_points(values: ValueAxis, x: Sequence[float], ended: pd.DataFrame) -> list[Layer]:

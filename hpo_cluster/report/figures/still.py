@@ -14,6 +14,7 @@ from hpo_cluster.report.figures.description import (
     Axis,
     Band,
     Bars,
+    Contours,
     Figure,
     Line,
     Lines,
@@ -22,6 +23,7 @@ from hpo_cluster.report.figures.description import (
     Rule,
     Spans,
     Strip,
+    smaller,
 )
 
 #: Smallest width of a figure, in inches: its title and legend need that much.
@@ -101,7 +103,7 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
     ):
         if axis.log:
             set_scale("log")
-        if axis.low is not None or axis.high is not None:
+        if axis.low is not None:
             set_ends(axis.low, axis.high)
         side.set_label_text(axis.label)
     if panel.note:
@@ -120,9 +122,10 @@ def _set_ticks(side: Any, axis: Axis) -> None:
     elif axis.log:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-        low, high = side.get_view_interval() if axis.low is None else (axis.low, axis.high)
-        side.set_major_locator(LogLocator(subs=(1.0,) if high > FEW_DECADES * low else (1.0, 2.0, 5.0)))
-        side.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
+        low, high = side.get_view_interval()
+        wide = high > FEW_DECADES * low
+        side.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+        side.set_major_formatter(FuncFormatter(lambda value, _: power(value) if wide else f"{value:g}"))
         side.set_minor_formatter(NullFormatter())
     elif axis.integers:
         from matplotlib.ticker import MaxNLocator
@@ -131,11 +134,9 @@ def _set_ticks(side: Any, axis: Axis) -> None:
 
 
 def power(value: float) -> str:
-    """Return the label of a logarithmic axis: a power of ten, or the number; no formula, since these are switched off."""
-    exponent = round(math.log10(value))
-    if abs(exponent) <= 2 or not math.isclose(value, 10.0**exponent):
-        return f"{value:g}"
-    return f"10{str(exponent).translate(SUPERSCRIPTS)}"
+    """Return a power of ten as text, without a formula."""
+    exponent = str(round(math.log10(value)))
+    return f"10{exponent.translate(SUPERSCRIPTS)}"
 
 
 def _marker(style: str) -> dict[str, Any]:
@@ -164,6 +165,7 @@ def _points(layer: Points, axes: Any, order: float) -> None:
     from matplotlib.colors import to_rgb
 
     marker = _marker(layer.style)
+    marker["markersize"] *= smaller(len(layer.x))
     if layer.x_sem or layer.y_sem:
         pale = tuple(0.55 + 0.45 * channel for channel in to_rgb(STYLES[layer.style].colour))
         bars = {"fmt": "none", "ecolor": pale, "elinewidth": 0.9, "zorder": order}
@@ -210,6 +212,13 @@ def _band(layer: Band, axes: Any, order: float) -> None:
     axes.fill_between(
         layer.x, layer.low, layer.high, color=colour, alpha=0.18, linewidth=0, label=layer.label, zorder=order
     )
+
+
+@_layer.register
+def _contours(layer: Contours, axes: Any, order: float) -> None:
+    areas = axes.contourf(layer.x, layer.y, layer.z, levels=layer.levels, cmap="cividis", zorder=order)
+    axes.contour(layer.x, layer.y, layer.z, levels=layer.levels, colors="white", linewidths=0.4, zorder=order)
+    axes.figure.colorbar(areas, ax=axes)
 
 
 @_layer.register

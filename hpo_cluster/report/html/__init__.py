@@ -20,6 +20,7 @@ from hpo_cluster.report.figures.description import (
     STYLES,
     Band,
     Bars,
+    Contours,
     Figure,
     Labelled,
     Line,
@@ -125,7 +126,7 @@ def _legend(panels: Sequence[Panel]) -> str:
     found: dict[str, str] = {}
     for panel in panels:
         for layer in panel.layers:
-            if not isinstance(layer, Strip) and layer.label:
+            if not isinstance(layer, (Strip, Contours)) and layer.label:
                 found.setdefault(layer.label, _sign(layer))
     items = "".join(f"<li>{sign}{html.escape(label)}</li>" for label, sign in found.items())
     return f'<ul class="legend">{items}</ul>' if items else ""

@@ -109,6 +109,8 @@
           model.grid_line_color = edge;
         } else if (model.type === "Title") {
           model.text_color = ink;
+        } else if (model.type.endsWith("ColorBar")) {
+          model.major_label_text_color = ink;
         }
         for (const part of PARTS) {
           const now = model[part] && (typeof model[part] === "string" ? model[part] : model[part].value);

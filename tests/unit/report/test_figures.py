@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.campaigns import make_campaign
+
+from hpo_cluster.record.journal import Journal
+from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.report import read_campaign
+from hpo_cluster.report.data import Campaign
+from hpo_cluster.report.figures import FIGURES, jobs, progress, still
+from hpo_cluster.report.figures.description import STYLES, Axis, Bars, Figure, Panel, Points, Spans
+from hpo_cluster.report.figures.model import total_effects
+from hpo_cluster.report.figures.shared import MOST_POINTS, thinned
+from hpo_cluster.report.html import html_page
+from hpo_cluster.space import Categorical, Float, Integer, Space
+
+SPACE = Space({"x": Float(1e-6, 1.0, log=True), "n": Integer(1, 64), "kind": Categorical(("a", "b"))})
+OBJECTIVE = {"kind": "command", "command": "train {x} {n} {kind}", "metric": "score", "direction": "maximize"}
+
+
+def campaign_of(folder: Path, ends: list[Mapping[str, Any]]) -> Campaign:
+    random = np.random.default_rng(0)
+    trials = [
+        {"number": i, "parameters": SPACE.decode(random.random(3)), "gpus": 1, "end": end} for i, end in enumerate(ends)
+    ]
+    return read_campaign(make_campaign(folder, OBJECTIVE, SPACE, trials, "maximize"))
+
+
+def completed(value: float) -> dict[str, Any]:
+    return {"state": "completed", "value": value, "metrics": {"score": value, "other": -value}}
+
+
+def test_the_total_effects_of_a_known_function() -> None:
+    random = np.random.default_rng(0)
+    first, second = random.random((4000, 3)), random.random((4000, 3))
+    samples = [first] + [np.where(np.arange(3) == axis, second, first) for axis in range(3)]
+    values = np.stack([[2 * sample[:, 0] + sample[:, 1]] for sample in samples]).transpose(0, 2, 1)
+    shares = total_effects(values)
+    assert shares.shape == (3, 1)
+    assert shares[:, 0] == pytest.approx([0.8, 0.2, 0.0], abs=0.03)
+
+
+def test_a_product_has_effects_that_add_up_to_more_than_one() -> None:
+    random = np.random.default_rng(0)
+    first, second = random.random((4000, 2)) - 0.5, random.random((4000, 2)) - 0.5
+    samples = [first] + [np.where(np.arange(2) == axis, second, first) for axis in range(2)]
+    values = np.stack([sample.prod(axis=1)[:, None] for sample in samples])
+    assert total_effects(values)[:, 0] == pytest.approx([1.0, 1.0], abs=0.1)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-6, 1.0), (0.02, 0.09)])
+def test_logarithmic_axes_are_labelled_without_formulas(low: float, high: float) -> None:
+    panel = Panel(Axis("x", True, low, high), Axis("$y$"), [Points((low, high), (1.0, 2.0), "completed", "")])
+    drawn = still._drawn(Figure("title", "", [panel]), "heading")
+    drawn.draw_without_rendering()
+    axes = drawn.axes[0]
+    labels = [tick.get_text() for tick in axes.get_xticklabels() if low <= tick.get_position()[0] <= high]
+    assert len([label for label in labels if label]) >= 2
+    assert not any("$" in label for label in labels)
+
+
+@pytest.mark.parametrize(("value", "label"), [(1e-4, "10⁻⁴"), (1e12, "10¹²"), (1.0, "10⁰")])
+def test_labels_of_powers(value: float, label: str) -> None:
+    assert still.power(value) == label
+
+
+@pytest.mark.parametrize("ends", [[], [1.0], [0.5, 2.0]])
+def test_the_ends_of_an_axis_are_both_given_or_none(tmp_path: Path, ends: list[float]) -> None:
+    failed = {"state": "failed", "error": {"kind": "code", "message": "no"}}
+    campaign = campaign_of(tmp_path / "c", [*map(completed, ends), failed])
+    campaign.record.rows[0].info["depth"] = 3
+    made = [make(campaign) for make in FIGURES.values()]
+    axes = [axis for figure in made if figure for panel in figure.panels for axis in (panel.x, panel.y)]
+    assert len(axes) > 8
+    assert all((axis.low is None) == (axis.high is None) for axis in axes)
+
+
+def test_jobs_lie_on_lanes_that_do_not_overlap(tmp_path: Path) -> None:
+    layout = CampaignLayout(make_campaign(tmp_path / "c", OBJECTIVE, SPACE, [], "maximize"))
+    at = [("node10", 0, 10), ("node9", 0, 10), ("node9", 5, 20), ("node9", 10, 20)]
+    with Journal(layout.events) as journal:
+        for number, (node, start, end) in enumerate(at):
+            row = {"trial": number, "parameters": {"x": 0.1, "n": 2, "kind": "a"}, "seed": 1, "origin": "evaluated"}
+            journal.append("asked", trials=[row], decision={})
+            names = {"trial": number, "attempt": 0}
+            journal.append("intent", **names, token=f"t{number}", code="c")
+            journal.append("running", **names, node=node, started_at=f"2026-01-01T00:00:{start:02d}Z")
+            journal.append("ended", **names, **completed(1.0), ended_at=f"2026-01-01T00:00:{end:02d}Z")
+    record = read_campaign(layout.dir).record
+    for trial, (_, _, end) in zip(record.rows, at, strict=True):
+        trial.attempts[0].ended_at = f"2026-01-01T00:00:{end:02d}Z"  # as the journal's clock would have said
+    campaign = read_campaign(layout.dir)
+    figure = jobs.timeline(Campaign(**{**vars(campaign), "record": record}))
+    assert figure is not None
+    panel = figure.panels[0]
+    assert [label for _, label in panel.y.ticks or ()][::-1] == ["node9", "node9 ·2", "node10"]
+    spans = next(layer for layer in panel.layers if isinstance(layer, Spans))
+    assert dict(zip(spans.trials, spans.rows, strict=True)) == {0: 0, 1: 2, 2: 1, 3: 2}
+    assert panel.note == "busy 75% of the time, idle 25%"  # 45 of 60 seconds
+
+
+def test_failures_count_attempts(tmp_path: Path) -> None:
+    failed = {"state": "failed", "error": {"kind": "code", "message": "no\nluck"}}
+    lost = {"state": "failed", "error": {"kind": "node", "message": "gone"}}
+    figure = jobs.failures(campaign_of(tmp_path / "c", [failed, completed(1.0), failed, lost]))
+    assert figure is not None
+    assert figure.panels[0].layers == [Bars((1.0, 2.0), "failed")]
+    assert [label for _, label in figure.panels[0].y.ticks or ()] == ["node", "code"]
+    assert figure.table[2:] == ("| 2 | code | no | 0, 2 |", "| 1 | node | gone | 3 |")
+
+
+def test_costs_are_in_minutes_if_they_are_small(tmp_path: Path) -> None:
+    campaign = campaign_of(tmp_path / "c", [completed(1.0), completed(2.0)])
+    assert (figure := jobs.costs(campaign)) is not None
+    assert figure.title == "GPU-hours and energy"
+    for trial in campaign.record.rows:
+        trial.attempts[0].gpus = 0
+        trial.attempts[0].started_at, trial.attempts[0].ended_at = "2026-01-01T00:00:00Z", "2026-01-01T00:03:00Z"
+    assert (figure := jobs.costs(campaign)) is not None
+    assert figure.panels[0].x.label == "minutes of evaluation, without a GPU"
+    assert figure.panels[0].layers == [Bars((6.0,), "completed")]
+
+
+def test_of_many_trials_the_best_and_some_others_are_drawn(tmp_path: Path) -> None:
+    import pandas as pd
+
+    campaign = campaign_of(tmp_path / "c", [completed(1.0)])
+    many = pd.DataFrame({"trial": range(5000), "value": [math.nan if i % 10 == 0 else float(i) for i in range(5000)]})
+    kept = thinned(campaign, many)
+    assert len(kept) == MOST_POINTS
+    assert kept["trial"].is_monotonic_increasing
+    assert set(many.nlargest(MOST_POINTS // 2, "value")["trial"]) <= set(kept["trial"])
+    assert kept["value"].isna().sum() > 50
+    assert len(thinned(campaign, many.head(MOST_POINTS))) == MOST_POINTS
+
+
+def test_the_page_of_500_trials_is_small(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    campaign = campaign_of(tmp_path / "c", [completed(float(value)) for value in random.random(500)])
+    for number in range(500):
+        files = CampaignLayout(tmp_path / "c").attempt(number, 0)
+        files.job_dir.mkdir(parents=True)
+        (files.job_dir / "1_log.err").write_text("a line of a log that says a lot of things\n" * 400)
+    figures = {name: make(campaign) for name, make in FIGURES.items() if name not in ("importance", "slices")}
+    page = html_page(campaign, {name: figure for name, figure in figures.items() if figure is not None})
+    assert 1e6 < len(page.encode()) < 5e6
+    assert page.count("a line of a log") > 500
+
+
+def test_each_figure_can_be_told_apart_without_colours(tmp_path: Path) -> None:
+    failed = {"state": "failed", "error": {"kind": "code", "message": "no"}}
+    diverged = {"state": "diverged", "error": {"kind": "diverged", "message": "nan"}}
+    figure = progress.best_by_evaluations(campaign_of(tmp_path / "c", [completed(1.0), failed, diverged]))
+    assert figure is not None
+    markers = [STYLES[layer.style].marker for layer in figure.panels[0].layers if isinstance(layer, Points)]
+    assert len(markers) == len(set(markers)) == 3
