@@ -89,7 +89,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "report": Command("draw plots of a campaign", "look.report", "DIR"),
     "compare": Command(
-        "compare campaigns over seeds: table, tests, figures, and what is within the noise",
+        "compare campaigns over seeds: table, tests, figures, what is within the noise; DIR may hold many campaigns",
         "compare.compare",
         "DIR [DIR ...] [reach=VALUE] [out=FOLDER]",
         keys=("reach", "out"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 
 #: Colours of M. Okabe and K. Ito, which colour-blind readers can distinguish; a group has a line style too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES = ("solid", "dashed", "dashdot", "dotted")
+STYLES: Sequence[Any] = (
+    "solid",
+    "dashed",
+    "dashdot",
+    (0, (6, 1.5, 1, 1.5, 1, 1.5)),
+)  # dotted: its campaigns have ended
 MARKERS = "osD^vPX"
 #: Seeds from which on the band holds the middle half of them; with fewer, all of them.
 QUARTILES_FROM = 5
