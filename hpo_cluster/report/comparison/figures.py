@@ -57,6 +57,8 @@ def draw_best(comparison: Comparison, cost: str) -> Figure | None:
     if comparison.reach_given:
         axes.axhline(comparison.reach, color="#555555", linewidth=0.8, linestyle=(0, (1, 2)))
     _scale(axes, np.concatenate(everything), maximize=comparison.first.campaign.maximize)
+    if cost == "evaluations":
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.set_xlabel(AXES[cost] + (f" ({unit})" if unit else ""))
     direction = "higher" if comparison.first.campaign.maximize else "lower"
     axes.set_ylabel(f"best {shorten(comparison.first.campaign.metric, 40)} so far\n({direction} is better)")
@@ -115,9 +117,12 @@ def band(best: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 
 def _scale(axes: Any, values: NDArray[np.float64], *, maximize: bool) -> None:
-    """Use a log scale for what is minimised over decades."""
+    """Use a log scale for what is minimised over decades, with plain numbers: names of groups are no formulas here."""
+    from matplotlib.ticker import FuncFormatter
+
     if not maximize and len(values) and values.min() > 0 and values.max() > 100 * values.min():
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _unit(hours: float) -> tuple[float, str]:

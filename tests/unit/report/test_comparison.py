@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from scipy import stats
 from support.compared import LORA, campaign
 
@@ -217,6 +218,30 @@ def test_campaigns_without_values_or_not_finished_take_part_as_far_as_they_go(tm
     assert found.reach == 0.4
     assert [found.reached(each) for each in found.groups] == [2, 0]
     assert "no seed in common" in found.pairs[0].words
+
+
+def test_a_recommended_evaluation_of_an_earlier_campaign_is_named(tmp_path: Path) -> None:
+    folders = [
+        campaign(tmp_path / "a", [0.1, 0.2, 0.3, 0.1, 0.2], optimizer="a", imported=[5.0, 0.1]),
+        campaign(tmp_path / "b", [0.1, 0.2, 0.3, 0.1, 0.2], optimizer="b"),
+    ]
+    found = compare_campaigns(folders)
+    assert found.runs[0].score() == 5.0
+    assert found.runs[0].curve.best.tolist() == found.runs[1].curve.best.tolist()
+    assert found.notes == [f"{tmp_path}/a: recommends an evaluation that it imported"]
+
+
+def test_a_scale_over_decades_has_plain_numbers(tmp_path: Path) -> None:
+    for name in "ab":
+        campaign(tmp_path / name, [500.0, 0.02], optimizer=name, direction="minimize")
+    with rc_context({"text.parse_math": False}):  # as the files are written
+        figure = draw_best(compare_campaigns([tmp_path / "a", tmp_path / "b"]), "evaluations")
+        assert figure is not None
+        as_files(figure)
+        axes = figure.axes[0]
+        labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert axes.get_yscale() == "log"
+    assert {"0.1", "1", "10", "100"} <= set(labels)
 
 
 def test_a_band_needs_values_of_all_campaigns_that_it_depends_on() -> None:
