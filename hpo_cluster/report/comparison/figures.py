@@ -43,6 +43,7 @@ UNITS = ((300, 1.0, "s"), (3 * 3600, 60.0, "min"), (4 * 86400, 3600.0, "h"))
 def draw_best(comparison: Comparison, cost: str) -> Figure | None:
     """Draw the best value so far of each group against a cost; None if there is no value yet."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     runs = comparison.runs
     end = max(run.curve.end(cost) for run in runs)
@@ -58,7 +59,7 @@ def draw_best(comparison: Comparison, cost: str) -> Figure | None:
         axes.axhline(comparison.reach, color="#555555", linewidth=0.8, linestyle=(0, (1, 2)))
     _scale(axes, np.concatenate(everything), maximize=comparison.first.campaign.maximize)
     if cost == "evaluations":
-        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel(AXES[cost] + (f" ({unit})" if unit else ""))
     direction = "higher" if comparison.first.campaign.maximize else "lower"
     axes.set_ylabel(f"best {shorten(comparison.first.campaign.metric, 40)} so far\n({direction} is better)")
