@@ -88,12 +88,6 @@ COMMANDS: Mapping[str, Command] = {
         ("--config-dir", "--take-over"),
     ),
     "report": Command("draw plots of a campaign", "look.report", "DIR"),
-    "compare": Command(
-        "compare campaigns over seeds: table, tests, figures, what is within the noise; DIR may hold many campaigns",
-        "compare.compare",
-        "DIR [DIR ...] [reach=VALUE] [out=FOLDER]",
-        keys=("reach", "out"),
-    ),
     "describe": Command(
         "the paragraph, the tables and the references that a paper's appendix needs",
         "describe.describe",
@@ -105,6 +99,12 @@ COMMANDS: Mapping[str, Command] = {
         "verify.verify",
         "DIR",
         ("--json",),
+    ),
+    "compare": Command(
+        "compare campaigns over seeds: table, tests, figures, what is within the noise; DIR may hold many campaigns",
+        "compare.compare",
+        "DIR [DIR ...] [reach=VALUE] [out=FOLDER]",
+        keys=("reach", "out"),
     ),
     "repair": Command(
         "rebuild a journal that was cut or damaged, from its whole lines and the jobs' files", "check.repair", "DIR"
