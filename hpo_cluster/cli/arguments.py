@@ -77,6 +77,12 @@ COMMANDS: Mapping[str, Command] = {
         ("--json",),
         ("weights", "at_most", "at_least"),
     ),
+    "compare": Command(
+        "compare campaigns over seeds: table, tests, figures, what is within the noise; DIR may hold many campaigns",
+        "compare.compare",
+        "DIR [DIR ...] [reach=VALUE] [out=FOLDER]",
+        keys=("reach", "out"),
+    ),
     "cancel": Command("end trials; they do not count for the budget", "drive.post", "DIR TRIAL [TRIAL ...]"),
     "retry": Command("try trials again that failed, diverged or were cancelled", "drive.post", "DIR TRIAL [TRIAL ...]"),
     "promote": Command("let trials that are paused at a rung climb to the top", "drive.post", "DIR TRIAL [TRIAL ...]"),
@@ -99,12 +105,6 @@ COMMANDS: Mapping[str, Command] = {
         "verify.verify",
         "DIR",
         ("--json",),
-    ),
-    "compare": Command(
-        "compare campaigns over seeds: table, tests, figures, what is within the noise; DIR may hold many campaigns",
-        "compare.compare",
-        "DIR [DIR ...] [reach=VALUE] [out=FOLDER]",
-        keys=("reach", "out"),
     ),
     "repair": Command(
         "rebuild a journal that was cut or damaged, from its whole lines and the jobs' files", "check.repair", "DIR"
