@@ -89,6 +89,12 @@ COMMANDS: Mapping[str, Command] = {
         ("--json",),
         ("weights", "at_most", "at_least"),
     ),
+    "compare": Command(
+        "compare campaigns over seeds: table, tests, figures, what is within the noise; DIR may hold many campaigns",
+        "compare.compare",
+        "DIR [DIR ...] [reach=VALUE] [out=FOLDER]",
+        keys=("reach", "out"),
+    ),
     "cancel": Command("end trials; they do not count for the budget", "drive.post", "DIR TRIAL [TRIAL ...]"),
     "retry": Command("try trials again that failed, diverged or were cancelled", "drive.post", "DIR TRIAL [TRIAL ...]"),
     "promote": Command("let trials that are paused at a rung climb to the top", "drive.post", "DIR TRIAL [TRIAL ...]"),
@@ -100,12 +106,6 @@ COMMANDS: Mapping[str, Command] = {
         ("--config-dir", "--take-over"),
     ),
     "report": Command("write a campaign's page (HTML) and its figures (PNG, PDF)", "look.report", "DIR"),
-    "compare": Command(
-        "compare campaigns over seeds: table, tests, figures, and what is within the noise",
-        "compare.compare",
-        "DIR [DIR ...] [reach=VALUE] [out=FOLDER]",
-        keys=("reach", "out"),
-    ),
     "describe": Command(
         "the paragraph, the tables and the references that a paper's appendix needs",
         "describe.describe",

@@ -21,6 +21,7 @@ examples:
   hpo-cluster run optimizer=lhs campaign=first budget=30 workers=4 seed=1 space.learning_rate.high=1e-2
   hpo-cluster run experiment=ola2025_bo launcher=slurm launcher.partition=gpu 'budget=${workers}'
   hpo-cluster run -m 'optimizer=lhs,bo' 'seed=range(3)'
+  hpo-cluster compare campaigns/lora-bo-* campaigns/lora-lhs-* reach=0.9 out=bo_or_lhs
   hpo-cluster resume campaigns/first budget=60 workers=8
   hpo-cluster run objective=command 'objective.command="python train.py --lr {lr}"' \\
       'space={lr: {low: 1e-5, high: 1e-1, log: true}}'"""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from support.compared import LORA, campaign
+from support.waiting import wait
 
 from hpo_cluster.cli.completion import candidates
 from hpo_cluster.cli.main import main
@@ -141,6 +144,25 @@ def test_the_tab_key(three: Path) -> None:
     offered = candidates("hpo-cluster compare campaigns/c-0 campaigns/c-")
     assert offered == [f"campaigns/c-{seed} " for seed in range(1, 6)]
     assert candidates("hpo-cluster compare campaigns/c-0 o") == ["out="]
+
+
+def test_an_interrupted_run_says_how_it_goes_on_to_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    slow = ["objective=synthetic", "objective.duration_s=30", "poll_s=0.1", "budget=1", "workers=1", "seed=0,1"]
+    words = [sys.executable, "-m", "hpo_cluster", "run", "-m", *slow, "optimizer=random"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as driver:
+        first = tmp_path / "campaigns" / "himmelblau-random-0"
+        try:
+            wait(lambda: "submitted" in (first / "events.jsonl").read_text() if first.exists() else False, 60)
+            driver.send_signal(signal.SIGTERM)
+            out, _ = driver.communicate(timeout=60)
+        finally:
+            driver.kill()
+    assert driver.returncode == 130
+    assert out.splitlines()[-1].startswith("Or type the same command again: it goes on with all 2 campaigns")
+    assert main(["cancel", str(first), "0"]) == 0
 
 
 def test_a_run_of_several_campaigns_ends_in_their_comparison(

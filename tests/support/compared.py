@@ -33,13 +33,15 @@ def campaign(
     workers: int = 1,
     gpus: int = 1,
     tests: Sequence[float] = (),
+    imported: Sequence[float] = (),
     objective: Mapping[str, Any] | None = None,
     space: Space = SPACE,
     direction: str = "maximize",
 ) -> Path:
-    """Write a campaign with these values, in order; None is a failed evaluation, and `tests` are values of a test task.
+    """Write a campaign with these values, in order; None is a failed evaluation.
 
-    Each evaluation begins when the one before it has ended, and takes a minute.
+    Each evaluation begins when the one before it has ended, and takes a minute. The values of a test task are `tests`;
+    `imported` are values of an earlier campaign, with which this one began.
     """
     events: list[Event] = []
 
@@ -47,12 +49,16 @@ def campaign(
         at = (BEGAN + datetime.timedelta(minutes=minute)).isoformat()
         events.append({"seq": len(events), "at": at, "epoch": 1, "event": event, **fields})
 
-    append("created", 0, schema=1, campaign=folder.name, code="")
+    earlier = {"seed": 1, "origin": "imported"}
+    rows = [
+        {"trial": number, "parameters": _configuration(space, number, 7), "value": value, **earlier}
+        for number, value in enumerate(imported)
+    ]
+    append("created", 0, schema=1, campaign=folder.name, code="", **({"trials": rows} if rows else {}))
     operation = {"budget": len(values) if budget is None else budget, "workers": workers}
     append("started", 0, host="front", pid=1, operation=operation, settings={}, code="", versions={})
-    for number, value in enumerate(values):
-        configuration = dict.fromkeys(space.names, (0.137 * (number + 1) + 0.01 * seed) % 1.0)
-        row = {"trial": number, "parameters": configuration, "seed": 1, "origin": "evaluated"}
+    for number, value in enumerate(values, len(imported)):
+        row = {"trial": number, "parameters": _configuration(space, number, seed), "seed": 1, "origin": "evaluated"}
         append("asked", number, trials=[row], decision={})
         append("intent", number, trial=number, attempt=0, token=f"t{number}", code="")
         since = (BEGAN + datetime.timedelta(minutes=number)).isoformat()
@@ -61,9 +67,13 @@ def campaign(
         append("running", number, trial=number, attempt=0, started_at=since)
         end: dict[str, Any] = {"state": "failed", "error": {"kind": "code", "message": "no luck"}}
         if value is not None:
-            metrics = {"val/acc": value, **({"test/acc": tests[number]} if tests else {})}
+            metrics = {"val/acc": value, **({"test/acc": tests[number - len(imported)]} if tests else {})}
             end = {"state": "completed", "value": value, "metrics": metrics}
         append("ended", number + 1, trial=number, attempt=0, **end)
     chosen = {"name": optimizer} if isinstance(optimizer, str) else optimizer
     write_campaign(folder, events, space, chosen, objective, direction=direction, seed=seed)
     return folder
+
+
+def _configuration(space: Space, number: int, seed: int) -> dict[str, float]:
+    return dict.fromkeys(space.names, (0.137 * (number + 1) + 0.01 * seed) % 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shlex
 import signal
 import sys
 import time
@@ -57,18 +58,18 @@ def run(arguments: Arguments) -> int:
         if ended == INTERRUPTED:
             break
     if len(configs) > 1 and not any(config.settings.dry_run for config in configs):
-        _compare([config.campaign_dir for config in configs], now=code != INTERRUPTED)
+        if code == INTERRUPTED:
+            tell(f"Or type the same command again: it goes on with all {len(configs)} campaigns, and compares them")
+        else:
+            _compare([config.campaign_dir for config in configs])
     return code
 
 
-def _compare(folders: Sequence[Path], *, now: bool) -> None:
-    """Compare the campaigns of one command, or say how; what goes wrong does not make finished campaigns a failure."""
+def _compare(folders: Sequence[Path]) -> None:
+    """Compare the campaigns of one command; what goes wrong there does not make finished campaigns a failure."""
     from hpo_cluster.cli.commands.compare import default_folder, show_comparison
 
-    again = f"hpo-cluster compare {' '.join(str(short_path(folder)) for folder in folders)}"
-    if not now:
-        tell(f"When they have ended, compare them:\n  {again}")
-        return
+    again = f"hpo-cluster compare {shlex.join(str(short_path(folder)) for folder in folders)}"
     tell(f"\ncomparison of the {len(folders)} campaigns")
     try:
         show_comparison([short_path(folder) for folder in folders], default_folder(folders), tell)

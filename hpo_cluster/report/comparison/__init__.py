@@ -85,6 +85,9 @@ class Comparison:
         """What a reader has to know: campaigns that are not finished or have no value, and other differences."""
         lines = [f"{run.dir}: not finished, {why}" for run in self.runs if (why := run.unfinished)]
         lines += [f"{run.dir}: no trial has a value that counts" for run in self.runs if run.recommended is None]
+        lines += [
+            f"{run.dir}: recommends an evaluation that it imported" for run in self.runs if run.recommends_imported
+        ]
         failed = [(run, run.without_value) for run in self.runs]
         lines += [f"{run.dir}: {count} evaluations ended without a value" for run, count in failed if count]
         lines += differences_beside_optimizer(self.groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 
 #: Colours of M. Okabe and K. Ito, which colour-blind readers can distinguish; a group has a line style too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES = ("solid", "dashed", "dashdot", "dotted")
+STYLES: Sequence[Any] = (
+    "solid",
+    "dashed",
+    "dashdot",
+    (0, (6, 1.5, 1, 1.5, 1, 1.5)),
+)  # dotted: its campaigns have ended
 MARKERS = "osD^vPX"
 #: Seeds from which on the band holds the middle half of them; with fewer, all of them.
 QUARTILES_FROM = 5
@@ -37,6 +43,7 @@ UNITS = ((300, 1.0, "s"), (3 * 3600, 60.0, "min"), (4 * 86400, 3600.0, "h"))
 def draw_best(comparison: Comparison, cost: str) -> Figure | None:
     """Draw the best value so far of each group against a cost; None if there is no value yet."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     runs = comparison.runs
     end = max(run.curve.end(cost) for run in runs)
@@ -51,6 +58,8 @@ def draw_best(comparison: Comparison, cost: str) -> Figure | None:
     if comparison.reach_given:
         axes.axhline(comparison.reach, color="#555555", linewidth=0.8, linestyle=(0, (1, 2)))
     _scale(axes, np.concatenate(everything), maximize=comparison.first.campaign.maximize)
+    if cost == "evaluations":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel(AXES[cost] + (f" ({unit})" if unit else ""))
     direction = "higher" if comparison.first.campaign.maximize else "lower"
     axes.set_ylabel(f"best {shorten(comparison.first.campaign.metric, 40)} so far\n({direction} is better)")
@@ -109,9 +118,12 @@ def band(best: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 
 def _scale(axes: Any, values: NDArray[np.float64], *, maximize: bool) -> None:
-    """Use a log scale for what is minimised over decades."""
+    """Use a log scale for what is minimised over decades, with plain numbers: names of groups are no formulas here."""
+    from matplotlib.ticker import FuncFormatter
+
     if not maximize and len(values) and values.min() > 0 and values.max() > 100 * values.min():
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _unit(hours: float) -> tuple[float, str]:

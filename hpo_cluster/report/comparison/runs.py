@@ -18,7 +18,7 @@ from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.record.journal import Event, read_journal
 from hpo_cluster.report.data import MIN_FOR_MODEL, Campaign, read_campaign
-from hpo_cluster.trial import State
+from hpo_cluster.trial import Origin, State
 
 Array = NDArray[np.float64]
 
@@ -106,6 +106,11 @@ class Run:
 
             return recommend(self.campaign.history, self.campaign.space)
         return None if ranked.empty else int(ranked.iloc[0]["trial"])
+
+    @property
+    def recommends_imported(self) -> bool:
+        """Whether the recommended trial is an evaluation of an earlier campaign."""
+        return self.recommended is not None and self.record.trials[self.recommended].origin is Origin.IMPORTED
 
     def score(self, metric: str | None = None) -> float:
         """Return a metric of the recommended trial, or the value that is optimised; NaN if it was not measured."""

@@ -100,6 +100,8 @@ class Pair:
             return f"{both} have no seed in common for which both have a value: nothing can be said."
         if self.seeds == 1:
             return f"{both} have one seed in common: nothing can be said, since a single pair shows no noise."
+        if self.difference == self.sem == 0:
+            return f"{both} have equal values with each of {self.seeds} seeds."
         by = plus_minus(self.difference, self.sem)
         if self.verdict == "differs":
             return (
@@ -173,10 +175,12 @@ def _leader(metric: Metric, groups: Sequence[Group]) -> str:
     known = [name for name, (mean, _) in means.items() if math.isfinite(mean)]
     if not known:
         return f"{metric.title}: no campaign has a value."
-    best = (max if metric.maximize else min)(known, key=lambda name: means[name][0])
-    count = sum(map(math.isfinite, scores[best]))
-    what = f"{plus_minus(*means[best])} ({f'mean over {count} seeds' if count > 1 else 'one seed'})"
-    return f"{metric.title}: {best} has {'' if len(groups) == 1 else 'the best mean, '}{what}."
+    top = (max if metric.maximize else min)(means[name][0] for name in known)
+    best = [name for name in known if means[name][0] == top]
+    count = sum(map(math.isfinite, scores[best[0]]))
+    what = f"{plus_minus(*means[best[0]])} ({f'mean over {count} seeds' if count > 1 else 'one seed'})"
+    have = "has" if len(best) == 1 else "have"
+    return f"{metric.title}: {' and '.join(best)} {have} {'' if len(groups) == 1 else 'the best mean, '}{what}."
 
 
 def plus_minus(mean: float, sem: float) -> str:

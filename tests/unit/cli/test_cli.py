@@ -269,7 +269,8 @@ def test_several_campaigns_one_after_another() -> None:
     done = run("run", "-m", *QUICK, "optimizer=random,sobol", "budget=1")
     assert done.returncode == 0, done.stderr
     assert "campaign 2 of 2: himmelblau-sobol-0" in done.stdout
-    assert sorted(path.name for path in Path("campaigns").iterdir()) == ["himmelblau-random-0", "himmelblau-sobol-0"]
+    campaigns = ["himmelblau-random-0", "himmelblau-sobol-0"]
+    assert sorted(path.name for path in Path("campaigns").iterdir()) == ["comparison", *campaigns]
 
 
 def test_a_campaign_where_everything_fails_ends_badly() -> None:

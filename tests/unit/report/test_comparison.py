@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from scipy import stats
 from support.compared import LORA, campaign
 
@@ -137,9 +138,26 @@ def test_a_difference_is_called_one_only_with_enough_seeds(tmp_path: Path, seeds
         assert "good is better than weak by 0.270 ± 0.017 (p = 0.00781, 8 seeds)." in found.verdicts[0].details
     else:
         assert any("at least 6 seeds in each group are needed" in line for line in found.verdicts[0].details)
+    assert (test.difference, test.verdict) == (0, "noise" if seeds > 1 else "unknown")
     if seeds > 1:
-        assert test.verdict == "noise"
-        assert "within the noise" in test.words
+        assert test.words == f"good and weak have equal values with each of {seeds} seeds."
+        assert (
+            found.verdicts[1].leader
+            == f"test test/acc: good and weak have the best mean, 0.4 ± 0 (mean over {seeds} seeds)."
+        )
+
+
+def test_a_difference_within_the_noise_is_called_so(tmp_path: Path) -> None:
+    for seed, shift in enumerate([0.1, -0.09, 0.05, -0.04, 0.08, -0.07, 0.01]):
+        campaign(tmp_path / f"a{seed}", [0.5], optimizer="a", seed=seed)
+        campaign(tmp_path / f"b{seed}", [0.5 - shift], optimizer="b", seed=seed)
+    (pair,) = compare_campaigns(sorted(tmp_path.iterdir())).pairs
+    assert pair.p == pytest.approx(stats.wilcoxon([0.1, -0.09, 0.05, -0.04, 0.08, -0.07, 0.01]).pvalue)
+    assert pair.words.startswith("a and b: the difference is within the noise (0.006 ± 0.028 for a, p = ")
+    few = compare_campaigns([tmp_path / name for name in ("a0", "b0", "a1", "b1", "a2", "b2")]).pairs[0]
+    assert (
+        few.words == "a and b: the difference is within the noise (0.020 ± 0.057 for a, 3 seeds, too few for a test)."
+    )
 
 
 def test_p_values_are_corrected_for_the_number_of_comparisons(tmp_path: Path) -> None:
@@ -200,6 +218,30 @@ def test_campaigns_without_values_or_not_finished_take_part_as_far_as_they_go(tm
     assert found.reach == 0.4
     assert [found.reached(each) for each in found.groups] == [2, 0]
     assert "no seed in common" in found.pairs[0].words
+
+
+def test_a_recommended_evaluation_of_an_earlier_campaign_is_named(tmp_path: Path) -> None:
+    folders = [
+        campaign(tmp_path / "a", [0.1, 0.2, 0.3, 0.1, 0.2], optimizer="a", imported=[5.0, 0.1]),
+        campaign(tmp_path / "b", [0.1, 0.2, 0.3, 0.1, 0.2], optimizer="b"),
+    ]
+    found = compare_campaigns(folders)
+    assert found.runs[0].score() == 5.0
+    assert found.runs[0].curve.best.tolist() == found.runs[1].curve.best.tolist()
+    assert found.notes == [f"{tmp_path}/a: recommends an evaluation that it imported"]
+
+
+def test_a_scale_over_decades_has_plain_numbers(tmp_path: Path) -> None:
+    for name in "ab":
+        campaign(tmp_path / name, [500.0, 0.02], optimizer=name, direction="minimize")
+    with rc_context({"text.parse_math": False}):  # as the files are written
+        figure = draw_best(compare_campaigns([tmp_path / "a", tmp_path / "b"]), "evaluations")
+        assert figure is not None
+        as_files(figure)
+        axes = figure.axes[0]
+        labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert axes.get_yscale() == "log"
+    assert {"0.1", "1", "10", "100"} <= set(labels)
 
 
 def test_a_band_needs_values_of_all_campaigns_that_it_depends_on() -> None:
