@@ -242,6 +242,8 @@ def campaign_spec(
         fidelity=config.fidelity,
         warm_start=settings.warm_start,
         warm_start_other_objective=settings.warm_start_other_objective,
+        warm_start_columns=settings.warm_start_columns,
+        warm_start_skip_bad=settings.warm_start_skip_bad,
         overrides=tuple(overrides),
         code=settings.code,
         take_over=take_over,

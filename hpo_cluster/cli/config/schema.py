@@ -60,11 +60,17 @@ class CampaignSettings(Settings):
     seed: int = Field(0, strict=True, ge=0, description="everything random follows from it")
     warm_start: tuple[Path, ...] | None = Field(
         (),
-        description="folders of earlier campaigns whose finished evaluations this one begins with, outside its budget: "
-        "[campaigns/first]; null: those that it started with",
+        description="folders of earlier campaigns whose finished evaluations this one begins with, outside its budget, "
+        "or files: [campaigns/first, results.csv]; null: those that it started with",
     )
     warm_start_other_objective: bool = Field(
         False, strict=True, description="whether `warm_start` takes evaluations of an objective with other settings"
+    )
+    warm_start_columns: dict[str, str] = Field(
+        {}, description="of files in `warm_start`: by column, the parameter that it is, or value: {lr: learning_rate}"
+    )
+    warm_start_skip_bad: bool = Field(
+        False, strict=True, description="whether rows of files in `warm_start` that have faults are left out"
     )
     dry_run: bool = Field(
         False, strict=True, description="print the first proposals and the submission scripts; create nothing"
