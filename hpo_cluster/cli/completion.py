@@ -183,7 +183,9 @@ def _section_keys(section: str, typed: Sequence[str], dirs: Sequence[Path]) -> l
     option = options(section, dirs).get(_chosen(section, typed, dirs)) if section in GROUPS else None
     keys = list(option_keys(option, dirs)) if option is not None else []
     return [
-        key for key in keys if key not in (("kind",) if section in ("objective", "fidelity", "launcher") else ("name",))
+        key
+        for key in keys
+        if key not in (("kind",) if section in ("objective", "fidelity", "launcher", "tracking") else ("name",))
     ]
 
 

@@ -18,6 +18,7 @@ from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.optimizers.base import Optimizer, OptimizerSettings
 from hpo_cluster.optimizers.registry import OPTIMIZERS, build_optimizer, constraint_faults, several_faults
 from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.exchange.trackers import OFF, Tracking
 from hpo_cluster.record.history import rung_columns, several_columns
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CampaignLayout
@@ -64,6 +65,7 @@ class CampaignSpec:
     code: Literal["recorded", "current"] = "recorded"
     take_over: bool = False
     warm_start: WarmStart = field(default_factory=WarmStart)  # earlier evaluations, with which a new campaign begins
+    tracking: Tracking = OFF  # where trials are logged as they end
     tick: bool = False  # one short pass, which leaves no trace if nothing happens
 
     @property
@@ -80,6 +82,7 @@ class CampaignSpec:
             "storage_dir": str(self.storage_dir),
             "launcher": self.launcher_settings.model_dump(mode="json"),
             "objective": self.objective.operational(),
+            **({} if self.tracking == OFF else {"tracking": self.tracking.model_dump(mode="json")}),
         }
 
 

@@ -240,6 +240,7 @@ def campaign_spec(
         storage_dir=settings.storage_dir,
         resolve=config.resolve,
         fidelity=config.fidelity,
+        tracking=config.tracking,
         warm_start=settings.warm_start,
         warm_start_other_objective=settings.warm_start_other_objective,
         warm_start_columns=settings.warm_start_columns,

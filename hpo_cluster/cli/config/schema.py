@@ -25,6 +25,7 @@ from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.optimizers.registry import OPTIMIZERS
 from hpo_cluster.record import layout
+from hpo_cluster.record.exchange.trackers import OFF, Tracking
 from hpo_cluster.settings import Settings
 from hpo_cluster.space import Space
 
@@ -34,7 +35,7 @@ HINT = "Keys and options: hpo-cluster run --help"
 NESTED = ("model", "data", "tasks", "train")
 
 #: By section, the key that says which class the section has; users choose it with ``section=NAME``.
-DISCRIMINATORS = {"optimizer": "name", "objective": "kind", "fidelity": "kind", "launcher": "kind"}
+DISCRIMINATORS = {"optimizer": "name", "objective": "kind", "fidelity": "kind", "launcher": "kind", "tracking": "kind"}
 
 #: Relative paths in these keys are relative to the directory where the command is typed.
 PATH_KEYS = (
@@ -99,6 +100,7 @@ class Config:
     objective: Objective
     launcher: LauncherSettings
     fidelity: Fidelity = WHOLE
+    tracking: Tracking = OFF
 
     @property
     def campaign_dir(self) -> Path:
@@ -123,6 +125,8 @@ def to_plain(config: Config) -> dict[str, Any]:
     plain |= {"campaign": config.campaign, "space": identity["space"], "optimizer": identity["optimizer"]}
     fidelity = config.fidelity.model_dump(mode="json", include={"kind"} if config.fidelity.ladder is None else None)
     plain |= {"objective": objective, **sections, "fidelity": fidelity}
+    off = config.tracking.kind == "off"
+    plain |= {"tracking": config.tracking.model_dump(mode="json", include={"kind"} if off else None)}
     return {**plain, "launcher": config.launcher.model_dump(mode="json")}
 
 
@@ -151,6 +155,8 @@ def section_class(section: str, raw: Mapping[str, Any]) -> type[BaseModel] | Non
         return OBJECTIVES.get(name)
     if section == "fidelity":
         return Fidelity
+    if section == "tracking":
+        return Tracking
     if section == "launcher":
         return LAUNCHERS[name][0] if name in LAUNCHERS else None
     if section in NESTED:
@@ -168,7 +174,7 @@ def field_names(cls: type[BaseModel]) -> list[str]:
 def known_keys(raw: Mapping[str, Any]) -> list[str]:
     """Return every key that can be typed with the choices in `raw`, except those of the space."""
     keys = [*TOP_KEYS, *GROUPS, *(f"failures.{kind}" for kind in Failures.model_fields)]
-    for section in ("optimizer", "objective", *NESTED, "fidelity", "launcher"):
+    for section in ("optimizer", "objective", *NESTED, "fidelity", "launcher", "tracking"):
         if (cls := section_class(section, raw)) is not None:
             keys += [f"{section}.{name}" for name in field_names(cls)]
     return keys
