@@ -30,8 +30,10 @@ def journal_rows(evaluations: Sequence[Evaluation], seed: int, source: str) -> l
         seed: of the campaign, from which seeds that are not known are derived.
         source: name of the file, for the record.
     """
-    rows = []
+    rows, ended_at = list[dict[str, Any]](), ""
     for e in evaluations:
+        settled = e.origin not in (Origin.EVALUATED, Origin.BASELINE)
+        ended_at = e.times.get("ended_at", ended_at)
         derived = derive_seed(seed, "baseline") if e.number == BASELINE else derive_seed(seed, "trial", e.number)
         measured = {"value_sem": e.value_sem, "metrics": dict(e.metrics), "sems": dict(e.sems), **e.times}
         ended = {"state": str(e.state), "error": dict(e.error) if e.error else None, **e.jobs}
@@ -44,7 +46,8 @@ def journal_rows(evaluations: Sequence[Evaluation], seed: int, source: str) -> l
                 "info": {"made_elsewhere": source},
                 "value": e.value,
                 **{name: cell for name, cell in measured.items() if cell},
-                **(ended if e.origin in (Origin.EVALUATED, Origin.BASELINE) else {}),
+                **({} if settled else ended),
+                **({"ended_at": ended_at} if settled and ended_at else {}),  # it was settled when the one before ended
             }
         )
     return rows

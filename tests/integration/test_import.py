@@ -141,6 +141,7 @@ def test_the_published_lines_of_the_study_of_2025_are_read_as_they_are() -> None
     assert history["metric.mmlu/acc"].tolist()[0] == 0.23
     assert history["lora_rank"].tolist() == [19, 19]
     assert history["started_at"].tolist()[0] == "2025-01-17T11:39:09+00:00"
+    assert history["ended_at"].tolist() == ["2025-01-17T12:22:53+00:00"] * 2
     assert yaml.safe_load(Path("campaigns/c/campaign.yaml").read_text())["optimizer"]["name"] == "bamsoo"
 
 
