@@ -51,6 +51,8 @@ def test_a_table_becomes_a_campaign_that_everything_opens(capsys: pytest.Capture
     row = overview(Path("campaigns/c"))
     assert (row["state"], row["done"], row["best"], row["completed"]) == ("finished", 3, 0.75, 3)
     assert any(path.name == "report.md" for path in write_report(Path("campaigns/c")))
+    assert main(["describe", "campaigns/c"]) == 0
+    assert "Evaluations made elsewhere were imported: 3 of `mine.csv`; optimizer" in capsys.readouterr().out
     assert main(["verify", "campaigns/c"]) == 0
     assert "3 trials made elsewhere: taken as recorded" in capsys.readouterr().out
 
