@@ -30,6 +30,7 @@ from hpo_cluster.fidelity import Fidelity  # noqa: E402
 from hpo_cluster.launchers import LAUNCHERS, oar, slurm  # noqa: E402
 from hpo_cluster.objectives import OBJECTIVES  # noqa: E402
 from hpo_cluster.optimizers.registry import OPTIMIZERS  # noqa: E402
+from hpo_cluster.record.exchange.trackers import Tracking  # noqa: E402
 from hpo_cluster.space import parameter_names  # noqa: E402
 from hpo_cluster.trial import DRIVER_KINDS  # noqa: E402
 
@@ -137,6 +138,10 @@ def _keys(group: str) -> Iterator[str]:
         yield "Keys marked * may change when a campaign is resumed.\n"
         written = _content(options(group, [conf_dir()])["steps"])
         yield from _fields((Fidelity,), "fidelity.", marked=marked, written=written)
+    elif group == "tracking":
+        yield "All keys may change when a campaign is resumed.\n"
+        written = _content(options(group, [conf_dir()])["mlflow"])
+        yield from _fields((Tracking,), "tracking.", marked=tuple(Tracking.model_fields), written=written)
     elif group == "launcher":
         for name, (settings, _) in LAUNCHERS.items():
             yield from _titled("launcher", name, settings)

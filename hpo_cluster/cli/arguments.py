@@ -134,6 +134,12 @@ COMMANDS: Mapping[str, Command] = {
         (),
         ("to", "path", "name"),
     ),
+    "import": Command(
+        "make a finished campaign of evaluations that were made elsewhere: a table, JSON lines or an Optuna study",
+        "exchange.import_evaluations",
+        f"FILE {OVERRIDES}",
+        ("--like", *FILES),
+    ),
     "doctor": Command(
         "check commands, storage, clock, queue, files, and run one tiny job", "check.doctor", OVERRIDES, FILES
     ),
@@ -187,6 +193,7 @@ OPTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
         },
     ),
     "--every": ((), {"metavar": "SECONDS", "help": "seconds between two looks at the campaign; 3 if not given"}),
+    "--like": ((), {"metavar": "DIR", "help": "take space, objective, optimizer and seed of this campaign"}),
     "--to": ((), {"metavar": "NEW_DIR", "help": "the folder to write"}),
     "--latex": ((), {"action": "store_true", "help": "print it as LaTeX"}),
     "--bibtex": ((), {"action": "store_true", "help": "print the BibTeX entries alone"}),

@@ -32,7 +32,7 @@ PARAMETER_FIELDS = ("low", "high", "log", "step", "type", "choices", "ordered", 
 #: Values of keys that accept only a few.
 VALUES = {
     "code": ("recorded", "current"),
-    **dict.fromkeys(("baseline", "dry_run", "warm_start_other_objective"), ("true", "false")),
+    **dict.fromkeys(("baseline", "dry_run", "warm_start_other_objective", "warm_start_skip_bad"), ("true", "false")),
 }
 
 SCRIPTS = {
@@ -106,6 +106,8 @@ def _words(
         return [*folders, *(f"{key}=" for key in command.keys)]
     if command.takes_trials:
         return [f"{path.name} " for path in sorted((Path(given[0]) / "trials").glob("t[0-9]*"))]
+    if name == "import" and not given and "=" not in word:
+        return [*_paths(word), *_overrides(typed, word, dirs)]
     keys = [f"{key}=" for key in command.keys]
     return _overrides(typed, word, dirs) if command.takes_overrides else keys
 
@@ -115,7 +117,7 @@ def _matching(word: str, offered: Iterable[str]) -> list[str]:
 
 
 def _values_of(option: str, word: str, dirs: Sequence[Path]) -> list[str]:
-    if option in ("--config-dir", "--to"):
+    if option in ("--config-dir", "--like", "--to"):
         return _folders(word)
     if option == "--config-name":
         return [f"{name} " for name in config_names(dirs)]
@@ -130,6 +132,14 @@ def _folders(word: str) -> list[str]:
     shown = tail.startswith(".")
     found = (path for path in sorted(Path(f"{head}{slash}" or ".").expanduser().glob(f"{_literal(tail)}*")))
     return [f"{head}{slash}{path.name}/" for path in found if path.is_dir() and (shown or path.name[0] != ".")]
+
+
+def _paths(word: str) -> list[str]:
+    """Return the files and folders that complete a path."""
+    head, slash, tail = word.rpartition("/")
+    found = sorted(Path(f"{head}{slash}" or ".").expanduser().glob(f"{_literal(tail)}*"))
+    files = [f"{head}{slash}{path.name} " for path in found if path.is_file() and path.name[0] != "."]
+    return [*files, *_folders(word)]
 
 
 def _literal(text: str) -> str:
@@ -178,7 +188,9 @@ def _section_keys(section: str, typed: Sequence[str], dirs: Sequence[Path]) -> l
     option = options(section, dirs).get(_chosen(section, typed, dirs)) if section in GROUPS else None
     keys = list(option_keys(option, dirs)) if option is not None else []
     return [
-        key for key in keys if key not in (("kind",) if section in ("objective", "fidelity", "launcher") else ("name",))
+        key
+        for key in keys
+        if key not in (("kind",) if section in ("objective", "fidelity", "launcher", "tracking") else ("name",))
     ]
 
 

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Self
 from hpo_cluster.driver import notify
 from hpo_cluster.driver.climbing import Climbing
 from hpo_cluster.driver.collect import Collector
+from hpo_cluster.driver.live_tracking import LiveTracking
 from hpo_cluster.driver.open_campaign import OpenCampaign
 from hpo_cluster.driver.spec import CampaignSpec
 from hpo_cluster.driver.submit import Submitter
@@ -38,6 +39,7 @@ from hpo_cluster.launchers.commands import Pause
 from hpo_cluster.record import clock, inbox
 from hpo_cluster.record.campaign_state import BETWEEN_TICKS, Record, asked_rows, may_be_retried
 from hpo_cluster.record.climb import room_for, within_budget
+from hpo_cluster.record.exchange.facts import outline_of
 from hpo_cluster.record.files import PASSING, Reread
 from hpo_cluster.record.history import HistoryTable, write_history
 from hpo_cluster.record.journal import Event
@@ -75,6 +77,9 @@ class Campaign:
             self.submitter = Submitter(self.opened, self.collector.in_background, self.collector.places)
             maximize = spec.objective.direction == "maximize"
             self._table = HistoryTable(self.record, spec.space.names, maximize=maximize, goals=spec.objective.goals)
+            outline = outline_of(self.opened.layout, spec.identity, self.record, spec.objective.metric)
+            self._tracking = LiveTracking(spec.tracking, outline, self.record, at_once=not spec.tick)
+            undo.callback(self._tracking.close)
             self._undo = undo.pop_all()
         self._failed = False  # whether an exception ended the driver
         self._stopping = False
@@ -137,6 +142,7 @@ class Campaign:
                 self.propose()
             self.submit()
         self._end_idle_jobs()
+        self._tracking.look()
         self._write_history()
 
     def _tick_or_pause(self) -> None:

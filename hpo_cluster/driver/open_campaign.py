@@ -148,6 +148,8 @@ class OpenCampaign:
             )
         for source in sources:
             log.info("warm start: %s", source.message)
+        if made := self.spec.warm_start.made_elsewhere:
+            return {"trials": [*made]}
         return {"trials": asked_rows(Ask(settled=rows), 0, self.spec.seed)} if rows else {}
 
     def _write_start(self) -> None:

@@ -18,6 +18,7 @@ from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.optimizers.base import Optimizer, OptimizerSettings
 from hpo_cluster.optimizers.registry import OPTIMIZERS, build_optimizer, constraint_faults, several_faults
 from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.exchange.trackers import OFF, Tracking
 from hpo_cluster.record.history import rung_columns, several_columns
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CampaignLayout
@@ -64,6 +65,7 @@ class CampaignSpec:
     code: Literal["recorded", "current", "none"] = "recorded"  # none: no job runs any
     take_over: bool = False
     warm_start: WarmStart = field(default_factory=WarmStart)  # earlier evaluations, with which a new campaign begins
+    tracking: Tracking = OFF  # where trials are logged as they end
     tick: bool = False  # one short pass, which leaves no trace if nothing happens
 
     @property
@@ -80,6 +82,7 @@ class CampaignSpec:
             "storage_dir": str(self.storage_dir),
             "launcher": self.launcher_settings.model_dump(mode="json"),
             "objective": self.objective.operational(),
+            **({} if self.tracking == OFF else {"tracking": self.tracking.model_dump(mode="json")}),
         }
 
 
@@ -226,6 +229,8 @@ def make_spec(
     fidelity: Fidelity = WHOLE,
     warm_start: Sequence[Path] | None = None,
     warm_start_other_objective: bool = False,
+    warm_start_columns: Mapping[str, str] | None = None,
+    warm_start_skip_bad: bool = False,
     other_places: bool = False,
     **options: Any,
 ) -> CampaignSpec:
@@ -242,9 +247,11 @@ def make_spec(
         storage_dir: shared folder of models and data.
         resolve: function that turns a configured path into an absolute one.
         fidelity: the rungs of an evaluation, and who goes on.
-        warm_start: folders of earlier campaigns with whose evaluations this one begins; None: those that an existing
-            campaign recorded.
+        warm_start: folders of earlier campaigns, or files, with whose evaluations this one begins; None: those that
+            an existing campaign recorded.
         warm_start_other_objective: whether the earlier campaigns may have another objective.
+        warm_start_columns: of the files: by column, the parameter or other column that it is.
+        warm_start_skip_bad: whether rows of the files that have faults are left out.
         other_places: whether the objective's files may be in any other place than an existing campaign recorded.
         options: other fields of the spec.
 
@@ -264,6 +271,9 @@ def make_spec(
             recorded,
             other_objective=warm_start_other_objective,
             objective_as=lambda folder, earlier: _objective_as(identity["objective"], earlier, objective, folder),
+            metric=objective.metric or "value",
+            columns=warm_start_columns,
+            skip_bad=warm_start_skip_bad,
         )
     if recorded is not None:
         known = recorded.get("objective") or {}

@@ -33,7 +33,7 @@ from hpo_cluster.objectives.worker import package_versions
 from hpo_cluster.optimizers.libraries import libraries_of
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.record.attempt_files import result_faults
-from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.files import is_there, read_json
 from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.record.identity import identity_of_campaign
@@ -114,7 +114,13 @@ class Verification:
         rebuilt = [event["rebuilt"] for event in self.events if event["event"] == "repaired"]
         self.rebuilt = sorted({int(trial) for trials in rebuilt for trial in trials})
         self.counts = {kind: Count() for kind in (CODE, SEEDS, PARAMETERS, RESULTS, PROPOSALS)}
-        self.counts[PROPOSALS].total = sum(trial.origin in _DERIVABLE for trial in self.record.rows)
+        self.counts[PROPOSALS].total = sum(trial.origin in _DERIVABLE for trial in self._own_rows)
+
+    @cached_property
+    def _own_rows(self) -> list[TrialRecord]:
+        """The trials that this campaign proposed, and those that it imported as evaluations of another one."""
+        elsewhere = {trial.number for trial in self.record.made_elsewhere if trial.origin is not Origin.IMPORTED}
+        return [trial for trial in self.record.rows if trial.number not in elsewhere]
 
     @property
     def optimizer(self) -> str:
@@ -149,7 +155,7 @@ class Verification:
 
     def _check_seeds(self) -> None:
         count, seed = self.counts[SEEDS], int(self.identity["seed"])
-        for trial in self.record.rows:
+        for trial in self._own_rows:
             parts = (seed, "baseline") if trial.number == BASELINE else (seed, "trial", trial.number)
             count.total += 1
             count.checked += 1
@@ -170,7 +176,7 @@ class Verification:
             if event["state"] == State.COMPLETED and event.get("attempt") is not None
         }
         self.counts[RESULTS].total = len(completed)
-        trials = [trial for trial in self.record.rows if trial.attempts]
+        trials = [trial for trial in self._own_rows if trial.attempts]
         self.counts[PARAMETERS].total = len(trials)
         for done, trial in enumerate(trials):
             progress("files", done, len(trials))
@@ -297,7 +303,7 @@ class Verification:
             "ok": self.finished and not self.faults,
             "finished": self.finished,
             "optimizer": self.optimizer,
-            "imported": len(self.record.imported),
+            "imported": len(self.record.made_elsewhere),
             "checks": {kind: vars(count) for kind, count in self.counts.items()},
             "differences": [
                 {**vars(fault), "reasons": self.reasons(fault) if fault.kind == PROPOSALS else []}

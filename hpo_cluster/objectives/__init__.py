@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.objectives.base import Objective, without
 from hpo_cluster.objectives.command import CommandObjective
+from hpo_cluster.objectives.elsewhere import ElsewhereObjective
 from hpo_cluster.objectives.function import FunctionObjective
 from hpo_cluster.objectives.lora.settings import LoraObjective
 from hpo_cluster.objectives.surrogate import SurrogateObjective
@@ -24,6 +25,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "function": FunctionObjective,
     "surrogate": SurrogateObjective,
     "synthetic": SyntheticObjective,
+    "elsewhere": ElsewhereObjective,
 }
 
 

@@ -287,7 +287,9 @@ class Record:
             trial.state, trial.value = State.COMPLETED, row.get("value")
             trial.value_sem, trial.metrics = sem_of(row), row.get("metrics") or {}
             trial.sems = row.get("sems") or {}
-            trial.ended_seq, trial.ended_at = event["seq"], event["at"]
+            trial.ended_seq, trial.ended_at = event["seq"], row.get("ended_at") or event["at"]
+        elif "state" in row:
+            _take_over(trial, row, event)
         elif self.ladder is not None and origin is Origin.EVALUATED:
             trial.climb = Climb.of(self.ladder, trial.info)
         self.trials[trial.number] = trial
@@ -423,6 +425,11 @@ class Record:
         return [self._with_error[number] for number in sorted(self._with_error)]
 
     @property
+    def made_elsewhere(self) -> list[TrialRecord]:
+        """The trials that the campaign began with: imported, or those of a campaign that was made elsewhere."""
+        return [trial for trial in self._rows if self.created is not None and trial.asked_seq == self.created["seq"]]
+
+    @property
     def imported(self) -> list[TrialRecord]:
         """The trials imported from earlier campaigns."""
         return [*self._imported]
@@ -513,6 +520,18 @@ class Record:
     def code(self) -> str | None:
         """The hash of the code that new attempts run."""
         return self.starts[-1]["code"] if self.starts else None
+
+
+def _take_over(trial: TrialRecord, row: Mapping[str, Any], event: Event) -> None:
+    """Complete a trial that was evaluated elsewhere; its row says how it ended."""
+    trial.state, trial.value, trial.value_sem = State(row["state"]), row.get("value"), sem_of(row)
+    trial.metrics, trial.sems, trial.error = row.get("metrics") or {}, row.get("sems") or {}, row.get("error")
+    trial.submitted_at, trial.started_at = row.get("submitted_at"), row.get("started_at")
+    trial.ended_seq, trial.ended_at = event["seq"], row.get("ended_at") or event["at"]
+    for number in range(row.get("attempts") or 0):
+        attempt = AttemptRecord(number, "", "", "", started_at=row.get("started_at") or event["at"], over=True)
+        attempt.job_id, attempt.node, attempt.ended_at = row.get("job"), row.get("node"), trial.ended_at
+        trial.attempts.append(attempt)
 
 
 def _put(kept: dict[int, T], number: int, value: T | None) -> None:

@@ -30,7 +30,7 @@ from hpo_cluster.trial import BASELINE, Origin, State
 #: The beginning of a line as the driver writes it.
 _HEAD = re.compile(rb'\{"seq": (\d+), "at": "([^"]+)", "epoch": (\d+), "event": "(\w+)"(?:, "trial": (-?\d+))?')
 #: Kinds of events that are parsed as a whole.
-_NEEDED = frozenset({"asked", "ended", "started", "stopped"})
+_NEEDED = frozenset({"created", "asked", "ended", "started", "stopped"})
 #: Kinds of events after which a trial is not what it was before, beside the needed ones.
 _MOVES = {"intent": State.PROPOSED, "submitted": State.SUBMITTED, "running": State.RUNNING}
 _MOVES |= {"attempt_failed": State.PROPOSED, "reopened": State.PROPOSED}
@@ -60,6 +60,10 @@ class _Tally:
             for row in event["trials"]:
                 if row["origin"] in (Origin.EVALUATED, Origin.BASELINE):
                     self.states[row["trial"]] = State.PROPOSED
+        elif kind == "created":
+            for row in event.get("trials", ()):
+                if "state" in row:
+                    self.take({**row, "event": "ended", "at": event["at"]})
         elif kind == "ended":
             self.states[event["trial"]] = State(event["state"])
             value = event.get("value")

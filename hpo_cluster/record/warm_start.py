@@ -1,4 +1,6 @@
-"""Warm start: evaluations of earlier campaigns become the first rows of a new one, outside its budget.
+"""Warm start: evaluations of earlier campaigns, or made elsewhere, become the first rows of a new campaign.
+
+They are outside its budget.
 
 The imported rows are written into the new campaign's journal with its first event; the earlier folders are not read
 again. The new campaign's identity describes them by content: the name of each earlier campaign, the number of its
@@ -17,6 +19,13 @@ from typing import Any
 from hpo_cluster.errors import ConfigError, JournalError
 from hpo_cluster.goals import Goals
 from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.exchange.evaluations import (
+    ACCEPTED,
+    Evaluation,
+    file_and_study,
+    is_readable,
+    read_evaluations,
+)
 from hpo_cluster.record.identity import differences, read_identity
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.space import Configuration, Space
@@ -39,6 +48,7 @@ class Source:
         digest: digest of these evaluations.
         outside: number of these evaluations outside the new campaign's space, which are left out.
         read: whether the folder was read; if not, this source comes from the new campaign's identity.
+        notes: what else was left out, of a file.
     """
 
     campaign: str
@@ -46,6 +56,7 @@ class Source:
     digest: str
     outside: int = 0
     read: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -57,7 +68,8 @@ class Source:
         """The message that says how many evaluations are imported and how many are not."""
         left_out = f"; {self.outside} left out: their configurations lie outside of the space" if self.outside else ""
         taken = self.evaluations - self.outside
-        return f"{taken} of {self.evaluations} evaluations of {self.campaign} are taken over{left_out}"
+        others = "".join(f"; {note}" for note in self.notes)
+        return f"{taken} of {self.evaluations} evaluations of {self.campaign} are taken over{left_out}{others}"
 
 
 @dataclass(frozen=True)
@@ -67,10 +79,12 @@ class WarmStart:
     Args:
         sources: the earlier campaigns, in the order given.
         rows: their evaluations inside the space, each once.
+        made_elsewhere: the trials of a campaign that was made elsewhere, as the journal's first event holds them.
     """
 
     sources: tuple[Source, ...] = ()
     rows: tuple[Settled, ...] = ()
+    made_elsewhere: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -93,11 +107,14 @@ def read_warm_start(
     *,
     other_objective: bool = False,
     objective_as: Callable[[Path, Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    metric: str = "value",
+    columns: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
 ) -> WarmStart:
-    """Return the finished evaluations of earlier campaigns. Nothing is written.
+    """Return the finished evaluations of earlier campaigns, or those in files. Nothing is written.
 
     Args:
-        folders: folders of the earlier campaigns.
+        folders: folders of the earlier campaigns, and files of evaluations that were made elsewhere.
         directory: folder of the new campaign.
         space: space of the new campaign.
         identity: identity of the new campaign; its objective and direction are compared.
@@ -105,15 +122,32 @@ def read_warm_start(
         other_objective: whether the objectives may differ; the direction may not.
         objective_as: (folder, objective of an earlier campaign) -> the new campaign's objective, with the paths of the
             earlier one if both name the same files; None: the objective of `identity`.
+        metric: name of the metric that is optimised, for files.
+        columns: of the files: by column, the parameter or other column that it is.
+        skip_bad: whether rows of files that have faults are left out.
 
     Raises:
         ConfigError: naming every folder that is not a campaign or has another direction or another objective.
     """
     known, goals = recorded_warm_start(recorded).sources, Goals.of(identity["objective"])
     faults: list[str] = []
-    allow, paths = False, set[Path]()
+    allow, paths, hint = False, set[Path](), ""
     sources, rows = list[Source](), dict[tuple[Any, ...], Settled]()
     for folder in folders:
+        if is_readable(folder):
+            try:
+                same = next((s for s in known if s.campaign == folder.name and s not in sources), None)
+                if same is not None and not file_and_study(folder)[0].exists():
+                    sources.append(same)
+                    continue
+                source, made = _read_file(folder, space, metric, goals, columns, skip_bad)
+            except ConfigError as error:
+                faults += [f"{IDENTITY_KEY}: {fault}" for fault in error.faults]
+                hint = hint or error.hint
+                continue
+            sources.append(source)
+            rows |= {key: row for key, row in made.items() if key not in rows}
+            continue
         layout = CampaignLayout(folder)
         try:
             earlier = read_identity(layout.identity)
@@ -127,7 +161,9 @@ def read_warm_start(
             sources.append(same)
             continue
         if earlier is None:
-            faults.append(f"{IDENTITY_KEY}={folder}: is not a campaign (it has no campaign.yaml)")
+            faults.append(
+                f"{IDENTITY_KEY}={folder}: is not a campaign (it has no campaign.yaml), and no file: {ACCEPTED}"
+            )
             continue
         if path == directory.resolve():
             faults.append(
@@ -155,8 +191,34 @@ def read_warm_start(
                 rows.setdefault(key, row)
         sources.append(Source(path.name, len(finished), _digest(finished), len(finished) - len(inside)))
     if faults:
-        raise ConfigError(faults, "To use them all the same:  warm_start_other_objective=true" if allow else "")
+        raise ConfigError(faults, "To use them all the same:  warm_start_other_objective=true" if allow else hint)
     return WarmStart(tuple(sources), tuple(rows.values()))
+
+
+def _read_file(
+    path: Path,
+    space: Space,
+    metric: str,
+    goals: Goals | None,
+    columns: Mapping[str, str] | None,
+    skip_bad: bool,
+) -> tuple[Source, dict[tuple[Any, ...], Settled]]:
+    """Return the finished evaluations in a file, each once."""
+    reading = read_evaluations(path, space, metric=metric, goals=goals, columns=columns, skip_bad=skip_bad)
+    finished = [
+        evaluation
+        for evaluation in reading.evaluations
+        if evaluation.state is State.COMPLETED and evaluation.origin in (Origin.EVALUATED, Origin.IMPORTED)
+    ]
+    rows = dict[tuple[Any, ...], Settled]()
+    for e in finished:
+        value, sem = e.value, e.value_sem
+        if goals is not None:
+            value, sem = e.metrics[goals.names[0]], e.sems.get(goals.names[0])
+        info = {"campaign": path.name, "trial": e.number}
+        row = Settled(e.parameters, Origin.IMPORTED, value, info, sem, e.metrics, e.sems)
+        rows.setdefault((path.name, e.number, value, *e.parameters.values()), row)
+    return Source(path.name, len(finished), _digest(finished), notes=tuple(reading.notes)), rows
 
 
 def _differences(earlier: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
@@ -197,6 +259,6 @@ def _settled(campaign: str, trial: TrialRecord, configuration: Configuration, go
     return Settled(configuration, Origin.IMPORTED, value, info, sem, trial.metrics, trial.sems)
 
 
-def _digest(trials: Sequence[TrialRecord]) -> str:
-    content = [[t.parameters, t.value, t.value_sem, t.metrics] for t in trials]
+def _digest(trials: Sequence[TrialRecord | Evaluation]) -> str:
+    content = [[t.parameters, t.value, t.value_sem, dict(t.metrics)] for t in trials]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]

@@ -89,6 +89,12 @@ def _search(facts: Mapping[str, Any], markup: Markup) -> list[str]:
         )
     if facts["starting_points"]:
         sentences.append(f"The search began with {_several(facts['starting_points'], 'given configuration')}.")
+    if facts["made_elsewhere"]:
+        files = [f"{count} of {markup.name(file)}" for file, count in facts["made_elsewhere"].items()]
+        sentences.append(
+            f"Evaluations made elsewhere were imported: {_listed(files)}; optimizer, workers and seed named above are "
+            "not known to be theirs."
+        )
     if facts["imported"]:
         earlier = [f"{source['evaluations']} of {markup.name(source['campaign'])}" for source in facts["imported"]]
         sentences.append(f"It began with evaluations of earlier campaigns: {_listed(earlier)}.")

@@ -60,6 +60,7 @@ def facts_of(campaign_dir: Path) -> dict[str, Any]:
         "workers": operation.get("workers"),
         "trials": {str(state): count for state in State if (count := record.counts[state])},
         "settled": dict(Counter(str(trial.origin) for trial in record.rows if trial.origin in _SETTLED)),
+        "made_elsewhere": _made_elsewhere(record),
         "imported": [dict(source) for source in identity.get(IDENTITY_KEY) or ()],
         "baseline": shown_trial(record.trials.get(BASELINE)),
         "best": shown_trial(record.best(maximize=maximize)) if goals is None else None,
@@ -96,6 +97,12 @@ def _results(layout: CampaignLayout, record: Record) -> Iterator[dict[str, Any]]
                 result = read_json(layout.attempt(trial.number, attempt.number).result)
                 if result is not None:
                     yield result
+
+
+def _made_elsewhere(record: Record) -> dict[str, int]:
+    """Return the number of trials that were not made by this campaign, by the file that they come from."""
+    files = (trial.info.get("made_elsewhere") for trial in record.made_elsewhere)
+    return dict(Counter(str(file) for file in files if file))
 
 
 def _objective(identity: Mapping[str, Any], goals: Goals | None, space: Space) -> dict[str, Any]:

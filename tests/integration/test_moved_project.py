@@ -19,6 +19,7 @@ from hpo_cluster.cli.main import main
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.journal import read_events
 from hpo_cluster.record.layout import resources_dir
+from hpo_cluster.record.status import campaign_status
 
 QUICK = ["optimizer=random", "poll_s=0.1", "grace_s=0.3", "retry_wait_s=0"]
 COMMAND = f"objective.command='{sys.executable} train.py {{x}}'"
@@ -73,6 +74,30 @@ def made_by_an_earlier_version(campaign: Path, objective: dict[str, Any]) -> Non
             del event["dir"]
             event["settings"]["objective"] = {}
     (campaign / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def test_a_campaign_alone_is_moved_to_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["run", "objective=synthetic", "objective.function=branin", "campaign=c", "budget=2", *QUICK]) == 0
+    before = load_history("campaigns/c")
+    there = tmp_path / "other machine" / "kept"
+    there.parent.mkdir()
+    shutil.move(tmp_path / "here/campaigns/c", there)
+    shutil.rmtree(tmp_path / "here/campaigns")
+    monkeypatch.chdir(there.parent)
+    for command in (["status"], ["report"], ["why", "0"], ["verify"], ["describe"], ["export", "to=csv"]):
+        name, *more = command
+        assert main([name, str(there), *more]) == 0, command
+    assert campaign_status(there)["state"] == "finished"
+    assert load_history(there).equals(before)
+    assert (there / "report" / "report.md").is_file()
+    assert main(["resume", str(there), "budget=4"]) == 0
+    history = load_history(there)
+    assert history["state"].tolist() == ["completed"] * 4
+    assert history.loc[:1, "value"].tolist() == before["value"].tolist()
+    assert main(["verify", str(there)]) == 0
+    assert not (tmp_path / "here/campaigns").exists()
 
 
 @pytest.mark.parametrize("earlier", [False, True], ids=["as made now", "made by an earlier version"])

@@ -92,6 +92,8 @@ def verification_lines(verification: Verification) -> list[str]:
             lines += _reason_lines(verification, faults[0])
     if imported := len(record.imported):
         lines.append(f"note   {_several(imported, 'trial')} imported from earlier campaigns: taken as recorded")
+    if made := len(record.made_elsewhere) - imported:
+        lines.append(f"note   {_several(made, 'trial')} made elsewhere: taken as recorded")
     lines += _version_lines(verification.versions(), libraries_of(verification.optimizer))
     if not verification.finished:
         lines.append("interrupted: what is not listed was not verified; the same command begins again")

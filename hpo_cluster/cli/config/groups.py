@@ -22,6 +22,7 @@ GROUPS = {
     "train": "the fixed training settings (objective=lora)",
     "fidelity": "how much of an evaluation is done before it is decided whether it goes on",
     "launcher": "where the jobs run",
+    "tracking": "where trials are logged as they end, in addition to the campaign's folder",
 }
 
 #: The file that a configuration begins with, unless ``--config-name`` names another.

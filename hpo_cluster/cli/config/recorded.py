@@ -70,7 +70,7 @@ class _Recorded(Composition):
         ]
         if identity.get("fidelity"):
             theirs += [f"fidelity.{name}" for name in OPERATIONAL_FIDELITY]
-        accepted = [*OPERATIONAL, "code", "dry_run", "launcher", *theirs]
+        accepted = [*OPERATIONAL, "code", "dry_run", "launcher", "tracking", *theirs]
         allowed = []
         for override in self.overrides(overrides):
             text, top = text_of(override), section_of(override)
@@ -88,8 +88,8 @@ class _Recorded(Composition):
                 self.faults.append(f"{override.key_or_group}: is not a key; {close.strip()}")
         choices, values = self.choices(allowed)
         raw = _recorded(identity, operation, campaign_dir, here)
-        if "launcher" in choices:
-            del raw["launcher"]
+        for group in {"launcher", "tracking"} & set(choices):
+            del raw[group]
         self.name = store_recorded(raw, choices)
         raw, unresolved = plain(self.apply([], values))
         self.faults += unresolved
@@ -103,10 +103,11 @@ def _recorded(
     objective = joined(copy.deepcopy(dict(identity["objective"])), operation.get("objective") or {})
     objective = without(objective, OBJECTIVES[str(objective.get("kind"))].FORMER)
     sections = {name: objective.pop(name) for name in NESTED if name in objective}
-    kept = {key: value for key, value in operation.items() if key in (*OPERATIONAL, "launcher")}
+    kept = {key: value for key, value in operation.items() if key in (*OPERATIONAL, "launcher", "tracking")}
     raw = copy.deepcopy(
         {
             "launcher": {"kind": "local"},
+            "tracking": {"kind": "off"},
             **kept,
             **sections,
             "campaign": campaign_dir.name,

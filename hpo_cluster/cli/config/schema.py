@@ -26,6 +26,7 @@ from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.optimizers.registry import OPTIMIZERS
 from hpo_cluster.record import layout
+from hpo_cluster.record.exchange.trackers import OFF, Tracking
 from hpo_cluster.settings import Settings
 from hpo_cluster.space import Space
 
@@ -35,7 +36,7 @@ HINT = "Keys and options: hpo-cluster run --help"
 NESTED = ("model", "data", "tasks", "train")
 
 #: By section, the key that says which class the section has; users choose it with ``section=NAME``.
-DISCRIMINATORS = {"optimizer": "name", "objective": "kind", "fidelity": "kind", "launcher": "kind"}
+DISCRIMINATORS = {"optimizer": "name", "objective": "kind", "fidelity": "kind", "launcher": "kind", "tracking": "kind"}
 
 #: Relative paths in these keys are relative to the directory where the command is typed.
 PATH_KEYS = (
@@ -62,11 +63,17 @@ class CampaignSettings(Settings):
     seed: int = Field(0, strict=True, ge=0, description="everything random follows from it")
     warm_start: tuple[Path, ...] | None = Field(
         (),
-        description="folders of earlier campaigns whose finished evaluations this one begins with, outside its budget: "
-        "[campaigns/first]; null: those that it started with",
+        description="folders of earlier campaigns whose finished evaluations this one begins with, outside its budget, "
+        "or files: [campaigns/first, results.csv]; null: those that it started with",
     )
     warm_start_other_objective: bool = Field(
         False, strict=True, description="whether `warm_start` takes evaluations of an objective with other settings"
+    )
+    warm_start_columns: dict[str, str] = Field(
+        {}, description="of files in `warm_start`: by column, the parameter that it is, or value: {lr: learning_rate}"
+    )
+    warm_start_skip_bad: bool = Field(
+        False, strict=True, description="whether rows of files in `warm_start` that have faults are left out"
     )
     dry_run: bool = Field(
         False, strict=True, description="print the first proposals and the submission scripts; create nothing"
@@ -95,6 +102,7 @@ class Config:
     objective: Objective
     launcher: LauncherSettings
     fidelity: Fidelity = WHOLE
+    tracking: Tracking = OFF
 
     @property
     def campaign_dir(self) -> Path:
@@ -119,6 +127,8 @@ def to_plain(config: Config) -> dict[str, Any]:
     plain |= {"campaign": config.campaign, "space": identity["space"], "optimizer": identity["optimizer"]}
     fidelity = config.fidelity.model_dump(mode="json", include={"kind"} if config.fidelity.ladder is None else None)
     plain |= {"objective": objective, **sections, "fidelity": fidelity}
+    off = config.tracking.kind == "off"
+    plain |= {"tracking": config.tracking.model_dump(mode="json", include={"kind"} if off else None)}
     return {**plain, "launcher": config.launcher.model_dump(mode="json")}
 
 
@@ -147,6 +157,8 @@ def section_class(section: str, raw: Mapping[str, Any]) -> type[BaseModel] | Non
         return OBJECTIVES.get(name)
     if section == "fidelity":
         return Fidelity
+    if section == "tracking":
+        return Tracking
     if section == "launcher":
         return LAUNCHERS[name][0] if name in LAUNCHERS else None
     if section in NESTED:
@@ -165,7 +177,7 @@ def known_keys(raw: Mapping[str, Any]) -> list[str]:
     """Return every key that can be typed with the choices in `raw`, except those of the space."""
     keys = [*TOP_KEYS, *GROUPS, *(f"failures.{kind}" for kind in Failures.model_fields)]
     keys += [f"notify.{name}" for name in Notify.model_fields]
-    for section in ("optimizer", "objective", *NESTED, "fidelity", "launcher"):
+    for section in ("optimizer", "objective", *NESTED, "fidelity", "launcher", "tracking"):
         if (cls := section_class(section, raw)) is not None:
             keys += [f"{section}.{name}" for name in field_names(cls)]
     return keys

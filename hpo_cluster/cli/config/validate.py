@@ -40,6 +40,7 @@ from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.registry import OPTIMIZERS
+from hpo_cluster.record.exchange.trackers import OFF, Tracking
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CAMPAIGN_NAME_RULE, CampaignLayout, is_campaign_name
 from hpo_cluster.settings import Fault, faults_of
@@ -107,7 +108,7 @@ class _Builder:
         settings, operation = self._settings(), self._validated(Operation, self._top(Operation), "")
         objective = self._objective()
         space = self._space(objective)
-        launcher, fidelity = self._section("launcher"), self._fidelity()
+        launcher, fidelity, tracking = self._section("launcher"), self._fidelity(), self._section("tracking")
         typed = self._section("optimizer")
         if objective is not None and space is not None:
             self.faults += objective.space_faults(space)
@@ -122,6 +123,8 @@ class _Builder:
         if objective is not None and settings is not None and check_files:
             found = objective.file_faults(lambda path: resolve(path, settings.storage_dir))
             self.faults += [fault for fault in found if fault.partition(".")[0] not in self.broken]
+        tracking = tracking if isinstance(tracking, Tracking) else OFF
+        self.faults += tracking.faults if check_files else []
         name, optimizer = str(self.raw["optimizer"].get("name")), None
         if settings is not None:
             label = re.sub(r"[^A-Za-z0-9._-]+", "-", objective.label) if objective is not None else ""
@@ -132,7 +135,7 @@ class _Builder:
             if not self.faults and objective and space and isinstance(launcher, LauncherSettings):
                 assert operation is not None
                 assert optimizer is not None
-                return Config(campaign, settings, operation, space, optimizer, objective, launcher, fidelity)
+                return Config(campaign, settings, operation, space, optimizer, objective, launcher, fidelity, tracking)
         raise ConfigError(list(dict.fromkeys(self.faults)), self.hint)
 
     def _joint_faults(self, objective: Objective | None, operation: Operation | None, launcher: Any) -> None:

@@ -229,3 +229,91 @@ def distribution_of(parameter: Parameter) -> Any:
     return FloatDistribution(
         parameter.low, parameter.high, log=parameter.log, step=None if parameter.log else parameter.step
     )
+
+
+@contextmanager
+def _study(file: Path, name: str | None) -> Iterator[Any]:
+    """Yield a study of a storage in a file: the one of that name, or the only one."""
+    import optuna
+
+    with opened_storage(str(file)) as storage:
+        names = [study.study_name for study in storage.get_all_studies()]
+        if name not in names and (name is not None or len(names) != 1):
+            what = f"has no study {name}" if name else "has not one study but several" if names else "has no study"
+            hint = f"; there are: {', '.join(f'{file}#{other}' for other in names)}" if names else ""
+            raise ConfigError([f"{file}: {what}{hint}"])
+        yield optuna.load_study(study_name=name or names[0], storage=storage)
+
+
+def rows_of_study(file: Path, name: str | None) -> list[tuple[int, dict[str, Any]]]:
+    """Return the trials of a study as rows of a history, each with its number."""
+    need("optuna")
+    rows = []
+    with _study(file, name) as study:
+        ours, metrics = CAMPAIGN_KEY in study.user_attrs, study.metric_names or []
+        for trial in study.get_trials(deepcopy=False):
+            row: dict[str, Any] = {f"params.{key}": value for key, value in trial.params.items()}
+            row |= {"trial": trial.number, "state": trial.state.name, "started_at": _utc(trial.datetime_start)}
+            row["ended_at"] = _utc(trial.datetime_complete)
+            values = trial.values if trial.state.name == "COMPLETE" else None
+            row |= {"value": values[0]} if values else {}
+            row |= {f"{METRIC_PREFIX}{key}": value for key, value in zip(metrics, values or (), strict=False)}
+            attributes = {key: value for key, value in trial.user_attrs.items() if key not in (DIGEST_KEY, "trial")}
+            if ours:
+                row = {key: cell for key, cell in row.items() if not key.endswith("_at")}
+                row |= {_column(key): value for key, value in attributes.items()}
+            else:
+                row |= {f"{METRIC_PREFIX}{k}": v for k, v in attributes.items() if isinstance(v, (int, float))}
+            rows.append((trial.number, row))
+    return rows
+
+
+def _column(attribute: str) -> str:
+    """Return the column of a history that an attribute of an exported trial is."""
+    name = attribute.removeprefix(METRIC_PREFIX)
+    if attribute == f"{METRIC_PREFIX}value_sem":
+        return "value_sem"
+    return f"value_sem_{name.removesuffix('.sem')}" if attribute != name and name.endswith(".sem") else attribute
+
+
+def _utc(moment: datetime.datetime | None) -> str | None:
+    """Return a local time of Optuna as text in UTC."""
+    return None if moment is None else moment.astimezone(datetime.UTC).isoformat()
+
+
+def identity_of_study(file: Path, name: str | None) -> dict[str, Any]:
+    """Return the identity of a campaign for a study: the recorded one of an exported campaign, else what it says."""
+    need("optuna")
+    with _study(file, name) as study:
+        if recorded := study.user_attrs.get(IDENTITY_KEY):
+            identity: dict[str, Any] = json.loads(recorded)
+            return identity
+        space: dict[str, Any] = {}
+        for trial in study.get_trials(deepcopy=False):
+            space |= {key: _entry(distribution) for key, distribution in trial.distributions.items()}
+        directions = [direction.name.lower() for direction in study.directions]
+        names = study.metric_names or (
+            ["value"] if len(directions) == 1 else [f"value{k}" for k in range(len(directions))]
+        )
+        objective: dict[str, Any] = {"kind": "elsewhere", "direction": directions[0], "metric": names[0]}
+        if len(directions) > 1:
+            pairs = zip(names, directions, strict=True)
+            objective["metrics"] = [{"name": key, "direction": direction} for key, direction in pairs]
+        return {
+            "space": space,
+            "objective": objective,
+            "optimizer": {"name": "random"},
+            "direction": directions[0],
+            "seed": 0,
+        }
+
+
+def _entry(distribution: Any) -> dict[str, Any]:
+    """Return a distribution of Optuna as an entry of a space."""
+    from optuna.distributions import CategoricalDistribution, IntDistribution
+
+    if isinstance(distribution, CategoricalDistribution):
+        return {"type": "categorical", "choices": list(distribution.choices)}
+    kind = "int" if isinstance(distribution, IntDistribution) else "float"
+    entry = {"type": kind, "low": distribution.low, "high": distribution.high, "log": distribution.log}
+    return entry if distribution.step is None or distribution.log else {**entry, "step": distribution.step}

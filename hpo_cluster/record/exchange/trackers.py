@@ -28,7 +28,7 @@ class Tracking(Settings):
     )
     experiment: str | None = Field(None, description="mlflow: name of the experiment; null: hpo_cluster")
     close_s: float = Field(
-        10.0, ge=0, description="seconds that the driver waits at its end for what is still to be logged"
+        30.0, ge=0, description="seconds that the driver waits at its end for what is still to be logged"
     )
 
     @model_validator(mode="after")
@@ -46,6 +46,10 @@ class Tracking(Settings):
         """Why trials cannot be logged here; empty if they can."""
         fault = library_fault(self.kind)
         return [f"tracking={fault}"] if fault else []
+
+
+#: Nothing is logged elsewhere.
+OFF = Tracking()
 
 
 class Tracker(Protocol):

@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[3]
 #: What an option needs on the command line beside its own name.
 COMPANIONS = {
     "objective=command": ["objective.command='train --lr {lr}'", "space={lr: {low: 1e-5, high: 1e-1, log: true}}"],
+    "objective=elsewhere": ["space={lr: {low: 1e-5, high: 1e-1, log: true}}"],
     "space=own": ["objective=synthetic"],
     "model=local": ["model.checkpoint_dir=somewhere"],
     "data=local": ["data.path=somewhere.json"],
