@@ -24,6 +24,7 @@ from hpo_cluster.cli.config.groups import GROUPS, Option, conf_dir, lineage, opt
 from hpo_cluster.cli.config.schema import NESTED, OPERATIONAL, CampaignSettings  # noqa: E402
 from hpo_cluster.driver.failures import KINDS_OF_REASONS, Failures  # noqa: E402
 from hpo_cluster.driver.run_settings import Operation  # noqa: E402
+from hpo_cluster.driver.simulate import SimulationSettings  # noqa: E402
 from hpo_cluster.driver.spec import OPERATIONAL_FIDELITY  # noqa: E402
 from hpo_cluster.fidelity import Fidelity  # noqa: E402
 from hpo_cluster.launchers import LAUNCHERS, oar, slurm  # noqa: E402
@@ -110,6 +111,10 @@ def _lines() -> Iterator[str]:
     yield "optimizer never sees an attempt that is followed by another one. A trial that ends diverged or infeasible"
     yield "counts as a low value; a trial that ends failed is left out.\n"
     yield from _fields((Failures,), "failures.", marked=tuple(Failures.model_fields))
+    yield "## simulate\n"
+    yield "The simulated cluster of `hpo-cluster simulate`. Null: as in the campaign that `objective=surrogate` models."
+    yield "These keys belong to the command alone: `run` does not have them.\n"
+    yield from _fields((SimulationSettings,), "simulate.")
     for group, purpose in GROUPS.items():
         yield f"## {group}\n"
         yield f"{purpose[:1].upper()}{purpose[1:]}.\n"

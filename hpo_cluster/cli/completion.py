@@ -103,7 +103,7 @@ def _words(
     if command.takes_trials:
         return [f"{path.name} " for path in sorted((Path(given[0]) / "trials").glob("t[0-9]*"))]
     keys = [f"{key}=" for key in command.keys]
-    return _overrides(typed, word, dirs) if command.takes_overrides else keys
+    return [*_overrides(typed, word, dirs), *keys] if command.takes_overrides else keys
 
 
 def _matching(word: str, offered: Iterable[str]) -> list[str]:

@@ -185,14 +185,18 @@ class SimulatedCluster:
         """Return what a scheduler would say of each job."""
         found = {}
         for ref in refs:
-            job = self._jobs[ref.token]
+            job = self._jobs.get(ref.token)
+            if job is None:
+                found[ref.token] = JobStatus(JobState.ENDED, EndReason.FORGOTTEN)
+                continue
             detail = str(job.reason or job.state).upper()
             found[ref.token] = JobStatus(job.state, job.reason, detail, job.claim.get("node"))
         return found
 
     def cancel(self, ref: JobRef) -> None:
         """End the job without a result."""
-        self._end(self._jobs[ref.token], EndReason.CANCELLED)
+        if ref.token in self._jobs:
+            self._end(self._jobs[ref.token], EndReason.CANCELLED)
 
     def find(self, submission: Submission) -> JobRef | None:
         """Return None: a submission never stops halfway here."""

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from hpo_cluster import load_history
+from hpo_cluster.cli.arguments import SIMULATION_KEYS
 from hpo_cluster.cli.commands.drive import campaign_spec
+from hpo_cluster.cli.completion import candidates
 from hpo_cluster.cli.config.compose import compose
 from hpo_cluster.cli.main import main
 from hpo_cluster.driver.simulate import SimulationSettings, simulate
@@ -154,6 +156,14 @@ def test_every_fault_is_named_and_nothing_is_written(capsys: pytest.CaptureFixtu
     for part in ("objective=lora: only a job can", "trials_per_job=2", "baseline=True"):
         assert part in err
     assert not Path("campaigns").exists()
+
+
+def test_help_and_the_tab_key_know_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(SIMULATION_KEYS) == set(SimulationSettings.model_fields)
+    assert "simulate.failure_rate=" in candidates("hpo-cluster simulate optimizer=bo simulate.f")
+    assert main(["simulate", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"simulate.{key}=" in out for key in SIMULATION_KEYS)
 
 
 def test_what_is_not_simulated_is_not_removed(capsys: pytest.CaptureFixture[str]) -> None:
