@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import Field
 
-from hpo_cluster.errors import AttemptError
+from hpo_cluster.errors import AttemptError, HpoClusterError
 from hpo_cluster.goals import GPU_SECONDS
 from hpo_cluster.job import EndReason, JobRef, JobState, JobStatus
 from hpo_cluster.launchers.base import Submission, make_ref
@@ -38,6 +38,8 @@ Evaluate = Callable[[Mapping[str, Any], float], Mapping[str, Any]]
 DEFAULT_S = 600.0
 #: Default of `ClusterSettings.spread`.
 DEFAULT_SPREAD = 0.1
+#: Attempts of a trial after which a simulation gives up: it would not end.
+MOST_ATTEMPTS = 200
 #: Checkpoints count the work done in this many steps.
 STEPS = 1_000_000
 
@@ -173,12 +175,19 @@ class SimulatedCluster:
     def submit(self, submission: Submission) -> JobRef:
         """Put the job into the queue, and return it."""
         ref = make_ref(self.backend, str(len(self._jobs) + 1), submission.token)
-        members = []
+        members = list[_Member]()
         for folder in submission.command[-submission.trials :]:
             files = AttemptLayout(Path(folder))
             members.append(_Member(files, read_json(files.params) or {}))
+        first = members[0].params
+        if int(first["attempt"]) >= MOST_ATTEMPTS:
+            raise HpoClusterError(
+                f"trial {first['trial']} began {MOST_ATTEMPTS} times and never came to its end: its jobs are preempted "
+                "or end at their walltime before that. Accepted: fewer simulate.preemptions_per_hour, a smaller "
+                "simulate.duration_s, simulate.checkpoints=true, a longer launcher.walltime_min"
+            )
         job = self._jobs[submission.token] = _Job(ref, members)
-        self._at(self._now + self._wait_s(members[0].params), lambda: self._come_up(job))
+        self._at(self._now + self._wait_s(first), lambda: self._come_up(job))
         return ref
 
     def poll(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
