@@ -25,6 +25,7 @@ from hpo_cluster.cli.config.schema import NESTED, OPERATIONAL, CampaignSettings 
 from hpo_cluster.driver.failures import KINDS_OF_REASONS, Failures  # noqa: E402
 from hpo_cluster.driver.notify import Notify  # noqa: E402
 from hpo_cluster.driver.run_settings import Operation  # noqa: E402
+from hpo_cluster.driver.simulate import SimulationSettings  # noqa: E402
 from hpo_cluster.driver.spec import OPERATIONAL_FIDELITY  # noqa: E402
 from hpo_cluster.fidelity import Fidelity  # noqa: E402
 from hpo_cluster.launchers import LAUNCHERS, oar, slurm  # noqa: E402
@@ -115,6 +116,10 @@ def _lines() -> Iterator[str]:
     yield "## notify\n"
     yield "A command that tells when a campaign ends or stops ([how](../howto/launch_and_resume.md#be-told)).\n"
     yield from _fields((Notify,), "notify.", marked=tuple(Notify.model_fields))
+    yield "## simulate\n"
+    yield "The simulated cluster of `hpo-cluster simulate`. Null: as in the campaign that `objective=surrogate` models."
+    yield "These keys belong to the command alone: `run` does not have them.\n"
+    yield from _fields((SimulationSettings,), "simulate.")
     for group, purpose in GROUPS.items():
         yield f"## {group}\n"
         yield f"{purpose[:1].upper()}{purpose[1:]}.\n"

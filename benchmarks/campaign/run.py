@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks.campaign.cluster import SimulatedCluster
+from benchmarks.campaign.cluster import MeasuredCluster
 from benchmarks.optimizers.runner import THREADS
 from hpo_cluster.cli.display import PlainDisplay
 from hpo_cluster.driver.campaign import Campaign
@@ -95,7 +95,7 @@ class Timed:
 
 
 def open_campaign(
-    directory: Path, optimizer: str, function: str, budget: int, workers: int, cluster: SimulatedCluster
+    directory: Path, optimizer: str, function: str, budget: int, workers: int, cluster: MeasuredCluster
 ) -> tuple[Campaign, Timed]:
     """Return a campaign, new or resumed from its directory, and its optimizer."""
     space = FUNCTIONS[function].space
@@ -126,7 +126,7 @@ def measure(
         progress: receives the number of ended trials from time to time.
     """
     began = time.monotonic()
-    cluster = SimulatedCluster(arguments.function, arguments.evaluation_s)
+    cluster = MeasuredCluster(arguments.function, arguments.evaluation_s)
     display = PlainDisplay(lambda line: None)
     idle: list[float] = []
     last = max(1, arguments.trials - arguments.workers)  # after it the slots empty, and nothing is asked for

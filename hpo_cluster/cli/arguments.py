@@ -17,6 +17,11 @@ WIDTH = 118
 
 OVERRIDES = "[KEY=VALUE ...]"
 FILES = ("--config-dir", "--config-name")
+#: Keys of `hpo_cluster.driver.simulate.SimulationSettings`, which the TAB key need not import.
+SIMULATION_KEYS = (
+    *("repeats", "duration_s", "spread", "waiting_s", "places", "failure_rate", "preemptions_per_hour", "checkpoints"),
+    *("proposal_scale", "start"),
+)
 LOOK = ("--cfg", "--package", "--resolve")
 
 
@@ -28,7 +33,7 @@ class Command:
     runs: str  # module of `hpo_cluster.cli.commands` and function
     words: str
     options: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()  # accepted as KEY=VALUE after a folder, if these are not overrides
+    keys: tuple[str, ...] = ()  # accepted as KEY=VALUE after a folder, or besides overrides
 
     @property
     def takes_overrides(self) -> bool:
@@ -57,12 +62,6 @@ COMMANDS: Mapping[str, Command] = {
         "drive.run",
         OVERRIDES,
         ("--multirun", *LOOK, "--info", *FILES, "--take-over", "--no-check"),
-    ),
-    "simulate": Command(
-        "play campaigns through on a simulated cluster, in seconds: how long, how many GPU-hours, which optimizer",
-        "simulate.simulate",
-        f"{OVERRIDES} [simulate.KEY=VALUE ...]",
-        ("--multirun", *FILES),
     ),
     "resume": Command(
         "go on with a campaign by its folder; budget=, workers=, launcher= may change",
@@ -139,6 +138,13 @@ COMMANDS: Mapping[str, Command] = {
         "exchange.import_evaluations",
         f"FILE {OVERRIDES}",
         ("--like", *FILES),
+    ),
+    "simulate": Command(
+        "play campaigns through on a simulated cluster, in seconds: how long, how many GPU-hours, which optimizer",
+        "simulate.simulate",
+        f"{OVERRIDES} [simulate.KEY=VALUE ...]",
+        ("--multirun", *FILES),
+        tuple(f"simulate.{key}" for key in SIMULATION_KEYS),
     ),
     "doctor": Command(
         "check commands, storage, clock, queue, files, and run one tiny job", "check.doctor", OVERRIDES, FILES

@@ -109,7 +109,7 @@ def _words(
     if name == "import" and not given and "=" not in word:
         return [*_paths(word), *_overrides(typed, word, dirs)]
     keys = [f"{key}=" for key in command.keys]
-    return _overrides(typed, word, dirs) if command.takes_overrides else keys
+    return [*_overrides(typed, word, dirs), *keys] if command.takes_overrides else keys
 
 
 def _matching(word: str, offered: Iterable[str]) -> list[str]:

@@ -43,8 +43,20 @@ def command_help(command: str, cwd: Path, config_dir: Path | None = None) -> str
         lines += ["", "keys (KEY=VALUE; here with their defaults; --cfg job prints all values):"]
         keys = {f"{key}={value}": text for key, value, text in key_lines(conf_dir() / "config.yaml")}
         lines += _table({**keys, **SECTION_KEYS})
+        lines += simulation_help() if command == "simulate" else []
         lines += ["", *groups_help(search_dirs(cwd, config_dir))]
     return "\n".join([*lines, "", EXAMPLES] if command == "run" else lines)
+
+
+def simulation_help() -> list[str]:
+    """Return the keys of the simulated cluster, with their defaults."""
+    from hpo_cluster.driver.simulate import SimulationSettings
+
+    rows = {}
+    for key, field in SimulationSettings.model_fields.items():
+        default = "null" if field.default is None else str(field.default).lower()
+        rows[f"simulate.{key}={default}"] = field.description or ""
+    return ["", "the simulated cluster:", *_table(rows)]
 
 
 def groups_help(dirs: list[Path]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import Field
 
-from hpo_cluster.errors import AttemptError
+from hpo_cluster.errors import AttemptError, HpoClusterError
 from hpo_cluster.goals import GPU_SECONDS
 from hpo_cluster.job import EndReason, JobRef, JobState, JobStatus
 from hpo_cluster.launchers.base import Submission, make_ref
@@ -38,6 +38,8 @@ Evaluate = Callable[[Mapping[str, Any], float], Mapping[str, Any]]
 DEFAULT_S = 600.0
 #: Default of `ClusterSettings.spread`.
 DEFAULT_SPREAD = 0.1
+#: Attempts of a trial after which a simulation gives up: it would not end.
+MOST_ATTEMPTS = 200
 #: Checkpoints count the work done in this many steps.
 STEPS = 1_000_000
 
@@ -173,26 +175,37 @@ class SimulatedCluster:
     def submit(self, submission: Submission) -> JobRef:
         """Put the job into the queue, and return it."""
         ref = make_ref(self.backend, str(len(self._jobs) + 1), submission.token)
-        members = []
+        members = list[_Member]()
         for folder in submission.command[-submission.trials :]:
             files = AttemptLayout(Path(folder))
             members.append(_Member(files, read_json(files.params) or {}))
+        first = members[0].params
+        if int(first["attempt"]) >= MOST_ATTEMPTS:
+            raise HpoClusterError(
+                f"trial {first['trial']} began {MOST_ATTEMPTS} times and never came to its end: its jobs are preempted "
+                "or end at their walltime before that. Accepted: fewer simulate.preemptions_per_hour, a smaller "
+                "simulate.duration_s, simulate.checkpoints=true, a longer launcher.walltime_min"
+            )
         job = self._jobs[submission.token] = _Job(ref, members)
-        self._at(self._now + self._wait_s(members[0].params), lambda: self._come_up(job))
+        self._at(self._now + self._wait_s(first), lambda: self._come_up(job))
         return ref
 
     def poll(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
         """Return what a scheduler would say of each job."""
         found = {}
         for ref in refs:
-            job = self._jobs[ref.token]
+            job = self._jobs.get(ref.token)
+            if job is None:
+                found[ref.token] = JobStatus(JobState.ENDED, EndReason.FORGOTTEN)
+                continue
             detail = str(job.reason or job.state).upper()
             found[ref.token] = JobStatus(job.state, job.reason, detail, job.claim.get("node"))
         return found
 
     def cancel(self, ref: JobRef) -> None:
         """End the job without a result."""
-        self._end(self._jobs[ref.token], EndReason.CANCELLED)
+        if ref.token in self._jobs:
+            self._end(self._jobs[ref.token], EndReason.CANCELLED)
 
     def find(self, submission: Submission) -> JobRef | None:
         """Return None: a submission never stops halfway here."""

@@ -41,6 +41,11 @@ def simulated(clock: SimulatedClock) -> Iterator[None]:
         _simulated = before
 
 
+def is_simulated() -> bool:
+    """Return whether the clock of this process is simulated."""
+    return _simulated is not None
+
+
 def now() -> datetime.datetime:
     """Return the current time in UTC."""
     return datetime.datetime.now(datetime.UTC) if _simulated is None else _simulated.at

@@ -127,11 +127,11 @@ def rows_of(groups: Mapping[str, Sequence[Run]]) -> list[list[str]]:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as people say them: ``45 s``, ``12 min``, ``3.4 h``, ``2.1 d``."""
+    """Return seconds as people say them: ``45 s``, ``4.5 min``, ``3.4 h``, ``2.1 d``."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 2 * 3600:
-        return f"{seconds / 60:.0f} min"
+        return f"{seconds / 60:.1f} min" if seconds < 1200 else f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} d"
 
 
@@ -202,7 +202,7 @@ def _draw_best(axes: Axes, runs: Sequence[Run], colour: str, style: str, label: 
     for row, run in enumerate(runs):
         for at, value in run.best:
             values[row, moments >= at] = value
-    known = np.isfinite(values).sum(axis=0) > len(runs) / 2
+    known = np.isfinite(values).all(axis=0)
     if known.any():
         low, middle, high = np.nanpercentile(values[:, known], [LOW, 50, HIGH], axis=0)
         axes.plot(moments[known] / unit_s, middle, style, color=colour, label=label)

@@ -9,12 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.finished import campaign
 
 from hpo_cluster import load_history
+from hpo_cluster.cli.arguments import SIMULATION_KEYS
 from hpo_cluster.cli.commands.drive import campaign_spec
+from hpo_cluster.cli.completion import candidates
 from hpo_cluster.cli.config.compose import compose
 from hpo_cluster.cli.main import main
 from hpo_cluster.driver.simulate import SimulationSettings, simulate
+from hpo_cluster.errors import HpoClusterError
+from hpo_cluster.objectives.regression import cross_validation
+from hpo_cluster.objectives.surrogate import SurrogateObjective
 from hpo_cluster.record import clock
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.report.simulation import Run, run_of
@@ -154,6 +160,39 @@ def test_every_fault_is_named_and_nothing_is_written(capsys: pytest.CaptureFixtu
     for part in ("objective=lora: only a job can", "trials_per_job=2", "baseline=True"):
         assert part in err
     assert not Path("campaigns").exists()
+
+
+def test_a_simulation_that_would_not_end_says_so() -> None:
+    with pytest.raises(HpoClusterError, match="never came to its end"):
+        played("endless", "budget=1", duration_s=36_000, preemptions_per_hour=2, checkpoints=False)
+
+
+def test_a_finished_campaign_is_simulated_with_its_own_seconds_and_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    campaign(Path("campaigns/first"), 60)
+    words = ["simulate", "objective=surrogate", "objective.campaign=campaigns/first", "optimizer=random", "budget=20"]
+    assert main([*words, "workers=1", "simulate.repeats=2", "campaign=plan"]) == 0
+    out = capsys.readouterr().out
+    quality = cross_validation(SurrogateObjective(campaign="campaigns/first").evaluations, "acc")
+    said = f"of acc is {quality.rmse:.3g}"
+    assert said in out
+    folder = Path("campaigns/simulated/plan/plan-s0")
+    history = load_history(folder)
+    seconds = history["metric.seconds"]
+    assert 10 <= seconds.min() < seconds.max() <= 50  # of the campaign's
+    run = run_of(folder)
+    assert run.wall_s == pytest.approx(seconds.sum() + 20 * 3, rel=0.1)  # each has waited for 3 seconds
+    assert main(["describe", str(folder)]) == 0
+    assert said in capsys.readouterr().out
+    assert main(["report", str(folder)]) == 0
+    assert said in (folder / "report" / "report.md").read_text()
+
+
+def test_help_and_the_tab_key_know_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(SIMULATION_KEYS) == set(SimulationSettings.model_fields)
+    assert "simulate.failure_rate=" in candidates("hpo-cluster simulate optimizer=bo simulate.f")
+    assert main(["simulate", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"simulate.{key}=" in out for key in SIMULATION_KEYS)
 
 
 def test_what_is_not_simulated_is_not_removed(capsys: pytest.CaptureFixture[str]) -> None:
