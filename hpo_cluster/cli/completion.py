@@ -101,9 +101,9 @@ def _words(
     if command.takes_folder and not given:
         return _campaigns(word)
     if command.takes_trials:
-        return [f"{path.name} " for path in sorted((Path(given[0]) / "trials").glob("t[0-9]*"))]
+        return [f"{path.name} " for path in sorted((Path(given[0]) / "trials").glob("[tc][0-9]*"))]
     keys = [f"{key}=" for key in command.keys]
-    return _overrides(typed, word, dirs) if command.takes_overrides else keys
+    return [*keys, *_overrides(typed, word, dirs)] if command.takes_overrides else keys
 
 
 def _matching(word: str, offered: Iterable[str]) -> list[str]:

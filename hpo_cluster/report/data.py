@@ -15,6 +15,7 @@ from hpo_cluster.objectives.base import Objective
 from hpo_cluster.record.attempt_files import is_finite_number
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.climb import rung_table, saved
+from hpo_cluster.record.confirmation import confirmation_status
 from hpo_cluster.record.curves import curves_of
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.history import METRIC_PREFIX, load_history
@@ -74,6 +75,7 @@ class Campaign:
     goals: Goals | None = None  # the objectives and constraints, if there are several objectives or any constraints
     gpu_hours: dict[int, float] = field(default_factory=dict)  # with several objectives, by trial; 0 without a GPU
     rungs: Rungs | None = None  # with rungs
+    confirmation: dict[str, Any] | None = None  # what confirmations have found, if there are any
 
     @property
     def several(self) -> bool:
@@ -183,6 +185,7 @@ def read_campaign(campaign_dir: Path) -> Campaign:
         goals=goals,
         gpu_hours=_gpu_hours(layout) if goals else {},
         rungs=_rungs(layout, maximize=direction == "maximize") if identity.get("fidelity") else None,
+        confirmation=confirmation_status(Record.read(layout.events), maximize=direction == "maximize"),
     )
 
 
