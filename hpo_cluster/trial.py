@@ -13,6 +13,9 @@ from hpo_cluster.space import Configuration
 #: Number of the baseline trial (the model before fine-tuning). It is outside the budget, so it has no ordinary number.
 BASELINE = -1
 
+#: Number of the first confirmation: a configuration evaluated again with a new seed. The second one is -3, and so on.
+FIRST_CONFIRMATION = -2
+
 
 class State(StrEnum):
     """State of a trial."""
@@ -47,6 +50,7 @@ class Origin(StrEnum):
     IMPUTED = "imputed"
     IMPORTED = "imported"
     BASELINE = "baseline"
+    CONFIRMATION = "confirmation"
 
 
 class ErrorKind(StrEnum):
@@ -113,5 +117,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def trial_label(trial: int) -> str:
-    """Return the name of a trial in paths and messages: ``t0007``, or ``baseline``."""
+    """Return the name of a trial in paths and messages: ``t0007``, ``baseline``, or ``c0001`` for a confirmation."""
+    if trial <= FIRST_CONFIRMATION:
+        return f"c{FIRST_CONFIRMATION - trial + 1:04d}"
     return "baseline" if trial == BASELINE else f"t{trial:04d}"

@@ -117,6 +117,13 @@ COMMANDS: Mapping[str, Command] = {
         "DIR",
         ("--json",),
     ),
+    "confirm": Command(
+        "evaluate the best configurations again with new seeds, outside the budget: was the winner lucky?",
+        "confirm.confirm",
+        f"DIR [top=3] [replicates=3] [trials=[7,3]] {OVERRIDES}",
+        ("--config-dir", "--take-over"),
+        ("top", "replicates", "trials"),
+    ),
     "repair": Command(
         "rebuild a journal that was cut or damaged, from its whole lines and the jobs' files", "check.repair", "DIR"
     ),
@@ -250,7 +257,7 @@ class Arguments:
             faults += [f"{word!r}: is not the number of a trial" for word in wrong]
             if len(self.words) < 2:
                 faults.append(f"{self.command} needs the number of a trial, such as 7")
-        elif command.keys:
+        elif command.keys and not command.takes_overrides:
             wrong = [word for word in self.words[1:] if word.partition("=")[0] not in command.keys or "=" not in word]
             accepted = ", ".join(re.findall(r"\w+=[^]]+?(?=]|$| \[)", command.words))
             faults += [f"{word!r}: is not what {self.command} takes; accepted: {accepted}" for word in wrong]
@@ -266,9 +273,11 @@ class Arguments:
 
 
 def trial_number(word: str) -> int | None:
-    """Return 7 for ``7``, ``t0007`` or ``t7``; -1 for ``baseline``; None for anything else."""
+    """Return 7 for ``7``, ``t0007`` or ``t7``; -1 for ``baseline``, -2 for ``c0001``, -3 for ``c0002``; else None."""
     if word == "baseline":
         return -1
+    if word[:1] == "c" and word[1:].isdecimal() and int(word[1:]):
+        return -1 - int(word[1:])
     digits = word.removeprefix("t")
     return int(digits) if digits.isdecimal() else None
 

@@ -105,7 +105,7 @@ def _words(
         folders = [path for path in _campaigns(word) if path.rstrip(" /") not in taken]
         return [*folders, *(f"{key}=" for key in command.keys)]
     if command.takes_trials:
-        return [f"{path.name} " for path in sorted((Path(given[0]) / "trials").glob("t[0-9]*"))]
+        return [f"{path.name} " for path in sorted((Path(given[0]) / "trials").glob("[tc][0-9]*"))]
     if name == "import" and not given and "=" not in word:
         return [*_paths(word), *_overrides(typed, word, dirs)]
     keys = [f"{key}=" for key in command.keys]

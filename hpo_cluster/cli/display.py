@@ -33,6 +33,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         lines.append(_labelled("", parameters_text(status["best"]["parameters"])))
     lines += rung_lines(status)
     lines += _imported_lines(status)
+    lines += confirmation_lines(status)
     if status["baseline"] and status["baseline"]["value"] is not None:
         lines.append(_labelled("baseline", score(status["baseline"])))
     lines += [running_line(row) for row in status["running"]]
@@ -120,6 +121,7 @@ def summary_lines(
         lines += _scores(best, metric, tests)
     lines += rung_lines(status)
     lines += _imported_lines(status)
+    lines += confirmation_lines(status)
     if baseline is not None and baseline["value"] is not None:
         lines.append(_labelled("baseline", "the model before fine-tuning"))
         lines += _scores(baseline, metric, tests)
@@ -199,6 +201,38 @@ def _imported_lines(status: Mapping[str, Any]) -> list[str]:
         _labelled("imported", f"{whose}; the best of them {score(imported['best'])}"),
         _labelled("", parameters_text(imported["best"]["parameters"])),
     ]
+
+
+def confirmation_lines(status: Mapping[str, Any]) -> list[str]:
+    """Return what confirmations have found as a table; without any, what one would cost once the campaign is over."""
+    found, cost = status.get("confirmation"), status.get("confirmation_cost")
+    if found is None:
+        if cost is None or not cost["evaluations"] or status["state"] == "running" or not status["best"]:
+            return []
+        hours = f"{number(cost['gpu_hours'])} GPU-hours, " if cost["gpu_hours"] else ""
+        text = f"{cost['evaluations']} evaluations with new seeds, some {hours}{duration(cost['seconds'])}"
+        return [_labelled("confirm", f"{text}:  hpo-cluster confirm {status['dir']}")]
+    failed = f", {found['failed']} without a value" if found["failed"] else ""
+    rows = [["trial", "first", "again", "spread", "seeds", "behind the best"]]
+    for row in found["trials"]:
+        again = "" if row["mean"] is None else number(row["mean"])
+        again += "" if row["sem"] is None else f" ± {number(row['sem'])}"
+        spread = "" if row["lowest"] is None else f"{number(row['lowest'])} to {number(row['highest'])}"
+        seeds = f"{len(row['values'])}/{row['replicates']}"
+        first = "" if row["first"] is None else number(row["first"])
+        rows.append([trial_label(row["trial"]), first, again, spread, seeds, _behind_text(row["behind"])])
+    done = f"{found['done']} of {found['wanted']} evaluations with new seeds, outside the budget{failed}"
+    return [_labelled("confirmed", done), *(line.rstrip() for line in _aligned(rows))]
+
+
+def _behind_text(behind: Mapping[str, Any] | None) -> str:
+    """Return a difference with its 95 % interval, and whether it is within the noise."""
+    if behind is None:
+        return ""
+    if behind["low"] is None:
+        return f"{number(behind['mean'])} (one pair: no interval)"
+    noise = ", within the noise" if behind["low"] <= 0 <= behind["high"] else ""
+    return f"{number(behind['mean'])} ({number(behind['low'])} to {number(behind['high'])}{noise})"
 
 
 def _scores(trial: Mapping[str, Any], metric: str | None, tests: tuple[str, ...]) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo_cluster.cli.display import (
+    confirmation_lines,
     duration,
     error_lines,
     front_lines,
@@ -93,6 +94,7 @@ def frame(look: Look, width: int | None = None, height: int | None = None, *, bl
         Section(_best_lines(look, wide, blocks), 2, 3),
         Section([Line(f"  {notice}", "yellow") for notice in _notices(status)], 1, 2, "notices"),
         Section([Line(line) for line in rung_lines(status)], 0, 9, "rungs"),
+        Section([Line(line) for line in confirmation_lines(status)], 1, 8, "of the confirmation"),
         Section(job_lines(running, look.jobs, wide, blocks), 3, 4, "running"),
         Section(_queue_lines(queue), 1, 6, "waiting"),
         Section(_error_lines(status), 1, 5, "errors"),

@@ -39,6 +39,7 @@ from hpo_cluster.launchers.commands import Pause
 from hpo_cluster.record import clock, inbox
 from hpo_cluster.record.campaign_state import BETWEEN_TICKS, Record, asked_rows, may_be_retried
 from hpo_cluster.record.climb import room_for, within_budget
+from hpo_cluster.record.confirmation import Wanted, chosen, missing_rows
 from hpo_cluster.record.exchange.facts import outline_of
 from hpo_cluster.record.files import PASSING, Reread
 from hpo_cluster.record.history import HistoryTable, write_history
@@ -82,6 +83,7 @@ class Campaign:
             undo.callback(self._tracking.close)
             self._undo = undo.pop_all()
         self._failed = False  # whether an exception ended the driver
+        self._confirming = False  # whether the driver waits for what is under way, and proposes nothing
         self._stopping = False
         self._closing = ""  # why nothing more is submitted while the driver waits for the jobs that run
         self._history_at = 0.0
@@ -116,7 +118,7 @@ class Campaign:
             yield self.status()
             if self._closing and not self.opened.with_job():
                 self.stop(self._closing)
-            if self._stopping or self._finished():
+            if self._stopping or self._ended():
                 return
             wait(self._cycle_s)
 
@@ -137,7 +139,9 @@ class Campaign:
             waiting = [trial for trial in self.record.in_flight if trial.attempts and self.collector.is_pending(trial)]
             self.submitter.cancel(waiting)
         elif not (self._stopping or self.record.halted):
-            if not self.submitter.is_shut():  # ask only when jobs may start: the optimizer may know more by then
+            if (
+                not self._confirming and not self.submitter.is_shut()
+            ):  # ask only when jobs may start: the optimizer may know more by then
                 self.climbing.promote_paused(self.submitter.free_slots())
                 self.propose()
             self.submit()
@@ -174,8 +178,11 @@ class Campaign:
     @property
     def _has_more(self) -> bool:
         """Whether trials wait for a job, are still to be proposed, or may be taken up again."""
-        if has_jobs_to_submit(self.record, self.spec.operation.budget, exhausted=self._exhausted):
+        no_proposals = self._exhausted or self._confirming
+        if has_jobs_to_submit(self.record, self.spec.operation.budget, exhausted=no_proposals):
             return True
+        if self._confirming:
+            return False
         return self.climbing.may_promote() or any(trial.climb is not None for trial in self.record.in_flight)
 
     @property
@@ -204,6 +211,9 @@ class Campaign:
         """Submit nothing more and end the loop after this cycle. Jobs in flight keep running."""
         self._stopping, self.reason = True, self.reason or reason
 
+    def _ended(self) -> bool:
+        return not self.record.in_flight if self._confirming else self._finished()
+
     def _finished(self) -> bool:
         no_more = self._exhausted or not room_for(self.record, self.spec.operation.budget)
         return not self.record.in_flight and no_more and not self.climbing.may_promote()
@@ -226,6 +236,19 @@ class Campaign:
                     self.append("reopened", trial=trial.number)
             self.opened.lock.check()
             command.path.unlink(missing_ok=True)
+
+    def confirm(self, wanted: Wanted) -> None:
+        """Add the missing evaluations of a confirmation; from now on `drive` proposes nothing else.
+
+        Raises:
+            ConfigError: if there is nothing to confirm.
+        """
+        maximize, goals = self.spec.identity["direction"] == "maximize", self.spec.objective.goals
+        trials = chosen(self.record, wanted, goals, maximize=maximize)
+        rows = missing_rows(self.record, trials, wanted.replicates, self.spec.seed)
+        if rows:
+            self.append("asked", trials=rows, decision={"confirm": [trial.number for trial in trials]})
+        self._confirming = True
 
     def collect(self) -> None:
         """Read results and failures; stop if all trials fail in the same way."""
@@ -315,6 +338,7 @@ class Campaign:
             LostCampaignError: if the campaign no longer belongs to this driver.
         """
         ending = BETWEEN_TICKS if self.spec.tick else "interrupted"
+        ending = "confirmed" if self._confirming and self._ended() else ending
         try:
             more = {"exhausted": True} if self._exhausted else {}
             reason = self.reason or ("finished" if self._finished() else ending)

@@ -65,7 +65,7 @@ def happening(reason: str, *, failed: bool) -> Happening | None:
     """Return what is told of a driver's end; None if the user knows of it, or a tick will follow."""
     if failed:
         return "failed"
-    if reason == "finished":
+    if reason in ("finished", "confirmed"):
         return "finished"
     return None if reason in KNOWN else "stopped"
 
@@ -104,7 +104,8 @@ def _message(facts: Mapping[str, str]) -> str:
     best = f", best {facts['BEST']} ({facts['BEST_TRIAL']})" if facts["BEST"] else ", no value yet"
     progress = f"{facts['DONE']} of {facts['BUDGET']} done{best}."
     if facts["EVENT"] == "finished":
-        return f"Campaign {name} has finished: {progress}"
+        what = "The confirmation of campaign" if facts["REASON"] == "confirmed" else "Campaign"
+        return f"{what} {name} has finished: {progress}"
     if facts["EVENT"] == "stopped":
         return f"Campaign {name} has stopped: {facts['REASON']}. {progress}{again}"
     return f"The driver of campaign {name} has failed: {facts['REASON']}. {progress} Jobs run on.{again}"

@@ -34,7 +34,7 @@ from hpo_cluster.record.campaign_state import Member, TrialRecord
 from hpo_cluster.record.files import PASSING, dumps, replace_text
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.next_attempt import END, Next, publish_next, read_next
-from hpo_cluster.trial import BASELINE, State
+from hpo_cluster.trial import BASELINE, Origin, State
 
 log = logging.getLogger(__name__)
 
@@ -296,6 +296,7 @@ def write_params(spec: CampaignSpec, layout: CampaignLayout, member: Member) -> 
         "turn": attempt.turn,
         "trials_per_job": spec.launcher_settings.trials_per_job,
         "linger_s": spec.launcher_settings.linger_s,
+        **({"confirmation": trial.info} if trial.origin is Origin.CONFIRMATION else {}),
         **_rungs(spec, trial),
         "parameters": trial.parameters,
         "settings": spec.objective.job_settings(spec.resolve),

@@ -34,6 +34,7 @@ from hpo_cluster.optimizers.libraries import libraries_of
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.record.attempt_files import result_faults
 from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.confirmation import REPLICATE, confirmation_seed
 from hpo_cluster.record.files import is_there, read_json
 from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.record.identity import identity_of_campaign
@@ -156,10 +157,9 @@ class Verification:
     def _check_seeds(self) -> None:
         count, seed = self.counts[SEEDS], int(self.identity["seed"])
         for trial in self._own_rows:
-            parts = (seed, "baseline") if trial.number == BASELINE else (seed, "trial", trial.number)
             count.total += 1
             count.checked += 1
-            if trial.seed != (derived := derive_seed(*parts)):
+            if trial.seed != (derived := _seed_of(trial, seed)):
                 self._fault(SEEDS, "has another seed", trial.number, recorded=trial.seed, derived=derived)
 
     def _check_files(self, progress: Progress) -> None:
@@ -311,6 +311,13 @@ class Verification:
             ],
             "other_versions": self.versions(),
         }
+
+
+def _seed_of(trial: TrialRecord, seed: int) -> int:
+    """Return the seed that a trial of a campaign with this seed has."""
+    if trial.origin is Origin.CONFIRMATION:
+        return confirmation_seed(seed, trial.info.get(REPLICATE))
+    return derive_seed(seed, "baseline") if trial.number == BASELINE else derive_seed(seed, "trial", trial.number)
 
 
 def _flat(ended: Mapping[str, Any]) -> dict[str, Any]:

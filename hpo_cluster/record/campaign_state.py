@@ -137,7 +137,7 @@ class TrialRecord:
     @property
     def in_budget(self) -> bool:
         """Whether the budget counts the trial, now or when it has ended."""
-        return self.number != BASELINE and self.origin is Origin.EVALUATED
+        return self.number > BASELINE and self.origin is Origin.EVALUATED
 
 
 def may_be_retried(trial: TrialRecord) -> bool:
@@ -186,9 +186,10 @@ class Record:
         self.rung_tables: dict[bool, tuple[int, list[dict[str, Any]]]] = {}  # by `maximize`, with `seq` at that time
         self._spent: float = 0
         self._committed: float = 0
-        self.counts: Counter[State] = Counter()  # number of trials in each state, without baseline and imported trials
+        self.counts: Counter[State] = Counter()  # number of trials of the optimizer in each state
         self._rows: list[TrialRecord] = []
         self._imported: list[TrialRecord] = []
+        self.confirmations: list[TrialRecord] = []  # the best configurations again, outside the budget
         self._in_flight: dict[int, TrialRecord] = {}
         self._with_error: dict[int, TrialRecord] = {}
         self._with_lost_attempts: dict[int, TrialRecord] = {}
@@ -283,7 +284,7 @@ class Record:
     def _ask(self, row: dict[str, Any], event: Event) -> None:
         origin = Origin(row["origin"])
         trial = TrialRecord(row["trial"], row["parameters"], row["seed"], origin, event["seq"], row.get("info", {}))
-        if origin not in (Origin.EVALUATED, Origin.BASELINE):
+        if origin not in (Origin.EVALUATED, Origin.BASELINE, Origin.CONFIRMATION):
             trial.state, trial.value = State.COMPLETED, row.get("value")
             trial.value_sem, trial.metrics = sem_of(row), row.get("metrics") or {}
             trial.sems = row.get("sems") or {}
@@ -295,6 +296,8 @@ class Record:
         self.trials[trial.number] = trial
         if origin is Origin.IMPORTED:
             self._imported.append(trial)
+        if origin is Origin.CONFIRMATION:
+            self.confirmations.append(trial)
         if self._rows and trial.number < self._rows[-1].number:
             bisect.insort(self._rows, trial, key=lambda row: row.number)
         else:
@@ -305,7 +308,7 @@ class Record:
         """Update the sums and lists over all trials for a trial that has changed; `before` is its previous state."""
         trial.version += 1
         number, state = trial.number, trial.state
-        if number != BASELINE and trial.origin is not Origin.IMPORTED:
+        if number > BASELINE and trial.origin is not Origin.IMPORTED:
             self.counts[state] += 1
             if before is not None:
                 self.counts[before] -= 1
@@ -411,13 +414,14 @@ class Record:
 
     @property
     def rows(self) -> list[TrialRecord]:
-        """The trials in the order of their numbers; the baseline, if there is one, comes first."""
+        """The trials in the order of their numbers; confirmations and the baseline come first."""
         return [*self._rows]
 
     @property
     def in_flight(self) -> list[TrialRecord]:
-        """The trials that have not ended, including the baseline."""
-        return [self._in_flight[number] for number in sorted(self._in_flight)]
+        """The trials that have not ended: the baseline, confirmations and all others, each in the order of asking."""
+        numbers = sorted(self._in_flight, key=lambda number: (number > BASELINE, abs(number)))
+        return [self._in_flight[number] for number in numbers]
 
     @property
     def with_error(self) -> list[TrialRecord]:

@@ -58,7 +58,7 @@ class _Tally:
             self.stopped = event
         elif kind == "asked":
             for row in event["trials"]:
-                if row["origin"] in (Origin.EVALUATED, Origin.BASELINE):
+                if row["origin"] in (Origin.EVALUATED, Origin.BASELINE, Origin.CONFIRMATION):
                     self.states[row["trial"]] = State.PROPOSED
         elif kind == "created":
             for row in event.get("trials", ()):
@@ -67,7 +67,7 @@ class _Tally:
         elif kind == "ended":
             self.states[event["trial"]] = State(event["state"])
             value = event.get("value")
-            if self.states[event["trial"]] is State.COMPLETED and trial != BASELINE and value is not None:
+            if self.states[event["trial"]] is State.COMPLETED and event["trial"] > BASELINE and value is not None:
                 better = self.best is None or (value > self.best if self.maximize else value < self.best)
                 self.best = value if better else self.best
         elif kind in _MOVES and trial in self.states:
@@ -75,8 +75,8 @@ class _Tally:
 
     @property
     def counts(self) -> Counter[State]:
-        """Number of trials in each state, without the baseline."""
-        return Counter(state for number, state in self.states.items() if number != BASELINE)
+        """Number of trials in each state, without the baseline and confirmations."""
+        return Counter(state for number, state in self.states.items() if number > BASELINE)
 
     @property
     def in_flight(self) -> int:

@@ -25,6 +25,7 @@ from hpo_cluster.errors import JournalError
 from hpo_cluster.record.attempt_files import SCHEMA
 from hpo_cluster.record.campaign_state import Record, TrialRecord, may_be_retried
 from hpo_cluster.record.clock import utc_now
+from hpo_cluster.record.confirmation import OF, REPLICATE
 from hpo_cluster.record.files import listing, read_json, replace_text
 from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.journal import Event, is_event, read_data
@@ -84,7 +85,7 @@ def repair(campaign_dir: Path) -> Repair:
         record = rebuilding.record
     finally:
         lock.release()
-    numbers = {trial.number for trial in record.rows if trial.number != BASELINE}
+    numbers = {trial.number for trial in record.rows if trial.number > BASELINE}
     first = min((number for number in numbers if record.trials[number].origin is Origin.IMPORTED), default=0)
     return Repair(
         damaged=damaged,
@@ -213,13 +214,18 @@ class _Rebuilding:
         params = next(iter(self._attempts.get(number, {}).values()), None)
         if params is None:
             return False
-        origin = Origin.BASELINE if number == BASELINE else Origin.EVALUATED
+        confirms = _confirms(params)
+        origin = (
+            Origin.BASELINE if number == BASELINE else Origin.EVALUATED if number > BASELINE else Origin.CONFIRMATION
+        )
+        if (origin is Origin.CONFIRMATION) != (confirms is not None):
+            return False
         row = {
             "trial": number,
             "seed": params["seed"],
             "origin": origin,
             "parameters": params["parameters"],
-            "info": {"rung": rungs["first"]} if (rungs := _rungs(params)) else {},
+            "info": confirms or ({"rung": rungs["first"]} if (rungs := _rungs(params)) else {}),
         }
         self.add("asked", trials=[row], decision={})
         self.rebuilt.add(number)
@@ -260,6 +266,14 @@ class _Rebuilding:
         error = read_json(self._layout.attempt(trial.number, last).error) or {}
         kind, message = error.get("kind") or ErrorKind.VANISHED, error.get("message") or "its record was lost"
         self.add("attempt_failed", trial=trial.number, attempt=last, error={"kind": str(kind), "message": str(message)})
+
+
+def _confirms(params: dict[str, Any]) -> dict[str, int] | None:
+    """Return which trial an attempt confirms and in which replicate, by its ``params.json``; None if it does not."""
+    found = params.get("confirmation")
+    if not isinstance(found, dict) or not all(type(found.get(name)) is int for name in (OF, REPLICATE)):
+        return None
+    return {name: found[name] for name in (OF, REPLICATE)}
 
 
 def _rungs(params: dict[str, Any]) -> dict[str, int] | None:

@@ -17,6 +17,7 @@ from hpo_cluster.record import clock
 from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.climb import room_for, rung_table, saved
 from hpo_cluster.record.clock import is_time, seconds_since
+from hpo_cluster.record.confirmation import confirmation_cost, confirmation_status
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.layout import CampaignLayout
@@ -39,6 +40,7 @@ def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
     goals = Goals.of(identity["objective"])
     record = Record.read(layout.events)
     status = summarise(record, layout, identity["direction"], goals=goals, driver_alive=alive)
+    status["confirmation_cost"] = confirmation_cost(record)
     if record.ladder is not None:
         status["fidelity"]["checkpoint_bytes"] = checkpoint_bytes(record, layout)
     return status
@@ -102,6 +104,7 @@ def summarise(
         "best": shown_trial(record.best(maximize=direction == "maximize")),
         **({} if goals is None else _front(record, goals)),
         **({} if record.ladder is None else {"fidelity": _fidelity(record, direction)}),
+        "confirmation": confirmation_status(record, maximize=direction == "maximize"),
         "imported": _imported(record, maximize=direction == "maximize"),
         "baseline": shown_trial(record.trials.get(BASELINE)),
         "running": running,

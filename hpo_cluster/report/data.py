@@ -16,6 +16,7 @@ from hpo_cluster.objectives.base import Objective
 from hpo_cluster.record.attempt_files import is_finite_number
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.climb import rung_table, saved
+from hpo_cluster.record.confirmation import confirmation_status
 from hpo_cluster.record.curves import curves_of
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.history import METRIC_PREFIX, to_frame
@@ -81,6 +82,7 @@ class Campaign:
     goals: Goals | None = None  # the objectives and constraints, if there are several objectives or any constraints
     rungs: Rungs | None = None  # with rungs
     notes: tuple[str, ...] = ()  # what a reader must know of the values
+    confirmation: dict[str, Any] | None = None  # what confirmations have found, if there are any
 
     @property
     def several(self) -> bool:
@@ -216,6 +218,7 @@ def read_campaign(campaign_dir: Path) -> Campaign:
         goals=goals,
         rungs=_rungs(record, maximize=direction == "maximize"),
         notes=tuple(objective.notes) if objective else (),
+        confirmation=confirmation_status(record, maximize=direction == "maximize"),
     )
 
 

@@ -69,6 +69,8 @@ def sections(campaign: Campaign) -> dict[str, list[str]]:
     if campaign.baseline is not None:
         lines += ["", f"Baseline: {_value(campaign.baseline)}{_other_scores(campaign, campaign.baseline)}."]
     found = {"Pareto front" if campaign.several else "Best": lines}
+    if confirmed := confirmation_section(campaign):
+        found["Confirmed with new seeds"] = confirmed
     if rungs := rung_section(campaign):
         found["Rungs"] = rungs
     if not ranked.empty and not campaign.several:
@@ -145,8 +147,31 @@ def rung_section(campaign: Campaign) -> list[str]:
     return lines
 
 
+def confirmation_section(campaign: Campaign) -> list[str]:
+    """Return a table of the configurations that were evaluated again with new seeds; empty without any."""
+    found = campaign.confirmation
+    if found is None:
+        return []
+    lines = [
+        f"{found['done']} of {found['wanted']} evaluations outside the budget. *First* is the value by which a trial "
+        "was chosen, too good on average; *again* the mean of evaluations that had no part in the choice, ± its "
+        "standard error; *behind* compares with the best mean in pairs of equal seeds (95 % interval).",
+        "",
+        "| trial | first | again | lowest | highest | seeds | behind |",
+        "|" + " ---: |" * 7,
+    ]
+    for row in found["trials"]:
+        again = _cell(row["mean"]) + ("" if row["sem"] is None else f" ± {row['sem']:.2g}")
+        behind = row["behind"] or {"mean": None, "low": None}
+        interval = "" if behind["low"] is None else f" ({behind['low']:.4g} to {behind['high']:.4g})"
+        cells = [str(row["trial"]), _cell(row["first"]), again, _cell(row["lowest"]), _cell(row["highest"])]
+        cells += [str(len(row["values"])), _cell(behind["mean"]) + interval]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def _counts(campaign: Campaign) -> list[str]:
-    frame = campaign.history[campaign.history["trial"] != BASELINE]
+    frame = campaign.history[campaign.history["trial"] > BASELINE]
     evaluated = frame[frame["origin"] == str(Origin.EVALUATED)]
     counts = {str(state): int((evaluated["state"] == str(state)).sum()) for state in State}
     text = ", ".join(f"{count} {state}" for state, count in counts.items() if count)

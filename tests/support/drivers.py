@@ -26,6 +26,7 @@ from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.optimizers.registry import make_settings
 from hpo_cluster.record import journal
 from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.confirmation import Wanted
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
 from hpo_cluster.record.next_attempt import Next
@@ -134,6 +135,8 @@ def main() -> None:
     if "kill_when_named" in options:
         kill_when_named(options["kill_when_named"])
     with Campaign(spec(directory, options)) as campaign:
+        if "confirm" in options:
+            campaign.confirm(Wanted(**options["confirm"]))
         for _ in campaign.drive():
             pass
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hpo_cluster.cli.config.schema import Config
     from hpo_cluster.driver.campaign import Campaign
     from hpo_cluster.driver.spec import CampaignSpec
+    from hpo_cluster.record.confirmation import Wanted
 
 #: What to type in place of the continuation of a simulated campaign.
 SIMULATE_AGAIN = "To simulate it with other settings:  hpo-cluster simulate --help"
@@ -53,7 +54,7 @@ def run(arguments: Arguments) -> int:
     for number, (config, spec) in enumerate(zip(configs, specs, strict=True), 1):
         if len(configs) > 1:
             tell(f"campaign {number} of {len(configs)}: {config.campaign}")
-        ended = _drive(config, spec)
+        ended = drive(config, spec)
         code = max(code, ended)
         if ended == INTERRUPTED:
             break
@@ -103,7 +104,7 @@ def resume(arguments: Arguments) -> int:
     if arguments.option("--cfg"):
         return print_configs(arguments, [config])
     spec = campaign_spec(config, arguments.words[1:], take_over=arguments.option("--take-over"), other_places=True)
-    return _drive(config, spec)
+    return drive(config, spec)
 
 
 def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_files: bool) -> Config:
@@ -281,7 +282,15 @@ def campaign_spec(
     )
 
 
-def _drive(config: Config, spec: CampaignSpec) -> int:
+def drive(config: Config, spec: CampaignSpec, confirmation: Wanted | None = None, again: str = "") -> int:
+    """Drive a campaign until it ends, with a display.
+
+    Args:
+        config: the campaign as configured.
+        spec: the same, ready to be opened.
+        confirmation: what to confirm, and nothing else.
+        again: the command that goes on after an interruption; empty: ``resume``.
+    """
     from hpo_cluster.cli.display import LiveDisplay, PlainDisplay
     from hpo_cluster.driver.campaign import Campaign
 
@@ -290,6 +299,8 @@ def _drive(config: Config, spec: CampaignSpec) -> int:
     logging.getLogger("hpo_cluster").addHandler(logging.NullHandler())  # its messages go to the driver's log
     display = LiveDisplay() if sys.stdout.isatty() else PlainDisplay(tell)
     with Campaign(spec) as campaign:
+        if confirmation is not None:
+            campaign.confirm(confirmation)
         if campaign.opened.is_new:
             _tell_warm_start(spec)
             for note in spec.objective.notes:
@@ -312,7 +323,7 @@ def _drive(config: Config, spec: CampaignSpec) -> int:
             if interrupts.count > 1:
                 campaign.cancel_jobs()
         status = campaign.status()
-    return _finish(config, campaign, status, interrupts)
+    return _finish(config, campaign, status, interrupts, again)
 
 
 def _tell_warm_start(spec: CampaignSpec) -> None:
@@ -346,11 +357,11 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
     return OK
 
 
-def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrupts: _Interrupts) -> int:
+def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrupts: _Interrupts, again: str) -> int:
     from hpo_cluster.cli.display import number, summary_lines
 
     folder = short_path(config.campaign_dir)
-    resume = f"hpo-cluster resume {folder}"
+    resume = again or f"hpo-cluster resume {folder}"
     if interrupts.count:
         submitted = sum(row["job"] is not None for row in status["running"])
         jobs = "its jobs are cancelled" if interrupts.count > 1 else f"{submitted} jobs run on"

@@ -79,6 +79,7 @@ def tail(arguments: Arguments) -> int:
     from hpo_cluster.record.campaign_state import Record
     from hpo_cluster.record.layout import CampaignLayout
     from hpo_cluster.report.trial import find_trial
+    from hpo_cluster.trial import trial_label
 
     folder, number = arguments.folder(), arguments.trials()[0]
     layout = CampaignLayout(folder)
@@ -91,7 +92,7 @@ def tail(arguments: Arguments) -> int:
                 seen[path] = seen.get(path, 0) + len(text)
                 say(text.decode(errors="replace").replace("\r", "\n"), end="", flush=True)
         if trial.state.ended:
-            say(f"t{number:04d} is {trial.state}")
+            say(f"{trial_label(number)} is {trial.state}")
             return OK
         time.sleep(1.0)
 

@@ -79,7 +79,7 @@ def test_version_and_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["rnu"], "'rnu': is not a command; did you mean run? accepted: run, resume, status, why, tail, ls"),
+        (["rnu"], "'rnu': is not a command; did you mean run? accepted: run, resume, status, watch, why, tail, ls"),
         (["budget=3"], "did you mean: hpo-cluster run budget=3?"),
         (["run", "--mulitrun"], "--mulitrun: is not an option of run; did you mean --multirun?"),
         (["run", "--json"], "--json: is not an option of run"),

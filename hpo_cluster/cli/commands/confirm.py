@@ -1,0 +1,54 @@
+"""The command that evaluates the best configurations of a campaign again with new seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpo_cluster.cli.arguments import COMMANDS, Arguments, trial_number
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.record.confirmation import REPLICATES, TOP, Wanted
+
+
+def confirm(arguments: Arguments) -> int:
+    """Evaluate what is missing of a confirmation, and print what it says."""
+    from hpo_cluster.cli.commands.drive import campaign_spec, drive, recorded_config
+    from hpo_cluster.goals import Goals
+    from hpo_cluster.record.campaign_state import Record
+    from hpo_cluster.record.confirmation import chosen
+    from hpo_cluster.record.identity import identity_of_campaign
+    from hpo_cluster.record.layout import CampaignLayout
+
+    wanted, overrides = _read(arguments)
+    layout = CampaignLayout(Path(arguments.words[0]))
+    identity = identity_of_campaign(layout.identity)
+    maximize, goals = identity["direction"] == "maximize", Goals.of(identity["objective"])
+    chosen(Record.read(layout.events), wanted, goals, maximize=maximize)  # before anything is opened
+    config = recorded_config(arguments, overrides, check_files=True)
+    spec = campaign_spec(config, overrides, take_over=arguments.option("--take-over"), other_places=True)
+    return drive(config, spec, wanted, again=f"hpo-cluster confirm {' '.join(arguments.words)}")
+
+
+def _read(arguments: Arguments) -> tuple[Wanted, list[str]]:
+    """Return what is to be confirmed, and the overrides. Raises ConfigError, naming all faults."""
+    keys = COMMANDS[arguments.command].keys
+    given = dict(word.split("=", 1) for word in arguments.words[1:] if word.partition("=")[0] in keys and "=" in word)
+    counts = {}
+    for key, default in (("top", TOP), ("replicates", REPLICATES)):
+        text = given.get(key, str(default))
+        counts[key] = int(text) if text.isdecimal() else 0
+        if counts[key] < 1:
+            arguments.faults.append(f"{key}={text}: accepted: a whole number, 1 or more")
+    words = [word for word in given.get("trials", "").strip("[]").split(",") if word]
+    trials = [trial_number(word.strip()) for word in words]
+    if "trials" in given and (not trials or None in trials):
+        arguments.faults.append(f"trials={given['trials']}: accepted: numbers of trials, such as trials=[7,3]")
+    if "trials" in given and "top" in given:
+        arguments.faults.append("top and trials: give one of the two")
+    try:
+        arguments.folder()
+    except ConfigError as error:
+        raise ConfigError(error.faults, "hpo-cluster confirm --help") from None
+    numbers = tuple(dict.fromkeys(number for number in trials if number is not None))
+    return Wanted(**counts, trials=numbers), [
+        word for word in arguments.words[1:] if word.partition("=")[0] not in given
+    ]
