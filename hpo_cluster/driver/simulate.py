@@ -111,6 +111,7 @@ def _simulated(spec: CampaignSpec, settings: SimulationSettings, now: SimulatedC
         spread=spread,
         walltime_s=60.0 * spec.launcher_settings.walltime_min,
         trials_per_node=spec.launcher.trials_per_node,
+        poll_period_s=spec.launcher.poll_period_s,
         seed=spec.seed,
     )
     return dataclasses.replace(

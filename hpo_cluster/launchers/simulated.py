@@ -129,11 +129,11 @@ class SimulatedCluster:
         spread: spread of the seconds, used if the settings do not say.
         walltime_s: seconds after which a job is ended.
         trials_per_node: trials that share a job.
+        poll_period_s: seconds between two questions to the scheduler.
         seed: what is drawn follows from it.
     """
 
     backend = "simulated"
-    poll_period_s = 1.0
 
     def __init__(
         self,
@@ -146,9 +146,10 @@ class SimulatedCluster:
         spread: float | None = None,
         walltime_s: float = math.inf,
         trials_per_node: int = 1,
+        poll_period_s: float = 1.0,
         seed: int = 0,
     ) -> None:
-        self.trials_per_node = trials_per_node
+        self.trials_per_node, self.poll_period_s = trials_per_node, poll_period_s
         self._settings, self._clock, self._evaluate, self._seconds = settings, clock, evaluate, seconds
         self._waits, self._walltime_s, self._seed = sorted(waits), walltime_s, seed
         known = spread if settings.spread is None else settings.spread

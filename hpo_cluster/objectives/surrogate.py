@@ -89,8 +89,10 @@ class SurrogateObjective(Objective):
         try:
             evaluations = _read(Path(data["campaign"]), data.get("until"))
             return _filled(data, evaluations)
-        except (JournalError, ConfigError) as error:
+        except JournalError as error:
             raise ValueError(f"objective.campaign={data['campaign']}: {error}") from error
+        except ConfigError as error:
+            raise ValueError(f"objective.campaign={data['campaign']}: {'; '.join(error.faults)}") from error
 
     @property
     def label(self) -> str:
@@ -258,7 +260,7 @@ def _filled(data: dict[str, Any], evaluations: Evaluations) -> dict[str, Any]:
             "constraints": data.get("constraints") or recorded.get("constraints", ()),
         }
     metric = data.get("metric", evaluations.metric)
-    accepted = [*evaluations.names, GPU_SECONDS]
+    accepted = sorted({*evaluations.names, GPU_SECONDS})
     if metric not in accepted:
         close = did_you_mean(metric, accepted)
         raise ConfigError([f"it has no metric {metric}; {close}accepted: {', '.join(accepted)}"])

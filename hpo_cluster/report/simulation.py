@@ -20,6 +20,8 @@ from hpo_cluster.trial import State
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+#: States of trials that have ended without a value, for good.
+FAILED = (State.DIVERGED, State.INFEASIBLE, State.FAILED)
 #: Moments at which the best value is read off for a figure.
 MOMENTS = 200
 #: Percentiles of a band.
@@ -37,7 +39,8 @@ class Run:
         hours: GPU-hours of all attempts; without GPUs, their hours.
         busy: share of the workers' time in which they evaluated.
         ended: trials that have ended.
-        failed: those that ended without a value.
+        failed: those that ended without a value, paused ones not counted.
+        paused: those that are paused at a rung.
         lost: attempts that had to be repeated.
         best: seconds and value of each improvement.
         maximize: whether larger values are better.
@@ -50,6 +53,7 @@ class Run:
     busy: float
     ended: int
     failed: int
+    paused: int
     lost: int
     best: tuple[tuple[float, float], ...]
     maximize: bool
@@ -93,8 +97,9 @@ def run_of(folder: Path) -> Run:
         hours=record.gpu_hours(last) if gpus else sum(spans) / 3600,
         busy=sum(spans) / (workers * wall_s) if wall_s else 0.0,
         ended=len(over),
-        failed=sum(trial.value is None and trial.state is not State.CANCELLED for trial in over),
-        lost=sum(max(0, sum(a.error is not None for a in trial.attempts) - (trial.value is None)) for trial in own),
+        failed=sum(trial.state in FAILED for trial in over),
+        paused=sum(trial.state is State.PAUSED for trial in over),
+        lost=sum(sum(a.error is not None for a in trial.attempts) - (trial.state in FAILED) for trial in own),
         best=tuple(best),
         maximize=maximize,
     )
@@ -109,8 +114,9 @@ def rows_of(groups: Mapping[str, Sequence[Run]]) -> list[list[str]]:
     on_gpus = any(run.on_gpus for runs in groups.values() for run in runs)
     rows = [["GPU-hours" if on_gpus and head == "hours of jobs" else head for head in HEADS]]
     for label, runs in groups.items():
-        failed = sum(run.failed for run in runs) / len(runs)
-        trials = f"{np.median([run.ended for run in runs]):.0f}" + (f" ({failed:.3g} failed)" if failed else "")
+        apart = {word: sum(getattr(run, word) for run in runs) / len(runs) for word in ("failed", "paused")}
+        words = ", ".join(f"{mean:.3g} {word}" for word, mean in apart.items() if mean)
+        trials = f"{np.median([run.ended for run in runs]):.0f}" + (f" ({words})" if words else "")
         rows.append(
             [
                 label,
@@ -159,7 +165,7 @@ def plain(groups: Mapping[str, Sequence[Run]]) -> str:
 
 def write_csv(groups: Mapping[str, Sequence[Run]], path: Path) -> None:
     """Write a line for each campaign."""
-    names = ("campaign", "wall_s", "hours", "busy", "ended", "failed", "lost", "value")
+    names = ("campaign", "wall_s", "hours", "busy", "ended", "failed", "paused", "lost", "value")
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(("group", *names))

@@ -106,6 +106,8 @@ def test_rungs_cost_less(capsys: pytest.CaptureFixture[str]) -> None:
     history = load_history("campaigns/climbed")
     assert set(history["state"]) == {"completed", "paused"}
     assert history["rung"].max() == 2
+    assert (climbed.failed, climbed.lost) == (0, 0)
+    assert climbed.paused == (history["state"] == "paused").sum()
     assert climbed.hours == pytest.approx(9 * 0.25, rel=0.1)
     assert len(history) > 12
     assert climbed.hours < whole.hours / 2

@@ -108,8 +108,9 @@ def test_faults_name_what_is_accepted(tmp_path: Path) -> None:
         ({"campaign": str(tmp_path / "first"), "metric": "size"}, "objective.direction"),
         ({}, "campaign"),
     ):
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(ConfigError, match=words) as caught:
             parse_objective({"kind": "surrogate", **settings})
+        assert len(caught.value.faults) == 1
 
 
 def test_a_space_must_lie_in_the_campaigns(tmp_path: Path) -> None:
