@@ -125,8 +125,15 @@
   const isDark = () => (chosen === null ? preferred.matches : chosen);
   document.getElementById("theme").addEventListener("click", () => { chosen = !isDark(); setTheme(isDark()); });
   preferred.addEventListener("change", () => setTheme(isDark()));
-  window.addEventListener("beforeprint", () => setTheme(false));
-  window.addEventListener("afterprint", () => setTheme(isDark()));
+  // Figures are painted later than the printer looks, so those of a dark page are inverted by their style.
+  window.addEventListener("beforeprint", () => {
+    root.classList.toggle("inverted", isDark());
+    root.classList.remove("dark");
+  });
+  window.addEventListener("afterprint", () => {
+    root.classList.remove("inverted");
+    root.classList.toggle("dark", isDark());
+  });
   root.classList.toggle("dark", isDark());
   const whenDrawn = () => {
     if (Bokeh.documents.length < Number(document.body.dataset.figures)) requestAnimationFrame(whenDrawn);
