@@ -17,7 +17,7 @@ from hpo_cluster.goals import Goals
 from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.record.journal import Event, read_journal
-from hpo_cluster.report.data import MIN_FOR_MODEL, Campaign, read_campaign
+from hpo_cluster.report.data import Campaign, read_campaign
 from hpo_cluster.trial import Origin, State
 
 Array = NDArray[np.float64]
@@ -59,15 +59,18 @@ class Run:
 
     Args:
         dir: its folder, as it was given.
-        campaign: its identity, history and metrics.
-        record: its trials.
+        campaign: its identity, trials, history and metrics.
         curve: its best value after each evaluation.
     """
 
     dir: Path
     campaign: Campaign
-    record: Record
     curve: Curve
+
+    @property
+    def record(self) -> Record:
+        """The campaign's trials."""
+        return self.campaign.record
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -101,11 +104,9 @@ class Run:
         It is the trial with the best posterior mean, and with few values the one with the best value.
         """
         ranked = self.campaign.ranked
-        if len(ranked) >= MIN_FOR_MODEL:
-            from hpo_cluster.optimizers.bayesian.surrogate import recommend
-
-            return recommend(self.campaign.history, self.campaign.space)
-        return None if ranked.empty else int(ranked.iloc[0]["trial"])
+        if ranked.empty or self.campaign.recommended is not None:
+            return self.campaign.recommended
+        return int(ranked.iloc[0]["trial"])
 
     @property
     def recommends_imported(self) -> bool:
@@ -148,9 +149,7 @@ def read_run(folder: Path) -> Run:
     """Return a campaign for a comparison. Raise JournalError if it cannot be read."""
     campaign = read_campaign(folder)
     events = read_journal(campaign.layout.events).events
-    record = Record.of(events, campaign.layout.events)
-    curve = _curve(events, campaign.goals, 1.0 if campaign.maximize else -1.0)
-    return Run(folder, campaign, record, curve)
+    return Run(folder, campaign, _curve(events, campaign.goals, 1.0 if campaign.maximize else -1.0))
 
 
 def _scored(trial: TrialRecord) -> bool:
