@@ -9,7 +9,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hpo_cluster.objectives import worker
-from hpo_cluster.objectives.climbing import at_each_rung
+from hpo_cluster.objectives.climbing import at_each_rung_in
 from hpo_cluster.objectives.surrogate import SurrogateObjective
 
 
@@ -17,17 +17,11 @@ def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
     """Return the prediction for this attempt's configuration, of one rung after another."""
     attempt.phase("evaluate")
     objective = SurrogateObjective.model_validate(attempt.settings)
-    climb = attempt.climb
-    done = 0.0 if climb is None or climb.start == 0 else climb.share(climb.start - 1)
-
-    def work(share: float) -> dict[str, Any]:
-        nonlocal done
-        objective.work(attempt.parameters, max(0.0, share - done))
-        done = share
-        number = int(attempt.params.get("attempt") or 0)
-        return objective.measure(attempt.parameters, attempt.seed, number, share)
-
-    return at_each_rung(attempt, work)
+    return at_each_rung_in(
+        objective.wait_share * (objective.seconds(attempt.parameters) or 0.0),
+        attempt,
+        lambda number, share: objective.measure(attempt.parameters, attempt.seed, number, share),
+    )
 
 
 if __name__ == "__main__":

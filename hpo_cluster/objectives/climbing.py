@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -202,3 +203,25 @@ def at_each_rung(attempt: Attempt, evaluate: Callable[[float], dict[str, Any]]) 
         if not climb.report(rung, result["metrics"], result.get("sems")):
             break
     return result
+
+
+def at_each_rung_in(
+    seconds: float, attempt: Attempt, measure: Callable[[int, float], dict[str, Any]]
+) -> dict[str, Any]:
+    """Wait at each rung for its part of an evaluation that takes `seconds`, and measure; return the last result.
+
+    Args:
+        seconds: of a whole evaluation.
+        attempt: the attempt.
+        measure: takes the attempt's number and a share, and returns a result.
+    """
+    climb = attempt.climb
+    done = 0.0 if climb is None or climb.start == 0 else climb.share(climb.start - 1)
+
+    def evaluate(share: float) -> dict[str, Any]:
+        nonlocal done
+        time.sleep(seconds * max(0.0, share - done))
+        done = share
+        return measure(int(attempt.params.get("attempt") or 0), share)
+
+    return at_each_rung(attempt, evaluate)

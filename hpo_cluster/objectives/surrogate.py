@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -216,11 +215,6 @@ class SurrogateObjective(Objective):
             noisy[name] += self.noise * noise_of(seed, *((name,) if number else ()))
         sems = {"sems": dict.fromkeys(noisy, self.noise)} if self.noise else {}
         return {"metrics": {**noisy, **timed}, **sems, **({GPU_SECONDS: timed[SECONDS]} if timed else {})}
-
-    def work(self, parameters: Mapping[str, Value], share: float) -> None:
-        """Wait as long as a job of `wait_share` would take for a share of an evaluation."""
-        if self.wait_share and (seconds := self.seconds(parameters)) is not None:
-            time.sleep(seconds * self.wait_share * share)
 
 
 def _failed(found: Prediction, seed: int) -> State | None:

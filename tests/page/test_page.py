@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from support.campaigns import make_campaign
+from support.waiting import wait
 
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.report import write_page
@@ -71,17 +72,9 @@ def opened(browser: Chrome, page: Path, *, dark: bool = False) -> Chrome:
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     browser.get(page.as_uri())
-    until(lambda: browser.execute_script("return document.body.dataset.drawn === 'yes'"))
-    until(lambda: browser.execute_script("return Bokeh.documents.every((document) => document.is_idle)"))
+    wait(lambda: browser.execute_script("return document.body.dataset.drawn === 'yes'"))
+    wait(lambda: browser.execute_script("return Bokeh.documents.every((document) => document.is_idle)"))
     return browser
-
-
-def until(holds: Callable[[], Any], seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := holds()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.05)
-    return value
 
 
 def severe(browser: Chrome) -> list[str]:
@@ -234,14 +227,14 @@ def test_the_pointer_and_a_click_on_a_marker_show_its_trial(browser: Chrome, pag
     mouse.w3c_actions.pointer_action.move_to_location(round(place["x"]), round(place["y"]))
     mouse.perform()
     label = f"t{trial:04d}"
-    said = until(lambda: text if label in (text := browser.execute_script(DEEP)) else "", 10)
+    said = wait(lambda: text if label in (text := browser.execute_script(DEEP)) else "", 10)
     assert "state: completed" in said
     assert "kind: " in said
     assert "score: " in said
     mouse.w3c_actions.pointer_action.click()
     mouse.perform()
     dialog = browser.find_element(By.ID, "details")
-    until(dialog.is_displayed, 10)
+    wait(dialog.is_displayed, 10)
     assert dialog.find_element(By.TAG_NAME, "h3").text == label
     assert browser.execute_script("return window.obeyed") is None
     assert severe(browser) == []
