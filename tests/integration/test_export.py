@@ -137,6 +137,16 @@ def test_a_study_of_somebody_else_is_left_alone(here: Path, capsys: pytest.Captu
     assert len(study_in("sqlite:///s.db", "mine").trials) == 8
 
 
+@pytest.mark.parametrize("place", ["folder.db", "text.db", "nothing://there"])
+def test_a_place_that_is_no_optuna_storage_is_one_sentence(
+    place: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("folder.db").mkdir()
+    Path("text.db").write_text("mine " * 500)
+    assert main(["export", "campaigns/c", "to=optuna", f"path={place}"]) == 2
+    assert f"{place}: cannot be opened as an Optuna storage" in capsys.readouterr().err
+
+
 def test_rungs_are_intermediate_values_and_paused_trials_are_pruned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

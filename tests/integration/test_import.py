@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +239,22 @@ def test_a_file_that_cannot_be_read_is_named(name: str, capsys: pytest.CaptureFi
     error = capsys.readouterr().err
     assert name in error
     assert ("there is no such file" if name == "none.csv" else "accepted: a table (.csv") in error
+
+
+@pytest.mark.parametrize("name", ["broken.db", "broken.log"])
+def test_a_broken_optuna_storage_is_one_sentence(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(name).write_bytes(b"\xfe\xffno storage\n" * 100)
+    assert main(["import", name, "campaign=c"]) == 2
+    assert f"{name}: cannot be opened as an Optuna storage" in capsys.readouterr().err
+
+
+def test_a_database_of_another_program_is_left_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(sqlite3.connect("other.db")) as database:
+        database.execute("CREATE TABLE notes (text)")
+    before = Path("other.db").read_bytes()
+    assert main(["import", "other.db", "campaign=c"]) == 2
+    assert "other.db: has no study" in capsys.readouterr().err
+    assert Path("other.db").read_bytes() == before
 
 
 def imported_events(folder: str) -> list[dict[str, Any]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,42 @@ def opened_storage(place: str) -> Iterator[Any]:
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        if Path(place).suffix in JOURNAL_ENDS:
-            from optuna.storages.journal import JournalFileBackend
-
-            yield optuna.storages.JournalStorage(JournalFileBackend(place))
-            return
-        url = place if "://" in place else f"sqlite:///{Path(place).absolute()}"
-        storage = optuna.storages.RDBStorage(url)
+        storage = _storage(place)
         try:
             yield storage
         finally:
-            storage.remove_session()
-            storage.engine.dispose()
+            if isinstance(storage, optuna.storages.RDBStorage):
+                storage.remove_session()
+                storage.engine.dispose()
     finally:
         optuna.logging.set_verbosity(verbosity)
+
+
+def _storage(place: str) -> Any:
+    """Return the Optuna storage at a place. Raise ConfigError if there is something else, or nothing can be written."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    try:
+        if Path(place).suffix in JOURNAL_ENDS:
+            return optuna.storages.JournalStorage(JournalFileBackend(place))
+        return optuna.storages.RDBStorage(place if "://" in place else f"sqlite:///{Path(place).absolute()}")
+    except OSError:
+        raise
+    except Exception as error:  # of Optuna, SQLAlchemy or the driver of a database: any
+        why = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+        raise ConfigError([f"{place}: cannot be opened as an Optuna storage: {why}"]) from error
+
+
+def _holds_studies(file: Path) -> bool:
+    """Return whether a file was written by Optuna: to open another database with Optuna would change it."""
+    if file.suffix in JOURNAL_ENDS:
+        return True
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            return bool(database.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchall())
+    except sqlite3.DatabaseError:
+        return True  # Optuna says what is wrong with it
 
 
 def write_study(outline: Outline, record: Record, place: str, study_name: str) -> int:
@@ -236,6 +259,8 @@ def _study(file: Path, name: str | None) -> Iterator[Any]:
     """Yield a study of a storage in a file: the one of that name, or the only one."""
     import optuna
 
+    if not _holds_studies(file):
+        raise ConfigError([f"{file}: has no study"])
     with opened_storage(str(file)) as storage:
         names = [study.study_name for study in storage.get_all_studies()]
         if name not in names and (name is not None or len(names) != 1):
