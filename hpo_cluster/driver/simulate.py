@@ -21,14 +21,13 @@ from hpo_cluster.optimizers.base import Optimizer
 from hpo_cluster.record import clock
 from hpo_cluster.record.clock import SimulatedClock
 from hpo_cluster.record.files import without_sync
+from hpo_cluster.record.identity import SIMULATION
 from hpo_cluster.trial import Ask
 from hpo_cluster.window import ACCEPTED_MOMENT, parse_moment
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Section of a simulated campaign's identity.
-SECTION = "simulation"
 #: Seconds between two looks while no job may be submitted.
 SHUT_S = 60.0
 
@@ -118,7 +117,7 @@ def _simulated(spec: CampaignSpec, settings: SimulationSettings, now: SimulatedC
         spec,
         launcher=cluster,
         optimizer=_Timed(spec.optimizer, now, settings.proposal_scale),
-        identity={**spec.identity, SECTION: settings.identity()},
+        identity={**spec.identity, SIMULATION: settings.identity()},
         operation=spec.operation.model_copy(update={"driver_memory_gb": None}),
         code="none",
     )

@@ -253,13 +253,13 @@ def _filled(data: dict[str, Any], evaluations: Evaluations) -> dict[str, Any]:
             "metrics": recorded["metrics"],
             "constraints": data.get("constraints") or recorded.get("constraints", ()),
         }
+    if (count := len(evaluations.whole)) < LEAST:
+        raise ConfigError([f"it has {count} evaluations with a value, and {LEAST} are needed"])
     metric = data.get("metric", evaluations.metric)
     accepted = sorted({*evaluations.names, GPU_SECONDS})
     if metric not in accepted:
         close = did_you_mean(metric, accepted)
         raise ConfigError([f"it has no metric {metric}; {close}accepted: {', '.join(accepted)}"])
-    if len(evaluations.whole) < LEAST:
-        raise ConfigError([f"it has {len(evaluations.whole)} evaluations with a value, and {LEAST} are needed"])
     same = metric == evaluations.metric
     if "direction" not in data and not same and metric != GPU_SECONDS and not data.get("metrics"):
         raise ConfigError([f"give objective.direction=maximize or minimize for the metric {metric}"])

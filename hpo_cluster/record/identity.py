@@ -14,6 +14,9 @@ from hpo_cluster.record.files import publish_once
 
 ABSENT = "(absent)"
 
+#: The part of an identity that only a simulated campaign has.
+SIMULATION = "simulation"
+
 #: Characters of a file up to which libyaml reads it. It is nine times as fast; nothing limits its depth but the stack.
 FAST_UP_TO = 8000
 

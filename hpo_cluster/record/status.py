@@ -19,7 +19,7 @@ from hpo_cluster.record.climb import room_for, rung_table, saved
 from hpo_cluster.record.clock import is_time, seconds_since
 from hpo_cluster.record.confirmation import confirmation_cost, confirmation_status
 from hpo_cluster.record.files import read_json
-from hpo_cluster.record.identity import identity_of_campaign
+from hpo_cluster.record.identity import SIMULATION, identity_of_campaign
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.lock import heartbeat_age_s, owner_lives, read_lock
 from hpo_cluster.record.processes import is_stopped
@@ -40,7 +40,8 @@ def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
     goals = Goals.of(identity["objective"])
     record = Record.read(layout.events)
     status = summarise(record, layout, identity["direction"], goals=goals, driver_alive=alive)
-    status["confirmation_cost"] = confirmation_cost(record)
+    can_go_on = SIMULATION not in identity and identity["objective"].get("kind") != "elsewhere"
+    status["confirmation_cost"] = confirmation_cost(record) if can_go_on else None
     if record.ladder is not None:
         status["fidelity"]["checkpoint_bytes"] = checkpoint_bytes(record, layout)
     return status

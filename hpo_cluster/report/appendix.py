@@ -125,6 +125,8 @@ def _resources(facts: Mapping[str, Any], markup: Markup) -> list[str]:
     """Return on what the campaign ran, and what it cost."""
     hardware, time = facts["hardware"], facts["time"]
     sentences = []
+    if facts["simulated"]:
+        sentences.append("The campaign was simulated: its jobs, nodes, times and failures are not real.")
     if hardware["nodes"]:
         nodes = _some([markup.name(name) for name in hardware["nodes"]])
         how = SCHEDULERS.get(hardware["launcher"], hardware["launcher"] or "a scheduler that is not recorded")

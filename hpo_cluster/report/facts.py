@@ -17,7 +17,7 @@ from hpo_cluster.objectives import OBJECTIVES, parse_objective
 from hpo_cluster.record import clock
 from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.files import read_json
-from hpo_cluster.record.identity import flatten, identity_of_campaign
+from hpo_cluster.record.identity import SIMULATION, flatten, identity_of_campaign
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.status import shown_trial
 from hpo_cluster.record.warm_start import IDENTITY_KEY
@@ -67,6 +67,7 @@ def facts_of(campaign_dir: Path) -> dict[str, Any]:
         "front": None if goals is None else len(record.front(goals)),
         "versions": versions,
         "code": sorted({str(start["code"]) for start in record.starts}),
+        "simulated": SIMULATION in identity,
         "hardware": _hardware(record, results, settings.get("launcher") or {}),
         "time": _time(record),
         "gpu_hours": round(record.gpu_hours(clock.now()), 3),

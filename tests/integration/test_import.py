@@ -62,6 +62,7 @@ def test_a_table_becomes_a_campaign_that_everything_opens(capsys: pytest.Capture
 def test_such_a_campaign_says_that_it_cannot_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.csv").write_text(TABLE)
     assert main(["import", "mine.csv", SPACE, "objective.metric=acc", "campaign=c"]) == 0
+    assert campaign_status("campaigns/c")["confirmation_cost"] is None
     assert main(["resume", "campaigns/c", "budget=9"]) == 2
     assert "cannot be evaluated here; to go on from these evaluations: hpo-cluster run" in capsys.readouterr().err
     assert main(["import", "mine.csv", SPACE, "objective.metric=acc", "campaign=c"]) == 2

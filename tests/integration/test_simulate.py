@@ -142,7 +142,11 @@ def test_a_command_compares_workers_and_leaves_campaigns_that_can_be_read(capsys
     assert values["workers=1"] == values["workers=4"]  # random proposals do not depend on the workers
     assert (folder / "simulation.png").stat().st_size > 10_000
     assert main(["status", str(folder / "workers-4-s1")]) == 0
-    assert "finished" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "finished" in shown
+    assert "hpo-cluster confirm" not in shown  # which is refused
+    assert main(["describe", str(folder / "workers-4-s1")]) == 0
+    assert "The campaign was simulated" in capsys.readouterr().out
     assert main(["report", str(folder / "workers-4-s1")]) == 0
     assert main(["ls", str(folder)]) == 0
     assert main(["resume", str(folder / "workers-4-s1"), "budget=20"]) == 2

@@ -110,15 +110,14 @@ def resume(arguments: Arguments) -> int:
 def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_files: bool) -> Config:
     """Return the configuration of an existing campaign as it last ran, changed by `overrides`."""
     from hpo_cluster.cli.config.recorded import compose_resume
-    from hpo_cluster.driver.simulate import SECTION
     from hpo_cluster.record.campaign_state import Record
-    from hpo_cluster.record.identity import read_identity
+    from hpo_cluster.record.identity import SIMULATION, read_identity
     from hpo_cluster.record.layout import CampaignLayout
     from hpo_cluster.record.places import move_of
 
     folder = arguments.folder()
     layout = CampaignLayout(folder)
-    if SECTION in (read_identity(layout.identity) or {}):
+    if SIMULATION in (read_identity(layout.identity) or {}):
         raise ConfigError([f"{folder}: is a simulated campaign, which nothing real can continue"], SIMULATE_AGAIN)
     record = Record.read(layout.events)
     starts = record.starts

@@ -116,14 +116,14 @@ def _slug(label: str) -> str:
 
 def _check(configs: Sequence[Config], folder: Path) -> None:
     """Raise ConfigError if a campaign cannot be simulated, or something else is in the way of the results."""
-    from hpo_cluster.driver.simulate import SECTION, simulation_faults
-    from hpo_cluster.record.identity import read_identity
+    from hpo_cluster.driver.simulate import simulation_faults
+    from hpo_cluster.record.identity import SIMULATION, read_identity
 
     faults = list[str]()
     for config in configs:
         faults += simulation_faults(config.objective, config.launcher, baseline=config.operation.baseline)
     for path in folder.glob("*/campaign.yaml"):
-        if SECTION not in (read_identity(path) or {}):
+        if SIMULATION not in (read_identity(path) or {}):
             faults.append(f"{path.parent}: is a real campaign, in the folder of simulated ones; give campaign=NEW_NAME")
     if folder.exists() and not any(folder.glob("*/campaign.yaml")) and any(folder.iterdir()):
         faults.append(f"{folder}: holds something else than simulated campaigns; give campaign=NEW_NAME")

@@ -100,10 +100,11 @@ def test_rungs_are_predicted_if_the_campaign_had_them(tmp_path: Path) -> None:
 
 
 def test_faults_name_what_is_accepted(tmp_path: Path) -> None:
-    few = campaign(tmp_path / "few", LEAST - 1)
+    few, none = campaign(tmp_path / "few", LEAST - 1), campaign(tmp_path / "empty", 0)
     for settings, words in (
         ({"campaign": str(tmp_path / "none")}, "is not a campaign"),
         ({"campaign": str(few)}, f"{LEAST} are needed"),
+        ({"campaign": str(none)}, f"it has 0 evaluations with a value, and {LEAST} are needed"),
         ({"campaign": str(campaign(tmp_path / "first")), "metric": "siz"}, "did you mean size"),
         ({"campaign": str(tmp_path / "first"), "metric": "size"}, "objective.direction"),
         ({}, "campaign"),
