@@ -147,6 +147,22 @@ def test_a_place_that_is_no_optuna_storage_is_one_sentence(
     assert f"{place}: cannot be opened as an Optuna storage" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("to", "place", "what"),
+    [("mlflow", "runs.db", "give sqlite:///runs.db"), ("tensorboard", "http://there", "is not a folder")],
+)
+def test_a_place_that_the_tool_cannot_write_to_says_what_to_type(
+    to: str, place: str, what: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "campaigns/c", f"to={to}", f"path={place}"]) == 2
+    assert what in capsys.readouterr().err
+    words = ["run", "objective=synthetic", f"tracking={to}", f"tracking.uri={place}", "campaign=other"]
+    assert main(words) == 2
+    assert what in capsys.readouterr().err
+    assert not Path("campaigns/other").exists()
+    assert not Path(place.partition("/")[0]).exists()
+
+
 def test_rungs_are_intermediate_values_and_paused_trials_are_pruned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

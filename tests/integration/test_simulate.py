@@ -161,6 +161,7 @@ def test_every_fault_is_named_and_nothing_is_written(capsys: pytest.CaptureFixtu
     err = capsys.readouterr().err
     for part in ("optimizer=nosuch", "did you mean repeats", "simulate.failure_rate=2: must be at most 1"):
         assert part in err
+    assert "hpo-cluster simulate --help" in err
     assert main(["simulate", "launcher.trials_per_job=2", "baseline=true"]) == 2
     err = capsys.readouterr().err
     for part in ("objective=lora: only a job can", "trials_per_job=2", "baseline=True"):

@@ -78,6 +78,8 @@ def _log_all(outline: Outline, record: Record, to: str, place: str, name: str | 
         tracking = Tracking.model_validate({"kind": to, "uri": place or None, "experiment": name})
     except ValidationError as error:
         raise ConfigError([str(entry["msg"]).removeprefix("Value error, ") for entry in error.errors()]) from error
+    if fault := tracking.place_fault:
+        raise ConfigError([f"path={place}: {fault}"], "hpo-cluster export --help")
     try:
         tracker = make_tracker(tracking, outline)
         changed = sum(tracker.log(trial_facts(outline, record, trial)) for trial in record.rows)

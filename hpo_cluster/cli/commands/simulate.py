@@ -39,7 +39,11 @@ def simulate(arguments: Arguments) -> int:
     combinations = [words]
     if arguments.option("--multirun"):
         combinations = expand(words, config_dir=arguments.files.get("config_dir"), faults=faults)
-    configs = compose_all(combinations, faults=faults, apart=False, **arguments.files)
+    try:
+        configs = compose_all(combinations, faults=faults, apart=False, **arguments.files)
+    except ConfigError as error:  # the help of run does not have the keys of the simulation
+        hint = error.hint and error.hint.replace("hpo-cluster run --help", "hpo-cluster simulate --help")
+        raise ConfigError(error.faults, hint) from None
     folder = _folder(configs)
     labels = _labels(combinations) if len(configs) > 1 else [configs[0].campaign]
     _check(configs, folder)

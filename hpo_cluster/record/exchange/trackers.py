@@ -45,7 +45,20 @@ class Tracking(Settings):
     def faults(self) -> list[str]:
         """Why trials cannot be logged here; empty if they can."""
         fault = library_fault(self.kind)
-        return [f"tracking={fault}"] if fault else []
+        found = [f"tracking={fault}"] if fault else []
+        return found + ([f"tracking.uri={self.uri}: {place}"] if (place := self.place_fault) else [])
+
+    @property
+    def place_fault(self) -> str:
+        """Why nothing can be logged at this kind of place; empty if it can."""
+        uri = self.uri or ""
+        if self.kind == "mlflow" and uri and ":" not in uri and uri != "databricks":
+            return (
+                f"is not a tracking URI; for a database in a file give sqlite:///{uri}, for a server http://HOST:PORT"
+            )
+        if self.kind == "tensorboard" and "://" in uri:
+            return "is not a folder, which TensorBoard needs"
+        return ""
 
 
 #: Nothing is logged elsewhere.
