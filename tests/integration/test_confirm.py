@@ -112,6 +112,18 @@ def test_an_unfinished_campaign_proposes_nothing_for_a_confirmation(tmp_path: Pa
     assert status["confirmation"]["done"] == 2
 
 
+def test_a_confirmation_that_leaves_budget_does_not_say_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "objective=synthetic", "optimizer=random", "poll_s=0.1", "campaign=x", "budget=2"]) == 0
+    capsys.readouterr()
+    assert main(["confirm", "campaigns/x", "top=1", "replicates=1", "budget=4"]) == 0
+    out = capsys.readouterr().out
+    assert "x: stopped (confirmed)" in out
+    assert "hpo-cluster resume campaigns/x" in out
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     quick = ["objective=synthetic", "objective.noise=1", "optimizer=random", "poll_s=0.1", "campaign=x"]

@@ -370,16 +370,15 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     files = {"history": campaign.opened.layout.history, "log": campaign.opened.log_path}
     if page := _write_page(config.campaign_dir):
         files["report"] = page
-    status = {
-        **status,
-        "state": "stopped" if campaign.reason else "finished",
-        "reason": campaign.reason or None,
-        "eta_s": None,
-    }
+    confirmed = not campaign.reason and (campaign.record.stopped or {}).get("reason") == "confirmed"
+    reason = "confirmed" if confirmed else campaign.reason or None
+    status = {**status, "state": "stopped" if reason else "finished", "reason": reason, "eta_s": None}
     short = {label: short_path(path) for label, path in files.items()}
     tell("\n".join(summary_lines(status, config.objective.metric, config.objective.test_tasks or (), short)))
     if campaign.reason:
         tell(f"Go on, once that is fixed:\n  {resume}")
+    elif confirmed:
+        tell(f"The budget is not spent. Go on with:\n  hpo-cluster resume {folder}")
     return BAD_END if campaign.reason or status["best"] is None else OK
 
 
