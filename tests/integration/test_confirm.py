@@ -146,9 +146,15 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     record = Record.read(Path("campaigns/x/events.jsonl"))
     assert {trial.state for trial in record.confirmations} == {State.COMPLETED}
     assert record.starts[-1]["operation"]["workers"] == 4
+    assert main(["report", "campaigns/x"]) == 0
     assert "## Confirmed with new seeds" in Path("campaigns/x/report/report.md").read_text()
     assert "Trials: 3 completed.\n" in Path("campaigns/x/report/report.md").read_text()
     assert main(["verify", "campaigns/x"]) == 0
+    assert main(["describe", "campaigns/x"]) == 0
+    best = campaign_status("campaigns/x")["confirmation"]["trials"][0]
+    described = capsys.readouterr().out
+    assert "evaluated again with new seeds (4 of 4 evaluations outside the budget)" in described
+    assert f"{best['mean']:.4g}"[:4] in described
     assert main(["why", "campaigns/x", "c0001"]) == 0
     assert "origin confirmation" in capsys.readouterr().out
     assert "c0001 " in candidates("hpo-cluster why campaigns/x c")
