@@ -139,6 +139,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert text in message
     assert main(["confirm", "campaigns/x", "trials=7"]) == 2
     assert "t0007: only a trial" in capsys.readouterr().err
+    assert main(["confirm", "campaigns/x", "replicate=7"]) == 2
+    assert "[replicates=...]" in capsys.readouterr().err
+    assert main(["confirm", "campaigns/x", "top=1", "dry_run=true"]) == 0
+    assert "3 evaluations missing; nothing was added" in capsys.readouterr().out
     assert main(["confirm", "campaigns/x", "top=2", "replicates=2", "workers=4"]) == 0
     out = capsys.readouterr().out
     assert "confirmed  4 of 4 evaluations with new seeds, outside the budget" in out

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hpo_cluster.cli.arguments import Arguments, short_path
+from hpo_cluster.cli.arguments import COMMANDS, Arguments, short_path
 from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say, tell
 from hpo_cluster.errors import ConfigError, LockedError
 from hpo_cluster.text import did_you_mean
@@ -141,7 +141,8 @@ def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_fil
             **arguments.files,
         )
     except ConfigError as error:
-        again = f"hpo-cluster {arguments.command} {arguments.words[0]} KEY=VALUE"
+        own = "".join(f"[{key}=...] " for key in COMMANDS[arguments.command].keys)
+        again = f"hpo-cluster {arguments.command} {shlex.quote(arguments.words[0])} {own}KEY=VALUE"
         raise ConfigError(error.faults, f"To go on:  {again}   (hpo-cluster {arguments.command} --help)") from None
 
 
