@@ -50,8 +50,9 @@ def progress_line(status: Mapping[str, Any]) -> str:
     """Return the bar, with done, running and failed trials, best value and time left."""
     budget, done = max(status["budget"], 1), status["done"]
     filled = min(BAR_WIDTH, round(BAR_WIDTH * done / budget))
-    counts = dict(status["counts"])
-    running, waiting = counts.get("running", 0), counts.get("submitted", 0) + counts.get("proposed", 0)
+    counts, jobs = status["counts"], status["running"]  # the counts leave out what is outside the budget
+    running = sum(row["state"] == "running" for row in jobs)
+    waiting = len(jobs) - running
     whole = " whole evaluations" if "fidelity" in status else " done"
     parts = [f"{number(done)}/{status['budget']}{whole}", f"{running} running"]
     if waiting:

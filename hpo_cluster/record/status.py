@@ -330,9 +330,12 @@ def _elapsed_s(record: Record, *, driver_alive: bool) -> float:
 
 
 def _eta_s(record: Record, budget: int, workers: int) -> float | None:
-    """Return the estimated seconds until the budget is spent, by the mean duration of an evaluation so far."""
+    """Return the estimated seconds until the budget is spent, by the mean duration of an evaluation so far.
+
+    None if nothing was evaluated yet, or if the budget is spent and what runs is outside it.
+    """
     mean = record.mean_evaluation_s
-    if mean is None:
+    if mean is None or record.spent >= budget:
         return None
     under_way = sum(min(mean, _seconds_since(t.started_at)) for t in record.in_flight if t.started_at)
     return round(max(0.0, math.ceil(((budget - record.spent) * mean - under_way) / max(workers, 1))), 1)

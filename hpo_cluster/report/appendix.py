@@ -118,7 +118,25 @@ def _trials(facts: Mapping[str, Any], markup: Markup) -> list[str]:
         sentences.append(f"The Pareto front has {_several(facts['front'], 'trial')}.")
     if facts["baseline"] is not None and facts["baseline"]["value"] is not None:
         sentences.append(f"The baseline has {_number(facts['baseline']['value'])}.")
-    return sentences
+    return [*sentences, *_confirmation(facts, markup)]
+
+
+def _confirmation(facts: Mapping[str, Any], markup: Markup) -> list[str]:
+    """Return what the best configurations have reached with new seeds, which had no part in their choice."""
+    found = facts["confirmation"]
+    if found is None:
+        return []
+    means = []
+    for row in found["trials"]:
+        if row["mean"] is not None:
+            sem = "" if row["sem"] is None else f"standard error {_number(row['sem'])}, "
+            means.append(
+                f"{_number(row['mean'])} for trial {row['trial']} ({sem}{_several(len(row['values']), 'seed')})"
+            )
+    metric = markup.name(facts["objective"]["metrics"][0]["name"])
+    said = f", with the mean {metric} {_some(means)}" if means else ""
+    done = f"{found['done']} of {_several(found['wanted'], 'evaluation')} outside the budget"
+    return [f"The chosen configurations were evaluated again with new seeds ({done}){said}."]
 
 
 def _resources(facts: Mapping[str, Any], markup: Markup) -> list[str]:

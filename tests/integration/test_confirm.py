@@ -112,6 +112,18 @@ def test_an_unfinished_campaign_proposes_nothing_for_a_confirmation(tmp_path: Pa
     assert status["confirmation"]["done"] == 2
 
 
+def test_a_confirmation_that_leaves_budget_does_not_say_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "objective=synthetic", "optimizer=random", "poll_s=0.1", "campaign=x", "budget=2"]) == 0
+    capsys.readouterr()
+    assert main(["confirm", "campaigns/x", "top=1", "replicates=1", "budget=4"]) == 0
+    out = capsys.readouterr().out
+    assert "x: stopped (confirmed)" in out
+    assert "hpo-cluster resume campaigns/x" in out
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     quick = ["objective=synthetic", "objective.noise=1", "optimizer=random", "poll_s=0.1", "campaign=x"]
@@ -127,6 +139,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert text in message
     assert main(["confirm", "campaigns/x", "trials=7"]) == 2
     assert "t0007: only a trial" in capsys.readouterr().err
+    assert main(["confirm", "campaigns/x", "replicate=7"]) == 2
+    assert "[replicates=...]" in capsys.readouterr().err
+    assert main(["confirm", "campaigns/x", "top=1", "dry_run=true"]) == 0
+    assert "3 evaluations missing; nothing was added" in capsys.readouterr().out
     assert main(["confirm", "campaigns/x", "top=2", "replicates=2", "workers=4"]) == 0
     out = capsys.readouterr().out
     assert "confirmed  4 of 4 evaluations with new seeds, outside the budget" in out
@@ -134,9 +150,15 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     record = Record.read(Path("campaigns/x/events.jsonl"))
     assert {trial.state for trial in record.confirmations} == {State.COMPLETED}
     assert record.starts[-1]["operation"]["workers"] == 4
+    assert main(["report", "campaigns/x"]) == 0
     assert "## Confirmed with new seeds" in Path("campaigns/x/report/report.md").read_text()
     assert "Trials: 3 completed.\n" in Path("campaigns/x/report/report.md").read_text()
     assert main(["verify", "campaigns/x"]) == 0
+    assert main(["describe", "campaigns/x"]) == 0
+    best = campaign_status("campaigns/x")["confirmation"]["trials"][0]
+    described = capsys.readouterr().out
+    assert "evaluated again with new seeds (4 of 4 evaluations outside the budget)" in described
+    assert f"{best['mean']:.4g}"[:4] in described
     assert main(["why", "campaigns/x", "c0001"]) == 0
     assert "origin confirmation" in capsys.readouterr().out
     assert "c0001 " in candidates("hpo-cluster why campaigns/x c")

@@ -181,6 +181,15 @@ def contrast(first: str, second: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
+def test_confirmations_follow_the_trials_in_their_order(browser: Chrome, tmp_path: Path) -> None:
+    end = {"state": "completed", "value": 1.0, "metrics": {"score": 1.0}}
+    trials = [{"number": number, "parameters": SPACE.decode([0.5] * 3), "end": end} for number in (0, 1, -2, -3)]
+    for trial in trials[2:]:
+        trial["info"] = {"confirms": 0, "replicate": -2 - trial["number"]}
+    opened(browser, write_page(make_campaign(tmp_path / "c", OBJECTIVE, SPACE, trials, "maximize")))
+    assert [cell[:5] for cell in cells(browser, 0)] == ["t0000", "t0001", "c0001", "c0002"]
+
+
 def test_the_table_sorts_and_is_filtered(browser: Chrome, page: Path) -> None:
     opened(browser, page)
     assert cells(browser, 0)[:3] == ["t0000", "t0001", "t0002"]

@@ -38,11 +38,13 @@ def make_campaign(
         journal.append("created", campaign=directory.name, code="c")
         for trial in trials:
             number = trial["number"]
-            origin = "baseline" if number < 0 else "evaluated"
+            at = number if number >= -1 else -number
+            origin = "baseline" if number == -1 else "confirmation" if number < 0 else "evaluated"
             row = {"trial": number, "parameters": trial["parameters"], "seed": 1, "origin": origin}
+            row["info"] = trial.get("info", {})
             journal.append("asked", trials=[row], decision={})
             journal.append("intent", trial=number, attempt=0, token=f"t{number}", code="c")
-            job = {"backend": "l", "job_id": "1", "token": f"t{number}", "submitted_at": stamp(number + 1), "host": "h"}
+            job = {"backend": "l", "job_id": "1", "token": f"t{number}", "submitted_at": stamp(at + 1), "host": "h"}
             journal.append("submitted", trial=number, attempt=0, job=job, gpus=trial.get("gpus", 0))
             if "gpus" in trial:
                 journal.append("running", trial=number, attempt=0, started_at=stamp(0))
@@ -52,5 +54,5 @@ def make_campaign(
                 if sems:
                     layout.attempt(number, 0).dir.mkdir(parents=True)
                     layout.attempt(number, 0).result.write_text(dumps({"metrics": end["metrics"], "sems": sems}))
-                journal.append("ended", trial=number, attempt=0, **{"ended_at": stamp(3 * number + 5), **end})
+                journal.append("ended", trial=number, attempt=0, **{"ended_at": stamp(3 * at + 5), **end})
     return directory

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from hpo_cluster.cli.arguments import COMMANDS, Arguments, trial_number
+from hpo_cluster.cli.commands import OK, say
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record.confirmation import REPLICATES, TOP, Wanted
 
@@ -14,18 +16,26 @@ def confirm(arguments: Arguments) -> int:
     from hpo_cluster.cli.commands.drive import campaign_spec, drive, recorded_config
     from hpo_cluster.goals import Goals
     from hpo_cluster.record.campaign_state import Record
-    from hpo_cluster.record.confirmation import chosen
+    from hpo_cluster.record.confirmation import chosen, missing_rows
     from hpo_cluster.record.identity import identity_of_campaign
     from hpo_cluster.record.layout import CampaignLayout
+    from hpo_cluster.trial import trial_label
 
     wanted, overrides = _read(arguments)
     layout = CampaignLayout(Path(arguments.words[0]))
     identity = identity_of_campaign(layout.identity)
     maximize, goals = identity["direction"] == "maximize", Goals.of(identity["objective"])
-    chosen(Record.read(layout.events), wanted, goals, maximize=maximize)  # before anything is opened
+    record = Record.read(layout.events)
+    trials = chosen(record, wanted, goals, maximize=maximize)  # before anything is opened
     config = recorded_config(arguments, overrides, check_files=True)
     spec = campaign_spec(config, overrides, take_over=arguments.option("--take-over"), other_places=True)
-    return drive(config, spec, wanted, again=f"hpo-cluster confirm {' '.join(arguments.words)}")
+    if config.settings.dry_run:
+        missing = missing_rows(record, trials, wanted.replicates, spec.seed)
+        say(
+            f"{', '.join(trial_label(t.number) for t in trials)}: {len(missing)} evaluations missing; nothing was added"
+        )
+        return OK
+    return drive(config, spec, wanted, again=f"hpo-cluster confirm {shlex.join(arguments.words)}")
 
 
 def _read(arguments: Arguments) -> tuple[Wanted, list[str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hpo_cluster.cli.arguments import Arguments, short_path
+from hpo_cluster.cli.arguments import COMMANDS, Arguments, short_path
 from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say, tell
 from hpo_cluster.errors import ConfigError, LockedError
 from hpo_cluster.text import did_you_mean
@@ -140,7 +140,8 @@ def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_fil
             **arguments.files,
         )
     except ConfigError as error:
-        again = f"hpo-cluster {arguments.command} {arguments.words[0]} KEY=VALUE"
+        own = "".join(f"[{key}=...] " for key in COMMANDS[arguments.command].keys)
+        again = f"hpo-cluster {arguments.command} {shlex.quote(arguments.words[0])} {own}KEY=VALUE"
         raise ConfigError(error.faults, f"To go on:  {again}   (hpo-cluster {arguments.command} --help)") from None
 
 
@@ -369,16 +370,15 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     files = {"history": campaign.opened.layout.history, "log": campaign.opened.log_path}
     if page := _write_page(config.campaign_dir):
         files["report"] = page
-    status = {
-        **status,
-        "state": "stopped" if campaign.reason else "finished",
-        "reason": campaign.reason or None,
-        "eta_s": None,
-    }
+    confirmed = not campaign.reason and (campaign.record.stopped or {}).get("reason") == "confirmed"
+    reason = "confirmed" if confirmed else campaign.reason or None
+    status = {**status, "state": "stopped" if reason else "finished", "reason": reason, "eta_s": None}
     short = {label: short_path(path) for label, path in files.items()}
     tell("\n".join(summary_lines(status, config.objective.metric, config.objective.test_tasks or (), short)))
     if campaign.reason:
         tell(f"Go on, once that is fixed:\n  {resume}")
+    elif confirmed:
+        tell(f"The budget is not spent. Go on with:\n  hpo-cluster resume {folder}")
     return BAD_END if campaign.reason or status["best"] is None else OK
 
 

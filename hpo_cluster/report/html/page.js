@@ -14,7 +14,8 @@
     return made;
   };
   const shown = (value) => (value === null || value === undefined ? "" : String(value));
-  const cells = (row) => [row.trial, row.state + (row.origin ? ` (${row.origin})` : ""), ...row.cells];
+  const place = (row) => (row.origin === "confirmation" ? data.rows.length - row.trial : row.trial); // after the others
+  const cells = (row) => [place(row), row.state + (row.origin ? ` (${row.origin})` : ""), ...row.cells];
   const named = (row) => cells(row).map((value, i) => [data.columns[i], shown(value)]).filter(([, value]) => value !== "");
 
   // ------------------------------------------------------------------------------------ what is under the pointer
@@ -60,7 +61,7 @@
   };
   const fill = () => {
     const rows = data.rows.filter((row) => !filter.value || row.state === filter.value);
-    rows.sort((a, b) => compare(cells(a)[sorted.column], cells(b)[sorted.column]) || a.trial - b.trial);
+    rows.sort((a, b) => compare(cells(a)[sorted.column], cells(b)[sorted.column]) || place(a) - place(b));
     body.replaceChildren(...rows.slice(0, limit).map((row) => {
       const line = element("tr", undefined, row.trial === data.best ? "best" : "");
       line.tabIndex = 0;

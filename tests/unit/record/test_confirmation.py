@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from scipy import stats
 
+from hpo_cluster.cli.display import progress_line
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.goals import Bound, Goal, Goals
 from hpo_cluster.record.campaign_state import Record
@@ -18,6 +20,8 @@ from hpo_cluster.record.confirmation import (
     missing_rows,
     quantile,
 )
+from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.record.status import summarise
 from hpo_cluster.trial import trial_label
 
 AT = "2026-11-01T00:00:00+00:00"
@@ -153,3 +157,15 @@ def test_what_a_confirmation_would_cost() -> None:
     assert confirmation_cost(Journal([]).record) is None
     cost = confirmation_cost(Journal([1.0, 2.0]).record)
     assert cost == {"evaluations": 6, "gpu_hours": 0.0, "seconds": 180.0}
+
+
+def test_a_running_confirmation_counts_as_running_and_no_time_is_left(tmp_path: Path) -> None:
+    journal = Journal([1.0])
+    journal.append("started", host="a", pid=1, operation={"budget": 1, "workers": 1}, settings={}, code="", versions={})
+    number = confirm(journal, Wanted(top=1, replicates=1))[0]["trial"]
+    journal.append("intent", trial=number, attempt=0, token="k", code="")
+    journal.append("running", trial=number, attempt=0, started_at=AT)
+    status = summarise(journal.record, CampaignLayout(tmp_path), "maximize", driver_alive=True)
+    line = progress_line(status)
+    assert "1/1 done · 1 running" in line
+    assert "left" not in line
