@@ -165,8 +165,11 @@ class SurrogateObjective(Objective):
         """Return the fault if the campaign has not looked at evaluations early."""
         if faults := super().fidelity_faults(ladder, space):
             return faults
-        if any(row.share < 1 for row in self.evaluations.rows):
-            return []
+        try:
+            if any(row.share < 1 for row in self.evaluations.rows):
+                return []
+        except (JournalError, ConfigError):
+            return []  # `file_faults` says so
         campaign = self.evaluations.campaign
         return [f"fidelity={ladder.kind}: {campaign} had no rungs, so nothing is known of early values; accepted: off"]
 

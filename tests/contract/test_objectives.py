@@ -22,6 +22,8 @@ MADE: dict[str, dict[str, Any]] = {
     "command": {"kind": "command", "command": "python train.py {x}"},
     "function": {"kind": "function", "function": "math:sqrt"},
     "synthetic": {"kind": "synthetic", "function": "branin"},
+    "surrogate": {"kind": "surrogate", "campaign": "/absolute/c", "metric": "acc", "until": 9, "noise": 0.1}
+    | {"direction": "maximize"},
     "elsewhere": {"kind": "elsewhere", "metric": "accuracy"},
 }
 

@@ -212,6 +212,6 @@ def test_what_a_job_says_does_nothing_where_it_is_shown(tmp_path: Path, capsys: 
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert" in html
     assert "evil" in html
-    assert 'src="http' not in html
+    assert 'src="http://evil' not in html
     frame = load_history(directory)
     assert NASTY in frame.error.iloc[0]  # the record keeps what was said

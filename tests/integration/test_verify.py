@@ -252,7 +252,8 @@ def test_ctrl_c_ends_a_long_verification_with_what_is_known(tmp_path: Path) -> N
     identity.write_text(identity.read_text().replace("initial: 39", "initial: 2"))
     assert len(events) > 100
     master, slave = pty.openpty()
-    words = [sys.executable, "-m", "hpo_cluster", "verify", str(folder)]
+    program = [sys.executable, "-m", "hpo_cluster", "verify", str(folder)]
+    words = ["env", "--default-signal=INT", *program]  # tests in the background ignore it
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=slave, text=True)
     os.close(slave)
     seen = b""

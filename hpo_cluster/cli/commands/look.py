@@ -117,7 +117,7 @@ def export_adapter(arguments: Arguments) -> int:
             "that were trained to the end, with objective.keep_adapter=true)"
         )
     else:
-        base = Path(yaml.safe_load((adapter / "hyperparameters.yaml").read_text())["checkpoint_dir"])
+        base = Path(yaml.safe_load((adapter / "hyperparameters.yaml").read_text(encoding="utf-8"))["checkpoint_dir"])
         if not (base / "lit_model.pth").is_file():
             faults.append(f"the base model is no longer in {base}; run hpo-cluster prepare, or put it back")
     target = Path(arguments.option("--to") or "")

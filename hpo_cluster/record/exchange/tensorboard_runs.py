@@ -28,7 +28,7 @@ class TensorboardTracker:
         folder = self.folder / facts.label
         mark = folder / DIGEST
         folder.mkdir(parents=True, exist_ok=True)
-        if mark.is_file() and mark.read_text() == facts.digest:
+        if mark.is_file() and mark.read_text(encoding="utf-8") == facts.digest:
             return False
         for path in folder.glob("events.out.tfevents.*"):
             path.unlink()

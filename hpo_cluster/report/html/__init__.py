@@ -55,7 +55,7 @@ def html_page(campaign: Campaign, figures: Mapping[str, Figure]) -> str:
     for title, lines in sections(campaign).items():
         contents.append((_slug(title), title))
         parts.append(_section(_slug(title), title, f'<div class="text">{_rendered(lines)}</div>'))
-    parts.append(_section("trials", "Trials", (files(__package__) / "trials.html").read_text()))
+    parts.append(_section("trials", "Trials", (files(__package__) / "trials.html").read_text(encoding="utf-8")))
     contents.append(("trials", "Trials"))
     for stem, figure in figures.items():
         script, elements = live.draw(figure.panels)
@@ -69,18 +69,18 @@ def html_page(campaign: Campaign, figures: Mapping[str, Figure]) -> str:
     here = files(__package__)
     page = {
         "TITLE": html.escape(campaign.name),
-        "STYLE": (here / "page.css").read_text() + _colours(),
+        "STYLE": (here / "page.css").read_text(encoding="utf-8") + _colours(),
         "SUMMARY": _rendered(summary(campaign)),
         "CONTENTS": "".join(f'<a href="#{name}">{html.escape(title)}</a>' for name, title in contents),
         "SECTIONS": "\n".join(parts),
         "DATA": _json(trial_table(campaign)),
         "ON_DARK": _json(dict(ON_DARK)),
         "BOKEH": live.scripts(),
-        "SCRIPT": (here / "page.js").read_text(),
+        "SCRIPT": (here / "page.js").read_text(encoding="utf-8"),
         "COUNT": str(len(scripts)),
         "FIGURES": "\n".join(scripts),
     }
-    return _filled((here / "page.html").read_text(), page)
+    return _filled((here / "page.html").read_text(encoding="utf-8"), page)
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:

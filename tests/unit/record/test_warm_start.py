@@ -190,7 +190,7 @@ def test_imported_rows_count_for_nothing_and_are_never_the_best(warm: Path) -> N
 
 
 def test_the_report_tells_them_apart(warm: Path) -> None:
-    text = write_report(warm)[0].read_text()
+    text = write_report(warm)[1].read_text()
     assert "By measured value: trial 3, 0.5" in text
     assert "It began with 3 evaluations imported from `first`" in text
     assert "Imported, not a result of this campaign: the best of 3 is trial 1, 0.9" in text
@@ -205,7 +205,7 @@ def test_the_recommendation_may_be_an_imported_one_and_says_so(warm: Path) -> No
             row = {"trial": number, "parameters": parameters, "seed": 0, "origin": "evaluated"}
             journal.append("asked", trials=[row], decision={})
             journal.append("ended", trial=number, attempt=None, state="completed", value=0.0, metrics={})
-    text = write_report(warm)[0].read_text()
+    text = write_report(warm)[1].read_text()
     assert "By measured value: trial 3" in text
     assert "partly luck): imported trial 1" in text or "partly luck): the same trial" in text
 
