@@ -56,7 +56,7 @@ def test_drivers_that_are_jobs_follow_each_other(cluster: Cluster) -> None:
     driver(2)
     cluster.warn(job)
     followed = driver(3)  # submitted by the job that was warned
-    assert [event["reason"] for event in events("stopped")] == ["interrupted", "interrupted"]
+    assert [event["reason"] for event in events("stopped")] == ["ended by SIGTERM"] * 2
     kill(followed["pid"])
     wait(lambda: not cluster.jobs("hpo-driver"), 60, "the end of the killed driver's job")
     cluster.submit_driver(directory)
