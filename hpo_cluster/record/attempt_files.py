@@ -137,11 +137,12 @@ def valid_result(files: AttemptLayout, token: str) -> dict[str, Any] | None:
     return None if result is None or result_faults(result) else result
 
 
-def curve_losses(result: Mapping[str, Any]) -> list[tuple[Any, float]]:
+def curve_losses(result: Mapping[str, Any]) -> list[tuple[float, float]]:
     """Return step and training loss of each point of a result's learning curve; empty without a curve."""
     curve = result.get("curve")
     points = [point for point in curve if isinstance(point, dict)] if isinstance(curve, list) else []
-    return [(point.get("step"), loss) for point in points if isinstance(loss := point.get("train_loss"), float)]
+    pairs: list[tuple[Any, Any]] = [(point.get("step"), point.get("train_loss")) for point in points]
+    return [(step, loss) for step, loss in pairs if is_finite_number(step) and is_finite_number(loss)]
 
 
 def log_tail(files: AttemptLayout) -> str:

@@ -9,18 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo_cluster.errors import ConfigError, JournalError
+from hpo_cluster.errors import ConfigError
 from hpo_cluster.goals import Goals, gain, reference_of, undominated
 from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.base import Objective
-from hpo_cluster.record.attempt_files import is_finite_number
+from hpo_cluster.record.attempt_files import curve_losses, is_finite_number
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.climb import rung_table, saved
 from hpo_cluster.record.confirmation import confirmation_status
 from hpo_cluster.record.curves import curves_of
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.history import METRIC_PREFIX, to_frame
-from hpo_cluster.record.identity import read_identity
+from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.space import Space
 from hpo_cluster.text import test_metrics
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 #: States that are drawn.
 DRAWN = (State.COMPLETED, State.DIVERGED, State.INFEASIBLE, State.FAILED)
 MAX_OTHER_METRICS = 4
-#: Values needed before a model says more than the values themselves.
+#: Values needed before a model, or the recommendation by it, says more than the values themselves.
 MIN_FOR_MODEL = 4
 
 
@@ -77,12 +77,25 @@ class Campaign:
     others_are_tests: bool
     record: Record
     history: pd.DataFrame
-    sems: dict[int, dict[str, float]]  # standard errors that the results report, by trial and metric
-    losses: Mapping[int, list[tuple[float, float]]]  # by trial: steps of the optimizer and training losses
     goals: Goals | None = None  # the objectives and constraints, if there are several objectives or any constraints
     rungs: Rungs | None = None  # with rungs
     notes: tuple[str, ...] = ()  # what a reader must know of the values
     confirmation: dict[str, Any] | None = None  # what confirmations have found, if there are any
+
+    @cached_property
+    def results(self) -> dict[int, dict[str, Any]]:
+        """The results that can be read, by trial."""
+        return dict(_results(self.layout, self.record))
+
+    @cached_property
+    def sems(self) -> dict[int, dict[str, float]]:
+        """The standard errors that the results report, by trial and metric."""
+        return {trial: _sems(result) for trial, result in self.results.items()}
+
+    @property
+    def losses(self) -> dict[int, list[tuple[float, float]]]:
+        """The steps of the optimizer and the training losses, by trial."""
+        return {trial: curve_losses(result) for trial, result in self.results.items()}
 
     @property
     def several(self) -> bool:
@@ -182,9 +195,7 @@ class Campaign:
 def read_campaign(campaign_dir: Path) -> Campaign:
     """Return the data of a campaign's report. Raise JournalError if the folder does not hold a campaign."""
     layout = CampaignLayout(campaign_dir)
-    identity = read_identity(layout.identity)
-    if identity is None:
-        raise JournalError(f"{layout.dir} is not a campaign: it has no campaign.yaml")
+    identity = identity_of_campaign(layout.identity)
     try:
         objective: Objective | None = parse_objective(identity["objective"])
     except ConfigError as error:  # perhaps written by another version: the history can be drawn even so
@@ -195,7 +206,6 @@ def read_campaign(campaign_dir: Path) -> Campaign:
     direction = identity.get("direction") or (objective.direction if objective else "maximize")
     space, record = Space.from_json(identity["space"]), Record.read(layout.events)
     history = to_frame(record, space.names, maximize=direction == "maximize", goals=goals)
-    results = dict(_results(layout, record))
     columns = map(str, history.columns)
     known = [column.removeprefix(METRIC_PREFIX) for column in columns if column.startswith(METRIC_PREFIX)]
     tests = objective.test_tasks if objective else None
@@ -213,8 +223,6 @@ def read_campaign(campaign_dir: Path) -> Campaign:
         others_are_tests=tests is not None,
         record=record,
         history=history,
-        sems={trial: _sems(result) for trial, result in results.items()},
-        losses={trial: _losses(result) for trial, result in results.items()},
         goals=goals,
         rungs=_rungs(record, maximize=direction == "maximize"),
         notes=tuple(objective.notes) if objective else (),
@@ -252,14 +260,6 @@ def _sems(result: Mapping[str, Any]) -> dict[str, float]:
     if not isinstance(sems, dict):
         return {}
     return {name: float(sem) for name, sem in sems.items() if is_finite_number(sem) and sem >= 0}
-
-
-def _losses(result: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """Return the steps and losses of a training; empty if the result holds none."""
-    curve = result.get("curve")
-    points = [point for point in curve if isinstance(point, dict)] if isinstance(curve, list) else []
-    pairs: list[tuple[Any, Any]] = [(point.get("step"), point.get("train_loss")) for point in points]
-    return [(float(step), float(loss)) for step, loss in pairs if is_finite_number(step) and is_finite_number(loss)]
 
 
 def shorten(choice: Any, length: int = 12) -> str:

@@ -15,8 +15,6 @@ from hpo_cluster.text import in_code, in_markdown
 from hpo_cluster.trial import BASELINE, Origin, State
 
 BEST_ROWS = 10
-#: Values needed before the recommendation by posterior mean can differ from the best value in a meaningful way.
-MIN_FOR_MODEL = 4
 
 #: What is said if trials have values, and all of them violate the constraints.
 NONE_WITHIN = "No trial satisfies the constraints."

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster.goals import Goals
+from hpo_cluster.record.attempt_files import curve_losses
 from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.identity import identity_of_campaign
@@ -109,6 +110,11 @@ class TrialFacts:
         return trial_label(self.number)
 
     @property
+    def measured(self) -> dict[str, float]:
+        """All metrics by name, with the value that is optimised as ``value``."""
+        return {**self.metrics, **({} if self.value is None else {"value": self.value})}
+
+    @property
     def begin(self) -> datetime.datetime | None:
         """The time from which on the trial was worked at, as far as it is known."""
         return self.started_at or self.submitted_at or self.ended_at
@@ -159,13 +165,7 @@ def _series(outline: Outline, record: Record, trial: TrialRecord) -> dict[str, t
         found[RUNG_VALUE] = tuple((steps[rung], score.value) for rung, score in scores if score.value is not None)
     if trial.attempts and trial.state is State.COMPLETED:
         files = CampaignLayout(outline.dir).attempt(trial.number, trial.attempts[-1].number)
-        curve = (read_json(files.result) or {}).get("curve")
-        points = curve if isinstance(curve, list) else []
-        found[TRAIN_LOSS] = tuple(
-            (int(point["step"]), float(point[TRAIN_LOSS]))
-            for point in points
-            if isinstance(point, dict) and {"step", TRAIN_LOSS} <= set(point)
-        )
+        found[TRAIN_LOSS] = tuple((int(step), loss) for step, loss in curve_losses(read_json(files.result) or {}))
     return {name: points for name, points in found.items() if points}
 
 

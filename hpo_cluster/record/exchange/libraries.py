@@ -11,7 +11,6 @@ MODULES = {
     "optuna": ("optuna",),
     "mlflow": ("mlflow",),
     "tensorboard": ("tensorboard",),
-    "wandb": ("wandb",),
 }
 
 

@@ -121,7 +121,7 @@ class MlflowTracker:
         """Log values and series; the time of each depends on the trial alone, so that nothing is there twice."""
         from mlflow.entities import Metric
 
-        whole = dict(facts.metrics) if facts.value is None else {**facts.metrics, "value": facts.value}
+        whole = facts.measured
         made = [Metric(accepted(name), float(value), _ms(facts.ended_at) or 0, 0) for name, value in whole.items()]
         for name, points in facts.series.items():
             named = f"curve.{name}" if name in whole else name

@@ -16,6 +16,7 @@ from hpo_cluster.errors import ConfigError
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.exchange.facts import RUNG_VALUE, TRAIN_LOSS, Outline, TrialFacts, trial_facts
 from hpo_cluster.record.exchange.libraries import need
+from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.space import Categorical, Float, Integer, Parameter, Space
 from hpo_cluster.trial import BASELINE, Origin, State
 
@@ -23,7 +24,6 @@ from hpo_cluster.trial import BASELINE, Origin, State
 CAMPAIGN_KEY, IDENTITY_KEY = "hpo_cluster.campaign", "hpo_cluster.identity"
 #: Attribute of a trial that differs if anything of the trial does.
 DIGEST_KEY = "hpo_cluster.digest"
-METRIC_PREFIX = "metric."
 #: Ends of the names of files with Optuna's journal; any other file is an SQLite database.
 JOURNAL_ENDS = (".log", ".journal", ".jsonl")
 
@@ -149,9 +149,11 @@ def _trials(outline: Outline, record: Record) -> Iterator[Any]:
     space = Space.from_json(outline.identity["space"])
     distributions = {name: distribution_of(parameter) for name, parameter in space.parameters.items()}
     for number in range(record.next_trial):
-        trial = record.trials.get(number)
-        facts = TrialFacts(number, State.FAILED, Origin.EVALUATED, {}) if trial is None else None
-        yield _frozen(facts or trial_facts(outline, record, record.trials[number]), outline, distributions)
+        if (trial := record.trials.get(number)) is None:
+            facts = TrialFacts(number, State.FAILED, Origin.EVALUATED, {})
+        else:
+            facts = trial_facts(outline, record, trial)
+        yield _frozen(facts, outline, distributions)
 
 
 def _frozen(facts: TrialFacts, outline: Outline, distributions: Mapping[str, Any]) -> Any:

@@ -32,7 +32,7 @@ class TensorboardTracker:
             return False
         for path in folder.glob("events.out.tfevents.*"):
             path.unlink()
-        whole = dict(facts.metrics) if facts.value is None else {**facts.metrics, "value": facts.value}
+        whole = facts.measured
         at = None if facts.ended_at is None else facts.ended_at.timestamp()
         with SummaryWriter(str(folder)) as writer:
             for name, points in facts.series.items():
