@@ -52,7 +52,7 @@ class LiveTracking:
         record, before, first = self.record, self._in_flight, self._next
         self._seq, self._next = record.seq, record.next_trial
         self._in_flight = {trial.number for trial in record.in_flight}
-        known = before | set(range(first, self._next)) | ({-1} if first == 0 else set())
+        known = before | (set(range(first, self._next)) if first else set(record.trials))
         return sorted(number for number in known - self._in_flight if number in record.trials)
 
     def look(self) -> None:

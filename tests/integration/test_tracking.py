@@ -89,7 +89,7 @@ def test_a_tracker_that_is_down_is_taken_up_by_the_next_start(monkeypatch: pytes
         raise ConnectionError("the server is away")
 
     broken = use(monkeypatch, Shelf(fail))
-    assert main([*RUN, *QUICK, *ON]) == 0
+    assert main([*RUN, *QUICK, *ON, "workers=1"]) == 0  # so that trial 0 is the first to end
     assert not broken.held
     assert len(load_history("campaigns/c")) == 4
     log = log_of_drivers()
@@ -98,6 +98,15 @@ def test_a_tracker_that_is_down_is_taken_up_by_the_next_start(monkeypatch: pytes
     shelf = use(monkeypatch, Shelf())
     assert main(["resume", "campaigns/c", "budget=5"]) == 0
     assert agrees(shelf)
+
+
+def test_a_start_logs_the_confirmations_that_nobody_has_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = use(monkeypatch, Shelf())
+    assert main([*RUN, *QUICK]) == 0
+    assert main(["confirm", "campaigns/c", "top=1", "replicates=1"]) == 0
+    assert not shelf.held
+    assert main(["resume", "campaigns/c", "budget=5", *ON]) == 0
+    assert {"c0001", "t0000", "t0004"} <= set(shelf.held)
 
 
 def test_a_tracker_that_comes_back_is_taken_up_while_the_driver_runs(monkeypatch: pytest.MonkeyPatch) -> None:
