@@ -41,6 +41,10 @@ class State(StrEnum):
         return self.ended and self is not State.CANCELLED
 
 
+#: The states of trials that have ended without a value, for good.
+WITHOUT_VALUE = (State.DIVERGED, State.INFEASIBLE, State.FAILED)
+
+
 class Origin(StrEnum):
     """Source of the value in a row of the history."""
 

@@ -187,11 +187,8 @@ def _section_keys(section: str, typed: Sequence[str], dirs: Sequence[Path]) -> l
         return [match[1] for line in inside if (match := re.match(r"  (\w+):", line))]
     option = options(section, dirs).get(_chosen(section, typed, dirs)) if section in GROUPS else None
     keys = list(option_keys(option, dirs)) if option is not None else []
-    return [
-        key
-        for key in keys
-        if key not in (("kind",) if section in ("objective", "fidelity", "launcher", "tracking") else ("name",))
-    ]
+    chooses = "kind" if section in ("objective", "fidelity", "launcher", "tracking") else "name"  # typed as the group
+    return [key for key in keys if key != chooses]
 
 
 def _chosen(group: str, typed: Sequence[str], dirs: Sequence[Path]) -> str:

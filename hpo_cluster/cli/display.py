@@ -41,9 +41,14 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         lines.append(f"  the scheduler has not answered since {status['scheduler']['silent_since']}; jobs may run on")
     lines += [f"  {notice}" for notice in status.get("notices", [])]
     lines += error_lines(status)
-    if status["state"] == "stopped" and status["reason"] != BETWEEN_TICKS:
+    if is_left(status):
         lines.append(f"go on with:  hpo-cluster resume {status['dir']}")
     return lines
+
+
+def is_left(status: Mapping[str, Any]) -> bool:
+    """Return whether no driver is at work on an unfinished campaign, and no tick will be."""
+    return bool(status["state"] == "stopped" and status["reason"] != BETWEEN_TICKS)
 
 
 def progress_line(status: Mapping[str, Any]) -> str:

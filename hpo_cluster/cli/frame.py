@@ -16,6 +16,7 @@ from hpo_cluster.cli.display import (
     duration,
     error_lines,
     front_lines,
+    is_left,
     number,
     parameters_text,
     progress_line,
@@ -102,11 +103,6 @@ def frame(look: Look, width: int | None = None, height: int | None = None, *, bl
     ]
     lines = _fitted([section for section in sections if section.lines], height)
     return [Line(_one_line(line.text, width), line.style) for line in lines]
-
-
-def is_left(status: Mapping[str, Any]) -> bool:
-    """Return whether no driver is at work on an unfinished campaign, and no tick will be."""
-    return bool(status["state"] == "stopped" and status["reason"] != "between ticks")
 
 
 def _notices(status: Mapping[str, Any]) -> list[str]:

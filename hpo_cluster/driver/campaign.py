@@ -139,9 +139,8 @@ class Campaign:
             waiting = [trial for trial in self.record.in_flight if trial.attempts and self.collector.is_pending(trial)]
             self.submitter.cancel(waiting)
         elif not (self._stopping or self.record.halted):
-            if (
-                not self._confirming and not self.submitter.is_shut()
-            ):  # ask only when jobs may start: the optimizer may know more by then
+            # ask only when jobs may start: the optimizer may know more by then
+            if not self._confirming and not self.submitter.is_shut():
                 self.climbing.promote_paused(self.submitter.free_slots())
                 self.propose()
             self.submit()

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
+from hpo_cluster.record.campaign_state import BETWEEN_TICKS
 from hpo_cluster.record.files import read_bytes
 from hpo_cluster.settings import Settings
 from hpo_cluster.text import visible
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 Happening: TypeAlias = Literal["finished", "stopped", "failed"]
 
 #: Reasons to stop that the user knows of.
-KNOWN = ("between ticks", "interrupted", "stopped from another terminal")
+KNOWN = (BETWEEN_TICKS, "interrupted", "stopped from another terminal")
 
 MESSAGE = "message"
 #: Maximum length of a reason in a message.

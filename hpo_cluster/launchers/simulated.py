@@ -303,19 +303,23 @@ class SimulatedCluster:
         member.worked_s += self._now - member.since
         member.done = member.goal
         try:
-            result = dict(self._evaluate(member.params, member.goal))
+            result = self._found(member)
         except AttemptError as error:
             self._publish(job, member, member.files.error, {"kind": error.kind, "message": str(error)})
             return
-        seconds = {"seconds": {"evaluate": round(member.worked_s, 3)}, GPU_SECONDS: round(member.worked_s, 3)}
         if member.at_the_top:
-            self._publish(job, member, member.files.result, {**seconds, **result})
+            self._publish(job, member, member.files.result, result)
             return
         identity = {key: member.params.get(key) for key in ("trial", "attempt", "token")}
         place = {"rung": member.rung, "share": member.goal, "step": None, "at": utc_now()}
-        publish_rung(member.files, member.rung, {"schema": SCHEMA, **identity, **place, **seconds, **result})
+        publish_rung(member.files, member.rung, {"schema": SCHEMA, **identity, **place, **result})
         self._kept[int(member.params["trial"])] = member.goal
         self._listening.append((job, member, self._now))
+
+    def _found(self, member: _Member) -> dict[str, Any]:
+        """Return what an attempt has measured at its goal, and the time that it took."""
+        worked_s = round(member.worked_s, 3)
+        return {"seconds": {"evaluate": worked_s}, GPU_SECONDS: worked_s, **self._evaluate(member.params, member.goal)}
 
     def _hear(self) -> None:
         """Let the attempts that wait at a rung read the driver's word."""
@@ -334,9 +338,7 @@ class SimulatedCluster:
                 member.rung += 1
                 self._work(job, member)
             else:
-                result = dict(self._evaluate(member.params, member.goal))
-                seconds = {"seconds": {"evaluate": round(member.worked_s, 3)}, GPU_SECONDS: round(member.worked_s, 3)}
-                self._publish(job, member, member.files.result, {**seconds, **result, "rung": member.rung})
+                self._publish(job, member, member.files.result, {**self._found(member), "rung": member.rung})
 
     def _publish(self, job: _Job, member: _Member, path: Path, document: Mapping[str, Any]) -> None:
         """Publish a result or an error, with which the attempt is over."""

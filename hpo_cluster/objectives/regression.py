@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,7 +26,7 @@ from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.journal import read_events
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.space import Configuration, Space, Value
-from hpo_cluster.trial import DRIVER_KINDS, ErrorKind, Origin, State
+from hpo_cluster.trial import DRIVER_KINDS, WITHOUT_VALUE, ErrorKind, Origin, State
 
 if TYPE_CHECKING:
     from hpo_cluster.objectives.forest import Array
@@ -36,8 +37,6 @@ LEAST = 8
 FOLDS = 5
 #: Kinds of failures that say nothing of a configuration.
 NOT_ITS_FAULT = DRIVER_KINDS - {ErrorKind.WALLTIME} | {ErrorKind.DISK, ErrorKind.INTERRUPTED}
-#: States of a trial whose configuration has failed.
-FAILED = (State.DIVERGED, State.INFEASIBLE, State.FAILED)
 
 
 @dataclass(frozen=True)
@@ -93,12 +92,22 @@ class Evaluations:
     @property
     def failed(self) -> list[Seen]:
         """The evaluations that have failed."""
-        return [row for row in self.rows if row.state in FAILED]
+        return [row for row in self.rows if row.state in WITHOUT_VALUE]
+
+    @property
+    def timed(self) -> list[Seen]:
+        """The evaluations whose seconds are known."""
+        return [row for row in self.rows if row.seconds > 0]
 
     @property
     def names(self) -> list[str]:
         """Names of the metrics of whole evaluations."""
         return sorted({name for row in self.whole for name in row.metrics})
+
+    def sem(self, metric: str) -> float:
+        """Return the median standard error of a metric of whole evaluations; 0 if it is not known."""
+        known = [row.sems[metric] for row in self.whole if metric in row.sems]
+        return float(statistics.median(known)) if known else 0.0
 
     @classmethod
     def read(cls, folder: Path, metric: str, until: int | None = None) -> Evaluations:
@@ -147,7 +156,7 @@ def _seen(trial: TrialRecord, metric: str, record: Record) -> list[Seen]:
         sems = {**trial.sems, **({} if trial.value_sem is None else {metric: trial.value_sem})}
         values = {**trial.metrics, metric: trial.value}
         rows.append(Seen(trial.parameters, 1.0, values, sems, _seconds(trial), State.COMPLETED))
-    elif trial.state in FAILED and (trial.error or {}).get("kind") not in NOT_ITS_FAULT:
+    elif trial.state in WITHOUT_VALUE and (trial.error or {}).get("kind") not in NOT_ITS_FAULT:
         rows.append(Seen(trial.parameters, 1.0, {}, {}, _seconds(trial), trial.state))
     return rows
 
@@ -201,9 +210,8 @@ class Regression:
         for name in metrics:
             rows = [row for row in evaluations.rows if name in row.metrics]
             self._forests[name] = Trees(self._features(rows), _numbers(row.metrics[name] for row in rows))
-        timed = [row for row in evaluations.rows if row.seconds > 0]
         self._seconds = None
-        if timed:
+        if timed := evaluations.timed:
             self._seconds = Trees(self._features(timed), _numbers(math.log(row.seconds) for row in timed))
         self._states: Any = None
         if evaluations.failed:
@@ -223,15 +231,8 @@ class Regression:
         if self._states is not None:
             features[:, -1] = 1.0
             found = zip(self._states.classes_, self._states.predict_proba(features)[0], strict=True)
-            chances = {State(name): float(chance) for name, chance in found if State(name) in FAILED}
+            chances = {State(name): float(chance) for name, chance in found if State(name) in WITHOUT_VALUE}
         return Prediction(metrics, seconds, chances)
-
-    def sem(self, metric: str) -> float:
-        """Return the median of the standard errors that the history has for a metric; 0 if it has none."""
-        import numpy as np
-
-        known = [row.sems[metric] for row in self.evaluations.whole if metric in row.sems]
-        return float(np.median(known)) if known else 0.0
 
     def _features(self, rows: Sequence[Seen]) -> Array:
         return features_of(self.space, rows)
@@ -298,7 +299,6 @@ def cross_validation(evaluations: Evaluations, metric: str) -> Quality:
     x, y = features_of(evaluations.space, whole), _numbers(row.metrics[metric] for row in whole)
     guess, folds = _held_out(x, y), min(FOLDS, len(y))
     order = float(spearmanr(y, guess)[0]) if np.ptp(y) > 0 and np.ptp(guess) > 0 else math.nan
-    known = [row.sems[metric] for row in whole if metric in row.sems]
     return Quality(
         metric,
         len(y),
@@ -306,7 +306,7 @@ def cross_validation(evaluations: Evaluations, metric: str) -> Quality:
         float(np.sqrt(((guess - y) ** 2).mean())),
         float(y.std()),
         order,
-        float(np.median(known)) if known else 0.0,
+        evaluations.sem(metric),
         len(evaluations.failed),
     )
 
@@ -330,7 +330,7 @@ def spread_of_seconds(evaluations: Evaluations) -> float | None:
 
     None if fewer than `LEAST` are known.
     """
-    timed = [row for row in evaluations.rows if row.seconds > 0]
+    timed = evaluations.timed
     if len(timed) < LEAST:
         return None
     y = _numbers(math.log(row.seconds) for row in timed)

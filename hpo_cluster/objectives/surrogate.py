@@ -266,11 +266,10 @@ def _filled(data: dict[str, Any], evaluations: Evaluations) -> dict[str, Any]:
     same = metric == evaluations.metric
     if "direction" not in data and not same and metric != GPU_SECONDS and not data.get("metrics"):
         raise ConfigError([f"give objective.direction=maximize or minimize for the metric {metric}"])
-    known = [row.sems[metric] for row in evaluations.whole if metric in row.sems]
     defaults = {
         "metric": metric,
         "direction": evaluations.direction if same else "minimize",
         "until": evaluations.until,
-        "noise": float(np.median(known)) if known else 0.0,
+        "noise": evaluations.sem(metric),
     }
     return {**defaults, **data}

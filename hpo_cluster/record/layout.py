@@ -26,6 +26,11 @@ def is_campaign_name(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) and bool(name.strip("."))
 
 
+def in_campaign_name(text: str) -> str:
+    """Return `text` with a dash in place of what a campaign's name cannot hold."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+
+
 @dataclass(frozen=True)
 class AttemptLayout:
     """The files of one attempt. The driver writes `params` and `cancel`, driver or job `next`, the job the others."""

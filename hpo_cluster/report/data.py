@@ -24,7 +24,7 @@ from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.space import Space
 from hpo_cluster.text import test_metrics
-from hpo_cluster.trial import BASELINE, Origin, State
+from hpo_cluster.trial import BASELINE, WITHOUT_VALUE, Origin, State
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: States that are drawn.
-DRAWN = (State.COMPLETED, State.DIVERGED, State.INFEASIBLE, State.FAILED)
+DRAWN = (State.COMPLETED, *WITHOUT_VALUE)
 MAX_OTHER_METRICS = 4
 #: Values needed before a model, or the recommendation by it, says more than the values themselves.
 MIN_FOR_MODEL = 4

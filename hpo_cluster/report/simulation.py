@@ -15,13 +15,11 @@ from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.text import in_markdown
-from hpo_cluster.trial import State
+from hpo_cluster.trial import WITHOUT_VALUE, State
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: States of trials that have ended without a value, for good.
-FAILED = (State.DIVERGED, State.INFEASIBLE, State.FAILED)
 #: Moments at which the best value is read off for a figure.
 MOMENTS = 200
 #: Percentiles of a band.
@@ -97,9 +95,9 @@ def run_of(folder: Path) -> Run:
         hours=record.gpu_hours(last) if gpus else sum(spans) / 3600,
         busy=sum(spans) / (workers * wall_s) if wall_s else 0.0,
         ended=len(over),
-        failed=sum(trial.state in FAILED for trial in over),
+        failed=sum(trial.state in WITHOUT_VALUE for trial in over),
         paused=sum(trial.state is State.PAUSED for trial in over),
-        lost=sum(sum(a.error is not None for a in trial.attempts) - (trial.state in FAILED) for trial in own),
+        lost=sum(sum(a.error is not None for a in trial.attempts) - (trial.state in WITHOUT_VALUE) for trial in own),
         best=tuple(best),
         maximize=maximize,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hpo_cluster.cli.arguments import Arguments, short_path
 from hpo_cluster.cli.commands import BAD_END, OK, say, tell
 from hpo_cluster.errors import ConfigError
+from hpo_cluster.record.layout import in_campaign_name
 from hpo_cluster.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def simulate(arguments: Arguments) -> int:
     began, cpu_began, trials = time.monotonic(), time.process_time(), 0
     for label, config in zip(labels, configs, strict=True):
         tell(f"{label}: {settings.repeats} campaigns of {config.operation.budget} trials")
-        groups[label] = list(_repeated(config, settings, folder / _slug(label)))
+        groups[label] = list(_repeated(config, settings, folder / in_campaign_name(label).strip("-.")))
         trials += sum(run.ended for run in groups[label])
     took_s, cpu_s = time.monotonic() - began, time.process_time() - cpu_began
     (folder / "simulation.md").write_text(markdown(groups) + "\n", encoding="utf-8")
@@ -104,18 +104,14 @@ def _settings(words: Sequence[str], faults: list[str]) -> SimulationSettings:
 def _folder(configs: Sequence[Config]) -> Path:
     """Return the folder of the simulated campaigns of a command."""
     first = configs[0]
-    label = re.sub(r"[^A-Za-z0-9._-]+", "-", first.objective.label)
-    return first.settings.campaigns_dir / FOLDER / (first.settings.campaign or label)
+    name = first.settings.campaign or in_campaign_name(first.objective.label)
+    return first.settings.campaigns_dir / FOLDER / name
 
 
 def _labels(combinations: Sequence[Sequence[str]]) -> list[str]:
     """Return what distinguishes each combination from the others."""
     differ = [[word for word in words if any(word not in other for other in combinations)] for words in combinations]
     return [" ".join(words) for words in differ]
-
-
-def _slug(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.")
 
 
 def _check(configs: Sequence[Config], folder: Path) -> None:

@@ -18,7 +18,8 @@ from typing import TypeAlias
 
 from hpo_cluster.cli.arguments import Arguments
 from hpo_cluster.cli.commands import INTERRUPTED, OK, say
-from hpo_cluster.cli.frame import PLAIN_BLOCKS, Line, frame, is_left
+from hpo_cluster.cli.display import is_left
+from hpo_cluster.cli.frame import PLAIN_BLOCKS, Line, frame
 from hpo_cluster.record.files import PASSING
 from hpo_cluster.record.watched import Look, WatchedCampaign
 from hpo_cluster.text import BLOCKS

@@ -42,7 +42,7 @@ from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.registry import OPTIMIZERS
 from hpo_cluster.record.exchange.trackers import OFF, Tracking
 from hpo_cluster.record.identity import read_identity
-from hpo_cluster.record.layout import CAMPAIGN_NAME_RULE, CampaignLayout, is_campaign_name
+from hpo_cluster.record.layout import CAMPAIGN_NAME_RULE, CampaignLayout, in_campaign_name, is_campaign_name
 from hpo_cluster.settings import Fault, faults_of
 from hpo_cluster.space import Space
 from hpo_cluster.text import did_you_mean
@@ -127,7 +127,7 @@ class _Builder:
         self.faults += tracking.faults if check_files else []
         name, optimizer = str(self.raw["optimizer"].get("name")), None
         if settings is not None:
-            label = re.sub(r"[^A-Za-z0-9._-]+", "-", objective.label) if objective is not None else ""
+            label = in_campaign_name(objective.label) if objective is not None else ""
             campaign = settings.campaign or f"{label}-{name}-{settings.seed}"
             if isinstance(typed, OptimizerSettings) and space is not None and operation is not None:
                 folder = CampaignLayout(settings.campaigns_dir / campaign)
