@@ -267,6 +267,18 @@ class Arguments:
             raise ConfigError(faults, f"hpo-cluster {self.command} --help")
         return Path(self.words[0])
 
+    @property
+    def given(self) -> dict[str, str]:
+        """The command's own keys that were typed, with their texts."""
+        keys = COMMANDS[self.command].keys
+        return {key: text for key, sign, text in (word.partition("=") for word in self.words) if sign and key in keys}
+
+    @property
+    def others(self) -> list[str]:
+        """The words that are not the command's own keys."""
+        keys = COMMANDS[self.command].keys
+        return [word for word in self.words if "=" not in word or word.partition("=")[0] not in keys]
+
     def trials(self) -> list[int]:
         """Return the numbers of the trials, which `folder` has checked."""
         return [number for word in self.words[1:] if (number := trial_number(word)) is not None]

@@ -8,9 +8,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from hpo_cluster.fidelity import Kind, Ladder
 from hpo_cluster.goals import GPU_SECONDS, Bound, Direction, Goal, Goals
@@ -286,3 +286,24 @@ class Objective(Settings, ABC):
         several = {**sems, **dict.fromkeys(self.EXACT, 0.0)}
         several = {goal.name: several[goal.name] for goal in self.metrics if goal.name in several}
         return Outcome(metrics[name], sems.get(name, math.nan), metrics, several)
+
+
+class MetricByName(Objective):
+    """An objective whose setting ``metric`` names what is optimised.
+
+    The field has another name in Python, because `Objective.metric` is a property.
+    """
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    if TYPE_CHECKING:
+        metric_name: str
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that is optimised; the first one of several."""
+        return self.metrics[0].name if self.metrics else self.metric_name
+
+    def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
+        """Return the ``settings`` of ``params.json``: plain JSON, all paths absolute."""
+        return self.model_dump(mode="json")

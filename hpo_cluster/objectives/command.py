@@ -18,12 +18,12 @@ import shlex
 import string
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from hpo_cluster.fidelity import Ladder
-from hpo_cluster.objectives.base import Objective, PathResolver
+from hpo_cluster.objectives.base import MetricByName, PathResolver
 from hpo_cluster.objectives.black_box import CHECKPOINT, FIDELITY
 from hpo_cluster.space import Space, Value
 from hpo_cluster.text import did_you_mean
@@ -34,11 +34,8 @@ SEED = "seed"
 OWN = (SEED, FIDELITY, CHECKPOINT)
 
 
-class CommandObjective(Objective):
+class CommandObjective(MetricByName):
     """A command whose last line of output is the result."""
-
-    # The field `metric` has another name in Python because `Objective.metric` is a property.
-    model_config = ConfigDict(serialize_by_alias=True)
 
     OPERATIONAL = ("cwd",)
     FIDELITIES = ("share",)
@@ -65,15 +62,6 @@ class CommandObjective(Objective):
     def program(self) -> str:
         """File name of the program in ``jobs/``."""
         return "command.py"
-
-    @property
-    def metric(self) -> str:
-        """Name of the metric that is optimised; the first one of several."""
-        return self.metrics[0].name if self.metrics else self.metric_name
-
-    def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
-        """Return the ``settings`` of ``params.json``: plain JSON, all paths absolute."""
-        return self.model_dump(mode="json", by_alias=True)
 
     def fidelity_faults(self, ladder: Ladder, space: Space | None = None) -> list[str]:
         """Return the fault if the command would do the same at each rung."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from hpo_cluster.objectives.base import Objective, PathResolver
+from hpo_cluster.objectives.base import MetricByName, PathResolver
 
 
-class ElsewhereObjective(Objective):
+class ElsewhereObjective(MetricByName):
     """What evaluations that were made elsewhere have measured."""
-
-    # The field `metric` has another name in Python because `Objective.metric` is a property.
-    model_config = ConfigDict(serialize_by_alias=True)
 
     kind: Literal["elsewhere"] = "elsewhere"
     metric_name: str = Field("value", alias="metric", min_length=1, description="what was optimised")
@@ -27,15 +24,6 @@ class ElsewhereObjective(Objective):
     def program(self) -> str:
         """File name of a program in ``jobs/``; no job is ever made of it."""
         return "command.py"
-
-    @property
-    def metric(self) -> str:
-        """Name of the metric that was optimised; the first one of several."""
-        return self.metrics[0].name if self.metrics else self.metric_name
-
-    def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
-        """Return the settings as plain data."""
-        return self.model_dump(mode="json", by_alias=True)
 
     def file_faults(self, resolve: PathResolver) -> list[str]:
         """Return why nothing can be evaluated here."""

@@ -16,21 +16,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from hpo_cluster.errors import AttemptError, ConfigError
 from hpo_cluster.fidelity import Ladder
-from hpo_cluster.objectives.base import Objective, PathResolver
+from hpo_cluster.objectives.base import MetricByName, PathResolver
 from hpo_cluster.objectives.black_box import CHECKPOINT, FIDELITY
 from hpo_cluster.space import Space
 from hpo_cluster.trial import ErrorKind
 
 
-class FunctionObjective(Objective):
+class FunctionObjective(MetricByName):
     """A call of ``fn(**parameters)``, which returns the value, or a dictionary like the output of a command."""
-
-    # The field `metric` has another name in Python because `Objective.metric` is a property.
-    model_config = ConfigDict(serialize_by_alias=True)
 
     OPERATIONAL = ("search_path",)
     FIDELITIES = ("share",)
@@ -88,15 +85,6 @@ class FunctionObjective(Objective):
     def program(self) -> str:
         """File name of the program in ``jobs/``."""
         return "function.py"
-
-    @property
-    def metric(self) -> str:
-        """Name of the metric that is optimised; the first one of several."""
-        return self.metrics[0].name if self.metrics else self.metric_name
-
-    def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
-        """Return the ``settings`` of ``params.json``: plain JSON, all paths absolute."""
-        return self.model_dump(mode="json", by_alias=True)
 
     def fidelity_faults(self, ladder: Ladder, space: Space | None = None) -> list[str]:
         """Return the fault if a parameter has the name of the argument that says the share."""

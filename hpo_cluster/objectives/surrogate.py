@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from hpo_cluster.errors import AttemptError, ConfigError, JournalError
 from hpo_cluster.fidelity import Ladder
 from hpo_cluster.goals import GPU_SECONDS, Direction, Goals
-from hpo_cluster.objectives.base import Objective, PathResolver
+from hpo_cluster.objectives.base import MetricByName, PathResolver
 from hpo_cluster.objectives.regression import (
     LEAST,
     Evaluations,
@@ -44,11 +44,8 @@ KINDS = {
 SECONDS = "seconds"
 
 
-class SurrogateObjective(Objective):
+class SurrogateObjective(MetricByName):
     """The model of a finished campaign. What is not given is taken from the campaign when the new one begins."""
-
-    # The field `metric` has another name in Python because `Objective.metric` is a property.
-    model_config = ConfigDict(serialize_by_alias=True)
 
     PLACES = ("campaign",)
     FIDELITIES = ("share",)
@@ -104,13 +101,13 @@ class SurrogateObjective(Objective):
         return "surrogate.py"
 
     @property
-    def metric(self) -> str:
-        """Name of the metric that is optimised; the first one of several."""
-        return self.metrics[0].name if self.metrics else self.metric_name
+    def _optimised(self) -> tuple[str, ...]:
+        """Names of the metrics that are optimised or constrained."""
+        return self.goals.names if self.goals else (self.metric_name,)
 
     def job_settings(self, resolve: PathResolver) -> dict[str, Any]:
         """Return the ``settings`` of ``params.json``."""
-        return self.model_dump(mode="json") | {"campaign": str(Path(self.campaign).absolute())}
+        return super().job_settings(resolve) | {"campaign": str(Path(self.campaign).absolute())}
 
     @property
     def evaluations(self) -> Evaluations:
@@ -120,8 +117,7 @@ class SurrogateObjective(Objective):
     @functools.cached_property
     def model(self) -> Regression:
         """The model, which is fitted when it is first used."""
-        needed = self.goals.names if self.goals else (self.metric_name,)
-        predicted = tuple(name for name in needed if name not in (GPU_SECONDS, SECONDS))
+        predicted = tuple(name for name in self._optimised if name not in (GPU_SECONDS, SECONDS))
         own = _own_metric(Path(self.campaign))
         return regression(Path(self.campaign).absolute(), own, self.until, predicted)
 
@@ -176,7 +172,7 @@ class SurrogateObjective(Objective):
     @property
     def notes(self) -> list[str]:
         """Sentences that say how well the model predicts."""
-        names = [name for name in (self.goals.names if self.goals else (self.metric_name,)) if name != GPU_SECONDS]
+        names = [name for name in self._optimised if name != GPU_SECONDS]
         campaign = Path(self.campaign).name
         try:
             found = [cross_validation(self.evaluations, name) for name in names if name != SECONDS]

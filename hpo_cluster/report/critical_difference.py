@@ -6,6 +6,7 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpo_cluster.report.figures.description import BLUE
 from hpo_cluster.report.statistics import Comparison
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 HEAD, BAR, ROW = 0.85, 0.13, 0.25
 #: Width of the axis in inches, and of the names on each of its sides.
 AXIS, SIDE = 6.0, 2.2
-OURS, OTHERS = "#0072B2", "#000000"
+OURS, OTHERS = BLUE, "#000000"
 
 
 def draw(

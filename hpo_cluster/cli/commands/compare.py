@@ -7,11 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hpo_cluster.cli.arguments import Arguments, campaigns_nearby, short_path
+from hpo_cluster.cli.arguments import COMMANDS, Arguments, campaigns_nearby, short_path
 from hpo_cluster.cli.commands import OK, say
 from hpo_cluster.errors import ConfigError
 
-KEYS = ("reach", "out")
 HINT = "hpo-cluster compare --help"
 #: Name of the folder that is written, next to the first campaign.
 FOLDER = "comparison"
@@ -20,10 +19,8 @@ FOLDER = "comparison"
 def compare(arguments: Arguments) -> int:
     """Compare campaigns: print the table and what can be said, and write tables and figures into a folder."""
     faults = list(arguments.faults)
-    keys = {key: text for key, sign, text in (word.partition("=") for word in arguments.words) if sign and key in KEYS}
-    words = [word for word in arguments.words if word.partition("=")[0] not in KEYS or "=" not in word]
-    folders = _campaigns(words, faults)
-    reach, out = _reach(keys, faults), _out(keys, folders, faults)
+    folders = _campaigns(arguments.others, faults)
+    reach, out = _reach(arguments.given, faults), _out(arguments.given, folders, faults)
     if len(folders) < 2 and not faults:
         faults.append(f"compare needs two campaigns or more; given: {', '.join(map(str, folders)) or 'none'}")
     if faults:
@@ -67,7 +64,8 @@ def _campaigns(words: Sequence[str], faults: list[str]) -> list[Path]:
         folders = [Path(match) for match in matching if Path(match).is_dir()]
         if not folders:
             what = "no folder matches" if any(sign in word for sign in "*?[") else "is not a folder"
-            accepted = f"; accepted: {', '.join(f'{key}=...' for key in KEYS)}" if "=" in word else ""
+            keys = ", ".join(f"{key}=..." for key in COMMANDS["compare"].keys)
+            accepted = f"; accepted: {keys}" if "=" in word else ""
             faults.append(f"{word}: {what}{accepted or campaigns_nearby()}")
         for folder in folders:
             inside = campaigns_in(folder)

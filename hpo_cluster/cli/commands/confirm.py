@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from hpo_cluster.cli.arguments import COMMANDS, Arguments, trial_number
+from hpo_cluster.cli.arguments import Arguments, trial_number
 from hpo_cluster.cli.commands import OK, say
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record.confirmation import REPLICATES, TOP, Wanted
@@ -40,9 +40,7 @@ def confirm(arguments: Arguments) -> int:
 
 def _read(arguments: Arguments) -> tuple[Wanted, list[str]]:
     """Return what is to be confirmed, and the overrides. Raises ConfigError, naming all faults."""
-    keys = COMMANDS[arguments.command].keys
-    given = dict(word.split("=", 1) for word in arguments.words[1:] if word.partition("=")[0] in keys and "=" in word)
-    counts = {}
+    given, counts = arguments.given, {}
     for key, default in (("top", TOP), ("replicates", REPLICATES)):
         text = given.get(key, str(default))
         counts[key] = int(text) if text.isdecimal() else 0
@@ -59,6 +57,4 @@ def _read(arguments: Arguments) -> tuple[Wanted, list[str]]:
     except ConfigError as error:
         raise ConfigError(error.faults, "hpo-cluster confirm --help") from None
     numbers = tuple(dict.fromkeys(number for number in trials if number is not None))
-    return Wanted(**counts, trials=numbers), [
-        word for word in arguments.words[1:] if word.partition("=")[0] not in given
-    ]
+    return Wanted(**counts, trials=numbers), arguments.others[1:]

@@ -35,7 +35,7 @@ def export(arguments: Arguments) -> int:
     from hpo_cluster.record.identity import identity_of_campaign
     from hpo_cluster.record.layout import CampaignLayout
 
-    given = dict(word.split("=", 1) for word in arguments.words[1:] if "=" in word)
+    given = arguments.given
     to, path = given.get("to", ""), given.get("path", "")
     if to not in FORMATS:
         seen = f"to={to}: is not a format; {did_you_mean(to, FORMATS)}" if to else "export needs a format: to=; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +11,15 @@ from numpy.typing import NDArray
 from hpo_cluster.report.comparison import Comparison, Group
 from hpo_cluster.report.critical_difference import diagram
 from hpo_cluster.report.data import shorten
+from hpo_cluster.report.figures.description import BLUE, GREEN, ORANGE, PURPLE, VERMILION
+from hpo_cluster.report.figures.shared import time_unit
+from hpo_cluster.report.figures.still import saved
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Colours of M. Okabe and K. Ito, which colour-blind readers can distinguish; a group has a line style too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, "#56B4E9", "#000000")
 STYLES: Sequence[Any] = (
     "solid",
     "dashed",
@@ -36,8 +38,6 @@ AXES = {
     "gpu_hours": "GPU-hours",
     "hours": "time since the first submission",
 }
-#: Hours, and seconds of the unit, of the axis of time.
-UNITS = ((300, 1.0, "s"), (3 * 3600, 60.0, "min"), (4 * 86400, 3600.0, "h"))
 
 
 def draw_best(comparison: Comparison, cost: str) -> Figure | None:
@@ -49,7 +49,8 @@ def draw_best(comparison: Comparison, cost: str) -> Figure | None:
     end = max(run.curve.end(cost) for run in runs)
     if comparison.reach is None or end <= 0:
         return None
-    divisor, unit = _unit(end) if cost == "hours" else (1.0, "")
+    unit_s, unit = time_unit(3600 * end) if cost == "hours" else (3600.0, "")
+    divisor = unit_s / 3600
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     everything = []
@@ -126,14 +127,6 @@ def _scale(axes: Any, values: NDArray[np.float64], *, maximize: bool) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _unit(hours: float) -> tuple[float, str]:
-    seconds = 3600 * hours
-    for limit, unit_s, unit in UNITS:
-        if seconds < limit:
-            return unit_s / 3600, unit
-    return 24.0, "days"
-
-
 def draw_ranks(comparison: Comparison) -> Figure | None:
     """Draw the critical-difference diagram; None with too few groups or seeds."""
     ranking = comparison.ranking
@@ -146,15 +139,8 @@ def draw_ranks(comparison: Comparison) -> Figure | None:
 
 def as_files(figure: Figure) -> dict[str, bytes]:
     """Return a figure as PNG and PDF, by the end of the file's name."""
-    found = {}
-    for ending, metadata in (
-        ("png", {"Software": "hpo_cluster"}),
-        ("pdf", {"Creator": "hpo_cluster", "CreationDate": None}),
-    ):
-        stream = io.BytesIO()
-        figure.savefig(stream, format=ending, dpi=200, metadata=metadata)
-        found[ending] = stream.getvalue()
-    return found
+    png, pdf = saved(figure, dpi=200)
+    return {"png": png, "pdf": pdf}
 
 
 def band_in_words(comparison: Comparison) -> str:

@@ -8,6 +8,7 @@ from hpo_cluster.record.files import replace_bytes, replace_text
 from hpo_cluster.report.comparison import Comparison
 from hpo_cluster.report.comparison.figures import as_files, band_in_words, draw, titles
 from hpo_cluster.report.comparison.table import campaigns_csv, latex_table, page, pairs_csv, table_csv
+from hpo_cluster.report.figures.still import plain_text
 from hpo_cluster.text import in_markdown
 
 #: The page, by which a folder is known as that of a comparison.
@@ -22,8 +23,6 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     Returns:
         The files, the page first.
     """
-    from matplotlib import rc_context
-
     folder.mkdir(parents=True, exist_ok=True)
     tables = {"table.csv": table_csv(comparison), "table.tex": latex_table(comparison)}
     tables["campaigns.csv"] = campaigns_csv(comparison)
@@ -35,7 +34,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
         replace_text(folder / name, text)
     shown, pictures = titles(comparison), []
     for stem in STEMS:
-        with rc_context({"text.parse_math": False, "pdf.fonttype": 42}):  # names may hold dollar signs
+        with plain_text():
             figure = draw(comparison, stem) if stem in shown else None
             files = {} if figure is None else as_files(figure)
         for ending in ("png", "pdf"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import singledispatch
 from typing import Any
 
@@ -54,14 +55,23 @@ def draw(figure: Figure, heading: str) -> tuple[bytes, bytes]:
         figure: what to draw.
         heading: what stands before the figure's title, such as the campaign's name.
     """
+    with plain_text():
+        return saved(_drawn(figure, heading))
+
+
+def plain_text() -> AbstractContextManager[None]:
+    """Return a context in which figures show names and choices as they are: they may hold dollar signs."""
     from matplotlib import rc_context
 
-    with rc_context({"text.parse_math": False, "pdf.fonttype": 42}):  # names and choices may hold dollar signs
-        drawn = _drawn(figure, heading)
-        png, pdf = io.BytesIO(), io.BytesIO()
-        drawn.savefig(png, format="png", metadata={"Software": "hpo_cluster"})
-        drawn.set_layout_engine("none")  # it is laid out
-        drawn.savefig(pdf, format="pdf", metadata={"Creator": "hpo_cluster", "CreationDate": None})
+    return rc_context({"text.parse_math": False, "pdf.fonttype": 42})
+
+
+def saved(drawn: Any, dpi: float | None = None) -> tuple[bytes, bytes]:
+    """Return a figure of matplotlib as PNG and as PDF; `dpi` in place of its own."""
+    png, pdf = io.BytesIO(), io.BytesIO()
+    drawn.savefig(png, format="png", dpi=dpi or "figure", metadata={"Software": "hpo_cluster"})
+    drawn.set_layout_engine("none")  # it is laid out
+    drawn.savefig(pdf, format="pdf", dpi=dpi or "figure", metadata={"Creator": "hpo_cluster", "CreationDate": None})
     return png.getvalue(), pdf.getvalue()
 
 
