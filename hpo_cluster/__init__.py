@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hpo_cluster.optimizers.registry import make_optimizer
     from hpo_cluster.record.curves import load_curves
     from hpo_cluster.record.history import load_history
+    from hpo_cluster.record.items import load_items
     from hpo_cluster.space import Categorical, Float, Integer, Prior, Space
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "Space",
     "load_curves",
     "load_history",
+    "load_items",
     "make_optimizer",
     "optimize",
 ]
@@ -42,6 +44,7 @@ _HOMES = {
     "Space": "space",
     "load_curves": "record.curves",
     "load_history": "record.history",
+    "load_items": "record.items",
     "make_optimizer": "optimizers.registry",
     "optimize": "driver.in_process",
 }

@@ -176,6 +176,7 @@ def train_and_score(job: Job, examples: Any, only: int | None = None) -> dict[st
     from hpo_cluster.objectives.lora.adapter import converted_lm, save_adapter
     from hpo_cluster.objectives.lora.base_model import load_model
     from hpo_cluster.objectives.lora.checkpoint import fingerprint
+    from hpo_cluster.objectives.lora.item_scores import keep_items, watched
     from hpo_cluster.objectives.lora.learning_curve import final_loss, learning_curve
     from hpo_cluster.objectives.lora.meter import Weights
     from hpo_cluster.objectives.lora.model_config import unlike_litgpt
@@ -277,12 +278,16 @@ def train_and_score(job: Job, examples: Any, only: int | None = None) -> dict[st
             attempt.looks = False  # lm-eval's own model cannot look for signals between its batches
             lm = converted_lm(None if attempt.baseline else model, objective, train, job.device, Path(folder))
             job.begin("score")
-            scores, sems = score(lm, job.tasks, objective.tasks.limit)
+            with watched(job.tasks) as seen:
+                scores, sems = score(lm, job.tasks, objective.tasks.limit)
     else:
         lost, lm = merged(job, run, keep)
         metrics |= lost
         job.begin("score")
-        scores, sems = score_on_all_ranks(job, run, lm, job.tasks)
+        with watched(job.tasks) as seen:
+            scores, sems = score_on_all_ranks(job, run, lm, job.tasks)
+    if ranks.first:
+        keep_items(attempt, objective, job.tasks, seen, scores)
     return result(scores, sems)
 
 

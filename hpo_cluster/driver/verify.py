@@ -8,6 +8,7 @@ Derived again or compared, without changing anything:
 | each trial's seed | the campaign's seed and the number of the trial |
 | each trial's parameters | ``params.json`` of its attempts, which its jobs read |
 | each completed trial's value, error and metrics | what the objective makes of its ``result.json`` |
+| the metrics of its tasks | the scores of their items in ``items.json``, if it has that |
 | each copy of the code | the hash that is its name |
 | the versions of the libraries, then | those installed now |
 
@@ -17,6 +18,7 @@ fault either, but the likely reason for one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,6 +40,7 @@ from hpo_cluster.record.confirmation import REPLICATE, confirmation_seed
 from hpo_cluster.record.files import is_there, read_json
 from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.record.identity import identity_of_campaign
+from hpo_cluster.record.items import ROUNDING, read_items
 from hpo_cluster.record.journal import Event, read_journal
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
 from hpo_cluster.space import Space
@@ -226,6 +229,20 @@ class Verification:
         if names:
             recorded, derived = ({name: side.get(name) for name in names} for side in (then, now))
             self._fault(RESULTS, "has another result in its file", number, recorded=recorded, derived=derived)
+        self._check_items(number, files, token, outcome.metrics)
+
+    def _check_items(self, trial: int, files: AttemptLayout, token: str, metrics: Mapping[str, float]) -> None:
+        """Compare the scores of single items with the metrics of their tasks; few trials have them."""
+        if not is_there(files.items):
+            return
+        if (items := read_items(files, token)) is None:
+            self._fault(RESULTS, f"{files.items}: cannot be read, or was written by another attempt", trial)
+            return
+        means = {name: mean for name, mean in items.means.items() if name in metrics}
+        names = [name for name, mean in means.items() if not math.isclose(mean, metrics[name], rel_tol=ROUNDING)]
+        if names:
+            recorded, derived = ({name: side[name] for name in names} for side in (metrics, means))
+            self._fault(RESULTS, "has other means over its items", trial, recorded=recorded, derived=derived)
 
     def _check_proposals(self, progress: Progress) -> None:
         count, settings = self.counts[PROPOSALS], dict(self.identity["optimizer"])

@@ -53,6 +53,11 @@ class AttemptLayout:
         return self.dir / "result.json"
 
     @property
+    def items(self) -> Path:
+        """What each item of its tasks scored; written whole, before the result, by evaluations that have items."""
+        return self.dir / "items.json"
+
+    @property
     def error(self) -> Path:
         """The error of a job that failed; published whole."""
         return self.dir / "error.json"

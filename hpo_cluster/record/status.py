@@ -20,6 +20,7 @@ from hpo_cluster.record.clock import is_time, seconds_since
 from hpo_cluster.record.confirmation import confirmation_cost, confirmation_status
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.identity import SIMULATION, identity_of_campaign
+from hpo_cluster.record.item_pairs import confirmation_on_items
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.lock import heartbeat_age_s, owner_lives, read_lock
 from hpo_cluster.record.processes import is_stopped
@@ -41,6 +42,7 @@ def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
     record = Record.read(layout.events)
     status = summarise(record, layout, identity["direction"], goals=goals, driver_alive=alive)
     can_go_on = SIMULATION not in identity and identity["objective"].get("kind") != "elsewhere"
+    status["confirmation"] = confirmation_on_items(record, layout, maximize=identity["direction"] == "maximize")
     status["confirmation_cost"] = confirmation_cost(record) if can_go_on else None
     if record.ladder is not None:
         status["fidelity"]["checkpoint_bytes"] = checkpoint_bytes(record, layout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hpo_cluster.record.item_pairs import sentences_on_items
 from hpo_cluster.report.markup import Markup
 
 #: What the user types, and what a reader of a paper calls it.
@@ -136,7 +137,8 @@ def _confirmation(facts: Mapping[str, Any], markup: Markup) -> list[str]:
     metric = markup.name(facts["objective"]["metrics"][0]["name"])
     said = f", with the mean {metric} {_some(means)}" if means else ""
     done = f"{found['done']} of {_several(found['wanted'], 'evaluation')} outside the budget"
-    return [f"The chosen configurations were evaluated again with new seeds ({done}){said}."]
+    on_items = [f"Item by item, {markup.text(sentence)}." for sentence in sentences_on_items(found)]
+    return [f"The chosen configurations were evaluated again with new seeds ({done}){said}.", *on_items]
 
 
 def _resources(facts: Mapping[str, Any], markup: Markup) -> list[str]:

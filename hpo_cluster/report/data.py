@@ -16,11 +16,11 @@ from hpo_cluster.objectives.base import Objective
 from hpo_cluster.record.attempt_files import curve_losses, is_finite_number
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.climb import rung_table, saved
-from hpo_cluster.record.confirmation import confirmation_status
 from hpo_cluster.record.curves import curves_of
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.history import METRIC_PREFIX, to_frame
 from hpo_cluster.record.identity import identity_of_campaign
+from hpo_cluster.record.item_pairs import confirmation_on_items
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.space import Space
 from hpo_cluster.text import test_metrics
@@ -226,7 +226,7 @@ def read_campaign(campaign_dir: Path) -> Campaign:
         goals=goals,
         rungs=_rungs(record, maximize=direction == "maximize"),
         notes=tuple(objective.notes) if objective else (),
-        confirmation=confirmation_status(record, maximize=direction == "maximize"),
+        confirmation=confirmation_on_items(record, layout, maximize=direction == "maximize"),
     )
 
 

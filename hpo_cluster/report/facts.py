@@ -16,9 +16,9 @@ from hpo_cluster.goals import Goals
 from hpo_cluster.objectives import OBJECTIVES, parse_objective
 from hpo_cluster.record import clock
 from hpo_cluster.record.campaign_state import Record, TrialRecord
-from hpo_cluster.record.confirmation import confirmation_status
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.identity import SIMULATION, flatten, identity_of_campaign
+from hpo_cluster.record.item_pairs import confirmation_on_items
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.status import shown_trial
 from hpo_cluster.record.warm_start import IDENTITY_KEY
@@ -66,7 +66,7 @@ def facts_of(campaign_dir: Path) -> dict[str, Any]:
         "baseline": shown_trial(record.trials.get(BASELINE)),
         "best": shown_trial(record.best(maximize=maximize)) if goals is None else None,
         "front": None if goals is None else len(record.front(goals)),
-        "confirmation": confirmation_status(record, maximize=maximize),
+        "confirmation": confirmation_on_items(record, layout, maximize=maximize),
         "versions": versions,
         "code": sorted({str(start["code"]) for start in record.starts}),
         "simulated": SIMULATION in identity,

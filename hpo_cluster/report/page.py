@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo_cluster.record.history import METRIC_PREFIX
+from hpo_cluster.record.item_pairs import sentences_on_items
 from hpo_cluster.record.warm_start import IDENTITY_KEY
 from hpo_cluster.report.data import Campaign
 from hpo_cluster.report.figures.description import Figure
@@ -165,6 +166,8 @@ def confirmation_section(campaign: Campaign) -> list[str]:
         cells = [str(row["trial"]), _cell(row["first"]), again, _cell(row["lowest"]), _cell(row["highest"])]
         cells += [str(len(row["values"])), _cell(behind["mean"]) + interval]
         lines.append("| " + " | ".join(cells) + " |")
+    if compared := sentences_on_items(found):
+        lines += ["", f"Item by item: {in_markdown('. '.join(compared))}."]
     return lines
 
 

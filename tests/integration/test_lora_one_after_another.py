@@ -78,6 +78,9 @@ def same(one: Path, other: Path) -> None:
     names = ("sems", "steps", "examples", "tokens", "trainable_parameters", "seeds", "train")
     assert [first[name] for name in names] == [second[name] for name in names]
     assert max_difference(adapter(one), adapter(other)) == 0
+    kept = [json.loads((folder / "items.json").read_text()) for folder in (one, other)]
+    assert kept[0]["tasks"] == kept[1]["tasks"]
+    assert kept[0]["token"] == first["token"]
 
 
 def test_three_in_one_process(objective: LoraObjective, each_alone: list[Path], tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def same(two: dict[str, Any], one: dict[str, Any], folder: Path, other: Path) ->
     for name in ("steps", "examples", "tokens", "trainable_parameters", "resumed_at"):
         assert two[name] == one[name], name
     assert max_difference(adapter(folder), adapter(other)) <= 1e-6
+    assert read(folder / "items.json")["tasks"] == read(other / "items.json")["tasks"]
 
 
 @pytest.fixture(scope="module")

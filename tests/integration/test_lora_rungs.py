@@ -112,7 +112,9 @@ def test_each_rung_in_a_job_of_its_own_gives_the_same(data: Path, whole: Path, t
             )
             assert (folder / "checkpoint" / str(rung["step"])).is_dir()
             assert not (folder / "adapter").exists(), "its weights are in the checkpoint"
+            assert not (folder / "items.json").exists(), "at the top only"
     same(folders[2], whole)
+    assert read(folders[2] / "items.json") == read(whole / "items.json")
     metrics = [each["metrics"]["village_val/acc"] for each in read(folders[2] / "result.json")["rungs"]]
     assert len(metrics) == 2
 

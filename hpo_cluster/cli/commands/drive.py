@@ -359,6 +359,7 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
 
 def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrupts: _Interrupts, again: str) -> int:
     from hpo_cluster.cli.display import number, summary_lines
+    from hpo_cluster.record.item_pairs import confirmation_on_items
 
     folder = short_path(config.campaign_dir)
     resume = again or f"hpo-cluster resume {folder}"
@@ -373,6 +374,8 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     confirmed = not campaign.reason and (campaign.record.stopped or {}).get("reason") == "confirmed"
     reason = "confirmed" if confirmed else campaign.reason or None
     status = {**status, "state": "stopped" if reason else "finished", "reason": reason, "eta_s": None}
+    maximize = config.objective.direction == "maximize"
+    status["confirmation"] = confirmation_on_items(campaign.record, campaign.opened.layout, maximize=maximize)
     short = {label: short_path(path) for label, path in files.items()}
     tell("\n".join(summary_lines(status, config.objective.metric, config.objective.test_tasks or (), short)))
     if campaign.reason:
