@@ -103,7 +103,7 @@ def running_line(row: Mapping[str, Any]) -> str:
 
 
 def summary_lines(
-    status: Mapping[str, Any], metric: str | None, tests: tuple[str, ...], files: Mapping[str, Path]
+    status: Mapping[str, Any], metric: str | None, tests: tuple[str, ...], files: Mapping[str, Path], looked: str = ""
 ) -> list[str]:
     """Return the summary of a run: best configuration, its scores, the baseline, and where everything is.
 
@@ -112,6 +112,7 @@ def summary_lines(
         metric: name of the metric that was optimised.
         tests: lm-eval tasks that were only recorded; if there are none, all metrics are shown.
         files: label to path.
+        looked: how often test scores were looked at, in words.
     """
     lines = [f"{status['campaign']}: {state_text(status)}", progress_line(status)]
     lines += [f"  {notice}" for notice in status.get("notices", [])]
@@ -126,6 +127,7 @@ def summary_lines(
     else:
         lines.append(_labelled("best", f"{trial_label(best['trial'])}  {parameters_text(best['parameters'])}"))
         lines += _scores(best, metric, tests)
+        lines += [_labelled("", looked)] if looked else []
     lines += rung_lines(status)
     lines += _imported_lines(status)
     lines += confirmation_lines(status)

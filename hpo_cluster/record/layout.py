@@ -135,6 +135,11 @@ class CampaignLayout:
         return self.dir / "history.csv"
 
     @property
+    def test_looks(self) -> Path:
+        """The looks at test scores; written by the commands that show them."""
+        return self.dir / "test_looks.jsonl"
+
+    @property
     def report_dir(self) -> Path:
         """The folder of plots; derived."""
         return self.dir / "report"

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from hpo_cluster.record.files import replace_bytes, replace_text
+from hpo_cluster.record.looks import count_look
 from hpo_cluster.report.data import read_campaign
 
 __all__ = ["read_campaign", "write_page", "write_report"]
@@ -21,6 +22,7 @@ def write_page(campaign_dir: str | os.PathLike[str]) -> Path:
     from hpo_cluster.report.html import html_page
 
     campaign = read_campaign(Path(campaign_dir))
+    count_look(campaign.layout, campaign.record, campaign.tests)
     page = _directory(campaign.layout.report_dir) / "report.html"
     replace_text(page, html_page(campaign, figures_of(campaign)))
     return page
@@ -41,6 +43,7 @@ def write_report(campaign_dir: str | os.PathLike[str]) -> list[Path]:
     from hpo_cluster.report.page import render_page
 
     campaign = read_campaign(Path(campaign_dir))
+    count_look(campaign.layout, campaign.record, campaign.tests)
     directory = _directory(campaign.layout.report_dir)
     figures = figures_of(campaign)
     pages = [directory / "report.html", directory / "report.md"]

@@ -81,6 +81,7 @@ class Campaign:
     rungs: Rungs | None = None  # with rungs
     notes: tuple[str, ...] = ()  # what a reader must know of the values
     confirmation: dict[str, Any] | None = None  # what confirmations have found, if there are any
+    tests: tuple[str, ...] = ()  # names of the tasks that were only recorded
 
     @cached_property
     def results(self) -> dict[int, dict[str, Any]]:
@@ -227,6 +228,7 @@ def read_campaign(campaign_dir: Path) -> Campaign:
         rungs=_rungs(record, maximize=direction == "maximize"),
         notes=tuple(objective.notes) if objective else (),
         confirmation=confirmation_on_items(record, layout, maximize=direction == "maximize"),
+        tests=tests or (),
     )
 
 

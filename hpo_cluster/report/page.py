@@ -8,6 +8,7 @@ from typing import Any
 
 from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.record.item_pairs import sentences_on_items
+from hpo_cluster.record.looks import looks_in_words, read_looks
 from hpo_cluster.record.warm_start import IDENTITY_KEY
 from hpo_cluster.report.data import Campaign
 from hpo_cluster.report.figures.description import Figure
@@ -67,6 +68,8 @@ def sections(campaign: Campaign) -> dict[str, list[str]]:
         lines += ["", f"Imported, not a result of this campaign: the best of {len(campaign.imported)} is {best}"]
     if campaign.baseline is not None:
         lines += ["", f"Baseline: {_value(campaign.baseline)}{_other_scores(campaign, campaign.baseline)}."]
+    if note := looks_in_words(read_looks(campaign.layout)):
+        lines += ["", f"{note.capitalize()}."]
     found = {"Pareto front" if campaign.several else "Best": lines}
     if confirmed := confirmation_section(campaign):
         found["Confirmed with new seeds"] = confirmed

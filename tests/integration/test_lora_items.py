@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -156,8 +158,13 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         quick = ["optimizer=random", "train.max_steps=20", "tasks.limit=60", "poll_s=0.1", "workers=1"]
-        assert main(["run", *quick, "campaign=c", "budget=2"]) == 0
-        assert main(["confirm", "campaigns/c", "top=2", "replicates=2"]) == 0
+        with contextlib.redirect_stdout(io.StringIO()) as first:
+            assert main(["run", *quick, "campaign=c", "budget=2"]) == 0
+        assert "\n           test scores looked at once, after 2 evaluations" in first.getvalue()
+        with contextlib.redirect_stdout(io.StringIO()) as second:
+            assert main(["confirm", "campaigns/c", "top=2", "replicates=2"]) == 0
+        assert "test scores looked at 2 times, after 2 to 6 evaluations" in second.getvalue()
+        assert "of 60 items, worse on" in second.getvalue()
     return folder / "campaigns" / "c"
 
 

@@ -33,11 +33,14 @@ def show_comparison(
     folders: Sequence[Path], out: Path, write: Callable[[str], object], reach: float | None = None
 ) -> None:
     """Compare campaigns, write the files and print the result with the function `write`."""
+    from hpo_cluster.record.looks import count_look
     from hpo_cluster.report.comparison import compare_campaigns
     from hpo_cluster.report.comparison.table import cells, explanation, text_table
     from hpo_cluster.report.comparison.write import write_comparison
 
     comparison = compare_campaigns(folders, reach)
+    for run in comparison.runs:
+        count_look(run.campaign.layout, run.record, run.campaign.tests)
     files = write_comparison(comparison, out)
     lines = [*text_table(*cells(comparison)), "", *explanation(comparison), ""]
     for verdict in comparison.verdicts:

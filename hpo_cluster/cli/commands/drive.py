@@ -360,6 +360,7 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
 def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrupts: _Interrupts, again: str) -> int:
     from hpo_cluster.cli.display import number, summary_lines
     from hpo_cluster.record.item_pairs import confirmation_on_items
+    from hpo_cluster.record.looks import count_look, looks_in_words
 
     folder = short_path(config.campaign_dir)
     resume = again or f"hpo-cluster resume {folder}"
@@ -377,7 +378,9 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     maximize = config.objective.direction == "maximize"
     status["confirmation"] = confirmation_on_items(campaign.record, campaign.opened.layout, maximize=maximize)
     short = {label: short_path(path) for label, path in files.items()}
-    tell("\n".join(summary_lines(status, config.objective.metric, config.objective.test_tasks or (), short)))
+    tests = config.objective.test_tasks or ()
+    looked = looks_in_words(count_look(campaign.opened.layout, campaign.record, tests))
+    tell("\n".join(summary_lines(status, config.objective.metric, tests, short, looked)))
     if campaign.reason:
         tell(f"Go on, once that is fixed:\n  {resume}")
     elif confirmed:

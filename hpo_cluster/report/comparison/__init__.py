@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hpo_cluster.errors import ConfigError, JournalError
+from hpo_cluster.record.looks import looks_in_words, read_looks
 from hpo_cluster.report.comparison.groups import Group, differences_beside_optimizer, faults_of, group
 from hpo_cluster.report.comparison.runs import COSTS, Run, read_run
 from hpo_cluster.report.comparison.verdicts import Metric, Pair, Verdict, mean_and_sem, pairs_of, verdict_of
@@ -88,6 +89,8 @@ class Comparison:
         lines += [
             f"{run.dir}: recommends an evaluation that it imported" for run in self.runs if run.recommends_imported
         ]
+        looks = [(run, read_looks(run.campaign.layout)) for run in self.runs]
+        lines += [f"{run.dir}: {looks_in_words(seen)}" for run, seen in looks if len(seen) > 1]
         failed = [(run, run.without_value) for run in self.runs]
         lines += [f"{run.dir}: {count} evaluations ended without a value" for run, count in failed if count]
         lines += differences_beside_optimizer(self.groups)
