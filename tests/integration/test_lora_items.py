@@ -157,7 +157,14 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("campaign")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        quick = ["optimizer=random", "train.max_steps=20", "tasks.limit=60", "poll_s=0.1", "workers=1"]
+        quick = [
+            "optimizer=random",
+            "train.max_steps=20",
+            "tasks.limit=60",
+            "poll_s=0.1",
+            "workers=1",
+            "launcher.trials_per_job=4",
+        ]
         with contextlib.redirect_stdout(io.StringIO()) as first:
             assert main(["run", *quick, "campaign=c", "budget=2"]) == 0
         assert "\n           test scores looked at once, after 2 evaluations" in first.getvalue()
