@@ -157,3 +157,16 @@ def reference_of(given: Point, points: Sequence[Point]) -> tuple[float, ...]:
         margin = MARGIN * (max(column) - min(column)) or MARGIN * abs(min(column)) or MARGIN
         found.append(min(part) - margin if math.isnan(edge) else edge)
     return tuple(found)
+
+
+def widest(points: Sequence[Point], reference: Point, count: int) -> list[int]:
+    """Return the indices of some points that together dominate much, chosen one after another by their gain.
+
+    Points that gain nothing come last, in their order.
+    """
+    left, found = list(range(len(points))), list[int]()
+    while left and len(found) < count:
+        best = max(left, key=lambda i: gain(points[i], [points[j] for j in found], reference))
+        left.remove(best)
+        found.append(best)
+    return found

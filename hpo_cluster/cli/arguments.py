@@ -91,8 +91,8 @@ COMMANDS: Mapping[str, Command] = {
     "compare": Command(
         "compare campaigns over seeds: table, tests, figures, what is within the noise; DIR may hold many campaigns",
         "compare.compare",
-        "DIR [DIR ...] [reach=VALUE] [out=FOLDER]",
-        keys=("reach", "out"),
+        "DIR [DIR ...] [reach=VALUE] [reference={METRIC: NUMBER}] [out=FOLDER]",
+        keys=("reach", "reference", "out"),
     ),
     "cancel": Command("end trials; they do not count for the budget", "drive.post", "DIR TRIAL [TRIAL ...]"),
     "retry": Command("try trials again that failed, diverged or were cancelled", "drive.post", "DIR TRIAL [TRIAL ...]"),

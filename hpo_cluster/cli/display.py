@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from hpo_cluster.record.campaign_state import BETWEEN_TICKS
+from hpo_cluster.record.confirmed_front import front_table
 from hpo_cluster.record.item_pairs import sentences_on_items
 from hpo_cluster.text import test_metrics, visible
 from hpo_cluster.trial import Origin, trial_label
@@ -230,6 +231,8 @@ def confirmation_lines(status: Mapping[str, Any]) -> list[str]:
         seeds = f"{len(row['values'])}/{row['replicates']}"
         first = "" if row["first"] is None else number(row["first"])
         rows.append([trial_label(row["trial"]), first, again, spread, seeds, _behind_text(row["behind"])])
+    if (front := status.get("confirmed_front")) is not None:
+        rows = front_table(front, list(status["objectives"]))
     done = f"{found['done']} of {found['wanted']} evaluations with new seeds, outside the budget{failed}"
     on_items = [f"  {sentence}" for sentence in sentences_on_items(found)]
     return [_labelled("confirmed", done), *(line.rstrip() for line in _aligned(rows)), *on_items]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.goals import Goals
+from hpo_cluster.goals import Goals, reference_of, widest
 from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.trial import FIRST_CONFIRMATION, Origin, State, derive_seed, trial_label
 
@@ -46,7 +46,8 @@ class Wanted:
 def chosen(record: Record, wanted: Wanted, goals: Goals | None, *, maximize: bool) -> list[TrialRecord]:
     """Return the trials to confirm, the best first; of trials with one configuration, the best.
 
-    With constraints, those that satisfy them; with several objectives, the front, the best by the first one first.
+    With constraints, those that satisfy them; with several objectives, points of the front, chosen one after another by
+    what each adds to the volume that they dominate together.
 
     Raises:
         ConfigError: if there are none, or one of `wanted.trials` has no value of its own.
@@ -66,7 +67,11 @@ def chosen(record: Record, wanted: Wanted, goals: Goals | None, *, maximize: boo
         raise ConfigError(["nothing to confirm: no trial has a value yet, or none satisfies the constraints"])
     configurations = {tuple(sorted(trial.parameters.items())): trial for trial in reversed(found)}
     kept = [trial for trial in found if configurations[tuple(sorted(trial.parameters.items()))] is trial]
-    return kept if wanted.trials else kept[: wanted.top]
+    if wanted.trials or goals is None or not goals.several:
+        return kept if wanted.trials else kept[: wanted.top]
+    reference = reference_of(goals.references, [goals.targets(trial.metrics) for trial in record.valued])
+    order = widest([goals.targets(trial.metrics) for trial in kept], reference, wanted.top)
+    return [kept[i] for i in order]
 
 
 def missing_rows(record: Record, trials: Sequence[TrialRecord], replicates: int, seed: int) -> list[dict[str, Any]]:

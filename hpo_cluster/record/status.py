@@ -18,6 +18,7 @@ from hpo_cluster.record.campaign_state import Record, TrialRecord
 from hpo_cluster.record.climb import room_for, rung_table, saved
 from hpo_cluster.record.clock import is_time, seconds_since
 from hpo_cluster.record.confirmation import confirmation_cost, confirmation_status
+from hpo_cluster.record.confirmed_front import confirmed_front
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.identity import SIMULATION, identity_of_campaign
 from hpo_cluster.record.item_pairs import confirmation_on_items
@@ -136,7 +137,9 @@ def _front(record: Record, goals: Goals) -> dict[str, Any]:
     objectives = {goal.name: goal.direction for goal in goals.metrics}
     constraints = {bound.name: {"at_most": bound.at_most, "at_least": bound.at_least} for bound in goals.constraints}
     found = {"constraints": constraints, "best": front[0] if front else None}
-    return {"objectives": objectives, **found, "front": front} if goals.several else found
+    if not goals.several:
+        return found
+    return {"objectives": objectives, **found, "front": front, "confirmed_front": confirmed_front(record, goals)}
 
 
 def _fidelity(record: Record, direction: str) -> dict[str, Any]:

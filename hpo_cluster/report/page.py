@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hpo_cluster.record.confirmed_front import confirmed_front, front_table
 from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.record.item_pairs import sentences_on_items
 from hpo_cluster.record.looks import looks_in_words, read_looks
@@ -154,6 +155,18 @@ def confirmation_section(campaign: Campaign) -> list[str]:
     found = campaign.confirmation
     if found is None:
         return []
+    front = confirmed_front(campaign.record, campaign.goals)
+    if front is not None and campaign.goals is not None:
+        head, *rows = front_table(front, [goal.name for goal in campaign.goals.metrics])
+        return [
+            f"{found['done']} of {found['wanted']} evaluations outside the budget. *First* is the value by which a "
+            "trial came onto the front, too good on average; *again* the mean of evaluations that had no part in the "
+            "choice, ± its standard error. By these means it is still there if no other confirmed trial dominates it.",
+            "",
+            "| " + " | ".join(map(in_markdown, head)) + " |",
+            "|" + " ---: |" * len(head),
+            *("| " + " | ".join(map(in_markdown, row)) + " |" for row in rows),
+        ]
     lines = [
         f"{found['done']} of {found['wanted']} evaluations outside the budget. *First* is the value by which a trial "
         "was chosen, too good on average; *again* the mean of evaluations that had no part in the choice, ± its "

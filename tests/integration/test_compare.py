@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.compared import LORA, campaign
+from support.compared import LORA, campaign, several
 from support.waiting import wait
 
 from hpo_cluster.cli.completion import candidates
@@ -116,7 +116,7 @@ def test_every_fault_is_named_before_anything_is_written(three: Path, capsys: py
         "reach=high: is not a number",
         "out=campaigns/c-1: is a campaign",
         "--fast: is not an option of compare",
-        "budget=3: is not a folder; accepted: reach=..., out=...",
+        "budget=3: is not a folder; accepted: reach=..., reference=..., out=...",
     ):
         assert fault in err
     assert main(["compare", "campaigns/c-0", "campaigns/../campaigns/c-0"]) == 2
@@ -183,3 +183,64 @@ def test_a_run_of_several_campaigns_ends_in_their_comparison(
     assert "not compared:\n  objective.function differs" in end
     assert main(["run", "-m", *quick, "optimizer=random,sobol", "seed=9", "dry_run=true"]) == 0
     assert "comparison" not in capsys.readouterr().out
+
+
+def test_campaigns_of_several_objectives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in range(5):
+        for name, quality in (("a_$\\frac", 3.0), ("<script>|", 2.0), ("c", 1.0)):
+            points = [(quality, 5.0 + 0.1 * seed), None, (quality + 1, 6.0)]
+            several(Path("study") / f"{name[0]}-{seed}", points, optimizer=name, seed=seed)
+        campaign(Path("one") / str(seed), [0.1], seed=seed)
+    assert main(["compare", "one", "out=apart"]) == 0
+    assert Path("apart/best_by_evaluations.png").is_file()
+    capsys.readouterr()
+    assert main(["compare", "study", "out=apart", "reach=0.9", "reference={cost: 8}"]) == 0
+    out = capsys.readouterr().out
+    assert "to reach 0.803 (90 % of the best)" in out.splitlines()[0]
+    assert "The reference of cost was chosen for this comparison." in out
+    assert "hypervolume: a_$\\frac has the best mean" in out
+    written = {path.name for path in Path("apart").iterdir()}
+    figures = {"hypervolume_by_evaluations", "hypervolume_by_gpu_hours", "hypervolume_by_hours", "fronts",
+               "critical_difference"}  # fmt: skip
+    tables = {"comparison.md", "table.csv", "table.tex", "campaigns.csv", "pairs.csv"}
+    assert written == {f"{name}.{ending}" for name in figures for ending in ("png", "pdf")} | tables
+    with Path("apart/campaigns.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["front"] for row in rows] == ["2.0"] * 15
+    assert all(0 < float(row["hypervolume"]) <= 1 for row in rows)
+    with Path("apart/pairs.csv").open() as stream:
+        assert {row["metric"] for row in csv.DictReader(stream)} == {"hypervolume"}
+    assert "Hypervolumes and sizes of the fronts" in Path("apart/table.tex").read_text()
+    page = Path("apart/comparison.md").read_text()
+    assert "![Fronts of the groups](fronts.png)" in page
+    assert "a line is the edge of what more than half" in page
+    assert "<script>" not in page
+
+    assert main(["compare", "study/c-0", "one/0"]) == 2
+    assert "objective cost differs, so that values cannot be compared" in capsys.readouterr().err
+    for words, fault in (
+        (["reach=7"], "reach=7: with several objectives it is a share of the best hypervolume"),
+        (["reference={speed: 3}"], "reference: speed is not one of the objectives"),
+        (["reference=8"], "reference=8: accepted: a number for each metric"),
+        (["reference={cost: much}"], "reference={cost: much}: accepted: a number for each metric"),
+    ):
+        assert main(["compare", "study", "out=nowhere", *words]) == 2
+        assert fault in capsys.readouterr().err
+    assert main(["compare", "one", "out=nowhere", "reference={cost: 8}"]) == 2
+    assert "these campaigns have one objective" in capsys.readouterr().err
+    assert not Path("nowhere").exists()
+
+
+def test_a_run_of_campaigns_of_several_objectives_ends_in_their_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick = ["objective=synthetic", "objective.function=zdt1", "poll_s=0.05", "budget=2", "workers=2"]
+    assert main(["run", "-m", *quick, "optimizer=random,sobol", "seed=0,1"]) == 0
+    end = capsys.readouterr().out.partition("comparison of the 4 campaigns")[2]
+    assert "not compared" not in end
+    assert "hypervolume: " in end
+    assert Path("campaigns/comparison/fronts.png").is_file()

@@ -135,6 +135,14 @@ def test_a_campaign_is_killed_resumed_and_looked_at(capsys: pytest.CaptureFixtur
     assert "cost 1.5" in page  # the reference point that was given
     assert all(f"\n| {trial['trial']} | " in page for trial in status["front"])
 
+    assert main(["confirm", str(DIR), "top=2", "replicates=1"]) == 0
+    assert capsys.readouterr().out.count("  on the front\n") == 2  # the program has no noise
+    again = campaign_status(DIR)
+    assert {row["trial"] for row in again["confirmed_front"]} <= {trial["trial"] for trial in again["front"]}
+    assert all(row["metrics"]["cost"]["mean"] == row["metrics"]["cost"]["first"] for row in again["confirmed_front"])
+    assert main(["report", str(DIR)]) == 0
+    assert "| quality | " in (DIR / "report" / "report.md").read_text()
+
 
 BO = ["optimizer=bo", "optimizer.initial=4", "optimizer.restarts=1", "optimizer.raw_samples=32"]
 CONSTRAINED = [

@@ -33,6 +33,7 @@ def campaign(
     workers: int = 1,
     gpus: int = 1,
     tests: Sequence[float] = (),
+    metrics: Sequence[Mapping[str, float] | None] = (),
     imported: Sequence[float] = (),
     objective: Mapping[str, Any] | None = None,
     space: Space = SPACE,
@@ -41,7 +42,7 @@ def campaign(
     """Write a campaign with these values, in order; None is a failed evaluation.
 
     Each evaluation begins when the one before it has ended, and takes a minute. The values of a test task are `tests`;
-    `imported` are values of an earlier campaign, with which this one began.
+    `imported` are values of an earlier campaign, with which this one began. `metrics` replaces those of results.
     """
     events: list[Event] = []
 
@@ -67,8 +68,9 @@ def campaign(
         append("running", number, trial=number, attempt=0, started_at=since)
         end: dict[str, Any] = {"state": "failed", "error": {"kind": "code", "message": "no luck"}}
         if value is not None:
-            metrics = {"val/acc": value, **({"test/acc": tests[number - len(imported)]} if tests else {})}
-            end = {"state": "completed", "value": value, "metrics": metrics}
+            index = number - len(imported)
+            shown = {"val/acc": value, **({"test/acc": tests[index]} if tests else {})}
+            end = {"state": "completed", "value": value, "metrics": metrics[index] if metrics else shown}
         append("ended", number + 1, trial=number, attempt=0, **end)
     chosen = {"name": optimizer} if isinstance(optimizer, str) else optimizer
     write_campaign(folder, events, space, chosen, objective, direction=direction, seed=seed)
@@ -77,3 +79,27 @@ def campaign(
 
 def _configuration(space: Space, number: int, seed: int) -> dict[str, float]:
     return dict.fromkeys(space.names, (0.137 * (number + 1) + 0.01 * seed) % 1.0)
+
+
+#: Two objectives of which more quality and less cost are better.
+GOALS = [{"name": "quality", "direction": "maximize"}, {"name": "cost", "direction": "minimize"}]
+
+
+def several(
+    folder: Path,
+    points: Sequence[tuple[float, ...] | None],
+    *,
+    goals: Sequence[Mapping[str, Any]] = GOALS,
+    constraints: Sequence[Mapping[str, Any]] = (),
+    **options: Any,
+) -> Path:
+    """Write a campaign of several objectives with these values of its metrics, in order; None is a failed evaluation.
+
+    Values beyond those of the objectives are those of the constraints.
+    """
+    names = [entry["name"] for entry in (*goals, *constraints)]
+    metrics = [None if point is None else dict(zip(names, point, strict=True)) for point in points]
+    objective = {"kind": "command", "command": "run {x}", "metrics": [*goals], "constraints": [*constraints]}
+    values = [None if point is None else point[0] for point in points]
+    direction = goals[0]["direction"]
+    return campaign(folder, values, metrics=metrics, objective=objective, direction=direction, **options)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hpo_cluster.cli.arguments import COMMANDS, Arguments, campaigns_nearby, short_path
 from hpo_cluster.cli.commands import OK, say
 from hpo_cluster.errors import ConfigError
+from hpo_cluster.record.attempt_files import is_finite_number
 
 HINT = "hpo-cluster compare --help"
 #: Name of the folder that is written, next to the first campaign.
@@ -21,16 +22,21 @@ def compare(arguments: Arguments) -> int:
     faults = list(arguments.faults)
     folders = _campaigns(arguments.others, faults)
     reach, out = _reach(arguments.given, faults), _out(arguments.given, folders, faults)
+    reference = _reference(arguments.given, faults)
     if len(folders) < 2 and not faults:
         faults.append(f"compare needs two campaigns or more; given: {', '.join(map(str, folders)) or 'none'}")
     if faults:
         raise ConfigError(faults, HINT)
-    show_comparison(folders, out, say, reach)
+    show_comparison(folders, out, say, reach, reference)
     return OK
 
 
 def show_comparison(
-    folders: Sequence[Path], out: Path, write: Callable[[str], object], reach: float | None = None
+    folders: Sequence[Path],
+    out: Path,
+    write: Callable[[str], object],
+    reach: float | None = None,
+    reference: Mapping[str, float] | None = None,
 ) -> None:
     """Compare campaigns, write the files and print the result with the function `write`."""
     from hpo_cluster.record.looks import count_look
@@ -38,8 +44,8 @@ def show_comparison(
     from hpo_cluster.report.comparison.table import cells, explanation, text_table
     from hpo_cluster.report.comparison.write import write_comparison
 
-    comparison = compare_campaigns(folders, reach)
-    for run in comparison.runs:
+    comparison = compare_campaigns(folders, reach, reference)
+    for run in [] if comparison.several else comparison.runs:
         count_look(run.campaign.layout, run.record, run.campaign.tests)
     files = write_comparison(comparison, out)
     lines = [*text_table(*cells(comparison)), "", *explanation(comparison), ""]
@@ -89,6 +95,23 @@ def _reach(keys: dict[str, str], faults: list[str]) -> float | None:
     if not math.isfinite(reach):
         faults.append(f"reach={keys['reach']}: is not a number; accepted: a value of the metric, such as reach=0.9")
     return reach
+
+
+def _reference(keys: Mapping[str, str], faults: list[str]) -> dict[str, float]:
+    """Return the worst values of interest, by metric; empty if none are given."""
+    import yaml
+
+    if "reference" not in keys:
+        return {}
+    try:
+        values = yaml.safe_load(keys["reference"])
+    except yaml.YAMLError:
+        values = None
+    if isinstance(values, dict) and values and all(is_finite_number(value) for value in values.values()):
+        return {str(name): float(value) for name, value in values.items()}
+    accepted = "a number for each metric, such as reference='{gpu_seconds: 60}'"
+    faults.append(f"reference={keys['reference']}: accepted: {accepted}")
+    return {}
 
 
 def _out(keys: dict[str, str], campaigns: Sequence[Path], faults: list[str]) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from hpo_cluster.errors import ConfigError, JournalError
+from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.record.looks import looks_in_words, read_looks
 from hpo_cluster.report.comparison.groups import Group, differences_beside_optimizer, faults_of, group
 from hpo_cluster.report.comparison.runs import COSTS, Run, read_run
+from hpo_cluster.report.comparison.several import FRONT, HYPERVOLUME, Box, in_one_box
 from hpo_cluster.report.comparison.verdicts import Metric, Pair, Verdict, mean_and_sem, pairs_of, verdict_of
 from hpo_cluster.report.statistics import Comparison as Ranking
 from hpo_cluster.report.statistics import compare as rank
 
+HINT = "hpo-cluster compare --help"
 #: Groups, and seeds that all of them have, that a critical-difference diagram needs.
 RANKED_GROUPS, RANKED_SEEDS = 3, 5
 
@@ -30,11 +33,13 @@ class Comparison:
         groups: the groups, in the order in which they were given.
         reach: the value for which it is told what it took to reach it; None if no group has a value.
         reach_given: whether the user has chosen it.
+        box: with several objectives, that in which hypervolumes are measured; None also if no point lies in one.
     """
 
     groups: tuple[Group, ...]
     reach: float | None
     reach_given: bool
+    box: Box | None = None
 
     @property
     def runs(self) -> list[Run]:
@@ -47,6 +52,18 @@ class Comparison:
         return self.runs[0]
 
     @property
+    def several(self) -> bool:
+        """Whether the campaigns have several objectives."""
+        return self.first.campaign.several
+
+    @property
+    def reach_in_words(self) -> str:
+        """The value that is to be reached; a hypervolume with its share of the best one."""
+        if self.reach is None or not self.several:
+            return "" if self.reach is None else f"{self.reach:.5g}"
+        return f"{self.reach:.3g} ({100 * self.reach / _best_volume(self.runs):.3g} % of the best)"
+
+    @property
     def costs(self) -> list[str]:
         """The costs (`COSTS`) that say something: equivalents only with rungs, GPU-hours only with a GPU."""
         without = set() if any(run.has_rungs for run in self.runs) else {"equivalents"}
@@ -56,15 +73,25 @@ class Comparison:
 
     @cached_property
     def metrics(self) -> list[Metric]:
-        """What is compared at the recommended configurations: the optimised metric, and those of the test tasks."""
+        """What is compared, what is optimised first.
+
+        At the recommended configurations it is the optimised metric, and those of the test tasks. With several
+        objectives it is the hypervolume, and the number of points of the front is shown.
+        """
         campaign = self.first.campaign
+        if self.several:
+            return [
+                Metric("", HYPERVOLUME, None, True, HYPERVOLUME),
+                Metric("", "points of the front", FRONT, None, FRONT),
+            ]
         tests = campaign.others_are_tests
         of_task = tests and "/" in campaign.metric
-        found = [Metric("validation" if of_task else "", campaign.metric, None, campaign.maximize)]
+        found = [Metric("validation" if of_task else "", campaign.metric, None, campaign.maximize, "value")]
         names = dict.fromkeys(name for run in self.runs for name in run.campaign.others)
         for name in names:
             same = tests and name.partition("/")[2] == campaign.metric.partition("/")[2]
-            found.append(Metric("test" if tests else "", name, name, campaign.maximize if same else None))
+            maximize = campaign.maximize if same else None
+            found.append(Metric("test" if tests else "", name, name, maximize, METRIC_PREFIX + name))
         return found
 
     @cached_property
@@ -85,11 +112,8 @@ class Comparison:
     def notes(self) -> list[str]:
         """What a reader has to know: campaigns that are not finished or have no value, and other differences."""
         lines = [f"{run.dir}: not finished, {why}" for run in self.runs if (why := run.unfinished)]
-        lines += [f"{run.dir}: no trial has a value that counts" for run in self.runs if run.recommended is None]
-        lines += [
-            f"{run.dir}: recommends an evaluation that it imported" for run in self.runs if run.recommends_imported
-        ]
-        looks = [(run, read_looks(run.campaign.layout)) for run in self.runs]
+        lines += [f"{run.dir}: {remark}" for run in self.runs if (remark := run.remark)]
+        looks = [] if self.several else [(run, read_looks(run.campaign.layout)) for run in self.runs]
         lines += [f"{run.dir}: {looks_in_words(seen)}" for run, seen in looks if len(seen) > 1]
         failed = [(run, run.without_value) for run in self.runs]
         lines += [f"{run.dir}: {count} evaluations ended without a value" for run, count in failed if count]
@@ -126,13 +150,17 @@ class Comparison:
         return sum(math.isfinite(run.curve.reaches("evaluations", run.sign * self.reach)) for run in group.runs)
 
 
-def compare_campaigns(folders: Sequence[Path], reach: float | None = None) -> Comparison:
+def compare_campaigns(
+    folders: Sequence[Path], reach: float | None = None, reference: Mapping[str, float] | None = None
+) -> Comparison:
     """Return the comparison of campaigns.
 
     Args:
         folders: of the campaigns, each of them once.
-        reach: value for which it is told what it took to reach it; None: the one that more than half of the campaigns
-            of every group with values have reached.
+        reach: value for which it is told what it took to reach it, with several objectives a share of the best
+            hypervolume; None: the value that more than half of the campaigns of every group with values have reached.
+        reference: with several objectives, the worst value of interest by metric, in place of what the campaigns
+            were given or that follows from their results.
 
     Raises:
         ConfigError: with everything that prevents it.
@@ -146,9 +174,23 @@ def compare_campaigns(folders: Sequence[Path], reach: float | None = None) -> Co
     if runs:
         faults += faults_of(runs)
     if faults:
-        raise ConfigError(faults, "Give campaigns of one objective. hpo-cluster compare --help")
+        raise ConfigError(faults, f"Give campaigns that measure the same. {HINT}")
+    box = None
+    if runs[0].campaign.several:
+        if reach is not None and not 0 < reach <= 1:
+            accepted = "a share of the best hypervolume, above 0 and up to 1, such as reach=0.9"
+            raise ConfigError([f"reach={reach:g}: with several objectives it is {accepted}"], HINT)
+        runs, box = in_one_box(runs, reference or {})
+        reach = None if reach is None or box is None else reach * _best_volume(runs)
+    elif reference:
+        raise ConfigError(["reference: these campaigns have one objective, and a best value without one"], HINT)
     groups = group(runs)
-    return Comparison(tuple(groups), _reached_by_all(groups) if reach is None else reach, reach is not None)
+    return Comparison(tuple(groups), _reached_by_all(groups) if reach is None else reach, reach is not None, box)
+
+
+def _best_volume(runs: Sequence[Run]) -> float:
+    """Return the largest hypervolume of any campaign."""
+    return max(float(run.curve.best[-1]) for run in runs if len(run.curve.best))
 
 
 def _reached_by_all(groups: Sequence[Group]) -> float | None:
@@ -157,7 +199,8 @@ def _reached_by_all(groups: Sequence[Group]) -> float | None:
     for each in groups:
         ends = [float(run.curve.best[-1]) if len(run.curve.best) else -math.inf for run in each.runs]
         median = float(np.quantile(ends, 0.5, method="lower"))
-        medians += [median] if math.isfinite(median) else []
+        reached = math.isfinite(median) and not (median == 0 and each.runs[0].campaign.several)  # 0: nothing dominated
+        medians += [median] if reached else []
     return groups[0].runs[0].sign * min(medians) if medians else None
 
 

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpo_cluster.report.comparison import Comparison, Group
+from hpo_cluster.report.comparison.fronts import draw_fronts, fronts_in_words
+from hpo_cluster.report.comparison.looks import COLOURS, MARKERS, MARKS, QUARTILES_FROM, STYLES, band
 from hpo_cluster.report.critical_difference import diagram
 from hpo_cluster.report.data import shorten
-from hpo_cluster.report.figures.description import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from hpo_cluster.report.figures.shared import time_unit
 from hpo_cluster.report.figures.still import saved
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Colours of M. Okabe and K. Ito, which colour-blind readers can distinguish; a group has a line style too.
-COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, "#56B4E9", "#000000")
-STYLES: Sequence[Any] = (
-    "solid",
-    "dashed",
-    "dashdot",
-    (0, (6, 1.5, 1, 1.5, 1, 1.5)),
-)  # dotted: its campaigns have ended
-MARKERS = "osD^vPX"
-#: Seeds from which on the band holds the middle half of them; with fewer, all of them.
-QUARTILES_FROM = 5
 POINTS = 400
-#: Number of markers on a line, which show whose it is.
-MARKS = 7
 AXES = {
     "evaluations": "evaluations",
     "equivalents": "whole evaluations that were spent",
@@ -41,7 +28,7 @@ AXES = {
 
 
 def draw_best(comparison: Comparison, cost: str) -> Figure | None:
-    """Draw the best value so far of each group against a cost; None if there is no value yet."""
+    """Draw the best value so far, or the hypervolume, of each group against a cost; None if there is no value yet."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -58,12 +45,14 @@ def draw_best(comparison: Comparison, cost: str) -> Figure | None:
         everything.append(_draw_group(axes, group, cost, number, divisor, discrete=cost == "evaluations"))
     if comparison.reach_given:
         axes.axhline(comparison.reach, color="#555555", linewidth=0.8, linestyle=(0, (1, 2)))
-    _scale(axes, np.concatenate(everything), maximize=comparison.first.campaign.maximize)
+    compared = comparison.metrics[0]
+    _scale(axes, np.concatenate(everything), maximize=bool(compared.maximize))
     if cost == "evaluations":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel(AXES[cost] + (f" ({unit})" if unit else ""))
-    direction = "higher" if comparison.first.campaign.maximize else "lower"
-    axes.set_ylabel(f"best {shorten(comparison.first.campaign.metric, 40)} so far\n({direction} is better)")
+    direction = "higher" if compared.maximize else "lower"
+    name = shorten(compared.shown, 40)
+    axes.set_ylabel(f"{name if comparison.several else f'best {name} so far'}\n({direction} is better)")
     axes.grid(visible=True, color="#E5E5E5", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -110,14 +99,6 @@ def _draw_group(
     return drawn
 
 
-def band(best: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return lower end, median and upper end over seeds (rows); NaN where it depends on a campaign without a value."""
-    share = 0.25 if len(best) >= QUARTILES_FROM else 0.0
-    with np.errstate(invalid="ignore"):
-        low, middle, high = (np.quantile(best, q, axis=0) for q in (share, 0.5, 1 - share))
-    return tuple(np.where(np.isfinite(line), line, np.nan) for line in (low, middle, high))  # type: ignore[return-value]
-
-
 def _scale(axes: Any, values: NDArray[np.float64], *, maximize: bool) -> None:
     """Use a log scale for what is minimised over decades, with plain numbers: names of groups are no formulas here."""
     from matplotlib.ticker import FuncFormatter
@@ -132,9 +113,9 @@ def draw_ranks(comparison: Comparison) -> Figure | None:
     ranking = comparison.ranking
     if ranking is None:
         return None
-    metric = shorten(comparison.first.campaign.metric, 40)
+    metric = shorten(comparison.metrics[0].shown, 40)
     title = f"Mean ranks by {metric} over {ranking.problems} seeds"
-    return diagram(ranking, title, lambda name: shorten(name, 24), ())
+    return diagram(ranking, title, lambda name: shorten(name, 20), ())
 
 
 def as_files(figure: Figure) -> dict[str, bytes]:
@@ -150,23 +131,28 @@ def band_in_words(comparison: Comparison) -> str:
         *(["the middle half of the seeds"] if True in sizes else []),
         *([f"all seeds, where there are fewer than {QUARTILES_FROM}"] if False in sizes else []),
     ]
+    kept = "hypervolume" if comparison.several else "best value"
     return (
         f"Lines are medians over seeds, bands hold {' or '.join(bands)}. A line is dotted where some of its campaigns "
-        "have ended: these keep their best value."
+        f"have ended: these keep their {kept}." + (f" {fronts_in_words(comparison)}" if comparison.several else "")
     )
 
 
 def titles(comparison: Comparison) -> dict[str, str]:
     """Return the titles of the figures, by the names of their files without ending."""
-    best = {f"best_by_{cost}": f"Best so far against {AXES[cost]}" for cost in comparison.costs}
-    return {**best, "critical_difference": "Mean ranks over seeds; a bar joins groups that cannot be told apart"}
+    stem, what = ("hypervolume_by", "Hypervolume") if comparison.several else ("best_by", "Best so far")
+    found = {f"{stem}_{cost}": f"{what} against {AXES[cost]}" for cost in comparison.costs}
+    found |= {"fronts": "Fronts of the groups"} if comparison.several else {}
+    return {**found, "critical_difference": "Mean ranks over seeds; a bar joins groups that cannot be told apart"}
 
 
 def draw(comparison: Comparison, stem: str) -> Figure | None:
     """Draw the figure of this name; None if there is nothing to draw."""
     if stem == "critical_difference":
         return draw_ranks(comparison)
-    return draw_best(comparison, stem.removeprefix("best_by_"))
+    if stem == "fronts":
+        return draw_fronts(comparison)
+    return draw_best(comparison, stem.partition("_by_")[2])
 
 
 __all__ = ["as_files", "band", "band_in_words", "draw", "titles"]

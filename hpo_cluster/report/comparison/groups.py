@@ -21,6 +21,8 @@ from hpo_cluster.space import parameter_names
 IN_A_NAME, NAMED = 2, 4
 #: Largest number of characters of a value in a name or a message.
 VALUE_WIDTH = 40
+#: Settings of an objective that say what is optimised; with several objectives they are compared metric by metric.
+GOALS = ("metric", "metrics", "constraints")
 #: Ways of running that tell campaigns apart which are the same otherwise.
 WAYS = ("budget", "workers")
 
@@ -40,17 +42,15 @@ class Group:
 
 def faults_of(runs: Sequence[Run]) -> list[str]:
     """Return why campaigns cannot be compared: each field of the objective that differs, with the campaigns."""
-    faults = [
-        f"{run.dir}: optimises several objectives ({', '.join(run.campaign.goals.names)}), which have no best value; "
-        "compare takes campaigns of one objective"
-        for run in runs
-        if run.campaign.goals is not None and run.campaign.goals.several
-    ]
-    fields = [{"direction": run.identity["direction"], **flatten(_measured(run), "objective.")} for run in runs]
+    several = any(run.campaign.several for run in runs)
+    fields = [{**_optimised(run, several=several), **flatten(_measured(run), "objective.")} for run in runs]
+    for mine in fields:
+        for name in GOALS if several else ():
+            mine.pop(f"objective.{name}", None)
     found = _differing(fields)
     if "objective.kind" in found:  # then everything else differs too
-        found = {name: found[name] for name in ("direction", "objective.kind") if name in found}
-    faults += [
+        found = {name: found[name] for name in found if name == "objective.kind" or not name.startswith("objective.")}
+    faults = [
         f"{name} differs, so that values cannot be compared: {_by_value(runs, values)}"
         for name, values in itertools.islice(found.items(), SHOWN_DIFFERENCES)
     ]
@@ -61,6 +61,20 @@ def faults_of(runs: Sequence[Run]) -> list[str]:
     if apart:
         faults.append(f"space: {_some(apart)} and {runs[0].dir} have no parameter in common")
     return faults
+
+
+def _optimised(run: Run, *, several: bool) -> dict[str, str]:
+    """Return the direction; if a campaign has several objectives, a field for each metric and each constraint."""
+    campaign, direction = run.campaign, str(run.identity["direction"])
+    if not several:
+        return {"direction": direction}
+    if campaign.goals is None:
+        return {f"objective {campaign.metric}": direction}
+    fields = {f"objective {goal.name}": str(goal.direction or direction) for goal in campaign.goals.metrics}
+    for bound in campaign.goals.constraints:
+        ends = (("at least", bound.at_least), ("at most", bound.at_most))
+        fields[f"constraint on {bound.name}"] = ", ".join(f"{word} {end:g}" for word, end in ends if end is not None)
+    return fields
 
 
 def _measured(run: Run) -> dict[str, Any]:
@@ -125,6 +139,9 @@ def differences_beside_optimizer(groups: Sequence[Group]) -> list[str]:
 def _searched(run: Run) -> dict[str, Any]:
     """Return what tells groups apart: how the campaign searches, without what it measures and its seed."""
     parts = {key: value for key, value in run.identity.items() if key not in ("objective", "direction", "seed")}
+    if run.campaign.goals is not None:  # an optimizer may read where the metrics begin to be of interest
+        references = {goal.name: goal.reference for goal in run.campaign.goals.metrics if goal.reference is not None}
+        parts |= {"reference": references} if references else {}
     return flatten(parts)
 
 

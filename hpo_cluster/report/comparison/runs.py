@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,11 +61,13 @@ class Run:
         dir: its folder, as it was given.
         campaign: its identity, trials, history and metrics.
         curve: its best value after each evaluation.
+        measured: the metrics that each of these evaluations has measured; None for one without a value.
     """
 
     dir: Path
     campaign: Campaign
     curve: Curve
+    measured: Sequence[Mapping[str, float] | None]
 
     @property
     def record(self) -> Record:
@@ -109,9 +111,12 @@ class Run:
         return int(ranked.iloc[0]["trial"])
 
     @property
-    def recommends_imported(self) -> bool:
-        """Whether the recommended trial is an evaluation of an earlier campaign."""
-        return self.recommended is not None and self.record.trials[self.recommended].origin is Origin.IMPORTED
+    def remark(self) -> str | None:
+        """What a reader has to know of its score; None if it is an ordinary one."""
+        if self.recommended is None:
+            return "no trial has a value that counts"
+        imported = self.record.trials[self.recommended].origin is Origin.IMPORTED
+        return "recommends an evaluation that it imported" if imported else None
 
     def score(self, metric: str | None = None) -> float:
         """Return a metric of the recommended trial, or the value that is optimised; NaN if it was not measured."""
@@ -149,7 +154,7 @@ def read_run(folder: Path) -> Run:
     """Return a campaign for a comparison. Raise JournalError if it cannot be read."""
     campaign = read_campaign(folder)
     events = read_journal(campaign.layout.events).events
-    return Run(folder, campaign, _curve(events, campaign.goals, 1.0 if campaign.maximize else -1.0))
+    return Run(folder, campaign, *_curve(events, campaign.goals, 1.0 if campaign.maximize else -1.0))
 
 
 def _scored(trial: TrialRecord) -> bool:
@@ -157,12 +162,16 @@ def _scored(trial: TrialRecord) -> bool:
     return trial.in_budget and trial.state.counts
 
 
-def _curve(events: list[Event], goals: Goals | None, sign: float) -> Curve:
-    """Return the best value after each evaluation, by repeating what happened; `events` are known to fit together."""
+def _curve(events: list[Event], goals: Goals | None, sign: float) -> tuple[Curve, list[Mapping[str, float] | None]]:
+    """Return the best value after each evaluation, and what each has measured, by repeating what happened.
+
+    `events` are known to fit together.
+    """
     record, best = Record(), -math.inf
     scored: set[int] = set()
     first: datetime.datetime | None = None
     points: list[tuple[float, ...]] = []
+    measured: list[Mapping[str, float] | None] = []
     for event in events:
         record.apply(event)
         trial = record.trials.get(event["trial"]) if "trial" in event else None
@@ -174,11 +183,13 @@ def _curve(events: list[Event], goals: Goals | None, sign: float) -> Curve:
         if not _scored(trial):
             continue
         scored.add(trial.number)
+        measured.append(None)
         if trial.state is State.COMPLETED and trial.value is not None:
+            measured[-1] = trial.metrics
             good = goals is None or goals.feasible(trial.metrics)
             best = max(best, sign * trial.value) if good else best
         hours = (now - (first or now)).total_seconds() / 3600
         points.append((len(scored), record.spent, record.gpu_hours(now), max(hours, 0.0), best))
     columns = np.array(points, dtype=np.float64).reshape(len(points), len(COSTS) + 1).T
     costs = {name: np.maximum.accumulate(columns[i]) for i, name in enumerate(COSTS)} if points else {}
-    return Curve(costs or {name: np.empty(0) for name in COSTS}, columns[-1] if points else np.empty(0))
+    return Curve(costs or {name: np.empty(0) for name in COSTS}, columns[-1] if points else np.empty(0)), measured

@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.report.comparison import Comparison, Group, Metric, mean_and_sem
 from hpo_cluster.report.comparison.verdicts import NOTHING, plus_minus
 from hpo_cluster.text import in_latex, in_markdown
@@ -36,7 +35,7 @@ def cells(comparison: Comparison) -> tuple[list[Head], list[list[str]]]:
     head = [Head("", name) for name in ("group", "seeds", "evaluations")]
     head += [Head(metric.role, metric.shown) for metric in comparison.metrics]
     if comparison.reach is not None:
-        over = f"to reach {comparison.reach:.5g}"
+        over = f"to reach {comparison.reach_in_words}"
         head += [Head(over, name) for name in ("seeds", *(COST_TITLES[cost] for cost in comparison.costs))]
     rows = []
     for group in comparison.groups:
@@ -104,6 +103,7 @@ def latex_table(comparison: Comparison) -> str:
     lines = [rf"    {' & '.join(map(_in_latex, row))} \\" for row in [[each.title for each in head], *rows]]
     several = max(len(group.runs) for group in comparison.groups) > 1
     seeds = r": mean $\pm$ standard error over seeds" if several else ""
+    what = "Hypervolumes and sizes of the fronts" if comparison.several else "Scores at the recommended configurations"
     reach = "" if comparison.reach is None else "; medians over seeds of what it took to reach a value"
     return "\n".join(
         [
@@ -111,7 +111,7 @@ def latex_table(comparison: Comparison) -> str:
             r"  \centering",
             r"  \footnotesize",
             r"  \setlength{\tabcolsep}{3pt}",
-            rf"  \caption{{Scores at the recommended configurations{seeds}{reach}.}}",
+            rf"  \caption{{{what}{seeds}{reach}.}}",
             rf"  \begin{{tabular}}{{@{{}}l{'r' * (len(head) - 1)}@{{}}}}",
             r"    \hline",
             *([rf"    {' & '.join(above)} \\"] if any(each.over for each in head) else []),
@@ -140,7 +140,7 @@ def table_csv(comparison: Comparison) -> str:
         for metric in comparison.metrics:
             scores = _scores(group, metric)
             mean, sem = mean_and_sem(scores)
-            name = _column(metric)
+            name = metric.column
             row |= {name: mean, f"{name}_sem": sem, f"{name}_seeds": sum(map(math.isfinite, scores))}
         if comparison.reach is not None:
             row |= {"reach": comparison.reach, "reached_seeds": comparison.reached(group)}
@@ -155,11 +155,13 @@ def campaigns_csv(comparison: Comparison) -> str:
     for group in comparison.groups:
         for run in group.runs:
             row: dict[str, Any] = {"group": group.name, "seed": run.seed, "campaign": run.campaign.name}
-            row |= {"dir": str(run.dir), "recommended": run.recommended, "value": run.score()}
-            row["value_sem"] = run.score_sem
-            row |= {_column(metric): run.score(metric.name) for metric in comparison.metrics[1:]}
-            best = run.sign * float(run.curve.best[-1]) if len(run.curve.best) else math.nan
-            row |= {"best": best, **{cost: run.curve.end(cost) for cost in comparison.costs}}
+            row["dir"] = str(run.dir)
+            if not comparison.several:
+                row |= {"recommended": run.recommended, "value": run.score(), "value_sem": run.score_sem}
+            row |= {metric.column: run.score(metric.name) for metric in comparison.metrics}
+            if not comparison.several:
+                row["best"] = run.sign * float(run.curve.best[-1]) if len(run.curve.best) else math.nan
+            row |= {cost: run.curve.end(cost) for cost in comparison.costs}
             if comparison.reach is not None:
                 target = run.sign * comparison.reach
                 row |= {f"reach_{cost}": run.curve.reaches(cost, target) for cost in comparison.costs}
@@ -171,7 +173,7 @@ def pairs_csv(comparison: Comparison) -> str:
     """Return one row for each two groups and metric as CSV."""
     rows = [
         {
-            "metric": _column(pair.metric),
+            "metric": pair.metric.column,
             "better": pair.better,
             "worse": pair.worse,
             "seeds": pair.seeds,
@@ -184,11 +186,6 @@ def pairs_csv(comparison: Comparison) -> str:
         for pair in comparison.pairs
     ]
     return _csv(rows)
-
-
-def _column(metric: Metric) -> str:
-    """Return a metric's name in a table of data, as the history has it."""
-    return "value" if metric.name is None else METRIC_PREFIX + metric.name
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -233,6 +230,29 @@ def _bullets(lines: Iterable[str]) -> list[str]:
 
 def explanation(comparison: Comparison) -> list[str]:
     """Return how the table is to be read, in words."""
+    lines = _of_volumes(comparison) if comparison.several else _of_scores(comparison)
+    if comparison.reach is not None:
+        why = "" if comparison.reach_given else ", which more than half of the campaigns of every group have reached,"
+        what = "hypervolume" if comparison.several else "best value"
+        lines.append(
+            f"The last columns tell how many campaigns have reached {comparison.reach_in_words}{why} with their "
+            f"{what}, and the median of what it took them."
+        )
+    return lines
+
+
+def _of_volumes(comparison: Comparison) -> list[str]:
+    """Return what the hypervolumes are."""
+    if comparison.box is None:
+        return [
+            "Every hypervolume is 0: no campaign has a trial that satisfies the constraints and is better than the "
+            "reference point in every metric."
+        ]
+    return [*comparison.box.words, "The table has means ± standard errors over seeds."]
+
+
+def _of_scores(comparison: Comparison) -> list[str]:
+    """Return what the scores are."""
     lines = [
         "Scores are those measured at the configuration that each campaign recommends (the best posterior mean), as "
         "mean ± standard error over seeds."
@@ -242,11 +262,5 @@ def explanation(comparison: Comparison) -> list[str]:
         lines.append(
             f"One score of {comparison.first.campaign.metric} has a standard error of {statistics.median(sems):.2g} by "
             "itself, as its objective reports it."
-        )
-    if comparison.reach is not None:
-        why = "" if comparison.reach_given else ", which more than half of the campaigns of every group have reached,"
-        lines.append(
-            f"The last columns tell how many campaigns have reached {comparison.reach:.5g}{why} with their best value, "
-            "and the median of what it took them."
         )
     return lines

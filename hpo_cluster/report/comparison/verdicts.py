@@ -39,14 +39,16 @@ class Metric:
     Args:
         role: what it is for: ``validation`` or ``test``; empty if the objective does not set them apart.
         shown: its name as it is shown.
-        name: of the metric in the history; None for the value that is optimised.
+        name: by which a campaign knows it (`Run.score`); None for what is optimised.
         maximize: whether larger values are better; None if that is not known, and then nothing is tested.
+        column: its name in a table of data.
     """
 
     role: str
     shown: str
     name: str | None
     maximize: bool | None
+    column: str
 
     @property
     def title(self) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from hpo_cluster.record.files import replace_bytes, replace_text
 from hpo_cluster.report.comparison import Comparison
 from hpo_cluster.report.comparison.figures import as_files, band_in_words, draw, titles
+from hpo_cluster.report.comparison.runs import COSTS
 from hpo_cluster.report.comparison.table import campaigns_csv, latex_table, page, pairs_csv, table_csv
 from hpo_cluster.report.figures.still import plain_text
 from hpo_cluster.text import in_markdown
@@ -14,7 +15,7 @@ from hpo_cluster.text import in_markdown
 #: The page, by which a folder is known as that of a comparison.
 PAGE = "comparison.md"
 #: Figures that a comparison may have; those of an earlier comparison that do not apply are removed.
-STEMS = ("best_by_evaluations", "best_by_equivalents", "best_by_gpu_hours", "best_by_hours", "critical_difference")
+STEMS = (*(f"{what}_by_{cost}" for what in ("best", "hypervolume") for cost in COSTS), "fronts", "critical_difference")
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from hpo_cluster.record.confirmation import (
     missing_rows,
     quantile,
 )
+from hpo_cluster.record.confirmed_front import confirmed_front, front_table
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.status import summarise
 from hpo_cluster.trial import trial_label
@@ -122,8 +123,83 @@ def test_constraints_and_fronts_choose() -> None:
     bounded = Goals((Goal("speed", "maximize"),), (Bound("size", at_most=8.0),))
     assert [t.number for t in chosen(journal.record, Wanted(), bounded, maximize=True)] == [2, 0, 3]
     several = Goals((Goal("speed", "maximize"), Goal("size", "minimize")))
-    assert [t.number for t in chosen(journal.record, Wanted(top=2), several, maximize=True)] == [1, 2]
+    assert [t.number for t in chosen(journal.record, Wanted(top=2), several, maximize=True)] == [2, 1]
     assert [t.number for t in chosen(journal.record, Wanted(trials=(3, 1)), several, maximize=True)] == [3, 1]
+
+
+def of_two_goals(points: dict[int, tuple[float, float]], again: dict[int, list[tuple[float, float] | None]]) -> Journal:
+    """Return a campaign with these speeds and sizes by trial, first and in confirmations; None is a failed one."""
+    journal = Journal([])
+
+    def ended(number: int, row: dict[str, Any], values: tuple[float, float] | None) -> None:
+        journal.append("asked", trials=[{"trial": number, "seed": number, **row}], decision={})
+        journal.append("intent", trial=number, attempt=0, token="k", code="")
+        end: dict[str, Any] = {"state": "failed", "error": {"kind": "code", "message": "no"}}
+        if values is not None:
+            metrics = dict(zip(("speed", "size"), values, strict=True))
+            end = {"state": "completed", "value": values[0], "metrics": metrics}
+        journal.append("ended", trial=number, attempt=0, **end)
+
+    for number, values in points.items():
+        ended(number, {"parameters": {"x": number}, "origin": "evaluated"}, values)
+    number = -2
+    for of, found in again.items():
+        for replicate, each in enumerate(found):
+            info = {"confirms": of, "replicate": replicate}
+            ended(number, {"parameters": {"x": of}, "origin": "confirmation", "info": info}, each)
+            number -= 1
+    return journal
+
+
+TWO_GOALS = Goals((Goal("speed", "maximize"), Goal("size", "minimize")), (Bound("size", at_most=8.0),))
+
+
+def test_points_of_the_front_are_chosen_by_what_they_add() -> None:
+    points = {0: (4.0, 4.0), 1: (4.1, 4.1), 2: (4.2, 4.2), 3: (0.0, 0.0), 4: (6.0, 7.9), 5: (5.0, 5.0)}
+    record = of_two_goals(points, {}).record
+    assert [t.number for t in record.front(TWO_GOALS)] == [4, 5, 2, 1, 0, 3]
+    picked = [t.number for t in chosen(record, Wanted(top=6), TWO_GOALS, maximize=True)]
+    assert picked[:4] == [0, 5, 3, 4]  # trials 1 and 2 are neighbours of the first
+    assert sorted(picked) == [0, 1, 2, 3, 4, 5]
+    for top in range(1, 6):
+        assert [t.number for t in chosen(record, Wanted(top=top), TWO_GOALS, maximize=True)] == picked[:top]
+
+
+def test_what_of_a_front_is_left() -> None:
+    points = {0: (3.0, 6.0), 1: (2.0, 5.0), 2: (1.0, 4.0), 3: (0.5, 3.0), 4: (4.0, 7.5)}
+    again = {
+        0: [(2.0, 6.0), (3.0, 7.0)],
+        1: [(3.0, 5.0), None],  # better than trial 0 in both by its mean
+        2: [(1.0, 4.0)],
+        3: [None],
+        4: [(5.0, 9.0), (5.0, 8.0)],
+    }
+    rows = confirmed_front(of_two_goals(points, again).record, TWO_GOALS)
+    assert rows is not None
+    assert [row["trial"] for row in rows] == [4, 1, 0, 2, 3]
+    by_trial = {row["trial"]: row for row in rows}
+    assert by_trial[0]["metrics"]["speed"] == {
+        "first": 3.0, "mean": 2.5, "sem": pytest.approx(0.5), "lowest": 2.0, "highest": 3.0
+    }  # fmt: skip
+    assert by_trial[0]["dominated_by"] == [1]
+    assert by_trial[4]["violates"] == ["size"]
+    assert not any(by_trial[number]["dominated_by"] for number in (1, 2, 3))  # 4 dominates nothing
+    assert (by_trial[1]["done"], by_trial[1]["replicates"]) == (1, 2)
+    head, *table = front_table(rows, ["speed", "size"])
+    assert head == ["trial", "seeds", "metric", "first", "again", "spread", "by these means"]
+    assert table[4:6] == [
+        ["t0000", "2/2", "speed", "3", "2.5 ± 0.5", "2 to 3", "dominated by t0001"],
+        ["", "", "size", "6", "6.5 ± 0.5", "6 to 7", ""],
+    ]
+    assert [row[-1] for row in table[::2]] == [
+        "violates size",
+        "on the front",
+        "dominated by t0001",
+        "on the front",
+        "",
+    ]
+    assert confirmed_front(of_two_goals(points, {}).record, TWO_GOALS) is None
+    assert confirmed_front(of_two_goals(points, again).record, Goals(TWO_GOALS.metrics[:1])) is None
 
 
 def test_mean_spread_and_pairs() -> None:

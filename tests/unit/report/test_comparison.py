@@ -98,8 +98,8 @@ def test_all_that_cannot_be_compared_is_named_at_once(tmp_path: Path) -> None:
         compare_campaigns(folders)
     faults = "\n".join(caught.value.faults)
     assert "f: cannot be read" in faults
-    assert "e: optimises several objectives (u, v)" in faults
-    assert "direction differs" in faults
+    assert "objective u differs, so that values cannot be compared: (absent) in " in faults
+    assert "objective value differs" in faults
     assert "minimize in" in faults
     assert "objective.function differs" in faults
     assert "ackley in" in faults
