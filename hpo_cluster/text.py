@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import difflib
 import re
+import shlex
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
@@ -54,6 +55,11 @@ def in_latex(text: str) -> str:
     """Return `text` as one line of LaTeX in which nothing is a command, a comment or a formula."""
     line = " ".join(visible(text).split())
     return "".join(_LATEX.get(character, character) for character in line)
+
+
+def command_line(*words: object) -> str:
+    """Return ``hpo-cluster WORD ...`` as it is typed in a shell: a folder with spaces is quoted."""
+    return shlex.join(["hpo-cluster", *map(str, words)])
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from hpo_cluster.cli.arguments import COMMANDS, Arguments, campaigns_nearby, short_path
 from hpo_cluster.cli.commands import OK, say
 from hpo_cluster.errors import ConfigError
+from hpo_cluster.record.writable import writing
 
 HINT = "hpo-cluster compare --help"
 #: Name of the folder that is written, next to the first campaign.
@@ -38,7 +39,8 @@ def show_comparison(
     from hpo_cluster.report.comparison.write import write_comparison
 
     comparison = compare_campaigns(folders, reach)
-    files = write_comparison(comparison, out)
+    with writing(f"out={out}", out, "Give a folder in which you may write:  out=FOLDER"):
+        files = write_comparison(comparison, out)
     lines = [*text_table(*cells(comparison)), "", *explanation(comparison), ""]
     for verdict in comparison.verdicts:
         lines += [verdict.leader, *(f"  {line}" for line in verdict.details)]
