@@ -57,6 +57,12 @@ def in_latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in line)
 
 
+def counted(count: float | str, noun: str) -> str:
+    """Return ``1 trial`` or ``3 trials``, the number with four significant digits or as it is written already."""
+    text = f"{count:.4g}" if isinstance(count, float) else str(count)
+    return f"{text} {noun}" if text == "1" else f"{text} {noun}s"
+
+
 def command_line(*words: object) -> str:
     """Return ``hpo-cluster WORD ...`` as it is typed in a shell: a folder with spaces is quoted."""
     return shlex.join(["hpo-cluster", *map(str, words)])

@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 from hpo_cluster.record.campaign_state import BETWEEN_TICKS
 from hpo_cluster.record.files import read_bytes
 from hpo_cluster.settings import Settings
-from hpo_cluster.text import visible
+from hpo_cluster.text import command_line, visible
 from hpo_cluster.trial import trial_label
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def facts_of(what: Happening, reason: str, status: Mapping[str, Any]) -> dict[st
 
 def _message(facts: Mapping[str, str]) -> str:
     """Return what has happened as a sentence."""
-    name, again = facts["CAMPAIGN"], f" Go on with: hpo-cluster resume {shlex.quote(facts['DIR'])}"
+    name, again = facts["CAMPAIGN"], f" Go on with: {command_line('resume', facts['DIR'])}"
     best = f", best {facts['BEST']} ({facts['BEST_TRIAL']})" if facts["BEST"] else ", no value yet"
     progress = f"{facts['DONE']} of {facts['BUDGET']} done{best}."
     if facts["EVENT"] == "finished":

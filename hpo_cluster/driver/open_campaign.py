@@ -28,6 +28,7 @@ from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.lock import DriverLock
 from hpo_cluster.record.processes import cap_memory, uncap_memory
 from hpo_cluster.record.writable import check_writable
+from hpo_cluster.text import command_line
 from hpo_cluster.trial import Ask
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class OpenCampaign:
         if self.record.created is None and any(self.layout.trials_dir.glob("*/a*")):
             raise JournalError(
                 f"{self.layout.events} is empty, but there are attempts in {self.layout.trials_dir}. Rebuild the "
-                f"journal from their files:  hpo-cluster repair {self.layout.dir}"
+                f"journal from their files:  {command_line('repair', self.layout.dir)}"
             )
 
     def _start(self) -> None:

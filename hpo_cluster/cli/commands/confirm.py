@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from hpo_cluster.cli.arguments import Arguments, trial_number
 from hpo_cluster.cli.commands import OK, say
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record.confirmation import REPLICATES, TOP, Wanted
+from hpo_cluster.text import command_line, counted
 
 
 def confirm(arguments: Arguments) -> int:
@@ -31,11 +31,10 @@ def confirm(arguments: Arguments) -> int:
     spec = campaign_spec(config, overrides, take_over=arguments.option("--take-over"), other_places=True)
     if config.settings.dry_run:
         missing = missing_rows(record, trials, wanted.replicates, spec.seed)
-        say(
-            f"{', '.join(trial_label(t.number) for t in trials)}: {len(missing)} evaluations missing; nothing was added"
-        )
+        labels = ", ".join(trial_label(trial.number) for trial in trials)
+        say(f"{labels}: {counted(len(missing), 'evaluation')} missing; nothing was added")
         return OK
-    return drive(config, spec, wanted, again=f"hpo-cluster confirm {shlex.join(arguments.words)}")
+    return drive(config, spec, wanted, again=command_line("confirm", *arguments.words))
 
 
 def _read(arguments: Arguments) -> tuple[Wanted, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 import shutil
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from hpo_cluster.cli.arguments import Arguments, short_path
 from hpo_cluster.cli.commands import OK, say
 from hpo_cluster.errors import ConfigError, HpoClusterError
-from hpo_cluster.text import command_line, did_you_mean
+from hpo_cluster.text import command_line, counted, did_you_mean
 
 if TYPE_CHECKING:
     from hpo_cluster.cli.config.schema import Config
@@ -62,7 +63,7 @@ def export(arguments: Arguments) -> int:
 
         with writing(label, Path(place).parent, instead):
             count = write_table(folder, Path(place))
-        say(f"{short_path(Path(place))}: {count} trials")
+        say(f"{short_path(Path(place))}: {counted(count, 'trial')}")
         return OK
     objective = parse_objective(identity_of_campaign(CampaignLayout(folder).identity)["objective"])
     outline, record = read_outline(folder, objective.metric)
@@ -72,12 +73,12 @@ def export(arguments: Arguments) -> int:
         study = given.get("name") or outline.name
         with _library_faults(label, instead), _folder_for(label, place, to, instead):
             count = write_study(outline, record, place, study)
-        look = f"optuna-dashboard {_shown(place, url=True)}"
-        say(f"{_shown(place)}: study {study}, {count} trials; look at it with:  {look}")
+        look = f"optuna-dashboard {shlex.quote(_shown(place, url=True))}"
+        say(f"{_shown(place)}: study {study}, {counted(count, 'trial')}; look at it with:  {look}")
         return OK
     with _library_faults(label, instead):
         place, changed = _log_all(outline, record, to, place, given.get("name"), instead)
-    say(f"{_shown(place)}: {len(record.rows)} trials, {changed} of them new or changed")
+    say(f"{_shown(place)}: {counted(len(record.rows), 'trial')}, {changed} of them new or changed")
     return OK
 
 
@@ -184,7 +185,8 @@ def import_evaluations(arguments: Arguments) -> int:
     for note in reading.notes:
         say(f"note   {note}")
     folder = short_path(config.campaign_dir)
-    say(f"{folder}: {len(reading.evaluations)} evaluations of {path}; look at them with:  hpo-cluster report {folder}")
+    look = command_line("report", folder)
+    say(f"{folder}: {counted(len(reading.evaluations), 'evaluation')} of {path}; look at them with:  {look}")
     return OK
 
 

@@ -16,6 +16,7 @@ from hpo_cluster.report.comparison.runs import COSTS, Run, read_run
 from hpo_cluster.report.comparison.verdicts import Metric, Pair, Verdict, mean_and_sem, pairs_of, verdict_of
 from hpo_cluster.report.statistics import Comparison as Ranking
 from hpo_cluster.report.statistics import compare as rank
+from hpo_cluster.text import counted
 
 #: Groups, and seeds that all of them have, that a critical-difference diagram needs.
 RANKED_GROUPS, RANKED_SEEDS = 3, 5
@@ -89,7 +90,7 @@ class Comparison:
             f"{run.dir}: recommends an evaluation that it imported" for run in self.runs if run.recommends_imported
         ]
         failed = [(run, run.without_value) for run in self.runs]
-        lines += [f"{run.dir}: {count} evaluations ended without a value" for run, count in failed if count]
+        lines += [f"{run.dir}: {counted(count, 'evaluation')} ended without a value" for run, count in failed if count]
         lines += differences_beside_optimizer(self.groups)
         seeds = [set(group.by_seed) for group in self.groups]
         if len(set(map(frozenset, seeds))) > 1:
