@@ -400,10 +400,19 @@ def _write_page(campaign_dir: Path) -> Path | None:
         return None
 
 
+def _reason_of(number: int) -> str:
+    """Return why a driver stops that gets a signal."""
+    from hpo_cluster.driver.notify import HANDED_OVER
+
+    named = {signal.SIGINT: "interrupted", signal.SIGUSR1: HANDED_OVER}
+    return named.get(signal.Signals(number), f"ended by {signal.Signals(number).name}")
+
+
 class _Interrupts:
     """The handler of Ctrl-C: once stops submitting and leaves the jobs running, twice cancels them.
 
-    SIGTERM acts like one Ctrl-C, and so does the end of the terminal (SIGHUP), unless it is ignored (nohup).
+    SIGTERM acts like one Ctrl-C, and so does the end of the terminal (SIGHUP), unless it is ignored (nohup). So does
+    SIGUSR1, which says that another driver will follow (``jobs/driver.slurm``).
     """
 
     def __init__(self, campaign: Campaign) -> None:
@@ -414,7 +423,7 @@ class _Interrupts:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.count = self.count + 1 if number == signal.SIGINT else max(self.count, 1)  # a shell sends SIGHUP twice
         self._terminated = self._terminated or number != signal.SIGINT
-        self._campaign.stop("interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}")
+        self._campaign.stop(_reason_of(number))
         if self.count == 1 and not self._terminated:
             message = f"stopping; jobs run on. Ctrl-C again within {SECOND_CTRL_C_S:.0f} s cancels them"
             tell(message, file=sys.stderr)
@@ -428,7 +437,7 @@ class _Interrupts:
             time.sleep(0.05)
 
     def __enter__(self) -> _Interrupts:
-        numbers = [signal.SIGINT, signal.SIGTERM]
+        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             numbers.append(signal.SIGHUP)
         self._before = {number: signal.signal(number, self._handle) for number in numbers}

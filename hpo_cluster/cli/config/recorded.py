@@ -89,6 +89,7 @@ class _Recorded(Composition):
                 self.faults.append(f"{override.key_or_group}: is not a key; {close.strip()}")
         choices, values = self.choices(allowed)
         raw = _recorded(identity, operation, campaign_dir, here)
+        self.known_command = (raw.get("notify") or {}).get("command")
         for group in {"launcher", "tracking"} & set(choices):
             del raw[group]
         self.name = store_recorded(raw, choices)
