@@ -82,12 +82,14 @@ class Reading:
     Args:
         evaluations: in the order of their numbers.
         unfinished: number of rows that had not ended.
+        confirmations: number of rows that confirm another one: no part of a campaign's search.
         bad: faults of the rows that were left out.
         unused: columns that are neither parameters nor numbers.
     """
 
     evaluations: list[Evaluation] = field(default_factory=list)
     unfinished: int = 0
+    confirmations: int = 0
     bad: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
@@ -95,6 +97,7 @@ class Reading:
     def notes(self) -> list[str]:
         """Sentences on what was left out."""
         notes = [f"{counted(self.unfinished, 'row')} left out that had not ended"] if self.unfinished else []
+        notes += [f"{counted(self.confirmations, 'confirmation')} left out"] if self.confirmations else []
         notes += [f"{len(self.bad)} bad rows left out; the first: {self.bad[0]}"] if self.bad else []
         return notes + ([f"columns that are not used: {', '.join(self.unused)}"] if self.unused else [])
 
@@ -140,6 +143,9 @@ def read_evaluations(
     reading, seen = Reading(), dict[int, str]()
     for place, (where, raw) in enumerate(rows):
         row = {reader.names.get(key, key): cell for key, cell in raw.items()}
+        if row.get("origin") == Origin.CONFIRMATION:
+            reading.confirmations += 1
+            continue
         found = reader.evaluation(row, place)
         if isinstance(found, Evaluation) and found.number in seen:
             found = [f"trial {found.number} is there twice, first in {seen[found.number]}"]
