@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import difflib
 import re
+import shlex
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
@@ -54,6 +55,17 @@ def in_latex(text: str) -> str:
     """Return `text` as one line of LaTeX in which nothing is a command, a comment or a formula."""
     line = " ".join(visible(text).split())
     return "".join(_LATEX.get(character, character) for character in line)
+
+
+def counted(count: float | str, noun: str) -> str:
+    """Return ``1 trial`` or ``3 trials``, the number with four significant digits or as it is written already."""
+    text = f"{count:.4g}" if isinstance(count, float) else str(count)
+    return f"{text} {noun}" if text == "1" else f"{text} {noun}s"
+
+
+def command_line(*words: object) -> str:
+    """Return ``hpo-cluster WORD ...`` as it is typed in a shell: a folder with spaces is quoted."""
+    return shlex.join(["hpo-cluster", *map(str, words)])
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -76,6 +76,8 @@ def candidates(line: str) -> list[str]:
     word = words[-1]
     if len(words) < 3:
         return _matching(word, [f"{name} " for name in (*COMMANDS, "--help", "--version")])
+    if words[1] in ("help", "--help", "-h"):
+        return _matching(word, [f"{name} " for name in COMMANDS] if len(words) == 3 else [])
     command = COMMANDS.get(words[1])
     if command is None:
         return []

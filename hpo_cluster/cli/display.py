@@ -15,7 +15,7 @@ from typing import Any, Self
 from hpo_cluster.record.campaign_state import BETWEEN_TICKS
 from hpo_cluster.record.confirmed_front import front_table
 from hpo_cluster.record.item_pairs import sentences_on_items
-from hpo_cluster.text import test_metrics, visible
+from hpo_cluster.text import command_line, counted, test_metrics, visible
 from hpo_cluster.trial import Origin, trial_label
 
 BAR_WIDTH = 24
@@ -44,13 +44,14 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     lines += [f"  {notice}" for notice in status.get("notices", [])]
     lines += error_lines(status)
     if is_left(status):
-        lines.append(f"go on with:  hpo-cluster resume {status['dir']}")
+        lines.append(f"go on with:  {command_line('resume', status['dir'])}")
     return lines
 
 
 def is_left(status: Mapping[str, Any]) -> bool:
-    """Return whether no driver is at work on an unfinished campaign, and no tick will be."""
-    return bool(status["state"] == "stopped" and status["reason"] != BETWEEN_TICKS)
+    """Return whether no driver is at work on an unfinished campaign that can go on, and no tick will be."""
+    waits = status["state"] == "stopped" and status["reason"] != BETWEEN_TICKS
+    return bool(waits and not status.get("simulated"))
 
 
 def progress_line(status: Mapping[str, Any]) -> str:
@@ -80,7 +81,7 @@ def error_lines(status: Mapping[str, Any], newest: int = 3) -> list[str]:
     lines = [
         f"  {trial_label(row['trial'])}  {row['kind']}: {_first_line(str(row['message']))}" for row in rows[-newest:]
     ]
-    return [*lines, f"  ... and {len(rows) - newest} earlier errors"] if len(rows) > newest else lines
+    return [*lines, f"  ... and {counted(len(rows) - newest, 'earlier error')}"] if len(rows) > newest else lines
 
 
 def running_line(row: Mapping[str, Any]) -> str:
@@ -144,7 +145,7 @@ def front_lines(status: Mapping[str, Any]) -> list[str]:
     if not front:
         why = "none satisfies the constraints" if status["counts"].get("completed") else "no trial was completed"
         return [_labelled("front", f"none: {why}")]
-    count = f"{len(front)} trials" if len(front) > 1 else "1 trial"
+    count = counted(len(front), "trial")
     goals = ", ".join(f"{direction} {name}" for name, direction in objectives.items())
     rows, texts = [["trial", *objectives]], ["parameters"]
     for trial in front[:FRONT_ROWS]:
@@ -155,7 +156,7 @@ def front_lines(status: Mapping[str, Any]) -> list[str]:
     whole = [f"{line}  {text}" for line, text in zip(lines, texts, strict=True)]
     fits = max(map(len, whole)) <= FRONT_WIDTH
     more = [f"  ... and {len(front) - FRONT_ROWS} more: column front of history.csv"] if len(front) > FRONT_ROWS else []
-    more += [] if fits else [f"  parameters of a trial:  hpo-cluster why {status['dir']} {front[0]['trial']}"]
+    more += [] if fits else [f"  parameters of a trial:  {command_line('why', status['dir'], front[0]['trial'])}"]
     return [_labelled("front", f"{count} that no other one dominates ({goals})"), *(whole if fits else lines), *more]
 
 
@@ -171,9 +172,9 @@ def rung_lines(status: Mapping[str, Any]) -> list[str]:
         agrees = "" if row["agreement"] is None else f"{row['agreement']:.2f}"
         moved = ["", "", ""] if row["rung"] == top else [str(row["promoted"]), str(row["paused"]), agrees]
         rows.append([str(row["rung"]), row["label"], str(row["reached"]), *moved, best])
-    spent, kept = number(float(status["done"])), fidelity.get("checkpoint_bytes")
+    spent, kept = counted(float(status["done"]), "whole evaluation"), fidelity.get("checkpoint_bytes")
     lines = [
-        _labelled("rungs", f"{fidelity['trials']} trials for {spent} whole evaluations{_saved(fidelity)}"),
+        _labelled("rungs", f"{counted(fidelity['trials'], 'trial')} for {spent}{_saved(fidelity)}"),
         *(line.rstrip() for line in _aligned(rows)),
     ]
     if kept:
@@ -185,7 +186,7 @@ def _saved(fidelity: Mapping[str, Any]) -> str:
     """Return what rungs have saved, in words; empty before there is anything."""
     if fidelity["saved"] <= 0:
         return ""
-    hours = f" ({number(fidelity['gpu_hours_saved'])} GPU-hours)" if fidelity["gpu_hours_saved"] else ""
+    hours = f" ({counted(fidelity['gpu_hours_saved'], 'GPU-hour')})" if fidelity["gpu_hours_saved"] else ""
     return f": {number(float(fidelity['saved']))}{hours} saved"
 
 
@@ -219,9 +220,9 @@ def confirmation_lines(status: Mapping[str, Any]) -> list[str]:
     if found is None:
         if cost is None or not cost["evaluations"] or status["state"] == "running" or not status["best"]:
             return []
-        hours = f"{number(cost['gpu_hours'])} GPU-hours, " if cost["gpu_hours"] else ""
-        text = f"{cost['evaluations']} evaluations with new seeds, some {hours}{duration(cost['seconds'])}"
-        return [_labelled("confirm", f"{text}:  hpo-cluster confirm {status['dir']}")]
+        hours = f"{counted(cost['gpu_hours'], 'GPU-hour')}, " if cost["gpu_hours"] else ""
+        text = f"{counted(cost['evaluations'], 'evaluation')} with new seeds, some {hours}{duration(cost['seconds'])}"
+        return [_labelled("confirm", f"{text}:  {command_line('confirm', status['dir'])}")]
     failed = f", {found['failed']} without a value" if found["failed"] else ""
     rows = [["trial", "first", "again", "spread", "seeds", "behind the best"]]
     for row in found["trials"]:
@@ -233,7 +234,7 @@ def confirmation_lines(status: Mapping[str, Any]) -> list[str]:
         rows.append([trial_label(row["trial"]), first, again, spread, seeds, _behind_text(row["behind"])])
     if (front := status.get("confirmed_front")) is not None:
         rows = front_table(front, list(status["objectives"]))
-    done = f"{found['done']} of {found['wanted']} evaluations with new seeds, outside the budget{failed}"
+    done = f"{found['done']} of {counted(found['wanted'], 'evaluation')} with new seeds, outside the budget{failed}"
     on_items = [f"  {sentence}" for sentence in sentences_on_items(found)]
     return [_labelled("confirmed", done), *(line.rstrip() for line in _aligned(rows)), *on_items]
 
@@ -385,7 +386,8 @@ def state_text(status: Mapping[str, Any]) -> str:
         state += f" on {driver.get('host')}, process {driver.get('pid')}"
     elif state == "stopped" and status.get("reason"):
         state += f" ({status['reason']})"
-    return f"{state}, {duration(status['elapsed_s'])}"
+    simulated = " (simulated cluster and clock)" if status.get("simulated") else ""
+    return f"{state}, {duration(status['elapsed_s'])}{simulated}"
 
 
 def _labelled(label: str, text: str) -> str:

@@ -26,7 +26,7 @@ from hpo_cluster.cli.display import (
 )
 from hpo_cluster.record.campaign_state import Place, TrialRecord
 from hpo_cluster.record.watched import JobSeen, Look
-from hpo_cluster.text import BLOCKS, in_blocks, visible
+from hpo_cluster.text import BLOCKS, command_line, counted, in_blocks, visible
 from hpo_cluster.trial import State, trial_label
 
 #: Signs from low to high for terminals whose encoding has no blocks.
@@ -108,7 +108,7 @@ def frame(look: Look, width: int | None = None, height: int | None = None, *, bl
 def _notices(status: Mapping[str, Any]) -> list[str]:
     """Return what needs attention: first that nobody takes in the results of jobs that run on."""
     jobs = any(row["job"] is not None for row in status["running"])
-    left = f"no driver is at work, jobs run on. Take in their results:  hpo-cluster resume {status['dir']}"
+    left = f"no driver is at work, jobs run on. Take in their results:  {command_line('resume', status['dir'])}"
     return [left, *status["notices"]] if is_left(status) and jobs else status["notices"]
 
 
@@ -144,7 +144,7 @@ def _best_lines(look: Look, width: int, blocks: str) -> list[Line]:
     lines += [Line(f"{'':11}{part}") for part in textwrap.wrap(found, max(20, width - 11), break_on_hyphens=False)]
     if len(look.best) > 1:
         drawn = in_blocks(look.best, BEST_WIDE, blocks)
-        values = f"{number(look.best[0])} to {number(look.best[-1])} in {len(look.best)} trials"
+        values = f"{number(look.best[0])} to {number(look.best[-1])} in {counted(len(look.best), 'trial')}"
         lines.append(Line(f"so far     {drawn}  {values}"))
     return lines
 
@@ -220,7 +220,11 @@ def _error_lines(status: Mapping[str, Any]) -> list[Line]:
     """Return the last errors, the newest first, and the number of earlier ones."""
     errors = status["errors"]
     lines = [Line(line, "red") for line in error_lines({"errors": errors[: -ERRORS - 1 : -1]}, ERRORS)]
-    return [*lines, Line(f"  ... and {len(errors) - ERRORS} earlier errors", "dim")] if len(errors) > ERRORS else lines
+    return (
+        [*lines, Line(f"  ... and {counted(len(errors) - ERRORS, 'earlier error')}", "dim")]
+        if len(errors) > ERRORS
+        else lines
+    )
 
 
 def _ended_lines(

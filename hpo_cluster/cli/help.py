@@ -31,7 +31,7 @@ def main_help(cwd: Path) -> str:
     """Return the help of the program: commands, groups with their options, examples."""
     lines = ["usage: hpo-cluster COMMAND [KEY=VALUE ...] [options]", "", "commands:"]
     lines += _table({name: command.summary for name, command in COMMANDS.items()})
-    lines += ["", *groups_help(search_dirs(cwd)), "", "hpo-cluster COMMAND --help says more; --version"]
+    lines += ["", *groups_help(search_dirs(cwd)), "", "hpo-cluster help COMMAND says more; --version"]
     lines += ['the TAB key completes after: eval "$(hpo-cluster completion bash)"  (or zsh; fish: ... fish | source)']
     return "\n".join([*lines, "", EXAMPLES])
 

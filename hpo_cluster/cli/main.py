@@ -19,6 +19,8 @@ from hpo_cluster.text import PLAIN_SIGNS
 
 #: Threads that numpy and torch may take here, unless the user says otherwise; jobs get their own number.
 THREADS = "2"
+#: Words that ask for help in the place of a command.
+HELP = ("-h", "--help", "help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,8 +72,17 @@ def _end_of(words: list[str]) -> int:
         return BAD_END
 
 
+def _named_command(words: list[str]) -> list[str]:
+    """Return the command that ``help COMMAND`` asks about. Raises ConfigError if there are more words."""
+    if words[1:] and words[0] in COMMANDS:
+        raise ConfigError([f"{' '.join(words[1:])}: help takes one command"], f"hpo-cluster help {words[0]}")
+    return words[:1]
+
+
 def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+    if words[1:] and words[0] in HELP:
+        words = [*_named_command(words[1:]), "--help"]
+    if not words or words[0] in HELP:
         say(main_help(Path.cwd()))
         return OK if words else BAD_INPUT
     if words[0] in ("--version", "-V"):

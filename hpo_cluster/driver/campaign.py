@@ -45,6 +45,7 @@ from hpo_cluster.record.files import PASSING, Reread
 from hpo_cluster.record.history import HistoryTable, write_history
 from hpo_cluster.record.journal import Event
 from hpo_cluster.record.status import has_jobs_to_submit, summarise
+from hpo_cluster.text import command_line
 from hpo_cluster.trial import BASELINE, Ask, Origin, State, derive_seed
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ class Campaign:
             raise HpoClusterError(
                 f"the optimizer needs more memory than driver_memory_gb={limit} allows, or than the machine has. "
                 "Nothing is lost. If the frontend has more:  "
-                f"hpo-cluster resume {self.opened.layout.dir} driver_memory_gb=16"
+                f"{command_line('resume', self.opened.layout.dir, 'driver_memory_gb=16')}"
             ) from error
 
     def submit(self) -> None:

@@ -43,6 +43,7 @@ from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CAMPAIGN_NAME_RULE, CampaignLayout, is_campaign_name
 from hpo_cluster.settings import faults_of
 from hpo_cluster.space import Configuration, Space
+from hpo_cluster.text import counted
 from hpo_cluster.trial import ErrorKind, Origin, State
 
 if TYPE_CHECKING:
@@ -517,5 +518,5 @@ def _result(record: Record, history: pd.DataFrame, objective: FunctionObjective,
     if best is None or best.value is None:
         errors = [trial.error for trial in record.rows if trial.error]
         first = first_trace or (errors[0]["message"] if errors else "")
-        raise AllFailedError(f"none of {len(errors)} trials has a value; the first one's error:\n{first}")
+        raise AllFailedError(f"none of {counted(len(errors), 'trial')} has a value; the first one's error:\n{first}")
     return Result(best.parameters, best.value, best.number, history)

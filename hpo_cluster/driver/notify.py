@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import os
-import shlex
 import signal
 import string
 import subprocess
@@ -19,10 +18,11 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
+from hpo_cluster.driver.notify_command import in_shell
 from hpo_cluster.record.campaign_state import BETWEEN_TICKS
 from hpo_cluster.record.files import read_bytes
 from hpo_cluster.settings import Settings
-from hpo_cluster.text import visible
+from hpo_cluster.text import command_line, visible
 from hpo_cluster.trial import trial_label
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,10 @@ log = logging.getLogger(__name__)
 #: What has happened to a campaign: its budget is spent, it stopped for a reason, its driver ended by a fault.
 Happening: TypeAlias = Literal["finished", "stopped", "failed"]
 
-#: Reasons to stop that the user knows of.
-KNOWN = (BETWEEN_TICKS, "interrupted", "stopped from another terminal")
+#: The reason to stop of a driver that is a job, and whose successor waits in the queue.
+HANDED_OVER = "handed over to the next driver job"
+#: Reasons to stop that the user knows of, or that end nothing.
+KNOWN = (BETWEEN_TICKS, "interrupted", "stopped from another terminal", HANDED_OVER)
 
 MESSAGE = "message"
 #: Maximum length of a reason in a message.
@@ -63,7 +65,7 @@ class Notify(Settings):
 
 
 def happening(reason: str, *, failed: bool) -> Happening | None:
-    """Return what is told of a driver's end; None if the user knows of it, or a tick will follow."""
+    """Return what is told of a driver's end; None if the user knows of it, or a tick or another driver will follow."""
     if failed:
         return "failed"
     if reason in ("finished", "confirmed"):
@@ -101,7 +103,7 @@ def facts_of(what: Happening, reason: str, status: Mapping[str, Any]) -> dict[st
 
 def _message(facts: Mapping[str, str]) -> str:
     """Return what has happened as a sentence."""
-    name, again = facts["CAMPAIGN"], f" Go on with: hpo-cluster resume {shlex.quote(facts['DIR'])}"
+    name, again = facts["CAMPAIGN"], f" Go on with: {command_line('resume', facts['DIR'])}"
     best = f", best {facts['BEST']} ({facts['BEST_TRIAL']})" if facts["BEST"] else ", no value yet"
     progress = f"{facts['DONE']} of {facts['BUDGET']} done{best}."
     if facts["EVENT"] == "finished":
@@ -122,10 +124,7 @@ def call(settings: Notify, facts: Mapping[str, str], log_path: Path) -> None:
     """
     if settings.command is None:
         return
-    line = "".join(
-        text + ("" if name is None else shlex.quote(facts["MESSAGE"]))
-        for text, name, _, _ in string.Formatter().parse(settings.command)
-    )
+    line = in_shell(settings.command, facts["MESSAGE"])
     environment = {**os.environ, **{f"HPO_CLUSTER_{name}": text for name, text in facts.items()}}
     try:
         with log_path.open("wb") as output:

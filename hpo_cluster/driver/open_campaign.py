@@ -21,12 +21,14 @@ from hpo_cluster.objectives.worker import package_versions
 from hpo_cluster.record.attempt_files import SCHEMA
 from hpo_cluster.record.campaign_state import Member, Record, TrialRecord, asked_rows
 from hpo_cluster.record.clock import utc_now
-from hpo_cluster.record.files import redact
+from hpo_cluster.record.files import is_there, redact
 from hpo_cluster.record.identity import settle_identity
 from hpo_cluster.record.journal import Event, Journal
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.lock import DriverLock
 from hpo_cluster.record.processes import cap_memory, uncap_memory
+from hpo_cluster.record.writable import check_writable
+from hpo_cluster.text import command_line
 from hpo_cluster.trial import Ask
 
 log = logging.getLogger(__name__)
@@ -60,7 +62,9 @@ class OpenCampaign:
         self.held: set[int] = set()
         self._unwritten_start: dict[str, Any] = {}
         with contextlib.ExitStack() as undo:
-            self.layout.dir.parent.mkdir(parents=True, exist_ok=True)
+            if not is_there(self.layout.dir):
+                folder = self.layout.dir.parent
+                check_writable(str(folder), folder, "Give a folder of yours:  campaigns_dir=FOLDER")
             self.layout.dir.mkdir(mode=0o700, exist_ok=True)  # for its owner alone: jobs and settings may hold secrets
             self.lock = DriverLock(self.layout.lock, take_over=spec.take_over)
             undo.callback(self.lock.release)
@@ -104,7 +108,7 @@ class OpenCampaign:
         if self.record.created is None and any(self.layout.trials_dir.glob("*/a*")):
             raise JournalError(
                 f"{self.layout.events} is empty, but there are attempts in {self.layout.trials_dir}. Rebuild the "
-                f"journal from their files:  hpo-cluster repair {self.layout.dir}"
+                f"journal from their files:  {command_line('repair', self.layout.dir)}"
             )
 
     def _start(self) -> None:

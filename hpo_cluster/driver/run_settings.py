@@ -72,7 +72,7 @@ class Operation(Settings):
         if self.deadline is not None and now >= self.deadline.astimezone():
             return f"the deadline {self.deadline.isoformat()} has passed"
         if self.max_gpu_hours is not None and gpu_hours >= self.max_gpu_hours:
-            return f"{gpu_hours:.2f} GPU-hours are used, of max_gpu_hours={self.max_gpu_hours:g}"
+            return f"GPU-hours used: {gpu_hours:.2f}, of max_gpu_hours={self.max_gpu_hours:g}"
         if self.max_energy_kwh is not None and energy_kwh >= self.max_energy_kwh:
             return f"{energy_kwh:.3f} kWh are used, of max_energy_kwh={self.max_energy_kwh:g}"
         return ""

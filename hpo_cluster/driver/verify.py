@@ -44,6 +44,7 @@ from hpo_cluster.record.items import ROUNDING, read_items
 from hpo_cluster.record.journal import Event, read_journal
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
 from hpo_cluster.space import Space
+from hpo_cluster.text import command_line
 from hpo_cluster.trial import BASELINE, Origin, State, derive_seed
 
 #: Called with what is done now, how many are done, and how many there are.
@@ -134,7 +135,9 @@ class Verification:
     def run(self, progress: Progress = lambda what, done, total: None) -> None:
         """Verify everything, the proposals last, since they may take long."""
         if not self.events and any(self.layout.trials_dir.glob("*/a*")):
-            self._fault(RESULTS, f"the journal is empty, but there are attempts: hpo-cluster repair {self.layout.dir}")
+            self._fault(
+                RESULTS, f"the journal is empty, but there are attempts: {command_line('repair', self.layout.dir)}"
+            )
         self._check_code()
         self._check_seeds()
         self._check_files(progress)

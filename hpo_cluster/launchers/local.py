@@ -27,6 +27,7 @@ from hpo_cluster.launchers.commands import call
 from hpo_cluster.launchers.submitit_inside import start_local_controller
 from hpo_cluster.record.files import matching, read_json, written_at
 from hpo_cluster.record.processes import is_alive, process_start
+from hpo_cluster.text import counted
 
 #: Seconds before the walltime at which submitit's controller sends SIGUSR2.
 SIGNAL_DELAY_S = 30
@@ -106,10 +107,10 @@ class LocalLauncher:
         taken = {device for devices in self._devices.values() for device in devices}
         free = [device for device in listed if device not in taken]
         if len(listed) < wanted:
-            message = f"launcher.gpus_per_trial={wanted}, but this machine has {len(listed)} GPUs"
+            message = f"launcher.gpus_per_trial={wanted}, but this machine has {counted(len(listed), 'GPU')}"
             raise SubmissionError(message, retriable=False)
         if len(free) < wanted:
-            raise SubmissionError(f"a trial needs {wanted} GPUs, and {len(free)} of {len(listed)} are free")
+            raise SubmissionError(f"a trial needs {counted(wanted, 'GPU')}; free are {len(free)} of {len(listed)}")
         return free[:wanted]
 
     def poll(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:

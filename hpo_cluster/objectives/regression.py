@@ -26,6 +26,7 @@ from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.journal import read_events
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.space import Configuration, Space, Value
+from hpo_cluster.text import counted
 from hpo_cluster.trial import DRIVER_KINDS, WITHOUT_VALUE, ErrorKind, Origin, State
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ class Quality:
         """The figures in one sentence."""
         noise = f"their standard error is {self.sem:.3g}" if self.sem else "their noise is not known"
         order = "" if math.isnan(self.spearman) else f", Spearman's correlation {self.spearman:.2f}"
-        failed = f"; {self.failures} more evaluations failed" if self.failures else ""
+        failed = f"; {counted(self.failures, 'more evaluation')} failed" if self.failures else ""
         return (
             f"Cross-validated in {self.folds} parts on {self.evaluations} evaluations, the error (RMSE) of "
             f"{self.metric} is {self.rmse:.3g}{order}; the values spread by {self.spread:.3g}, {noise}{failed}"
@@ -348,5 +349,7 @@ def regression(folder: Path, metric: str, until: int | None, metrics: tuple[str,
     for name in metrics:
         count = sum(name in row.metrics for row in evaluations.whole)
         if count < LEAST:
-            raise ConfigError([f"objective.campaign={folder}: has {count} values of {name}, and {LEAST} are needed"])
+            raise ConfigError(
+                [f"objective.campaign={folder}: has {counted(count, 'value')} of {name}, and {LEAST} are needed"]
+            )
     return Regression(evaluations, metrics)

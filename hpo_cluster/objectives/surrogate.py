@@ -30,7 +30,7 @@ from hpo_cluster.objectives.regression import (
 )
 from hpo_cluster.objectives.synthetic import noise_of
 from hpo_cluster.space import Space, Value
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import counted, did_you_mean
 from hpo_cluster.trial import ErrorKind, State, derive_seed
 
 #: The kind of error with which a job reports that it ends in a state.
@@ -253,7 +253,7 @@ def _filled(data: dict[str, Any], evaluations: Evaluations) -> dict[str, Any]:
             "constraints": data.get("constraints") or recorded.get("constraints", ()),
         }
     if (count := len(evaluations.whole)) < LEAST:
-        raise ConfigError([f"it has {count} evaluations with a value, and {LEAST} are needed"])
+        raise ConfigError([f"it has {counted(count, 'evaluation')} with a value, and {LEAST} are needed"])
     metric = data.get("metric", evaluations.metric)
     accepted = sorted({*evaluations.names, GPU_SECONDS})
     if metric not in accepted:

@@ -40,6 +40,7 @@ from hpo_cluster.record.climb import RUNG_EVENTS, Climb, Score, costs, rest, sem
 from hpo_cluster.record.clock import is_time
 from hpo_cluster.record.journal import Event, read_journal
 from hpo_cluster.space import Configuration
+from hpo_cluster.text import command_line
 from hpo_cluster.trial import BASELINE, Ask, ErrorKind, Origin, Proposal, Settled, State, derive_seed
 
 T = TypeVar("T")
@@ -236,7 +237,7 @@ class Record:
                 raise JournalError(
                     f"{path}: event number {event['seq']} ({event['event']}) does not fit those before it; was the "
                     "file edited? Rebuild it from what fits and from the jobs' files:  "
-                    f"hpo-cluster repair {path.parent}"
+                    f"{command_line('repair', path.parent)}"
                 ) from error
 
     def apply_read(self, event: Event) -> None:

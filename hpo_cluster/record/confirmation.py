@@ -43,11 +43,20 @@ class Wanted:
     trials: tuple[int, ...] = ()
 
 
-def chosen(record: Record, wanted: Wanted, goals: Goals | None, *, maximize: bool) -> list[TrialRecord]:
+def chosen(
+    record: Record, wanted: Wanted, goals: Goals | None, *, maximize: bool, ranking: Sequence[int] = ()
+) -> list[TrialRecord]:
     """Return the trials to confirm, the best first; of trials with one configuration, the best.
 
     With constraints, those that satisfy them; with several objectives, points of the front, chosen one after another by
     what each adds to the volume that they dominate together.
+
+    Args:
+        record: the campaign's record.
+        wanted: what is to be confirmed.
+        goals: the objectives and constraints, if there are several objectives or any constraints.
+        maximize: whether higher values are better.
+        ranking: trials by what the campaign recommends, the best first; the others follow by their values.
 
     Raises:
         ConfigError: if there are none, or one of `wanted.trials` has no value of its own.
@@ -62,7 +71,8 @@ def chosen(record: Record, wanted: Wanted, goals: Goals | None, *, maximize: boo
         found = record.front(goals)
     else:
         trials = [trial for trial in record.valued if goals is None or goals.feasible(trial.metrics)]
-        found = sorted(trials, key=lambda trial: ((trial.value or 0.0) * (-1 if maximize else 1), trial.number))
+        places, sign = {number: place for place, number in enumerate(ranking)}, -1 if maximize else 1
+        found = sorted(trials, key=lambda t: (places.get(t.number, len(places)), (t.value or 0.0) * sign, t.number))
     if not found:
         raise ConfigError(["nothing to confirm: no trial has a value yet, or none satisfies the constraints"])
     configurations = {tuple(sorted(trial.parameters.items())): trial for trial in reversed(found)}
@@ -112,7 +122,7 @@ def confirmation_status(record: Record, *, maximize: bool) -> dict[str, Any] | N
 
     Returns:
         ``wanted``, ``done`` and ``failed`` count evaluations. ``trials`` has an entry for each confirmed trial, the one
-        with the best mean first: ``first`` is the value that made it one of the best; ``values`` those of its
+        with the best mean first: ``first`` is the value that the trial had; ``values`` those of its
         replicates, with ``mean``, ``sem``, ``lowest`` and ``highest``; ``behind`` how far it is behind the best mean in
         pairs of equal seeds (``mean``, ``low`` and ``high`` of a 95 % interval, ``pairs``).
     """

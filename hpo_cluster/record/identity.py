@@ -11,11 +11,14 @@ import yaml
 from hpo_cluster.errors import IdentityError, JournalError
 from hpo_cluster.goals import Goals
 from hpo_cluster.record.files import publish_once
+from hpo_cluster.text import command_line
 
 ABSENT = "(absent)"
 
 #: The part of an identity that only a simulated campaign has.
 SIMULATION = "simulation"
+#: What readers must know of such a campaign.
+SIMULATED = "The campaign was simulated: its jobs, nodes, times and failures are not real."
 
 #: Characters of a file up to which libyaml reads it. It is nine times as fast; nothing limits its depth but the stack.
 FAST_UP_TO = 8000
@@ -57,7 +60,7 @@ def difference_table(campaign_dir: Path, rows: list[tuple[str, Any, Any]]) -> st
         [
             f"{campaign_dir} exists and was made with other settings:",
             *(line.rstrip() for line in lines),
-            "To go on with the recorded ones:  hpo-cluster resume " + str(campaign_dir),
+            f"To go on with the recorded ones:  {command_line('resume', campaign_dir)}",
             "To start another campaign:        add campaign=NEW_NAME to the command",
         ]
     )

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Self, TypeAlias
 from hpo_cluster.errors import JournalError, LostCampaignError
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.files import sync
+from hpo_cluster.text import command_line
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Contents:
         Raises:
             JournalError: if a line is not an event, or its number is out of sequence.
         """
-        way_out = f"{_WAY_OUT}  hpo-cluster repair {path.parent}"
+        way_out = f"{_WAY_OUT}  {command_line('repair', path.parent)}"
         for line in lines:
             self.lines += 1
             try:
@@ -153,7 +154,9 @@ def opened(path: Path) -> BinaryIO | None:
     if fd is None or not stat.S_ISREG(os.fstat(fd).st_mode):
         if fd is not None:
             os.close(fd)
-        raise JournalError(f"{path}: is not a file, as a journal must be. {_WAY_OUT}  hpo-cluster repair {path.parent}")
+        raise JournalError(
+            f"{path}: is not a file, as a journal must be. {_WAY_OUT}  {command_line('repair', path.parent)}"
+        )
     return os.fdopen(fd, "rb")
 
 
@@ -191,7 +194,7 @@ class Journal:
                 raise
             raise JournalError(
                 f"{path}: is a symbolic link, and a journal is appended to and cut in place. Nothing was changed. Put "
-                f"a copy of the file in its place:  hpo-cluster repair {path.parent}"
+                f"a copy of the file in its place:  {command_line('repair', path.parent)}"
             ) from error
         if new:
             directory = os.open(path.parent, os.O_RDONLY)
@@ -260,7 +263,7 @@ class Journal:
         what = "was replaced" if not same else "was cut" if there.st_size < self._size else "was written to"
         raise LostCampaignError(
             f"{self.path} {what} by somebody else. This driver writes nothing more; jobs run on. To go on:  "
-            f"hpo-cluster resume {self.path.parent}"
+            f"{command_line('resume', self.path.parent)}"
         )
 
     def _are_stale(self, data: bytes) -> bool:

@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import secrets
+import shlex
 import socket
 import stat
 import threading
@@ -31,6 +32,7 @@ from typing import Any
 from hpo_cluster.errors import LockedError, LostCampaignError
 from hpo_cluster.record.files import listing, publish_once, read_json
 from hpo_cluster.record.processes import is_alive, is_stopped, process_start
+from hpo_cluster.text import command_line
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +149,9 @@ class DriverLock:
             ) from None
         try:
             if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-                raise LockedError(f"{path}: is not a file, so no driver can hold it. Remove it:  rm {path}")
+                raise LockedError(
+                    f"{path}: is not a file, so no driver can hold it. Remove it:  rm {shlex.quote(str(path))}"
+                )
             self._acquire(take_over)
             epoch = (read_json(path) or {}).get("epoch")
             self.advance(epoch if isinstance(epoch, int) else 0)
@@ -168,7 +172,7 @@ class DriverLock:
             way = f"It is stopped (Ctrl-Z, SIGSTOP). Wake it:  kill -CONT {pid}      or end it:  kill -9 {pid}"
             raise LockedError(
                 f"{folder} is driven already, on host {holder.get('host', '?')} by process {pid}. "
-                + (way if stopped else f"Watch it:  hpo-cluster status {folder}")
+                + (way if stopped else f"Watch it:  {command_line('status', folder)}")
             )
         if not self.has_flock:
             log.warning("lock=%s flock=no: the file system has no file locks; heartbeat and epoch decide", self.path)
@@ -234,7 +238,7 @@ class DriverLock:
             who = f" (host {owner['host']}, process {owner['pid']})" if owner.get("pid") else ""
             raise LostCampaignError(
                 f"{folder}: another driver{who} has taken this campaign over while this one did not answer. This one "
-                f"writes nothing more; jobs run on.  hpo-cluster status {folder}"
+                f"writes nothing more; jobs run on.  {command_line('status', folder)}"
             )
         if not newest or self._nonce not in (self._epochs_dir / str(newest)).read_text(encoding="utf-8"):
             raise LostCampaignError(

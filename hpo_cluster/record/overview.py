@@ -10,6 +10,7 @@ gives the same row.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,11 +21,12 @@ from typing import Any
 from hpo_cluster.errors import JournalError
 from hpo_cluster.goals import Goals
 from hpo_cluster.record.campaign_state import Record
-from hpo_cluster.record.files import is_there, listing
-from hpo_cluster.record.identity import identity_of_campaign
+from hpo_cluster.record.files import is_there, listing, refresh
+from hpo_cluster.record.identity import SIMULATION, identity_of_campaign
 from hpo_cluster.record.journal import Contents, Event, is_event, whole_lines
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.lock import owner_lives, read_lock
+from hpo_cluster.text import command_line
 from hpo_cluster.trial import BASELINE, Origin, State
 
 #: The beginning of a line as the driver writes it.
@@ -88,8 +90,25 @@ def campaigns_in(folder: Path) -> list[Path]:
     """Return the campaigns directly in a folder, or the folder if it is one; names are sorted as people count."""
     if _is_campaign(folder):
         return [folder]
-    found = [folder / name for name in listing(folder) if _is_campaign(folder / name)]
-    return sorted(found, key=lambda path: _as_counted(path.name))
+    return _campaigns_among(folder, listing(folder))
+
+
+def _campaigns_among(folder: Path, names: Iterable[str]) -> list[Path]:
+    return [folder / name for name in sorted(names, key=_as_counted) if _is_campaign(folder / name)]
+
+
+def folders_of_campaigns(folder: Path, deep: int = 2) -> dict[Path, list[Path]]:
+    """Return the campaigns in the folders below a folder that are not campaigns, by folder; `deep` is how far below."""
+    found: dict[Path, list[Path]] = {}
+    for name in sorted(refresh(folder), key=_as_counted):
+        below = folder / name
+        if name.startswith(".") or below.is_symlink() or not os.path.isdir(below) or _is_campaign(below):  # noqa: PTH112 (no error)
+            continue
+        if inside := _campaigns_among(below, refresh(below)):
+            found[below] = inside
+        if deep > 1:
+            found |= folders_of_campaigns(below, deep - 1)
+    return found
 
 
 def _as_counted(name: str) -> list[tuple[int, str]]:
@@ -111,7 +130,7 @@ def overview(folder: Path) -> dict[str, Any]:
     except (JournalError, OSError) as error:
         fault = str(error)
     except (LookupError, TypeError, ValueError, AttributeError):
-        fault = f"{folder}/events.jsonl does not fit together; was it edited? hpo-cluster repair {folder}"
+        fault = f"{folder}/events.jsonl does not fit together; was it edited? {command_line('repair', folder)}"
     return {**row, "fault": fault}
 
 
@@ -133,6 +152,7 @@ def _read(layout: CampaignLayout) -> dict[str, Any]:
     return {
         "optimizer": identity["optimizer"].get("name"),
         "objective": _objective(identity["objective"]),
+        "simulated": SIMULATION in identity,
         "direction": identity["direction"],
         "state": _state(tally, in_flight, alive=alive),
         "reason": (tally.stopped or {}).get("reason"),
@@ -157,7 +177,9 @@ def _events(path: Path) -> Iterable[Event]:
         if event is None or event["event"] in _NEEDED or (event["event"] in _MOVES and "trial" not in event):
             event = _parsed(line)
         if not is_event(event) or not contents.take(event):
-            raise JournalError(f"{path}, line {number + 1}: is not the next event; hpo-cluster repair {path.parent}")
+            raise JournalError(
+                f"{path}, line {number + 1}: is not the next event; {command_line('repair', path.parent)}"
+            )
     return contents.events
 
 

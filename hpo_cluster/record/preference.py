@@ -10,7 +10,7 @@ from typing import Any
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.goals import Bound, Goals
 from hpo_cluster.record.campaign_state import Record, TrialRecord
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import counted, did_you_mean
 from hpo_cluster.trial import State
 
 #: The parts of a preference, as they are typed.
@@ -86,7 +86,7 @@ def preferred(record: Record, goals: Goals | None, direction: str, preference: P
     feasible = [t for t in measured if goals is None or goals.feasible(t.metrics)]
     within = [t for t in feasible if all(bound.slack(t.metrics[bound.name]) >= 0 for bound in preference.bounds)]
     if not within:
-        raise ConfigError([f"none of {len(completed)} trials {_what_fails(feasible, goals, preference)}"])
+        raise ConfigError([f"none of {counted(len(completed), 'trial')} {_what_fails(feasible, goals, preference)}"])
     sign = 1.0 if direction == "maximize" else -1.0
 
     def worth(trial: TrialRecord) -> float:

@@ -25,6 +25,7 @@ from hpo_cluster.record.item_pairs import confirmation_on_items
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.lock import heartbeat_age_s, owner_lives, read_lock
 from hpo_cluster.record.processes import is_stopped
+from hpo_cluster.text import command_line, counted
 from hpo_cluster.trial import BASELINE, State, trial_label
 from hpo_cluster.window import LaunchHours
 
@@ -41,8 +42,9 @@ def campaign_status(campaign_dir: str | os.PathLike[str]) -> dict[str, Any]:
     alive = owner is not None and owner_lives(layout.lock, owner)
     goals = Goals.of(identity["objective"])
     record = Record.read(layout.events)
-    status = summarise(record, layout, identity["direction"], goals=goals, driver_alive=alive)
-    can_go_on = SIMULATION not in identity and identity["objective"].get("kind") != "elsewhere"
+    simulated = SIMULATION in identity
+    status = summarise(record, layout, identity["direction"], goals=goals, driver_alive=alive, simulated=simulated)
+    can_go_on = not simulated and identity["objective"].get("kind") != "elsewhere"
     status["confirmation"] = confirmation_on_items(record, layout, maximize=identity["direction"] == "maximize")
     status["confirmation_cost"] = confirmation_cost(record) if can_go_on else None
     if record.ladder is not None:
@@ -72,6 +74,7 @@ def summarise(
     goals: Goals | None = None,
     driver_alive: bool,
     exhausted: bool = False,
+    simulated: bool = False,
     read: Callable[[Path], dict[str, Any] | None] = read_json,
 ) -> dict[str, Any]:
     """Return the status of a record as plain data; ``docs/reference/status.md`` describes the fields.
@@ -83,6 +86,7 @@ def summarise(
         goals: the objectives and constraints, if there are several objectives or any constraints.
         driver_alive: whether a driver is running.
         exhausted: whether this driver has found that the space has no other configuration.
+        simulated: whether jobs and time are those of a simulated cluster.
         read: reader of the JSON files that the jobs and the driver rewrite all the time.
     """
     start = record.starts[-1] if record.starts else {}
@@ -97,6 +101,7 @@ def summarise(
     return {
         "campaign": layout.dir.name,
         "dir": str(layout.dir),
+        "simulated": simulated,
         "state": state,
         "reason": (record.stopped or {}).get("reason"),
         "driver": {"host": start.get("host"), "pid": start.get("pid"), "alive": driver_alive} if start else None,
@@ -250,7 +255,7 @@ def _driver_notices(record: Record, layout: CampaignLayout, *, driver_alive: boo
     if driver_alive and here and is_stopped(pid):
         notices.append(
             f"the driver is stopped (Ctrl-Z, SIGSTOP): no result is collected. Wake it:  fg, or kill -CONT {pid}"
-            f"    or end it and go on:  kill -9 {pid}; hpo-cluster resume {layout.dir}"
+            f"    or end it and go on:  kill -9 {pid}; {command_line('resume', layout.dir)}"
         )
     elif driver_alive and owner.get("trouble"):
         notices.append(owner["trouble"])
@@ -258,16 +263,16 @@ def _driver_notices(record: Record, layout: CampaignLayout, *, driver_alive: boo
         minutes = heartbeat_age_s(owner) / 60
         notices.append(
             f"the driver on host {owner.get('host')} (process {pid}) has given no sign of life for {minutes:.0f} min. "
-            f"If it is dead:  hpo-cluster resume {layout.dir} --take-over"
+            f"If it is dead:  {command_line('resume', layout.dir, '--take-over')}"
         )
     if not driver_alive and not record.halted and not exhausted and record.is_between_ticks:
         notices += _hours(record)
     if record.halted and not driver_alive:
-        notices.append(f"stopped from another terminal: ticks submit nothing.  hpo-cluster resume {layout.dir}")
+        notices.append(f"stopped from another terminal: ticks submit nothing.  {command_line('resume', layout.dir)}")
     if record.left_out:
         notices.append(
-            f"{record.left_out} lines of {layout.events.name} do not count: their driver wrote them after another one "
-            "had taken over. You need not do anything"
+            f"not counted in {layout.events.name}: {counted(record.left_out, 'line')} that a driver wrote after "
+            "another one had taken over. You need not do anything"
         )
     return notices
 
@@ -293,7 +298,7 @@ def _stalled(running: list[dict[str, Any]], layout: CampaignLayout, stalled_afte
     return [
         f"{trial_label(row['trial'])}: its job {row['job']} on {row['node']} has reported no progress for "
         f"{row['silent_s'] / 60:.0f} min, in phase {row['phase'] or 'begin'}.  "
-        f"hpo-cluster tail {layout.dir} {row['trial']}"
+        f"{command_line('tail', layout.dir, row['trial'])}"
         for row in running
         if row["silent_s"] is not None and row["silent_s"] >= stalled_after_s
     ]
@@ -305,7 +310,7 @@ def _notices(running: list[dict[str, Any]], layout: CampaignLayout, unknown_afte
     for row in running:
         if row["unknown_since"] and (silent_s := _seconds_since(row["unknown_since"])) >= unknown_after_s:
             label, minutes = trial_label(row["trial"]), round(silent_s / 60)
-            ways = f"hpo-cluster cancel {layout.dir} {row['trial']}, then hpo-cluster retry {layout.dir} {row['trial']}"
+            ways = ", then ".join(command_line(verb, layout.dir, row["trial"]) for verb in ("cancel", "retry"))
             notices.append(
                 f"{label}: nothing is known of job {row['job']} for {minutes} min ({row['scheduler']}). The driver "
                 f"waits for it. If you know that it is lost:  {ways}"

@@ -29,6 +29,7 @@ from hpo_cluster.record.exchange.evaluations import (
 from hpo_cluster.record.identity import differences, read_identity
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.space import Configuration, Space
+from hpo_cluster.text import command_line, counted
 from hpo_cluster.trial import Origin, Settled, State
 
 #: The identity field of a campaign that began with imported evaluations.
@@ -167,7 +168,7 @@ def read_warm_start(
             continue
         if path == directory.resolve():
             faults.append(
-                f"{IDENTITY_KEY}={folder}: is the campaign itself; to go on with it: hpo-cluster resume {folder}"
+                f"{IDENTITY_KEY}={folder}: is the campaign itself; to go on with it: {command_line('resume', folder)}"
             )
         if path in paths:
             faults.append(f"{IDENTITY_KEY}={folder}: is named twice")
@@ -227,7 +228,7 @@ def _differences(earlier: Mapping[str, Any], mine: Mapping[str, Any]) -> list[st
     found = [difference for difference in found if difference[0] != "direction"]
     shown = [f"objective {name}: {theirs} there, {ours} here" for name, theirs, ours in found[:SHOWN_DIFFERENCES]]
     more = len(found) - len(shown)
-    return [*shown, f"objective: {more} more fields differ"] if more else shown
+    return [*shown, f"objective: {counted(more, 'more field')} differ{'s' * (more == 1)}"] if more else shown
 
 
 def _finished(trial: TrialRecord, goals: Goals | None) -> bool:

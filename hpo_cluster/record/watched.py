@@ -17,7 +17,7 @@ from hpo_cluster.record.campaign_state import Place, Record, TrialRecord
 from hpo_cluster.record.clock import is_time
 from hpo_cluster.record.files import Reread, read_json
 from hpo_cluster.record.follow import FollowedJournal
-from hpo_cluster.record.identity import identity_of_campaign
+from hpo_cluster.record.identity import SIMULATION, identity_of_campaign
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.lock import owner_lives, read_lock
 from hpo_cluster.record.status import summarise
@@ -113,6 +113,7 @@ class WatchedCampaign:
         self._layout = CampaignLayout(campaign_dir)
         identity = identity_of_campaign(self._layout.identity)
         self._direction = identity["direction"]
+        self._simulated = SIMULATION in identity
         self._goals = Goals.of(identity["objective"])
         self._journal = FollowedJournal(self._layout.events)
         self._read = Reread()
@@ -133,7 +134,13 @@ class WatchedCampaign:
         owner = read_lock(self._layout.lock)
         alive = owner is not None and owner_lives(self._layout.lock, owner)
         status = summarise(
-            record, self._layout, self._direction, goals=self._goals, driver_alive=alive, read=self._read
+            record,
+            self._layout,
+            self._direction,
+            goals=self._goals,
+            driver_alive=alive,
+            simulated=self._simulated,
+            read=self._read,
         )
         if (record, record.seq) != self._seen:
             self._seen = record, record.seq

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from hpo_cluster.record.files import replace_bytes, replace_text
+from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.looks import count_look
+from hpo_cluster.record.writable import writing
 from hpo_cluster.report.data import read_campaign
+from hpo_cluster.text import command_line
 
 __all__ = ["read_campaign", "write_page", "write_report"]
 
@@ -17,14 +22,16 @@ def write_page(campaign_dir: str | os.PathLike[str]) -> Path:
 
     Raises:
         JournalError: if the folder does not hold a campaign.
+        ConfigError: if nothing can be written in it.
     """
     from hpo_cluster.report.figures import figures_of
     from hpo_cluster.report.html import html_page
 
     campaign = read_campaign(Path(campaign_dir))
     count_look(campaign.layout, campaign.record, campaign.tests)
-    page = _directory(campaign.layout.report_dir) / "report.html"
-    replace_text(page, html_page(campaign, figures_of(campaign)))
+    page = campaign.layout.report_dir / "report.html"
+    with _writing_into(campaign.layout):
+        replace_text(page, html_page(campaign, figures_of(campaign)))
     return page
 
 
@@ -36,6 +43,7 @@ def write_report(campaign_dir: str | os.PathLike[str]) -> list[Path]:
 
     Raises:
         JournalError: if the folder does not hold a campaign.
+        ConfigError: if nothing can be written in it.
     """
     from hpo_cluster.report.figures import FIGURES, figures_of
     from hpo_cluster.report.figures.still import draw
@@ -44,24 +52,26 @@ def write_report(campaign_dir: str | os.PathLike[str]) -> list[Path]:
 
     campaign = read_campaign(Path(campaign_dir))
     count_look(campaign.layout, campaign.record, campaign.tests)
-    directory = _directory(campaign.layout.report_dir)
-    figures = figures_of(campaign)
-    pages = [directory / "report.html", directory / "report.md"]
-    replace_text(pages[0], html_page(campaign, figures))
-    replace_text(pages[1], render_page(campaign, figures))
-    paths = []
-    for stem in FIGURES:
-        mine = [directory / f"{stem}.png", directory / f"{stem}.pdf"]
-        if stem in figures:
-            for path, picture in zip(mine, draw(figures[stem], campaign.title), strict=True):
-                replace_bytes(path, picture)
-            paths += mine
-        else:
-            for path in mine:
-                path.unlink(missing_ok=True)  # of an earlier report: it no longer holds
-    return [*pages, *paths]
+    directory = campaign.layout.report_dir
+    paths = [directory / "report.html", directory / "report.md"]
+    with _writing_into(campaign.layout):
+        figures = figures_of(campaign)
+        replace_text(paths[0], html_page(campaign, figures))
+        replace_text(paths[1], render_page(campaign, figures))
+        for stem in FIGURES:
+            mine = [directory / f"{stem}.png", directory / f"{stem}.pdf"]
+            if stem in figures:
+                for path, picture in zip(mine, draw(figures[stem], campaign.title), strict=True):
+                    replace_bytes(path, picture)
+                paths += mine
+            else:
+                for path in mine:
+                    path.unlink(missing_ok=True)  # of an earlier report: it no longer holds
+    return paths
 
 
-def _directory(path: Path) -> Path:
-    path.mkdir(exist_ok=True)
-    return path
+def _writing_into(layout: CampaignLayout) -> AbstractContextManager[None]:
+    """Return the context in which a report is written; it checks that this is possible."""
+    copy = layout.dir.with_name(f"{layout.dir.name}-copy").name
+    by_copy = f"cp -r {shlex.quote(str(layout.dir))} {shlex.quote(copy)} && {command_line('report', copy)}"
+    return writing(str(layout.report_dir), layout.report_dir, f"If that cannot be changed, report a copy:  {by_copy}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hpo_cluster.record.identity import SIMULATED
 from hpo_cluster.record.item_pairs import sentences_on_items
 from hpo_cluster.report.markup import Markup
+from hpo_cluster.text import counted
 
 #: What the user types, and what a reader of a paper calls it.
 SCHEDULERS = {"slurm": "Slurm", "oar": "OAR", "local": "processes of one machine"}
@@ -57,10 +59,10 @@ def _search(facts: Mapping[str, Any], markup: Markup) -> list[str]:
     goals = [f"{markup.name(goal['name'])} ({DIRECTIONS[goal['direction']]})" for goal in objective["metrics"]]
     searched = sum(_is_searched(parameter) for parameter in facts["space"])
     fixed = len(facts["space"]) - searched
-    more = f" and {_several(fixed, 'fixed one')}" if fixed else ""
+    more = f" and {counted(fixed, 'fixed one')}" if fixed else ""
     sentences = [
         f"The objective {markup.name(objective['kind'])}{markup.cite(cited['objective'])}, measured by "
-        f"{_listed(goals)}, was optimised over {_several(searched, 'hyperparameter')}{more} with the optimizer "
+        f"{_listed(goals)}, was optimised over {counted(searched, 'hyperparameter')}{more} with the optimizer "
         f"{markup.name(optimizer['name'])}{markup.cite(cited['optimizer'])} of "
         f"{markup.name('hpo_cluster')}{markup.cite(cited['project'])}."
     ]
@@ -77,7 +79,7 @@ def _search(facts: Mapping[str, Any], markup: Markup) -> list[str]:
         sentences.append(f"Configurations had to satisfy {_listed([markup.name(c) for c in facts['constraints']])}.")
     if facts["budget"] is not None:
         sentences.append(
-            f"The budget was {_several(facts['budget'], 'whole evaluation' if facts['rungs'] else 'evaluation')}, at "
+            f"The budget was {counted(facts['budget'], 'whole evaluation' if facts['rungs'] else 'evaluation')}, at "
             f"most {facts['workers']} at the same time; "
             f"everything random follows from the seed {facts['seed']} and the number of the trial."
         )
@@ -89,7 +91,7 @@ def _search(facts: Mapping[str, Any], markup: Markup) -> list[str]:
             "went on; only values of whole evaluations are results."
         )
     if facts["starting_points"]:
-        sentences.append(f"The search began with {_several(facts['starting_points'], 'given configuration')}.")
+        sentences.append(f"The search began with {counted(facts['starting_points'], 'given configuration')}.")
     if facts["made_elsewhere"]:
         files = [f"{count} of {markup.name(file)}" for file, count in facts["made_elsewhere"].items()]
         sentences.append(
@@ -116,7 +118,7 @@ def _trials(facts: Mapping[str, Any], markup: Markup) -> list[str]:
         sem = "" if best["value_sem"] is None else f", standard error {_number(best['value_sem'])}"
         sentences.append(f"The best value measured was {_number(best['value'])} (trial {best['trial']}{sem}).")
     if facts["front"] is not None:
-        sentences.append(f"The Pareto front has {_several(facts['front'], 'trial')}.")
+        sentences.append(f"The Pareto front has {counted(facts['front'], 'trial')}.")
     if facts["baseline"] is not None and facts["baseline"]["value"] is not None:
         sentences.append(f"The baseline has {_number(facts['baseline']['value'])}.")
     return [*sentences, *_confirmation(facts, markup)]
@@ -132,11 +134,11 @@ def _confirmation(facts: Mapping[str, Any], markup: Markup) -> list[str]:
         if row["mean"] is not None:
             sem = "" if row["sem"] is None else f"standard error {_number(row['sem'])}, "
             means.append(
-                f"{_number(row['mean'])} for trial {row['trial']} ({sem}{_several(len(row['values']), 'seed')})"
+                f"{_number(row['mean'])} for trial {row['trial']} ({sem}{counted(len(row['values']), 'seed')})"
             )
     metric = markup.name(facts["objective"]["metrics"][0]["name"])
     said = f", with the mean {metric} {_some(means)}" if means else ""
-    done = f"{found['done']} of {_several(found['wanted'], 'evaluation')} outside the budget"
+    done = f"{found['done']} of {counted(found['wanted'], 'evaluation')} outside the budget"
     on_items = [f"Item by item, {markup.text(sentence)}." for sentence in sentences_on_items(found)]
     return [f"The chosen configurations were evaluated again with new seeds ({done}){said}.", *on_items]
 
@@ -146,12 +148,12 @@ def _resources(facts: Mapping[str, Any], markup: Markup) -> list[str]:
     hardware, time = facts["hardware"], facts["time"]
     sentences = []
     if facts["simulated"]:
-        sentences.append("The campaign was simulated: its jobs, nodes, times and failures are not real.")
+        sentences.append(SIMULATED)
     if hardware["nodes"]:
         nodes = _some([markup.name(name) for name in hardware["nodes"]])
         how = SCHEDULERS.get(hardware["launcher"], hardware["launcher"] or "a scheduler that is not recorded")
         where = f" ({markup.name(hardware['partition'])})" if hardware["partition"] else ""
-        count = _several(len(hardware["nodes"]), "node")
+        count = counted(len(hardware["nodes"]), "node")
         sentences.append(f"Evaluations were run by {markup.text(how)}{where} on {count} ({nodes}).")
     if hardware["devices"]:
         devices = _some([f"{markup.text(name)} ({count})" for name, count in hardware["devices"].items()])
@@ -164,7 +166,7 @@ def _resources(facts: Mapping[str, Any], markup: Markup) -> list[str]:
         starts = f", in {time['starts']} starts" if time["starts"] > 1 else ""
         sentences.append(f"From the start ({began}) to the last change {_hours(time['wall_s'])} passed{starts}.")
         sentences.append(f"The evaluations took {_hours(time['evaluations_s'])} in all.")
-    used = [f"{_number(facts['gpu_hours'])} GPU-hours"] if facts["gpu_hours"] else []
+    used = [counted(_number(facts["gpu_hours"]), "GPU-hour")] if facts["gpu_hours"] else []
     if facts["energy_kwh"]:
         by = f" (counted by {markup.text(', '.join(hardware['energy_source']))})" if hardware["energy_source"] else ""
         used.append(f"{_number(facts['energy_kwh'])} kWh{by}")
@@ -176,8 +178,8 @@ def _failures(facts: Mapping[str, Any], markup: Markup) -> list[str]:
     if not kinds:
         return ["No attempt failed."] if facts["trials"] else []
     listed = _some([f"{count} {markup.name(kind)}" for kind, count in kinds.items()])
-    again = "none was tried again" if not retries else f"{_several(retries, 'further attempt')} began"
-    return [f"{_several(sum(kinds.values()), 'attempt')} failed ({listed}); {again}."]
+    again = "none was tried again" if not retries else f"{counted(retries, 'further attempt')} began"
+    return [f"{counted(sum(kinds.values()), 'attempt')} failed ({listed}); {again}."]
 
 
 def _space_rows(facts: Mapping[str, Any], markup: Markup) -> list[list[str]]:
@@ -225,10 +227,6 @@ def _number(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_number, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _several(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _listed(items: Sequence[str]) -> str:

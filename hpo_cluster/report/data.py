@@ -143,6 +143,19 @@ class Campaign:
         return recommend(self.history, self.space)
 
     @cached_property
+    def ranking(self) -> list[int]:
+        """The trials by posterior mean, as `recommended` ranks them, the best first; empty without a model."""
+        if len(self.ranked) < MIN_FOR_MODEL or self.several:
+            return []
+        from hpo_cluster.optimizers.bayesian.surrogate import SurrogateError, by_posterior_mean
+
+        try:
+            return by_posterior_mean(self.history, self.space)
+        except SurrogateError as error:
+            log.info("campaign=%s ranking=by_value reason=%s", self.layout.dir, error)
+            return []
+
+    @cached_property
     def model(self) -> Surrogate | None:
         """The model of the values as measured; None if there are too few, or several objectives."""
         if len(self.ranked) < MIN_FOR_MODEL or self.several:

@@ -8,13 +8,14 @@ from typing import Any
 
 from hpo_cluster.record.confirmed_front import confirmed_front, front_table
 from hpo_cluster.record.history import METRIC_PREFIX
+from hpo_cluster.record.identity import SIMULATED, SIMULATION
 from hpo_cluster.record.item_pairs import sentences_on_items
 from hpo_cluster.record.looks import looks_in_words, read_looks
 from hpo_cluster.record.warm_start import IDENTITY_KEY
 from hpo_cluster.report.data import Campaign
 from hpo_cluster.report.figures.description import Figure
 from hpo_cluster.report.figures.shared import MOST_POINTS
-from hpo_cluster.text import in_code, in_markdown
+from hpo_cluster.text import counted, in_code, in_markdown
 from hpo_cluster.trial import BASELINE, Origin, State
 
 BEST_ROWS = 10
@@ -43,6 +44,7 @@ def summary(campaign: Campaign) -> list[str]:
     return [
         f"Objective `{kind}`, {_goals(campaign)}, optimizer `{optimizer_name}`, seed {identity.get('seed', '?')}.",
         "",
+        *([SIMULATED, ""] if SIMULATION in identity else []),
         *(line for note in campaign.notes for line in (in_markdown(note), "")),
         *_counts(campaign),
     ]
@@ -97,7 +99,7 @@ def _constraints(campaign: Campaign) -> list[str]:
     if not held:
         return []
     violated = int(campaign.ended["feasible"].eq(False).sum())
-    return [f"Constraints: {held}; {violated} of {len(campaign.ended)} trials violate them.", ""]
+    return [f"Constraints: {held}; {violated} of {counted(len(campaign.ended), 'trial')} violate them.", ""]
 
 
 def front_section(campaign: Campaign) -> list[str]:
@@ -109,7 +111,7 @@ def front_section(campaign: Campaign) -> list[str]:
         return [*lines, NONE_WITHIN]
     volumes, reference = campaign.hypervolumes()
     at = ", ".join(f"{goal.name} {edge:.4g}" for goal, edge in zip(goals.metrics, reference, strict=True))
-    count = f"{len(front)} trials" if len(front) > 1 else "1 trial"
+    count = counted(len(front), "trial")
     lines += [
         f"{count} that no other one dominates. Hypervolume {volumes[-1]:.6g}, counted from {in_markdown(at)}.",
         "",
@@ -132,9 +134,11 @@ def rung_section(campaign: Campaign) -> list[str]:
         return []
     hours = ""
     if rungs.gpu_hours and rungs.spent:
-        hours = f" ({rungs.gpu_hours:.3g} GPU-hours; about {rungs.saved * rungs.gpu_hours / rungs.spent:.3g} saved)"
+        took = counted(f"{rungs.gpu_hours:.3g}", "GPU-hour")
+        hours = f" ({took}; about {rungs.saved * rungs.gpu_hours / rungs.spent:.3g} saved)"
     lines = [
-        f"{rungs.trials} trials took {rungs.spent:.3g} whole evaluations{hours}. Without rungs, the trials that are "
+        f"{counted(rungs.trials, 'trial')} took {counted(f'{rungs.spent:.3g}', 'whole evaluation')}{hours}. "
+        "Without rungs, the trials that are "
         f"over or paused would have taken {max(rungs.saved, 0):.3g} more. Values at different rungs are not "
         "compared: only those of the top are results. *agrees* is the correlation of the values at a rung with those "
         "above it, estimated from the trials that have climbed: 1 the same order, 0 an order that says nothing.",
@@ -200,7 +204,8 @@ def _counts(campaign: Campaign) -> list[str]:
         names = ", ".join(f"`{source['campaign']}`" for source in earlier)
         lines += [
             "",
-            f"It began with {len(campaign.imported)} evaluations imported from {names}. They are outside its budget, "
+            f"It began with {counted(len(campaign.imported), 'evaluation')} imported from {names}. "
+            "They are outside its budget, "
             "and are not among the trials that are counted, ranked and drawn below.",
         ]
     if len(campaign.ended) > MOST_POINTS:

@@ -155,7 +155,12 @@ def test_an_interrupted_run_says_how_it_goes_on_to_the_comparison(
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as driver:
         first = tmp_path / "campaigns" / "himmelblau-random-0"
         try:
-            wait(lambda: "submitted" in (first / "events.jsonl").read_text() if first.exists() else False, 60)
+            wait(
+                lambda: (
+                    "submitted" in (first / "events.jsonl").read_text() if (first / "events.jsonl").exists() else False
+                ),
+                60,
+            )
             driver.send_signal(signal.SIGTERM)
             out, _ = driver.communicate(timeout=60)
         finally:

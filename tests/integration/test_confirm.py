@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from support import drivers
+from support.journals import simulated_campaign
+from support.simulated import Outcome
 
 from hpo_cluster.cli.completion import candidates
 from hpo_cluster.cli.main import main
@@ -15,7 +20,9 @@ from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.history import load_history
 from hpo_cluster.record.overview import overview
 from hpo_cluster.record.status import campaign_status
-from hpo_cluster.trial import State
+from hpo_cluster.report import read_campaign
+from hpo_cluster.space import Float, Space
+from hpo_cluster.trial import State, trial_label
 
 TWICE = {"confirm": {"top": 2, "replicates": 2}}
 
@@ -174,3 +181,45 @@ def test_rungs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = Record.read(Path("campaigns/r/events.jsonl"))
     assert [trial.metrics["share"] for trial in record.confirmations] == [1.0, 1.0], "a whole evaluation each"
     assert main(["verify", "campaigns/r"]) == 0
+
+
+def lucky(folder: Path, trials: int) -> int:
+    """Write a campaign of noisy values with a bowl at x1 = 2, and one lucky value far from it; return its trial."""
+    space = Space({"x1": Float(-5.0, 5.0), "x2": Float(-5.0, 5.0)})
+    objective = {"kind": "synthetic", "function": "himmelblau", "direction": "maximize", "noise": 0.1}
+    rng = np.random.default_rng(1)
+    noise = rng.normal(0, 0.5, trials)
+
+    def outcome(number: int, parameters: Mapping[str, Any]) -> Outcome:
+        if number == 1:
+            return "completed", 3.0
+        return "completed", float(noise[number] - (parameters["x1"] - 2) ** 2 / 4)
+
+    simulated_campaign(folder, "sobol", space, outcome, evaluations=trials, objective=objective)
+    return 1
+
+
+def dry(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> list[str]:
+    """Return the labels of the trials that would be confirmed."""
+    capsys.readouterr()
+    assert main(["confirm", str(folder), "dry_run=true", *words]) == 0
+    return capsys.readouterr().out.partition(":")[0].split(", ")
+
+
+def test_the_best_are_those_that_the_campaign_recommends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    winner = trial_label(lucky(tmp_path / "c", 32))
+    status = campaign_status(tmp_path / "c")
+    assert trial_label(status["best"]["trial"]) == winner
+    recommended = read_campaign(tmp_path / "c").recommended
+    assert recommended is not None
+    assert recommended != status["best"]["trial"]
+    labels = dry(capsys, tmp_path / "c", "top=3")
+    assert labels[0] == trial_label(recommended)
+    assert winner not in labels
+    assert dry(capsys, tmp_path / "c", "trials=[1,0]") == [winner, "t0000"]
+    assert len(dry(capsys, tmp_path / "c", "top=99")) == 32
+
+
+def test_few_values_are_ranked_as_they_were_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    winner = trial_label(lucky(tmp_path / "c", 3))
+    assert dry(capsys, tmp_path / "c", "top=1") == [winner]

@@ -216,7 +216,7 @@ def test_a_job_that_locks_its_own_folder_harms_its_trial_alone(tmp_path: Path) -
 @needs_setpriv
 @pytest.mark.parametrize(
     ("what", "command"),
-    [("events.jsonl", "status c"), ("campaign.yaml", "resume c"), ("driver.lock", "repair c"), ("report", "report c")],
+    [("events.jsonl", "status c"), ("campaign.yaml", "resume c"), ("driver.lock", "repair c")],
 )
 def test_rights_that_are_missing_are_told_in_a_sentence(what: str, command: str, campaign: Path) -> None:
     (campaign / "report").mkdir(exist_ok=True)

@@ -268,3 +268,17 @@ def test_the_journal_holds_all_of_them_in_one_event(capsys: pytest.CaptureFixtur
     events = imported_events("campaigns/c")
     assert [event["event"] for event in events] == ["created", "started", "stopped"]
     assert [row["info"] for row in events[0]["trials"]] == [{"made_elsewhere": "mine.csv"}] * 3
+
+
+def test_confirmations_are_no_part_of_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = ["-3,completed,confirmation,0.5,0.2", "0,completed,evaluated,0.5,0.4", "1,completed,evaluated,0.7,0.3"]
+    Path("t.csv").write_text("\n".join(["trial,state,origin,x,value", *rows]) + "\n")
+    assert main(["import", "t.csv", "space={x: {low: 0.0, high: 1.0}}", "campaign=c"]) == 0
+    out = capsys.readouterr().out
+    assert "1 confirmation left out" in out
+    assert "2 evaluations of t.csv" in out
+    assert main(["status", "campaigns/c"]) == 0
+    assert load_history("campaigns/c")["value"].tolist() == [0.4, 0.3]

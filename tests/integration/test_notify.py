@@ -18,6 +18,7 @@ from support.waiting import wait
 from hpo_cluster.cli.main import main
 from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.driver.notify import Notify, call, facts_of
+from hpo_cluster.driver.notify_command import command_faults
 from hpo_cluster.record.status import campaign_status
 
 TELL = "echo {message} >> told; printenv HPO_CLUSTER_EVENT HPO_CLUSTER_REASON >> told; printenv > environment"
@@ -117,7 +118,9 @@ def run(tmp_path: Path, *words: str) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.mark.parametrize(("number", "told"), [(signal.SIGTERM, "ended by SIGTERM"), (signal.SIGINT, None)])
+@pytest.mark.parametrize(
+    ("number", "told"), [(signal.SIGTERM, "ended by SIGTERM"), (signal.SIGINT, None), (signal.SIGUSR1, None)]
+)
 def test_what_the_user_did_is_no_news(tmp_path: Path, number: signal.Signals, told: str | None) -> None:
     driver = run(tmp_path, "objective=synthetic", "objective.duration_s=20", "budget=1")
     wait(lambda: (tmp_path / "campaigns/c/trials/t0000/a0/claim").exists(), 60)
@@ -170,6 +173,15 @@ def test_what_is_told_is_data_for_the_shell(tmp_path: Path) -> None:
     [
         ("notify.command='mail {nobody}'", "{nobody} is not known; accepted: {message}; double the braces"),
         ("notify.command='echo ${{A}} }'", "double the braces meant for the shell: {{ and }}"),
+        ("notify.command='mail {message} \\'me'", "notify.command: bash cannot read it: unexpected EOF"),
+        ("notify.command='  '", "notify.command: is empty"),
+        ("notify.command='\"\" {message}'", "notify.command: '' is not a program here"),
+        ("notify.command='no-such-mailer {message}'", "notify.command: no-such-mailer is not a program here"),
+        (
+            "notify.command='echo {message} | A=1 no-such-mailer'",
+            "notify.command: no-such-mailer is not a program here",
+        ),
+        ("notify.command='./tell.sh {message}'", "notify.command: ./tell.sh is not a program here"),
         ("notify.timeout_s=3600", "notify.timeout_s=3600: must be at most 60"),
         ("notify.comand=x", "did you mean notify.command?"),
     ],
@@ -181,3 +193,82 @@ def test_a_setting_that_cannot_be_is_named(
     assert main(["run", "objective=synthetic", setting]) == 2
     assert fault in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_every_fault_of_a_command_comes_with_those_of_other_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "objective=synthetic", "budget=-1", "notify.command='no-such-mailer | no-such-filter'"]) == 2
+    err = capsys.readouterr().err
+    assert "3 faults" in err
+    for fault in ("budget=-1", "no-such-mailer is not", "no-such-filter is not"):
+        assert fault in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "echo {message} | tee -a told >/dev/null 2>&1 || true",
+        "A=1 printenv A; exit 3",
+        "if true; then echo {message}; fi",
+        "tell() {{ no-such-program; }}; tell",
+        'curl_like=$(no-such-program); [ -n "$curl_like" ]',
+        "cd /tmp; ./not-here-yet {message}",
+        'for word in {message}; do echo "$word"; done',
+        "$MAILER {message}",
+        "echo \"it's\" {message} # don't",
+    ],
+)
+def test_commands_that_bash_can_run_are_accepted(command: str) -> None:
+    assert command_faults(command) == []
+
+
+def test_a_recorded_command_need_not_exist_where_the_campaign_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tell = tmp_path / "tell"
+    tell.write_text("#!/bin/sh\n")
+    tell.chmod(0o755)
+    words = ["objective=synthetic", "optimizer=random", "poll_s=0.05", "budget=1", "campaign=c"]
+    assert main(["run", *words, f"notify.command={tell}"]) == 0
+    tell.unlink()
+    assert main(["resume", "campaigns/c", "notify.command=no-such-mailer"]) == 2
+    assert "no-such-mailer is not a program here" in capsys.readouterr().err
+    assert main(["resume", "campaigns/c", "budget=2"]) == 0
+
+
+@pytest.mark.parametrize(("scheduler", "accepts"), [("slurm", True), ("slurm", False), ("oar", True), ("oar", False)])
+def test_a_driver_job_tells_nobody_when_the_next_one_follows(scheduler: str, accepts: bool, tmp_path: Path) -> None:
+    root, bin_dir = Path(__file__).resolve().parents[2], tmp_path / "bin"
+    bin_dir.mkdir()
+    programs = {"hpo-cluster": f'exec "{sys.executable}" -m hpo_cluster "$@"', "scontrol": "echo '   Command=/my/job'"}
+    submits = f'echo "$0 $*" >> {tmp_path}/submitted; exit {0 if accepts else 1}'
+    for name, line in {**programs, "sbatch": submits, "oarsub": submits}.items():
+        (bin_dir / name).write_text(f"#!/bin/bash\n{line}\n")
+        (bin_dir / name).chmod(0o755)
+    first = run(tmp_path, "objective=synthetic", "objective.duration_s=60", "budget=1")
+    wait(lambda: (tmp_path / "campaigns/c/trials/t0000/a0/claim").exists(), 60)
+    first.send_signal(signal.SIGINT)
+    assert first.wait(timeout=60) == 130
+    script = tmp_path / "jobs" / f"driver.{scheduler}"  # next to no environment of its own
+    script.parent.mkdir()
+    script.write_bytes((root / "jobs" / script.name).read_bytes())
+    variables = {
+        "SLURM_JOB_ID": "7",
+        "OAR_JOB_ID": "7",
+        "PATH": f"{bin_dir}:{os.environ['PATH']}",
+        "PYTHONPATH": str(root),
+    }
+    job = subprocess.Popen(["bash", str(script), "campaigns/c"], cwd=tmp_path, env={**os.environ, **variables})
+    events = tmp_path / "campaigns/c/events.jsonl"
+    wait(lambda: events.read_text().count('"event": "started"') == 2, 60)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=60) == 130
+    submitted = (tmp_path / "submitted").read_text()
+    assert ("--dependency=afterany:7 /my/job campaigns/c" if scheduler == "slurm" else "-a 7 -S") in submitted
+    reason = json.loads(events.read_text().splitlines()[-1])["reason"]
+    assert reason == ("handed over to the next driver job" if accepts else "ended by SIGTERM")
+    assert (tmp_path / "told").exists() is not accepts
+    assert main(["cancel", str(tmp_path / "campaigns/c"), "0"]) == 0

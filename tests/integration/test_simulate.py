@@ -209,3 +209,42 @@ def test_what_is_not_simulated_is_not_removed(capsys: pytest.CaptureFixture[str]
     assert main(words) == 2
     assert "holds something else" in capsys.readouterr().err
     assert precious.is_dir()
+
+
+def test_every_view_says_that_a_campaign_is_simulated(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["simulate", "objective=synthetic", "optimizer=random", "budget=2", "campaign=c", "simulate.repeats=2"]
+    assert main(words) == 0
+    assert main(["run", *words[1:4], "campaign=real", "poll_s=0.05"]) == 0
+    simulated, real = "campaigns/simulated/c/c-s0", "campaigns/real"
+    capsys.readouterr()
+    for view in ("status", "watch"):
+        assert main([view, simulated]) == 0
+        assert "(simulated cluster and clock)" in capsys.readouterr().out.splitlines()[0]
+        assert main([view, real]) == 0
+        assert "simulated" not in capsys.readouterr().out
+    assert main(["status", simulated, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["simulated"] is True
+    for folder, times in ((simulated, 1), (real, 0)):
+        assert main(["report", folder]) == 0
+        for page in ("report.md", "report.html"):
+            text = Path(folder, "report", page).read_text(encoding="utf-8")
+            assert text.count("The campaign was simulated: its jobs, nodes, times") == times
+    capsys.readouterr()
+    assert main(["ls"]) == 0
+    out = capsys.readouterr().out
+    assert "simulated" not in out.partition("more campaigns")[0]
+    assert "more campaigns:  hpo-cluster ls campaigns/simulated/c" in out
+    for folder, names in (("campaigns/simulated", ["c/c-s0", "c/c-s1"]), ("campaigns/simulated/c", ["c-s0", "c-s1"])):
+        assert main(["ls", folder]) == 0
+        rows = capsys.readouterr().out.splitlines()[1:]
+        assert [row.split()[0] for row in rows] == names
+        assert all("finished, simulated" in row for row in rows)
+
+
+def test_nobody_is_told_to_resume_what_was_simulated(capsys: pytest.CaptureFixture[str]) -> None:
+    played("c", "budget=8", "workers=2", "retries=0", "stop_after_failures=2", failure_rate=1.0)
+    for view in ("status", "watch"):
+        assert main([view, "campaigns/c"]) == 0
+        out = capsys.readouterr().out
+        assert "simulated" in out
+        assert "hpo-cluster resume" not in out

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hpo_cluster.cli.arguments import Arguments
 from hpo_cluster.cli.commands import BAD_END, OK, say
 from hpo_cluster.cli.commands.drive import campaign_spec, print_configs
+from hpo_cluster.text import command_line
 
 
 def doctor(arguments: Arguments) -> int:
@@ -48,7 +49,7 @@ def repair(arguments: Arguments) -> int:
     if done.waiting:
         say(f"  trials whose results are taken in when the campaign goes on: {labels(done.waiting)}")
     again = "" if done.has_start else " budget=... workers=... launcher=...   (these settings were lost)"
-    say(f"Go on with:\n  hpo-cluster resume {folder}{again}")
+    say(f"Go on with:\n  {command_line('resume', folder)}{again}")
     return OK
 
 

@@ -11,6 +11,7 @@ from hpo_cluster.cli.arguments import COMMANDS, Arguments, campaigns_nearby, sho
 from hpo_cluster.cli.commands import OK, say
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record.attempt_files import is_finite_number
+from hpo_cluster.record.writable import writing
 
 HINT = "hpo-cluster compare --help"
 #: Name of the folder that is written, next to the first campaign.
@@ -47,7 +48,8 @@ def show_comparison(
     comparison = compare_campaigns(folders, reach, reference)
     for run in [] if comparison.several else comparison.runs:
         count_look(run.campaign.layout, run.record, run.campaign.tests)
-    files = write_comparison(comparison, out)
+    with writing(f"out={out}", out, "Give a folder in which you may write:  out=FOLDER"):
+        files = write_comparison(comparison, out)
     lines = [*text_table(*cells(comparison)), "", *explanation(comparison), ""]
     for verdict in comparison.verdicts:
         lines += [verdict.leader, *(f"  {line}" for line in verdict.details)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
+import dataclasses
 from pathlib import Path
 
 from hpo_cluster.cli.arguments import Arguments, trial_number
-from hpo_cluster.cli.commands import OK, say
+from hpo_cluster.cli.commands import OK, say, tell
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record.confirmation import REPLICATES, TOP, Wanted
+from hpo_cluster.text import command_line, counted
 
 
 def confirm(arguments: Arguments) -> int:
@@ -26,16 +27,26 @@ def confirm(arguments: Arguments) -> int:
     identity = identity_of_campaign(layout.identity)
     maximize, goals = identity["direction"] == "maximize", Goals.of(identity["objective"])
     record = Record.read(layout.events)
-    trials = chosen(record, wanted, goals, maximize=maximize)  # before anything is opened
+    ranking = [] if wanted.trials else _ranking(layout.dir)
+    trials = chosen(record, wanted, goals, maximize=maximize, ranking=ranking)  # before anything is opened
+    wanted = dataclasses.replace(wanted, trials=tuple(trial.number for trial in trials))
+    labels = ", ".join(trial_label(trial.number) for trial in trials)
     config = recorded_config(arguments, overrides, check_files=True)
     spec = campaign_spec(config, overrides, take_over=arguments.option("--take-over"), other_places=True)
     if config.settings.dry_run:
         missing = missing_rows(record, trials, wanted.replicates, spec.seed)
-        say(
-            f"{', '.join(trial_label(t.number) for t in trials)}: {len(missing)} evaluations missing; nothing was added"
-        )
+        say(f"{labels}: {counted(len(missing), 'evaluation')} missing; nothing was added")
         return OK
-    return drive(config, spec, wanted, again=f"hpo-cluster confirm {shlex.join(arguments.words)}")
+    if ranking:
+        tell(f"confirming {labels}: the best by the model's posterior mean, as the campaign recommends")
+    return drive(config, spec, wanted, again=command_line("confirm", *arguments.words))
+
+
+def _ranking(folder: Path) -> list[int]:
+    """Return the trials by what the campaign recommends, the best first; empty if it recommends the best value."""
+    from hpo_cluster.report import read_campaign
+
+    return read_campaign(folder).ranking
 
 
 def _read(arguments: Arguments) -> tuple[Wanted, list[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shlex
 import signal
 import sys
 import time
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hpo_cluster.cli.arguments import COMMANDS, Arguments, short_path
 from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say, tell
 from hpo_cluster.errors import ConfigError, LockedError
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import command_line, counted, did_you_mean
 
 if TYPE_CHECKING:
     from hpo_cluster.cli.config.schema import Config
@@ -70,7 +69,7 @@ def _compare(folders: Sequence[Path]) -> None:
     """Compare the campaigns of one command; what goes wrong there does not make finished campaigns a failure."""
     from hpo_cluster.cli.commands.compare import default_folder, show_comparison
 
-    again = f"hpo-cluster compare {shlex.join(str(short_path(folder)) for folder in folders)}"
+    again = command_line("compare", *map(short_path, folders))
     tell(f"\ncomparison of the {len(folders)} campaigns")
     try:
         show_comparison([short_path(folder) for folder in folders], default_folder(folders), tell)
@@ -141,7 +140,7 @@ def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_fil
         )
     except ConfigError as error:
         own = "".join(f"[{key}=...] " for key in COMMANDS[arguments.command].keys)
-        again = f"hpo-cluster {arguments.command} {shlex.quote(arguments.words[0])} {own}KEY=VALUE"
+        again = f"{command_line(arguments.command, arguments.words[0])} {own}KEY=VALUE"
         raise ConfigError(error.faults, f"To go on:  {again}   (hpo-cluster {arguments.command} --help)") from None
 
 
@@ -159,7 +158,7 @@ def tick(arguments: Arguments) -> int:
             campaign.tick()
             display.update(campaign.status(), campaign.record.trials)
             if campaign.record.halted:
-                say(f"stopped from another terminal; go on with:  hpo-cluster resume {arguments.words[0]}")
+                say(f"stopped from another terminal; go on with:  {command_line('resume', arguments.words[0])}")
             return BAD_END if campaign.reason else OK
     except LockedError as error:
         say(error)  # a driver is running: nothing is left to do
@@ -184,14 +183,16 @@ def post(arguments: Arguments) -> int:
         if arguments.command == "cancel" and trial.state.ended:
             faults.append(f"{trial_label(number)} is {trial.state}: only a trial under way can be cancelled")
         if arguments.command == "retry" and not may_be_retried(trial):
-            way = f"; to go on with it:  hpo-cluster promote {folder} {number}" if trial.state is State.PAUSED else ""
+            way = (
+                f"; to go on with it:  {command_line('promote', folder, number)}" if trial.state is State.PAUSED else ""
+            )
             faults.append(
                 f"{trial_label(number)} is {trial.state}: only one that ended without a value can be retried{way}"
             )
         if arguments.command == "promote" and trial.state is not State.PAUSED:
             faults.append(f"{trial_label(number)} is {trial.state}: only one that is paused at a rung can be promoted")
     if faults:
-        raise ConfigError(faults, f"hpo-cluster status {folder}")
+        raise ConfigError(faults, f"{command_line('status', folder)}")
     for meant in trials or [None]:
         inbox.post(layout.inbox_dir, inbox.verb(arguments.command), meant)
     return _serve(arguments)
@@ -214,8 +215,8 @@ def _serve(arguments: Arguments) -> int:
         return OK
     done = {
         "cancel": "cancelled",
-        "promote": f"will climb to the top; go on with:  hpo-cluster resume {arguments.words[0]}",
-        "retry": f"will be tried again; go on with:  hpo-cluster resume {arguments.words[0]}",
+        "promote": f"will climb to the top; go on with:  {command_line('resume', arguments.words[0])}",
+        "retry": f"will be tried again; go on with:  {command_line('resume', arguments.words[0])}",
         "stop": "stopped: ticks submit nothing more",
     }
     say(f"{' '.join([*map(trial_label, arguments.trials()), done[arguments.command]])}")
@@ -312,7 +313,7 @@ def drive(config: Config, spec: CampaignSpec, confirmation: Wanted | None = None
             )
         if campaign.opened.journal.left_out:
             lines = campaign.opened.journal.left_out
-            tell(f"{lines} lines of the journal are left out: their driver had lost the campaign")
+            tell(f"left out of the journal: {counted(lines, 'line')} whose driver had lost the campaign")
         if dead := campaign.opened.lock.taken_over:
             tell(f"taken over from the driver that died: process {dead['pid']} on {dead.get('host')}")
         with _Interrupts(campaign) as interrupts:
@@ -343,7 +344,7 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
     for trials, script in preview(spec):
         count += len(trials)
         say(*(f"{label}  {parameters_text(parameters)}" for label, parameters in trials), script, sep="\n")
-    say(f"{config.campaign}: {count} trials would be submitted first; nothing was created")
+    say(f"{config.campaign}: {counted(count, 'trial')} would be submitted first; nothing was created")
     if (several := spec.launcher_settings.trials_per_job) > 1:
         say(f"each job goes on with other trials when one has ended: up to {several} in all (launcher.trials_per_job)")
     if ladder := spec.fidelity.ladder:
@@ -363,10 +364,16 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     from hpo_cluster.record.looks import count_look, looks_in_words
 
     folder = short_path(config.campaign_dir)
-    resume = again or f"hpo-cluster resume {folder}"
+    resume = again or f"{command_line('resume', folder)}"
     if interrupts.count:
         submitted = sum(row["job"] is not None for row in status["running"])
-        jobs = "its jobs are cancelled" if interrupts.count > 1 else f"{submitted} jobs run on"
+        jobs = (
+            "its jobs are cancelled"
+            if interrupts.count > 1
+            else "1 job runs on"
+            if submitted == 1
+            else f"{submitted} jobs run on"
+        )
         tell(f"interrupted: {number(status['done'])} of {status['budget']} done, {jobs}. Go on with:\n  {resume}")
         return INTERRUPTED
     files = {"history": campaign.opened.layout.history, "log": campaign.opened.log_path}
@@ -384,7 +391,7 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     if campaign.reason:
         tell(f"Go on, once that is fixed:\n  {resume}")
     elif confirmed:
-        tell(f"The budget is not spent. Go on with:\n  hpo-cluster resume {folder}")
+        tell(f"The budget is not spent. Go on with:\n  {command_line('resume', folder)}")
     return BAD_END if campaign.reason or status["best"] is None else OK
 
 
@@ -399,10 +406,19 @@ def _write_page(campaign_dir: Path) -> Path | None:
         return None
 
 
+def _reason_of(number: int) -> str:
+    """Return why a driver stops that gets a signal."""
+    from hpo_cluster.driver.notify import HANDED_OVER
+
+    named = {signal.SIGINT: "interrupted", signal.SIGUSR1: HANDED_OVER}
+    return named.get(signal.Signals(number), f"ended by {signal.Signals(number).name}")
+
+
 class _Interrupts:
     """The handler of Ctrl-C: once stops submitting and leaves the jobs running, twice cancels them.
 
-    SIGTERM acts like one Ctrl-C, and so does the end of the terminal (SIGHUP), unless it is ignored (nohup).
+    SIGTERM acts like one Ctrl-C, and so does the end of the terminal (SIGHUP), unless it is ignored (nohup). So does
+    SIGUSR1, which says that another driver will follow (``jobs/driver.slurm``).
     """
 
     def __init__(self, campaign: Campaign) -> None:
@@ -413,7 +429,7 @@ class _Interrupts:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.count = self.count + 1 if number == signal.SIGINT else max(self.count, 1)  # a shell sends SIGHUP twice
         self._terminated = self._terminated or number != signal.SIGINT
-        self._campaign.stop("interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}")
+        self._campaign.stop(_reason_of(number))
         if self.count == 1 and not self._terminated:
             message = f"stopping; jobs run on. Ctrl-C again within {SECOND_CTRL_C_S:.0f} s cancels them"
             tell(message, file=sys.stderr)
@@ -427,7 +443,7 @@ class _Interrupts:
             time.sleep(0.05)
 
     def __enter__(self) -> _Interrupts:
-        numbers = [signal.SIGINT, signal.SIGTERM]
+        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             numbers.append(signal.SIGHUP)
         self._before = {number: signal.signal(number, self._handle) for number in numbers}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import shlex
+import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpo_cluster.cli.arguments import Arguments, short_path
-from hpo_cluster.cli.commands import BAD_END, OK, say
-from hpo_cluster.errors import ConfigError
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.cli.commands import OK, say
+from hpo_cluster.errors import ConfigError, HpoClusterError
+from hpo_cluster.text import command_line, counted, did_you_mean
 
 if TYPE_CHECKING:
     from hpo_cluster.cli.config.schema import Config
@@ -34,6 +40,7 @@ def export(arguments: Arguments) -> int:
     from hpo_cluster.record.exchange.libraries import library_fault
     from hpo_cluster.record.identity import identity_of_campaign
     from hpo_cluster.record.layout import CampaignLayout
+    from hpo_cluster.record.writable import writing
 
     given = arguments.given
     to, path = given.get("to", ""), given.get("path", "")
@@ -44,15 +51,19 @@ def export(arguments: Arguments) -> int:
         arguments.faults.append(f"to={fault}")
     if to in ("csv", "parquet") and path and path.rpartition(".")[2] != to:
         arguments.faults.append(f"path={path}: the name of the file must end with .{to}")
+    elif to in ("csv", "parquet") and Path(path).is_dir() and path:
+        arguments.faults.append(f"path={path}: is a folder; give the name of a file in it")
     if "name" in given and to not in ("optuna", "mlflow"):
         arguments.faults.append("name: is the name of a study (to=optuna) or an experiment (to=mlflow)")
     folder = arguments.folder()
     place = path or (str(folder / FORMATS[to]) if FORMATS[to] else "")
+    label, instead = _label(to, place), _elsewhere(folder, to)
     if to in ("csv", "parquet"):
         from hpo_cluster.record.exchange.tables import write_table
 
-        count = write_table(folder, Path(place))
-        say(f"{short_path(Path(place))}: {count} trials")
+        with writing(label, Path(place).parent, instead):
+            count = write_table(folder, Path(place))
+        say(f"{short_path(Path(place))}: {counted(count, 'trial')}")
         return OK
     objective = parse_objective(identity_of_campaign(CampaignLayout(folder).identity)["objective"])
     outline, record = read_outline(folder, objective.metric)
@@ -60,15 +71,63 @@ def export(arguments: Arguments) -> int:
         from hpo_cluster.record.exchange.optuna_study import write_study
 
         study = given.get("name") or outline.name
-        count = write_study(outline, record, place, study)
-        look = f"optuna-dashboard {_shown(place, url=True)}"
-        say(f"{_shown(place)}: study {study}, {count} trials; look at it with:  {look}")
+        with _library_faults(label, instead), _folder_for(label, place, to, instead):
+            count = write_study(outline, record, place, study)
+        look = f"optuna-dashboard {shlex.quote(_shown(place, url=True))}"
+        say(f"{_shown(place)}: study {study}, {counted(count, 'trial')}; look at it with:  {look}")
         return OK
-    return _log_all(outline, record, to, place, given.get("name"))
+    with _library_faults(label, instead):
+        place, changed = _log_all(outline, record, to, place, given.get("name"), instead)
+    say(f"{_shown(place)}: {counted(len(record.rows), 'trial')}, {changed} of them new or changed")
+    return OK
 
 
-def _log_all(outline: Outline, record: Record, to: str, place: str, name: str | None) -> int:
-    """Log all trials to a tracker."""
+def _label(to: str, place: str) -> str:
+    """Return a place as it was typed, or the format if none was."""
+    return f"path={place}" if place else f"to={to}"
+
+
+def _elsewhere(folder: Path, to: str) -> str:
+    """Return what to type if nothing can be written at a place."""
+    place = {"optuna": "study.db", "mlflow": "sqlite:///runs.db", "tensorboard": "tb"}.get(to, f"history.{to}")
+    again = command_line("export", folder, f"to={to}", f"path={place}")
+    return f"Give a place in a folder of yours with path=:  {again}"
+
+
+@contextlib.contextmanager
+def _library_faults(label: str, instead: str) -> Iterator[None]:
+    """Say in one sentence what a library could not do; its errors may be of any kind and many pages long."""
+    before, threading.excepthook = threading.excepthook, lambda _: None  # its threads' errors come here as well
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(error.faults, error.hint or instead) from error
+    except HpoClusterError:
+        raise
+    except Exception as error:
+        what = next((line.strip() for line in str(error).splitlines() if len(line.strip()) > 1), "")
+        raise HpoClusterError(
+            f"{label}: {type(error).__name__}: {what}\nWhat was written until then stays, and the same command goes on "
+            f"with it. {instead}"
+        ) from error
+    finally:
+        threading.excepthook = before
+
+
+def _folder_for(label: str, place: str, to: str, instead: str) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which a library writes to a place; it checks the folder if the place is in a file."""
+    from hpo_cluster.record.writable import writing
+
+    scheme, sign, rest = place.partition(":///")
+    if to == "tensorboard":
+        return writing(label, Path(place), instead)
+    if (sign and scheme != "sqlite") or (not sign and ":" in place):
+        return contextlib.nullcontext()
+    return writing(label, Path(rest if sign else place).parent, instead)
+
+
+def _log_all(outline: Outline, record: Record, to: str, place: str, name: str | None, instead: str) -> tuple[str, int]:
+    """Log all trials to a tracker; return its place and the number of trials that were new or had changed."""
     from pydantic import ValidationError
 
     from hpo_cluster.record.exchange.facts import trial_facts
@@ -80,18 +139,11 @@ def _log_all(outline: Outline, record: Record, to: str, place: str, name: str | 
         raise ConfigError([str(entry["msg"]).removeprefix("Value error, ") for entry in error.errors()]) from error
     if fault := tracking.place_fault:
         raise ConfigError([f"path={place}: {fault}"], "hpo-cluster export --help")
-    try:
+    with _folder_for(_label(to, place), place or os.environ.get("MLFLOW_TRACKING_URI", ""), to, instead):
         tracker = make_tracker(tracking, outline)
         changed = sum(tracker.log(trial_facts(outline, record, trial)) for trial in record.rows)
         tracker.close(ended=not record.in_flight)
-    except (ConfigError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # of a library: any
-        say(f"to={to} {place}: {type(error).__name__}: {error}")
-        say("what was written until then stays, and the same command goes on with it")
-        return BAD_END
-    say(f"{_shown(tracker.place)}: {len(record.rows)} trials, {changed} of them new or changed")
-    return OK
+    return tracker.place, changed
 
 
 def import_evaluations(arguments: Arguments) -> int:
@@ -99,6 +151,7 @@ def import_evaluations(arguments: Arguments) -> int:
     from hpo_cluster.cli.commands.drive import campaign_spec
     from hpo_cluster.driver.made_elsewhere import write_campaign
     from hpo_cluster.record.exchange.evaluations import ACCEPTED, is_readable, read_evaluations
+    from hpo_cluster.record.writable import writing
 
     files = [word for word in arguments.words if "=" not in word]
     if len(files) != 1:
@@ -123,12 +176,28 @@ def import_evaluations(arguments: Arguments) -> int:
     )
     if not reading.evaluations:
         raise ConfigError([f"{path}: holds no evaluation that has ended", *reading.notes])
-    write_campaign(campaign_spec(config), reading.evaluations, path)
+    place = config.campaign_dir.parent
+    with (
+        _removed_if_cut(config.campaign_dir),
+        writing(str(place), place, "Give a folder of yours:  campaigns_dir=FOLDER"),
+    ):
+        write_campaign(campaign_spec(config), reading.evaluations, path)
     for note in reading.notes:
         say(f"note   {note}")
     folder = short_path(config.campaign_dir)
-    say(f"{folder}: {len(reading.evaluations)} evaluations of {path}; look at them with:  hpo-cluster report {folder}")
+    look = command_line("report", folder)
+    say(f"{folder}: {counted(len(reading.evaluations), 'evaluation')} of {path}; look at them with:  {look}")
     return OK
+
+
+@contextlib.contextmanager
+def _removed_if_cut(folder: Path) -> Iterator[None]:
+    """Remove a new folder that was not written to its end, so that the same command can write it again."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _config_of_import(arguments: Arguments, path: Path) -> Config:

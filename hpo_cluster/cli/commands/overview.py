@@ -17,12 +17,14 @@ from hpo_cluster.cli.display import number
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record import clock
 from hpo_cluster.record.campaign_state import BETWEEN_TICKS
-from hpo_cluster.record.overview import campaigns_in, overview
-from hpo_cluster.text import visible
+from hpo_cluster.record.overview import campaigns_in, folders_of_campaigns, overview
+from hpo_cluster.text import command_line, visible
 
 COLUMNS = ("campaign", "optimizer", "objective", "done", "best", "state", "changed")
 #: By column: the number of characters that are left of it at least where a terminal is narrow, in the order of cutting.
 LEAST = {"objective": 8, "campaign": 18, "state": 12, "optimizer": 6}
+#: Number of other folders with campaigns that are named.
+FOLDERS = 4
 #: Numbers of seconds, and the unit in which a longer time is told.
 UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
 
@@ -35,14 +37,25 @@ def ls(arguments: Arguments) -> int:
         faults.append(f"{folder}: is not a folder; campaigns are in campaigns/ where they were begun")
     if faults:
         raise ConfigError(faults, "hpo-cluster ls --help")
-    rows = [overview(campaign) for campaign in campaigns_in(folder)]
+    campaigns = campaigns_in(folder)
+    below = {} if campaigns == [folder] else folders_of_campaigns(folder)
+    shown = campaigns or [campaign for inside in below.values() for campaign in inside]
+    rows = [overview(campaign) for campaign in shown]
     if arguments.option("--json"):
         say(json.dumps(rows, indent=2))
     elif not rows:
         say(f"{folder} holds no campaign")
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        say("\n".join(table_lines(rows, width, clock.now())))
+        names = [
+            row["campaign"] if campaigns else str(path.relative_to(folder))
+            for row, path in zip(rows, shown, strict=True)
+        ]
+        named = [{**row, "campaign": name} for row, name in zip(rows, names, strict=True)]
+        say("\n".join(table_lines(named, width, clock.now())))
+    if campaigns and below and not arguments.option("--json"):
+        more = [command_line("ls", place) for place in below]
+        say(f"more campaigns:  {',  '.join([*more[:FOLDERS], *(['...'] if more[FOLDERS:] else [])])}")
     return OK
 
 
@@ -101,6 +114,10 @@ def _cells(row: Mapping[str, Any], now: datetime.datetime) -> list[str]:
 
 
 def _state(row: Mapping[str, Any]) -> str:
+    return f"{_plain_state(row)}, simulated" if row["simulated"] else _plain_state(row)
+
+
+def _plain_state(row: Mapping[str, Any]) -> str:
     if row["state"] == "running":
         return f"running on {row['host']}"
     if row["state"] == "stopped":

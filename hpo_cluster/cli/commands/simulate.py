@@ -13,7 +13,7 @@ from hpo_cluster.cli.arguments import Arguments, short_path
 from hpo_cluster.cli.commands import BAD_END, OK, say, tell
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record.layout import in_campaign_name
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import counted, did_you_mean
 
 if TYPE_CHECKING:
     from hpo_cluster.cli.config.schema import Config
@@ -53,7 +53,7 @@ def simulate(arguments: Arguments) -> int:
     groups: dict[str, list[Run]] = {}
     began, cpu_began, trials = time.monotonic(), time.process_time(), 0
     for label, config in zip(labels, configs, strict=True):
-        tell(f"{label}: {settings.repeats} campaigns of {config.operation.budget} trials")
+        tell(f"{label}: {counted(settings.repeats, 'campaign')} of {counted(config.operation.budget, 'trial')}")
         groups[label] = list(_repeated(config, settings, folder / in_campaign_name(label).strip("-.")))
         trials += sum(run.ended for run in groups[label])
     took_s, cpu_s = time.monotonic() - began, time.process_time() - cpu_began
@@ -62,7 +62,7 @@ def simulate(arguments: Arguments) -> int:
     draw(groups, folder / "simulation.png", configs[0].objective.metric or "value")
     say(plain(groups))
     say("medians [10th percentile, 90th percentile]")
-    say(f"speed      {trials} trials in {took_s:.1f} s, {trials / max(cpu_s, 1e-9):.0f} in a CPU second")
+    say(f"speed      {counted(trials, 'trial')} in {took_s:.1f} s, {trials / max(cpu_s, 1e-9):.0f} in a CPU second")
     say(f"figure     {short_path(folder / 'simulation.png')}")
     say(f"table      {short_path(folder / 'simulation.csv')}")
     say(f"campaigns  {short_path(folder)}/*   (hpo-cluster status DIR, report DIR)")

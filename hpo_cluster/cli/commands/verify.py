@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.cli.arguments import Arguments
 from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say
+from hpo_cluster.text import counted
 from hpo_cluster.trial import trial_label
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def verification_lines(verification: Verification) -> list[str]:
 
     record, counts = verification.record, verification.counts
     name = verification.layout.dir.resolve().name
-    lines = [f"{name}: {verification.optimizer}, {_several(len(record.rows), 'trial')}"]
+    lines = [f"{name}: {verification.optimizer}, {counted(len(record.rows), 'trial')}"]
     sentences = {
         CODE: "{} of the code that its jobs run",
         SEEDS: "{} of trials follow from the campaign's seed",
@@ -91,9 +92,9 @@ def verification_lines(verification: Verification) -> list[str]:
         if faults and kind == PROPOSALS:
             lines += _reason_lines(verification, faults[0])
     if imported := len(record.imported):
-        lines.append(f"note   {_several(imported, 'trial')} imported from earlier campaigns: taken as recorded")
+        lines.append(f"note   {counted(imported, 'trial')} imported from earlier campaigns: taken as recorded")
     if made := len(record.made_elsewhere) - imported:
-        lines.append(f"note   {_several(made, 'trial')} made elsewhere: taken as recorded")
+        lines.append(f"note   {counted(made, 'trial')} made elsewhere: taken as recorded")
     lines += _version_lines(verification.versions(), libraries_of(verification.optimizer))
     if not verification.finished:
         lines.append("interrupted: what is not listed was not verified; the same command begins again")
@@ -109,10 +110,6 @@ def _share(count: Count, one: str, several: str) -> str:
     """Return a text such as ``14 proposals``, or ``3 of 14 proposals`` if not all were compared."""
     noun = one if count.total == 1 else several
     return f"{count.total} {noun}" if count.checked == count.total else f"{count.checked} of {count.total} {noun}"
-
-
-def _several(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _where(fault: Fault) -> str:

@@ -22,7 +22,7 @@ from hpo_cluster.cli.display import is_left
 from hpo_cluster.cli.frame import PLAIN_BLOCKS, Line, frame
 from hpo_cluster.record.files import PASSING
 from hpo_cluster.record.watched import Look, WatchedCampaign
-from hpo_cluster.text import BLOCKS
+from hpo_cluster.text import BLOCKS, command_line
 
 #: Seconds between two looks if `--every` is not given, and the fewest that are accepted.
 EVERY_S, LEAST_S = 3.0, 0.5
@@ -87,14 +87,15 @@ def _blocks() -> str:
 def is_over(look: Look) -> bool:
     """Return whether nothing more will change unless somebody resumes the campaign."""
     jobs = any(row["job"] is not None for row in look.status["running"])
-    return look.status["state"] == "finished" or (is_left(look.status) and not jobs)
+    ended = look.status["state"] == "finished" or (look.status["simulated"] and look.status["state"] == "stopped")
+    return ended or (is_left(look.status) and not jobs)
 
 
 def what_next(look: Look, folder: Path) -> str:
     """Return what to type after the last frame."""
-    if look.status["state"] == "finished":
-        return f"finished. Its page and figures:  hpo-cluster report {folder}"
-    return f"no driver is at work. Go on with:  hpo-cluster resume {folder}"
+    if not is_left(look.status):
+        return f"{look.status['state']}. Its page and figures:  {command_line('report', folder)}"
+    return f"no driver is at work. Go on with:  {command_line('resume', folder)}"
 
 
 def _refresh(screen: _Screen, campaign: WatchedCampaign, look: Look, every_s: float, blocks: str) -> tuple[Look, int]:

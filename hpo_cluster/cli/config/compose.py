@@ -32,6 +32,7 @@ from hpo_cluster.cli.config.with_hydra import (
     searching,
     store_space,
 )
+from hpo_cluster.driver.notify_command import command_faults
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.record.identity import flatten
@@ -107,6 +108,7 @@ class Composition:
         self.cwd = cwd = (cwd or Path.cwd()).absolute()
         self.name = config_name.removesuffix(".yaml")
         self.faults, self.broken = list(faults), set[str]()
+        self.known_command: str | None = None  # of `notify`, as recorded: it may call what only the frontend has
         self.dirs = search_dirs(cwd, None if config_dir is None else cwd / config_dir)
         if config_dir is not None and not (cwd / config_dir).is_dir():
             self.faults.append(f"--config-dir {config_dir}: is not a directory")
@@ -125,6 +127,10 @@ class Composition:
 
     def build(self, raw: Mapping[str, Any], check_files: bool) -> Config:
         """Return the checked configuration of the composed data."""
+        notify = raw.get("notify")
+        command = notify.get("command") if isinstance(notify, Mapping) else None
+        if check_files and isinstance(command, str) and command != self.known_command:
+            self.faults += command_faults(command)
         return build(raw, cwd=self.cwd, check_files=check_files, broken=self.broken, faults=self.faults)
 
     def run(self, overrides: Sequence[str]) -> dict[str, Any]:

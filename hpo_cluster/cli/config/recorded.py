@@ -15,7 +15,7 @@ from hpo_cluster.driver.spec import OPERATIONAL_FIDELITY
 from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import joined, without
 from hpo_cluster.record.warm_start import IDENTITY_KEY
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import command_line, did_you_mean
 
 
 def compose_resume(
@@ -81,13 +81,15 @@ class _Recorded(Composition):
             elif top in GROUPS or top in TOP_KEYS:
                 self.faults.append(
                     f"{text}: belongs to the campaign's identity and cannot change; accepted: "
-                    f"{', '.join(accepted)}; for another campaign: hpo-cluster run {text} campaign=NEW_NAME"
+                    f"{', '.join(accepted)}; for another campaign: "
+                    f"{command_line('run', text, 'campaign=NEW_NAME')}"
                 )
             else:
                 close = did_you_mean(override.key_or_group, accepted) or f"accepted: {', '.join(accepted)}"
                 self.faults.append(f"{override.key_or_group}: is not a key; {close.strip()}")
         choices, values = self.choices(allowed)
         raw = _recorded(identity, operation, campaign_dir, here)
+        self.known_command = (raw.get("notify") or {}).get("command")
         for group in {"launcher", "tracking"} & set(choices):
             del raw[group]
         self.name = store_recorded(raw, choices)

@@ -40,6 +40,7 @@ from hpo_cluster.objectives.lora.settings import LoraObjective
 from hpo_cluster.record.files import redact
 from hpo_cluster.record.layout import PACKAGE_DIR
 from hpo_cluster.record.processes import process_start
+from hpo_cluster.text import counted
 
 Say = Callable[[str], object]
 
@@ -195,7 +196,7 @@ def _download_model(repo_id: str, directory: Path, say: Say) -> list[str]:
     if not weights:
         raise PrepareError(f"model.repo_id: {repo_id} has neither .safetensors nor .bin files")
     files = [*small, *weights]
-    say(f"  {len(files)} files, {_size(sum(sizes[name] or 0 for name in files))}")
+    say(f"  {counted(len(files), 'file')}, {_size(sum(sizes[name] or 0 for name in files))}")
     for number, name in enumerate(files, 1):
         say(f"  {number}/{len(files)} {name} ({_size(sizes[name])})")
         api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=directory)
@@ -229,7 +230,7 @@ def prepare_data(objective: LoraObjective, resolve: PathResolver, say: Say) -> N
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    say(f"data {data.name}: done, {rows} rows")
+    say(f"data {data.name}: done, {counted(rows, 'row')}")
 
 
 def _fetch(url: str, stream: Any) -> None:

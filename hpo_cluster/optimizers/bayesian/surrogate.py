@@ -264,16 +264,31 @@ def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "ranked") 
     Returns:
         The trial, or None if none has completed and satisfies the constraints.
     """
-    data = Dataset.read(space, history)
-    best = data.best
-    if best is None:
-        return None
     try:
-        surrogate = _model_of(data, outcome)
+        return next(iter(by_posterior_mean(history, space, outcome)), None)
     except SurrogateError:
-        return best.trial
+        best = Dataset.read(space, history).best
+        return None if best is None else best.trial
+
+
+def by_posterior_mean(history: pd.DataFrame, space: Space, outcome: Outcome = "ranked") -> list[int]:
+    """Return the numbers of the evaluated trials that satisfy the constraints, by posterior mean, the best first.
+
+    Args:
+        history: as `hpo_cluster.optimizers.base.Optimizer.ask` takes it.
+        space: the campaign's.
+        outcome: what the process sees of a value.
+
+    Raises:
+        SurrogateError: too few different values.
+    """
+    data = Dataset.read(space, history)
+    if data.best is None:
+        return []
+    surrogate = _model_of(data, outcome)
     observations = surrogate.observations
     wanted = [row.trial for row in data if row.feasible and row.whole]
     allowed = observations.measured & np.isin(observations.trials, wanted)
     means = np.where(allowed, surrogate.mean(observations.points[:, : space.dim]), -np.inf)
-    return int(observations.trials[int(means.argmax())])
+    order = np.argsort(-means, kind="stable")[: int(allowed.sum())]
+    return [int(trial) for trial in observations.trials[order]]

@@ -16,7 +16,7 @@ from hpo_cluster.record.exchange.optuna_study import JOURNAL_ENDS, rows_of_study
 from hpo_cluster.record.exchange.study_of_2025 import is_of_2025, row_of_2025
 from hpo_cluster.record.history import HISTORY_COLUMNS, METRIC_PREFIX, RUNG_COLUMNS, TAIL_COLUMNS, several_columns
 from hpo_cluster.space import Categorical, Configuration, Integer, Parameter, Space
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import counted, did_you_mean
 from hpo_cluster.trial import Origin, State
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -82,19 +82,22 @@ class Reading:
     Args:
         evaluations: in the order of their numbers.
         unfinished: number of rows that had not ended.
+        confirmations: number of rows that confirm another one: no part of a campaign's search.
         bad: faults of the rows that were left out.
         unused: columns that are neither parameters nor numbers.
     """
 
     evaluations: list[Evaluation] = field(default_factory=list)
     unfinished: int = 0
+    confirmations: int = 0
     bad: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
     @property
     def notes(self) -> list[str]:
         """Sentences on what was left out."""
-        notes = [f"{self.unfinished} rows left out that had not ended"] if self.unfinished else []
+        notes = [f"{counted(self.unfinished, 'row')} left out that had not ended"] if self.unfinished else []
+        notes += [f"{counted(self.confirmations, 'confirmation')} left out"] if self.confirmations else []
         notes += [f"{len(self.bad)} bad rows left out; the first: {self.bad[0]}"] if self.bad else []
         return notes + ([f"columns that are not used: {', '.join(self.unused)}"] if self.unused else [])
 
@@ -140,6 +143,9 @@ def read_evaluations(
     reading, seen = Reading(), dict[int, str]()
     for place, (where, raw) in enumerate(rows):
         row = {reader.names.get(key, key): cell for key, cell in raw.items()}
+        if row.get("origin") == Origin.CONFIRMATION:
+            reading.confirmations += 1
+            continue
         found = reader.evaluation(row, place)
         if isinstance(found, Evaluation) and found.number in seen:
             found = [f"trial {found.number} is there twice, first in {seen[found.number]}"]
@@ -154,7 +160,7 @@ def read_evaluations(
             )
     reading.unused = reader.unused
     if reading.bad and not skip_bad:
-        more = [f"{len(reading.bad) - SHOWN} more faults"] if len(reading.bad) > SHOWN else []
+        more = [counted(len(reading.bad) - SHOWN, "more fault")] if len(reading.bad) > SHOWN else []
         faults = [*(f"{path}, {fault}" for fault in reading.bad[:SHOWN]), *more]
         raise ConfigError(faults, "To leave these rows out:  warm_start_skip_bad=true")
     reading.evaluations.sort(key=lambda evaluation: evaluation.number)

@@ -19,6 +19,7 @@ from hpo_cluster.report.comparison.several import FRONT, HYPERVOLUME, Box, in_on
 from hpo_cluster.report.comparison.verdicts import Metric, Pair, Verdict, mean_and_sem, pairs_of, verdict_of
 from hpo_cluster.report.statistics import Comparison as Ranking
 from hpo_cluster.report.statistics import compare as rank
+from hpo_cluster.text import counted
 
 HINT = "hpo-cluster compare --help"
 #: Groups, and seeds that all of them have, that a critical-difference diagram needs.
@@ -116,7 +117,7 @@ class Comparison:
         looks = [] if self.several else [(run, read_looks(run.campaign.layout)) for run in self.runs]
         lines += [f"{run.dir}: {looks_in_words(seen)}" for run, seen in looks if len(seen) > 1]
         failed = [(run, run.without_value) for run in self.runs]
-        lines += [f"{run.dir}: {count} evaluations ended without a value" for run, count in failed if count]
+        lines += [f"{run.dir}: {counted(count, 'evaluation')} ended without a value" for run, count in failed if count]
         lines += differences_beside_optimizer(self.groups)
         seeds = [set(group.by_seed) for group in self.groups]
         if len(set(map(frozenset, seeds))) > 1:

@@ -14,6 +14,7 @@ from hpo_cluster.report.critical_difference import diagram
 from hpo_cluster.report.data import shorten
 from hpo_cluster.report.figures.shared import time_unit
 from hpo_cluster.report.figures.still import saved
+from hpo_cluster.text import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +77,7 @@ def _draw_group(
     low, middle, high = band(best)
     sign, x = group.runs[0].sign, places / divisor
     colour = COLOURS[number % len(COLOURS)]
-    seeds = f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else " (1 seed)"
+    seeds = f" ({counted(len(group.runs), 'seed')})"
     axes.fill_between(x, sign * low, sign * high, step="post", color=colour, alpha=0.15, linewidth=0, zorder=2)
     label = shorten(group.name, 36) + seeds
     common = places <= min(ends)
@@ -114,7 +115,7 @@ def draw_ranks(comparison: Comparison) -> Figure | None:
     if ranking is None:
         return None
     metric = shorten(comparison.metrics[0].shown, 40)
-    title = f"Mean ranks by {metric} over {ranking.problems} seeds"
+    title = f"Mean ranks by {metric} over {counted(ranking.problems, 'seed')}"
     return diagram(ranking, title, lambda name: shorten(name, 20), ())
 
 

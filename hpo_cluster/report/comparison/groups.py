@@ -16,6 +16,7 @@ from hpo_cluster.record.warm_start import SHOWN_DIFFERENCES
 from hpo_cluster.report.comparison.runs import Run
 from hpo_cluster.report.data import shorten
 from hpo_cluster.space import parameter_names
+from hpo_cluster.text import counted
 
 #: Largest number of fields that are written into the name of a group, and of campaigns that a fault names.
 IN_A_NAME, NAMED = 2, 4
@@ -55,7 +56,7 @@ def faults_of(runs: Sequence[Run]) -> list[str]:
         for name, values in itertools.islice(found.items(), SHOWN_DIFFERENCES)
     ]
     if len(found) > SHOWN_DIFFERENCES:
-        faults.append(f"objective: {len(found) - SHOWN_DIFFERENCES} more fields differ")
+        faults.append(f"objective: {counted(len(found) - SHOWN_DIFFERENCES, 'field')} more")
     first = set(parameter_names(runs[0].identity["space"]))
     apart = [run for run in runs if not first & set(parameter_names(run.identity["space"]))]
     if apart:

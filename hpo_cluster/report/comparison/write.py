@@ -19,12 +19,11 @@ STEMS = (*(f"{what}_by_{cost}" for what in ("best", "hypervolume") for cost in C
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write a comparison into a folder, which is made if it does not exist.
+    """Write a comparison into a folder.
 
     Returns:
         The files, the page first.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tables = {"table.csv": table_csv(comparison), "table.tex": latex_table(comparison)}
     tables["campaigns.csv"] = campaigns_csv(comparison)
     if comparison.pairs:

@@ -12,6 +12,7 @@ from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.report.data import Campaign
 from hpo_cluster.report.figures.description import Axis, Figure, Layer, Line, Panel, Points
 from hpo_cluster.report.figures.shared import DECADES, numbers, thinned, with_margins
+from hpo_cluster.text import counted
 
 #: Fewest pairs of values whose correlation is given.
 FEWEST_PAIRS = 3
@@ -122,7 +123,7 @@ def correlations(first: pd.Series, second: pd.Series) -> str:
     if len(pairs) < FEWEST_PAIRS or not (pairs.nunique() > 1).all():
         return ""
     pearson, spearman = (float(frame.corr().to_numpy()[0, 1]) for frame in (pairs, pairs.rank()))
-    return f"Pearson {pearson:.2f}, Spearman {spearman:.2f} over {len(pairs)} trials"
+    return f"Pearson {pearson:.2f}, Spearman {spearman:.2f} over {counted(len(pairs), 'trial')}"
 
 
 def _measured(campaign: Campaign, frame: pd.DataFrame, name: str, style: str, label: str) -> list[Layer]:
