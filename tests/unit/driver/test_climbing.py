@@ -65,7 +65,7 @@ class Held(MemoryJournal):
 
 
 def climbing(held: Held) -> Climbing:
-    return Climbing(held)  # type: ignore[arg-type]
+    return Climbing(held, history)  # type: ignore[arg-type]
 
 
 def test_what_the_rules_see_of_each_trial(tmp_path: Path) -> None:
