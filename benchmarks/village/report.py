@@ -250,7 +250,7 @@ def figure(frame: pd.DataFrame, path: Path) -> None:
             first[f"val_acc@{share}"], first["val_acc"], ".", ms=3, alpha=0.5, color=colour, label=f"after {share}"
         )
     looks.set(xlabel="validation accuracy at a look", ylabel="at the end")
-    looks.legend(frameon=False)
+    looks.legend(frameon=False, markerscale=5)
     tests.plot(first["val_acc"], first["test_acc"], ".", ms=3, alpha=0.5, color="#0072B2")
     tests.set(xlabel="validation accuracy", ylabel="test accuracy")
     found = noise(frame)

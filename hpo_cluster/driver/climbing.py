@@ -23,7 +23,7 @@ from hpo_cluster.trial import State
 if TYPE_CHECKING:
     import pandas as pd
 
-    from hpo_cluster.optimizers.rungs.expectation import Expectation
+    from hpo_cluster.optimizers.bayesian.expectation import Expectation
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ class Climbing:
 
     def _expected(self) -> dict[int, float]:
         """Return what a model expects of the trials at the top, by number."""
-        from hpo_cluster.optimizers.rungs.expectation import Expectation
+        from hpo_cluster.optimizers.bayesian.expectation import Expectation
 
         if self._expectation is None:
             self._expectation = Expectation(self._campaign.spec.space)

@@ -18,7 +18,7 @@ round. So with rungs at 1/9, 1/3 and 1 that say nothing, seven tenths of the tri
 still are.
 
 What a rung shows is noisy, and says less about some configurations than about others. The Gaussian process of `model`
-sees the values of all trials at all rungs (`hpo_cluster.optimizers.rungs.expectation`).
+sees the values of all trials at all rungs (`hpo_cluster.optimizers.bayesian.expectation`).
 ``docs/benchmarks/rungs.md`` has the measurements.
 
 Reference: L. Li, K. Jamieson, A. Rostamizadeh, E. Gonina, J. Ben-tzur, M. Hardt, B. Recht and A. Talwalkar, "A System
