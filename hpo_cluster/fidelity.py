@@ -103,8 +103,8 @@ class Fidelity(Settings):
     rule: Literal["careful", "model", "asha", "median", "all"] = Field(
         "careful",
         description="who goes on: asha: the best 1/eta of those at the rung so far; careful: more where the rung is "
-        "found to say little about those above; model: as many as careful, but those of which a Gaussian process of "
-        "all values expects most at the top; median: who is not below the median there; all: everybody (rungs are only "
+        "found to say little about those above; model: by what a Gaussian process of all values expects at the top, "
+        "and never more than that share; median: who is not below the median there; all: everybody (rungs are only "
         "recorded)",
     )
     linger_s: float = Field(5.0, ge=0, description="seconds that a job waits at a rung for the decision before it ends")

@@ -1,9 +1,9 @@
 """A regression on the table: a value for any configuration of the space, not for those in the table alone.
 
 Optimizers propose points between the rows, and with 21 parameters the nearest row is far away: its value predicts
-hardly anything, the trees three quarters of the variance (``docs/benchmarks/village.md`` has the figures). So the problem
-`village` of `benchmarks.optimizers` is the mean of a forest, with the noise that was measured with several seeds.
-Methods that choose among given configurations need no regression: they can be run on the rows themselves.
+hardly anything, the trees three quarters of the variance (``docs/benchmarks/village.md`` has the figures). So the
+problem `village` of `benchmarks.optimizers` is the mean of a forest, with the noise that was measured with several
+seeds. Methods that choose among given configurations need no regression: they can be run on the rows themselves.
 """
 
 from __future__ import annotations

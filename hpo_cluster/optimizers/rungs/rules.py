@@ -3,7 +3,8 @@
     asha     the best ``1 / eta`` of those that have reached the rung so far (Li et al.); no rung waits to be full
     careful  the same, but more of them where the rung has been found to say little about those above it; and the best
              one always, so that the first results at the top come early
-    model    as many as with careful, but those of which a model of all values expects most at the top
+    model    of those of which a model of all values expects most at the top, so many that the share of careful is kept
+             over the whole campaign
     median   those that are not below the median of the rung
     all      everybody: rungs are only recorded
 
@@ -18,7 +19,9 @@ round. So with rungs at 1/9, 1/3 and 1 that say nothing, seven tenths of the tri
 still are.
 
 What a rung shows is noisy, and says less about some configurations than about others. The Gaussian process of `model`
-sees the values of all trials at all rungs (`hpo_cluster.optimizers.bayesian.expectation`).
+sees the values of all trials at all rungs (`hpo_cluster.optimizers.bayesian.expectation`). And an optimizer that learns
+proposes better and better configurations, of which nearly each one is among the best so far: by the rule of ASHA, most
+of them go on. So `model` counts those that have gone on already.
 ``docs/benchmarks/rungs.md`` has the measurements.
 
 Reference: L. Li, K. Jamieson, A. Rostamizadeh, E. Gonina, J. Ben-tzur, M. Hardt, B. Recht and A. Talwalkar, "A System
@@ -142,15 +145,19 @@ class _Compared:
         if not ((self.goals[there] == rung) & (values > -math.inf)).any():
             return []
         count, why = self._count(rung, values, fidelity)
-        expected = np.where(values > -math.inf, self.expected[there], -math.inf)
-        if fidelity.rule == "model" and not np.isnan(expected).any():
-            values, why = expected, f" by what the model expects at the top{why}"
+        room = len(there)
+        if fidelity.rule == "model":
+            room = count - int((self.goals[there] > rung).sum())
+            expected = np.where(values > -math.inf, self.expected[there], -math.inf)
+            if not np.isnan(expected).any():
+                values, why = expected, f" by what the model expects at the top{why}"
         best = there[np.argsort(-values, kind="stable")[:count]]
-        return [
+        found = [
             Promotion(int(self.trials[i]), rung + 1, f"{place} of {len(there)} at rung {rung}{why}")
             for place, i in enumerate(best.tolist(), 1)
             if self.goals[i] == rung and self.targets[i, rung] > -math.inf
         ]
+        return found[: max(room, 0)]
 
     def _count(self, rung: int, values: Array, fidelity: Fidelity) -> tuple[int, str]:
         """Return how many of those at a rung go on, and what was found besides."""

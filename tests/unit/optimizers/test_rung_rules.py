@@ -56,13 +56,24 @@ def expecting(climbers: list[Climber], *expected: float) -> list[Climber]:
     return [replace(climber, expected=mean) for climber, mean in zip(climbers, expected, strict=True)]
 
 
-def test_the_model_chooses_as_many_as_careful_but_others() -> None:
+def test_the_model_chooses_by_what_it_expects() -> None:
     climbers = expecting(at(0, 3, 1, 4, 1, 5, 9), 0.1, 0.6, 0.2, 0.5, 0.3, 0.4)
     assert promotions(climbers, LADDER, rule("model")) == [
         Promotion(1, 1, "1 of 6 at rung 0 by what the model expects at the top"),
         Promotion(3, 1, "2 of 6 at rung 0 by what the model expects at the top"),
     ]
     assert who(climbers, rule("careful")) == [(5, 1), (4, 1)]
+
+
+def test_with_the_model_the_share_is_kept_over_the_campaign() -> None:
+    """Each trial is better than all before it: one in three goes on all the same, and the best of those that wait."""
+    climbers: list[Climber] = []
+    for trial in range(12):
+        climbers += expecting(at(0, trial, start=trial), trial)
+        for number, rung in who(climbers, rule("model")):
+            climbers[number] = replace(climbers[number], goal=rung)
+    assert [climber.trial for climber in climbers if climber.goal] == [0, 5, 8, 11]
+    assert len(who(climbers, rule("careful"))) == 2  # 9 and 10, which model leaves
 
 
 def test_without_a_model_the_values_decide() -> None:
@@ -73,7 +84,7 @@ def test_without_a_model_the_values_decide() -> None:
 
 
 def test_the_model_never_promotes_a_trial_that_failed() -> None:
-    failed = Climber(3, 0, 2, (NAN,), expected=9.0)
+    failed = Climber(3, 0, 0, (NAN,), expected=9.0)
     climbers = [*expecting(at(0, 3, 1, 4), 0.3, 0.2, 0.1), failed]
     assert who(climbers, rule("model")) == [(0, 1)]
 
