@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpo_cluster.optimizers.bayesian.encoding import Features
+from hpo_cluster.optimizers.bayesian.observations import OUTCOME
 from hpo_cluster.optimizers.bayesian.rungs import FittedHistory
 from hpo_cluster.optimizers.bayesian.surrogate import SurrogateError
 from hpo_cluster.optimizers.dataset import Dataset
@@ -30,7 +31,7 @@ class Expectation:
 
     def __init__(self, space: Space) -> None:
         self._space = space
-        self._models = FittedHistory(Features(space), "ranked")
+        self._models = FittedHistory(Features(space), OUTCOME)
         self._data: Dataset | None = None
 
     def of(self, history: pd.DataFrame) -> dict[int, float]:
