@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.optimizers import coco, tables
-from benchmarks.optimizers.problems import DATA_VARIABLE, LORA, Problem, surrogate_problems, synthetic, village
+from benchmarks.optimizers.problems import DATA_VARIABLE, LORA, VILLAGE, Problem, surrogate_problems, synthetic, village
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Group:
 
 
 def _data(name: str) -> Problem:
-    return village() if name == "village" else surrogate_problems(Path(os.environ[DATA_VARIABLE]))[name]
+    return village(name) if name in VILLAGE else surrogate_problems(Path(os.environ[DATA_VARIABLE]))[name]
 
 
 def _data_missing(name: str) -> str:
-    if name == "village":
+    if name in VILLAGE:
         installed = importlib.util.find_spec("sklearn")
         return "" if installed else "scikit-learn is not installed (pip install '.[peers]')"
     return "" if os.environ.get(DATA_VARIABLE) else f"{DATA_VARIABLE} does not name a folder with their data"
@@ -43,7 +43,7 @@ def _data_missing(name: str) -> str:
 
 GROUPS = {
     "classic": Group(tuple(synthetic()), lambda name: synthetic()[name], lambda name: ""),
-    "data": Group(("village", *LORA), _data, _data_missing),
+    "data": Group((*VILLAGE, *LORA), _data, _data_missing),
     "tables": Group(tables.NAMES, tables.make, lambda name: tables.missing()),
     "bbob": Group(coco.BBOB, coco.make, lambda name: coco.missing()),
     "mixint": Group(coco.MIXINT, coco.make, lambda name: coco.missing()),

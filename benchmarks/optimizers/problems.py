@@ -3,7 +3,8 @@
 A problem is always maximised here. Its *regret* at a configuration is the best known value minus the true one.
 
 `village` is a regression on the fine-tunings of the bundled model in `benchmarks.village`: 21 parameters, mixed and
-conditional, with the noise of their seeds.
+conditional, with the noise of their seeds. In `village_test` the optimizer sees the same, and what counts is the
+accuracy on the test task.
 
 `lora1B` and its variants come from the 203 fine-tunings of Llama-3.2-1B published with N. Davouse and E.-G. Talbi,
 "Bayesian and Partition-Based Optimization for Hyperparameter Optimization of LLM Fine-Tuning", OLA 2025, in
@@ -31,7 +32,9 @@ from hpo_cluster.trial import derive_seed
 
 #: Environment variable that names the folder with the published evaluations.
 DATA_VARIABLE = "HPO_CLUSTER_BENCH_DATA"
-#: The problems made of them.
+#: Those of the bundled model's fine-tunings: what counts is the validation accuracy, or the accuracy on the test task.
+VILLAGE = ("village", "village_test")
+#: The problems made of the published evaluations.
 LORA = ("lora1B", "lora1Bs", "lora1B_noisy")
 DATA_FILES = ("lhs.jsonl", "bo.jsonl", "soo.jsonl", "bamsoo.jsonl")
 
@@ -46,6 +49,7 @@ class Problem:
         truth: noiseless value of a configuration.
         best: the highest known value.
         noise: standard deviation of the noise that the optimizer sees, the same everywhere or by the true value.
+        shown: noiseless value that the optimizer sees, where it is not the one that counts.
     """
 
     name: str
@@ -53,15 +57,17 @@ class Problem:
     truth: Callable[[Mapping[str, Value]], float]
     best: float
     noise: float | Callable[[float], float] = 0.0
+    shown: Callable[[Mapping[str, Value]], float] | None = None
 
     def observe(self, configuration: Configuration, seed: int, trial: int) -> tuple[float, float]:
         """Return what the optimizer sees, and the true value. The noise depends on (problem, seed, trial)."""
         true = self.truth(configuration)
+        seen = true if self.shown is None else self.shown(configuration)
         if not self.noise:
-            return true, true
+            return seen, true
         rng = np.random.default_rng(derive_seed("noise", self.name, seed, trial))
-        noise = self.noise(true) if callable(self.noise) else self.noise
-        return true + noise * float(rng.standard_normal()), true
+        noise = self.noise(seen) if callable(self.noise) else self.noise
+        return seen + noise * float(rng.standard_normal()), true
 
 
 #: `island`: heights of chance, of the plateau and of the island's top; where the edge and the island lie; its widths.
@@ -117,12 +123,25 @@ def synthetic() -> dict[str, Problem]:
     return {problem.name: problem for problem in problems}
 
 
-def village() -> Problem:
-    """Return the regression on fine-tunings of the bundled model, with the noise of their seeds."""
+def village(name: str = "village") -> Problem:
+    """Return the regression on fine-tunings of the bundled model, with the noise of their seeds.
+
+    Args:
+        name: `village`, or `village_test`: what counts is the accuracy on the test task, which no optimizer sees.
+    """
     from benchmarks.village import surrogate, table
 
-    best = surrogate.constants()["best"]
-    return Problem("village", table.read_space(), lambda c: surrogate.village()(c), best, surrogate.noise_at)
+    known, noise = surrogate.constants(), surrogate.noise_at
+    if name == "village":
+        return Problem(name, table.read_space(), lambda c: surrogate.village()(c), known["best"], noise)
+    return Problem(
+        name,
+        table.read_space(),
+        lambda c: surrogate.village("test_acc")(c),
+        known["best_test"],
+        noise,
+        shown=lambda c: surrogate.village()(c),
+    )
 
 
 # --- the surrogate of real evaluations ---------------------------------------------------------------------------

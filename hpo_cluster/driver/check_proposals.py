@@ -2,7 +2,7 @@
 
 An ask is a function of the history, the seed and the optimizer's settings. So each ``asked`` event can be derived again
 from the events before it, on the same machine with the same versions of the libraries, no matter how many drivers,
-workers and interruptions the campaign had. With other versions the models may be others: `other_versions` says so.
+workers and interruptions the campaign had. With other versions the models may be others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hpo_cluster.goals import Goals
-from hpo_cluster.objectives.worker import package_versions
 from hpo_cluster.optimizers.base import Optimizer
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.history import HistoryTable
@@ -98,24 +97,6 @@ def replay(
     """Return the trials that differ from what the optimizer proposes now; the arguments are those of `derive`."""
     answers = derive(events, optimizer, maximize=maximize, goals=goals)
     return [difference for answer in answers for difference in answer.differences]
-
-
-def other_versions(events: Sequence[Event]) -> dict[str, list[str]]:
-    """Return the packages of which a driver of the campaign had another version than there is now, with its versions.
-
-    A package that was not there, or was not recorded then, has the version ``none``. Proposals that differ may be due
-    to them: a campaign that goes on with another version goes on with the models of that version.
-
-    Args:
-        events: all events of the journal.
-    """
-    now = package_versions()
-    had = [event["versions"] for event in events if event["event"] == "started"]
-    others = {
-        name: sorted({str(versions.get(name, "none")) for versions in had} - {now.get(name, "none")})
-        for name in sorted(set(now).union(*had))
-    }
-    return {name: versions for name, versions in others.items() if versions}
 
 
 def _almost(recorded: Any, derived: Any) -> bool:

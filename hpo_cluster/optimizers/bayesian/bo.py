@@ -34,9 +34,9 @@ at the top: see `hpo_cluster.optimizers.bayesian.rungs`.
 If the space has priors, their weight decays: what is maximised is the logarithm of the acquisition plus
 ``prior_weight / n * log pi(x)`` (piBO), and the initial design is denser where the priors are high.
 
-Deviations from the papers: the process sees the outcomes of `outcome`, by default those below the median by their ranks
-alone; a configuration that was evaluated or is in flight is never proposed again unless `replicates` allows it, so that
-the best of the candidates that remain is taken; with more than `AVERAGED` pending points, the process fantasizes its
+Deviations from the papers: the process sees the outcomes of `outcome`, by default those below the median nearer to it;
+a configuration that was evaluated or is in flight is never proposed again unless `replicates` allows it, so that the
+best of the candidates that remain is taken; with more than `AVERAGED` pending points, the process fantasizes its
 own mean at the `FANTASIZED` best of them (kriging believer), since averaging over all would cost too much.
 ``docs/design/surrogate.md`` has the measurements.
 """
@@ -51,7 +51,7 @@ from pydantic import Field
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.batch import Batch, Found, Points
 from hpo_cluster.optimizers.bayesian.encoding import Features
-from hpo_cluster.optimizers.bayesian.observations import Outcome
+from hpo_cluster.optimizers.bayesian.observations import OUTCOME, Outcome
 from hpo_cluster.optimizers.bayesian.optimize_acquisition import Goal, search
 from hpo_cluster.optimizers.bayesian.rungs import FittedHistory, RungFeatures
 from hpo_cluster.optimizers.bayesian.several_objectives import FittedSeveral, SeveralModels
@@ -98,9 +98,9 @@ class BOSettings(OptimizerSettings):
     initial: int = Field(default=10, ge=1, le=100_000, description="trials of the initial design before the model")
     initial_design: Literal["lhs", "sobol"] = Field(default="lhs", description="how the initial trials are spread")
     outcome: Outcome = Field(
-        default="ranked",
-        description="what the model sees of values: ranked spreads those below the median evenly over as much as the "
-        "best lies above it, soft compresses them by a logarithm, clip raises them to it, winsor raises what is far "
+        default=OUTCOME,
+        description="what the model sees of values: soft compresses those below the median by a logarithm, ranked "
+        "spreads them evenly over as much as the best lies above it, clip raises them to it, winsor raises what is far "
         "below the upper half, raw leaves them alone",
     )
     replicates: bool = Field(

@@ -16,7 +16,8 @@ that a stationary process does not spend its length-scales on a cliff or a deep 
     winsor  ``max(y, q - 2 (b - q))`` with ``q`` the median of the upper half
 
 If ``clip`` or ``winsor`` would make all values equal, ``raw`` is used. On a plateau next to a cliff both lift the foot
-of the cliff to nearly the height of the plateau; ranked keeps it lower, and is the default.
+of the cliff to nearly the height of the plateau; ranked keeps it lower. But once most trials are on a noisy plateau,
+ranked spreads their noise over half of the range. Soft does not, since its slope is never above 1: it is the default.
 ``docs/design/surrogate.md`` has the measurements.
 """
 
@@ -33,7 +34,10 @@ from hpo_cluster.optimizers.dataset import Dataset, Row
 from hpo_cluster.space import Space
 from hpo_cluster.trial import State
 
-Outcome: TypeAlias = Literal["ranked", "soft", "clip", "winsor", "raw"]
+Outcome: TypeAlias = Literal["soft", "ranked", "clip", "winsor", "raw"]
+
+#: The outcome of `bo`, of recommendations and of the models that are shown, unless another is asked for.
+OUTCOME: Outcome = "soft"
 
 #: Outcomes that proposals use in turn if they are to see the values in different ways, the best one first.
 VARIED: tuple[Outcome, ...] = ("soft", "winsor", "clip")

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpo_cluster.optimizers.bayesian.encoding import Features
-from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome, fitted_size, thinned
+from hpo_cluster.optimizers.bayesian.observations import OUTCOME, Observations, Outcome, fitted_size, thinned
 from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.space import Configuration, Space
 from hpo_cluster.trial import State
@@ -227,7 +227,7 @@ class FittedFeasibility:
         return feasibility(self._fitted.process("feasible", inputs, labels, LABELS))
 
 
-def surrogate_of(history: pd.DataFrame, space: Space, outcome: Outcome = "ranked") -> Surrogate:
+def surrogate_of(history: pd.DataFrame, space: Space, outcome: Outcome = OUTCOME) -> Surrogate:
     """Return the model of a history, to look at and to predict with.
 
     It is fitted like that of `bo`, but infeasible trials count as the worst value here; `bo` has another model of them.
@@ -250,7 +250,7 @@ def _model_of(data: Dataset, outcome: Outcome) -> Surrogate:
     return models.model_of(data, models.observations(data, infeasible=True))
 
 
-def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = "ranked") -> int | None:
+def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = OUTCOME) -> int | None:
     """Return the number of the evaluated trial with the best posterior mean, of those that satisfy the constraints.
 
     With noisy values the highest one is partly luck; the mean borrows from the neighbours. If no model can be fitted,

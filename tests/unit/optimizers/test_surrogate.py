@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from hpo_cluster.optimizers.bayesian.bo import BOSettings
 from hpo_cluster.optimizers.bayesian.encoding import Features
-from hpo_cluster.optimizers.bayesian.observations import Observations, Outcome, fitted_size, scaled, thinned
+from hpo_cluster.optimizers.bayesian.observations import OUTCOME, Observations, Outcome, fitted_size, scaled, thinned
 from hpo_cluster.optimizers.bayesian.surrogate import (
     Fitted,
     SurrogateError,
@@ -235,9 +235,9 @@ def test_the_model_tells_a_flat_top_apart_and_sees_the_cliff_beside_it() -> None
     assert np.mean(order["ranked"]) > 0.8 > 0.5 > np.mean(order["raw"])
     assert np.mean(fallen["ranked"]) < 0.1 < np.mean(fallen["clip"])
     assert np.mean(order["ranked"]) > max(np.mean(order[outcome]) for outcome in ("soft", "winsor"))
-    assert BOSettings().outcome == "ranked"
+    assert BOSettings().outcome == OUTCOME
     default = surrogate_of(pd.DataFrame(rows), space)
-    assert default.outcomes.tolist() == default.observations.outcomes("ranked").tolist()
+    assert default.outcomes.tolist() == default.observations.outcomes(OUTCOME).tolist()
 
 
 def test_winsor_is_where_the_best_half_ends() -> None:
