@@ -100,12 +100,11 @@ class Fidelity(Settings):
     rungs: tuple[Share, ...] = Field(
         (), description="the rungs one by one, such as [1/9,1/3,1], in place of low and eta"
     )
-    rule: Literal["careful", "model", "asha", "median", "all"] = Field(
+    rule: Literal["careful", "asha", "median", "all"] = Field(
         "careful",
         description="who goes on: asha: the best 1/eta of those at the rung so far; careful: more where the rung is "
-        "found to say little about those above; model: by what a Gaussian process of all values expects at the top, "
-        "and never more than that share; median: who is not below the median there; all: everybody (rungs are only "
-        "recorded)",
+        "found to say little about those above; median: who is not below the median there; all: everybody (rungs are "
+        "only recorded)",
     )
     linger_s: float = Field(5.0, ge=0, description="seconds that a job waits at a rung for the decision before it ends")
     keep: Literal["promotable", "none"] = Field(

@@ -12,7 +12,6 @@ import importlib.metadata
 import importlib.util
 import math
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ from benchmarks.optimizers.contestants import versions as versions_of_ours
 from benchmarks.rungs.problems import LADDER, WHOLE
 from benchmarks.rungs.simulate import Asked, Contestant
 from hpo_cluster.fidelity import Fidelity, Ladder
-from hpo_cluster.optimizers.bayesian import expectation
-from hpo_cluster.optimizers.bayesian.expectation import Expectation
 from hpo_cluster.optimizers.registry import OPTIMIZERS, make_optimizer
 from hpo_cluster.optimizers.rungs import rules
 from hpo_cluster.optimizers.rungs.rules import Climber, promotions
@@ -60,7 +57,6 @@ class Ours:
         self.climbers: list[Climber] = []
         self.cells: list[dict[str, Any]] = []
         self._event = 0
-        self._model, self._expected = Expectation(space), (-1, dict[int, float]())
 
     def _next(self) -> int:
         self._event += 1
@@ -106,13 +102,7 @@ class Ours:
         """Return what the rule says."""
         if not self.ladder.top:
             return []
-        climbers = self.climbers
-        if self.fidelity.rule == "model":
-            if self._expected[0] != self._event:
-                self._expected = self._event, self._model.of(self.history())
-            expected = self._expected[1]
-            climbers = [replace(climber, expected=expected.get(climber.trial, math.nan)) for climber in climbers]
-        return [promotion.trial for promotion in promotions(climbers, self.ladder, self.fidelity)]
+        return [promotion.trial for promotion in promotions(self.climbers, self.ladder, self.fidelity)]
 
     def goes_on(self, trial: int, rung: int) -> None:
         """Enter the new goal."""
@@ -223,11 +213,5 @@ def versions(name: str) -> dict[str, str]:
     optimizer, _, rule = name.partition("+")
     found = versions_of_ours(optimizer)
     if rule:
-        found["rules"] = _digest(rules.__file__)
-    if rule.startswith("model"):
-        found |= versions_of_ours("bo") | {"expectation": _digest(expectation.__file__)}
+        found["rules"] = hashlib.sha256(Path(rules.__file__).read_bytes()).hexdigest()[:12]
     return found
-
-
-def _digest(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]

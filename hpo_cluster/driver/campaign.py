@@ -74,7 +74,7 @@ class Campaign:
         with contextlib.ExitStack() as undo:
             self.opened = OpenCampaign(spec)
             undo.callback(self.opened.close)
-            self.collector = Collector(self.opened, self.history)
+            self.collector = Collector(self.opened)
             undo.callback(self.collector.in_background.close)
             self.submitter = Submitter(self.opened, self.collector.in_background, self.collector.places)
             maximize = spec.objective.direction == "maximize"

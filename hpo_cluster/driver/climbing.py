@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from hpo_cluster.driver.open_campaign import OpenCampaign
 from hpo_cluster.optimizers.rungs.rules import Climber, Promotion, promotions
@@ -19,11 +18,6 @@ from hpo_cluster.record.campaign_state import AttemptRecord, Record, TrialRecord
 from hpo_cluster.record.climb import SLACK, lingers_at, room_for
 from hpo_cluster.record.rung_files import publish_word
 from hpo_cluster.trial import State
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from hpo_cluster.optimizers.bayesian.expectation import Expectation
 
 log = logging.getLogger(__name__)
 
@@ -48,19 +42,17 @@ class Climbing:
 
     Args:
         campaign: the campaign.
-        history: returns its history as it is now.
 
     Attributes:
         exhausted: whether the optimizer has no further proposal.
     """
 
-    def __init__(self, campaign: OpenCampaign, history: Callable[[], pd.DataFrame]) -> None:
-        self._campaign, self._history = campaign, history
+    def __init__(self, campaign: OpenCampaign) -> None:
+        self._campaign = campaign
         self.exhausted = False
         self._told: set[tuple[int, int, int]] = set()  # trial, attempt and rung of the words said by this driver
         self._decided: tuple[int, list[Promotion]] = (-1, [])
         self._highest = (-1, -1)
-        self._expectation: Expectation | None = None
         if self._record.ladder is not None:
             self._tidy_all()
 
@@ -187,17 +179,8 @@ class Climbing:
         record, spec = self._record, self._campaign.spec
         assert record.ladder is not None
         if self._decided[0] != record.seq:
-            found = climbers(record, self._sign, self._expected() if spec.fidelity.rule == "model" else {})
-            self._decided = record.seq, promotions(found, record.ladder, spec.fidelity)
+            self._decided = record.seq, promotions(climbers(record, self._sign), record.ladder, spec.fidelity)
         return self._decided[1]
-
-    def _expected(self) -> dict[int, float]:
-        """Return what a model expects of the trials at the top, by number."""
-        from hpo_cluster.optimizers.bayesian.expectation import Expectation
-
-        if self._expectation is None:
-            self._expectation = Expectation(self._campaign.spec.space)
-        return self._expectation.of(self._history())
 
     def _finisher(self, waiting: frozenset[int] | set[int] = frozenset()) -> Promotion | None:
         """Return the trial to take up next with the rest of the budget, once nobody can be proposed any more.
@@ -253,13 +236,12 @@ class Climbing:
                 self.tidy(trial)
 
 
-def climbers(record: Record, sign: float, expected: Mapping[int, float]) -> list[Climber]:
+def climbers(record: Record, sign: float) -> list[Climber]:
     """Return the trials of a record as the rules see them.
 
     Args:
         record: the campaign's record.
         sign: 1 if larger values are better, -1 if smaller ones are.
-        expected: what a model expects of the trials at the top, by number, to be maximised.
     """
     found = []
     for trial in record.rows:
@@ -273,5 +255,5 @@ def climbers(record: Record, sign: float, expected: Mapping[int, float]) -> list
         elif trial.state.ended and trial.state not in (State.PAUSED, State.COMPLETED):
             values.append(None)  # the rung at which it failed
         targets = tuple(math.nan if value is None else sign * value for value in values)
-        found.append(Climber(trial.number, climb.first, goal, targets, expected.get(trial.number, math.nan)))
+        found.append(Climber(trial.number, climb.first, goal, targets))
     return found

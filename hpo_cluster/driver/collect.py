@@ -6,8 +6,8 @@ The reports of rungs are read too, and answered at once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from hpo_cluster.driver.background import Background
 from hpo_cluster.driver.climbing import Climbing
@@ -33,9 +33,6 @@ from hpo_cluster.record.rung_files import rung_file, rung_name
 from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import ErrorKind, State
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 log = logging.getLogger(__name__)
 
 #: Files which show that an attempt has ended, and files which show that it has begun or ended.
@@ -48,20 +45,19 @@ class Collector:
 
     Args:
         campaign: the campaign whose trials are collected.
-        history: returns its history as it is now.
 
     Attributes:
         climbing: decides at rungs.
     """
 
-    def __init__(self, campaign: OpenCampaign, history: Callable[[], pd.DataFrame]) -> None:
+    def __init__(self, campaign: OpenCampaign) -> None:
         self._campaign = campaign
         spec, operation = campaign.spec, campaign.spec.operation
         self.watch = JobWatch(
             campaign.layout, spec.launcher.poll_period_s, operation.grace_s, operation.unknown_after_s
         )
         self.places = FreePlaces(campaign, self.watch)
-        self.climbing = Climbing(campaign, history)
+        self.climbing = Climbing(campaign)
         self._rungs_read: set[Place] = set()  # attempts that are over and whose rungs are all known
         #: Results are read while a slow scheduler has not answered yet.
         self.in_background = Background(self.read_files, operation.poll_s)

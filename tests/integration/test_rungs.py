@@ -64,20 +64,6 @@ def test_trials_climb_in_lingering_jobs_and_the_budget_counts_shares(tmp_path: P
     assert identity["fidelity"] == {"kind": "steps", "rungs": [1 / 9, 1 / 3, 1]}
 
 
-def test_a_model_of_all_values_says_who_goes_on(tmp_path: Path) -> None:
-    directory = tmp_path / "c"
-    record = climbing.drive(directory, operation={"budget": 3, "workers": 2}, fidelity={"rule": "model"})
-    check_climbs(record)
-    events = read_events(directory / "events.jsonl")
-    whys = [event["why"] for event in events if event["event"] == "promoted"]
-    assert any("by what the model expects at the top" in why for why in whys)
-    best = record.best(maximize=True)
-    assert best is not None
-    assert best.parameters["x"] > 0.6  # type: ignore[operator]
-    again = climbing.drive(directory, operation={"budget": 4, "workers": 2}, fidelity={"rule": "model"})
-    assert again.spent > record.spent
-
-
 def test_a_word_in_time_costs_no_start(tmp_path: Path) -> None:
     directory = tmp_path / "c"
     record = climbing.drive(directory, operation={"budget": 2, "workers": 2}, fidelity={"rule": "all"})

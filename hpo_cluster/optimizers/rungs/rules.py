@@ -3,8 +3,6 @@
     asha     the best ``1 / eta`` of those that have reached the rung so far (Li et al.); no rung waits to be full
     careful  the same, but more of them where the rung has been found to say little about those above it; and the best
              one always, so that the first results at the top come early
-    model    of those of which a model of all values expects most at the top, so many that the share of careful is kept
-             over the whole campaign
     median   those that are not below the median of the rung
     all      everybody: rungs are only recorded
 
@@ -17,11 +15,6 @@ share that goes on is ``eta ** -x``, ``x = (1 + r / ENOUGH) / 2`` between 0 and 
 agree, one in its square root where they have nothing to do with each other, everybody where the order is turned
 round. So with rungs at 1/9, 1/3 and 1 that say nothing, seven tenths of the trials that would be whole without rungs
 still are.
-
-What a rung shows is noisy, and says less about some configurations than about others. The Gaussian process of `model`
-sees the values of all trials at all rungs (`hpo_cluster.optimizers.bayesian.expectation`). And an optimizer that learns
-proposes better and better configurations, of which nearly each one is among the best so far: by the rule of ASHA, most
-of them go on. So `model` counts those that have gone on already.
 ``docs/benchmarks/rungs.md`` has the measurements.
 
 Reference: L. Li, K. Jamieson, A. Rostamizadeh, E. Gonina, J. Ben-tzur, M. Hardt, B. Recht and A. Talwalkar, "A System
@@ -56,14 +49,12 @@ class Climber:
         goal: rung up to which it may climb now.
         targets: by rung reached, the value there, to be maximised; NaN where it was passed without being scored, and at
             the rung at which it failed. Its length minus one is the rung reached.
-        expected: what a model expects at the top, in any unit; NaN without a model.
     """
 
     trial: int
     first: int
     goal: int
     targets: tuple[float, ...]
-    expected: float = math.nan
 
     def at(self, rung: int) -> float | None:
         """Return the target at a rung; minus infinity if it failed there; None if it has not got there."""
@@ -114,14 +105,12 @@ class _Compared:
         reached: highest rungs that they reached, -1 before the first (``n``).
         targets: values at the rungs (``n x rungs``); minus infinity where a trial failed or was not scored, and above
             the rung reached.
-        expected: what a model expects of them at the top; NaN without one (``n``).
     """
 
     trials: NDArray[np.int64]
     goals: NDArray[np.int64]
     reached: NDArray[np.int64]
     targets: Array
-    expected: Array
 
     @classmethod
     def of(cls, climbers: list[Climber], ladder: Ladder) -> _Compared:
@@ -135,7 +124,6 @@ class _Compared:
             np.array([climber.goal for climber in climbers], dtype=np.int64),
             np.array([len(climber.targets) - 1 for climber in climbers], dtype=np.int64),
             np.where(np.isnan(targets), -math.inf, targets),
-            np.array([climber.expected for climber in climbers], dtype=np.float64),
         )
 
     def promoted(self, rung: int, fidelity: Fidelity) -> list[Promotion]:
@@ -145,19 +133,12 @@ class _Compared:
         if not ((self.goals[there] == rung) & (values > -math.inf)).any():
             return []
         count, why = self._count(rung, values, fidelity)
-        room = len(there)
-        if fidelity.rule == "model":
-            room = count - int((self.goals[there] > rung).sum())
-            expected = np.where(values > -math.inf, self.expected[there], -math.inf)
-            if not np.isnan(expected).any():
-                values, why = expected, f" by what the model expects at the top{why}"
         best = there[np.argsort(-values, kind="stable")[:count]]
-        found = [
+        return [
             Promotion(int(self.trials[i]), rung + 1, f"{place} of {len(there)} at rung {rung}{why}")
             for place, i in enumerate(best.tolist(), 1)
             if self.goals[i] == rung and self.targets[i, rung] > -math.inf
         ]
-        return found[: max(room, 0)]
 
     def _count(self, rung: int, values: Array, fidelity: Fidelity) -> tuple[int, str]:
         """Return how many of those at a rung go on, and what was found besides."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from hpo_cluster.driver.climbing import REST, Climbing, climbers
@@ -17,14 +16,9 @@ from hpo_cluster.record.climb import room_for, within_budget
 from hpo_cluster.record.history import MemoryJournal
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.rung_files import publish_word, read_word
-from hpo_cluster.space import Float, Space
 from hpo_cluster.trial import State
 
 LADDER = Ladder("steps", (1 / 9, 1 / 3, 1.0))
-
-
-def begun(trial: int, x: float) -> dict[str, Any]:
-    return {"trial": trial, "parameters": {"x": x}, "seed": 0, "origin": "evaluated"}
 
 
 class Held(MemoryJournal):
@@ -36,7 +30,6 @@ class Held(MemoryJournal):
         self.lock = SimpleNamespace(check=lambda: None)
         self.spec = SimpleNamespace(
             operation=Operation(budget=budget),
-            space=Space({"x": Float(0.0, 1.0)}),
             objective=SimpleNamespace(direction="maximize" if maximize else "minimize"),
             fidelity=Fidelity(kind="steps", **{"rule": "asha", **fidelity}),
         )
@@ -44,9 +37,10 @@ class Held(MemoryJournal):
     def append(self, event: str, at: str = "2027-01-31T18:00:00Z", **fields: Any) -> None:
         super().append(event, at, **fields)
 
-    def begin(self, *trials: int, x: float = 0.5) -> None:
+    def begin(self, *trials: int) -> None:
         for trial in trials:
-            self.append("asked", trials=[begun(trial, x)], decision={})
+            row = {"trial": trial, "parameters": {"x": 0.5}, "seed": 0, "origin": "evaluated"}
+            self.append("asked", trials=[row], decision={})
             self.attempt(trial)
 
     def attempt(self, trial: int, number: int = 0) -> None:
@@ -71,7 +65,7 @@ class Held(MemoryJournal):
 
 
 def climbing(held: Held) -> Climbing:
-    return Climbing(held, held.history)  # type: ignore[arg-type]
+    return Climbing(held)  # type: ignore[arg-type]
 
 
 def test_what_the_rules_see_of_each_trial(tmp_path: Path) -> None:
@@ -84,10 +78,7 @@ def test_what_the_rules_see_of_each_trial(tmp_path: Path) -> None:
         if trial == 3:
             held.append("promoted", trial=3, rung=1, why="")
         held.append("ended", trial=trial, attempt=0, state=state, error={"kind": "code", "message": ""})
-    found = climbers(held.record, -1.0, {0: 7.0})
-    assert found[0].expected == 7.0
-    assert math.isnan(found[1].expected)
-    seen = {each.trial: (each.goal, each.targets) for each in found}
+    seen = {each.trial: (each.goal, each.targets) for each in climbers(held.record, -1.0)}
     assert seen[0] == (0, (-0.5,))
     assert math.isnan(seen[1][1][0])  # failed before the first rung: the worst there
     assert seen[2] == (2, (-0.25,))  # compared, and never promoted
@@ -108,25 +99,6 @@ def test_each_job_that_waits_gets_its_word_and_the_best_goes_on(tmp_path: Path) 
     count = held.record.last["seq"]  # type: ignore[index]
     made.answer()
     assert held.record.last["seq"] == count  # type: ignore[index]  # nothing is decided twice
-
-
-def test_the_model_lets_a_trial_go_on_whose_neighbours_are_good_and_not_a_lucky_one(tmp_path: Path) -> None:
-    held = Held(tmp_path, rule="model")
-    noise = np.random.default_rng(0).normal(0, 0.1, 40).tolist()
-    for trial in range(40):
-        x = trial / 40
-        held.begin(trial, x=x)
-        held.rung(trial, 0, 1.3 if trial == 5 else x + noise[trial])  # the sixth is far above the line
-        held.append("paused", trial=trial, attempt=0, rung=0)
-    climbing(held).promote_paused(1)
-    promoted = [trial for trial in held.record.rows if trial.climb is not None and trial.climb.goal > 0]
-    assert [trial.number for trial in promoted] == [39]
-    by_value = Held(tmp_path / "by-value", rule="careful")
-    by_value.begin(0, 1, 2)
-    for trial in (0, 1, 2):
-        by_value.rung(trial, 0, 1.4 if trial == 0 else 0.5)
-    climbing(by_value).answer()
-    assert by_value.goals() == [1, 0, 0]
 
 
 def test_smaller_is_better_if_so_wished(tmp_path: Path) -> None:

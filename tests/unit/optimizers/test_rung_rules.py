@@ -6,7 +6,6 @@ import itertools
 import math
 import random
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,43 +49,6 @@ def many(count: int, seed: int = 0, agree: float = 1.0) -> list[Climber]:
     reached = np.where(values[:, 0] > 0, np.where(values[:, 1] > 0.5, 2, 1), 0).tolist()
     rows = values.tolist()
     return [Climber(i, 0, rung, tuple(rows[i][: rung + 1])) for i, rung in enumerate(reached)]
-
-
-def expecting(climbers: list[Climber], *expected: float) -> list[Climber]:
-    return [replace(climber, expected=mean) for climber, mean in zip(climbers, expected, strict=True)]
-
-
-def test_the_model_chooses_by_what_it_expects() -> None:
-    climbers = expecting(at(0, 3, 1, 4, 1, 5, 9), 0.1, 0.6, 0.2, 0.5, 0.3, 0.4)
-    assert promotions(climbers, LADDER, rule("model")) == [
-        Promotion(1, 1, "1 of 6 at rung 0 by what the model expects at the top"),
-        Promotion(3, 1, "2 of 6 at rung 0 by what the model expects at the top"),
-    ]
-    assert who(climbers, rule("careful")) == [(5, 1), (4, 1)]
-
-
-def test_with_the_model_the_share_is_kept_over_the_campaign() -> None:
-    """Each trial is better than all before it: one in three goes on all the same, and the best of those that wait."""
-    climbers: list[Climber] = []
-    for trial in range(12):
-        climbers += expecting(at(0, trial, start=trial), trial)
-        for number, rung in who(climbers, rule("model")):
-            climbers[number] = replace(climbers[number], goal=rung)
-    assert [climber.trial for climber in climbers if climber.goal] == [0, 5, 8, 11]
-    assert len(who(climbers, rule("careful"))) == 2  # 9 and 10, which model leaves
-
-
-def test_without_a_model_the_values_decide() -> None:
-    climbers = at(0, 3, 1, 4)
-    assert promotions(climbers, LADDER, rule("model")) == promotions(climbers, LADDER, rule("careful"))
-    some = expecting(climbers, 3, NAN, 1)
-    assert who(some, rule("model")) == [(2, 1)]
-
-
-def test_the_model_never_promotes_a_trial_that_failed() -> None:
-    failed = Climber(3, 0, 0, (NAN,), expected=9.0)
-    climbers = [*expecting(at(0, 3, 1, 4), 0.3, 0.2, 0.1), failed]
-    assert who(climbers, rule("model")) == [(0, 1)]
 
 
 def test_asha_lets_the_best_of_each_rung_go_on_and_says_why() -> None:
