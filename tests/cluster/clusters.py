@@ -239,7 +239,7 @@ class Slurm(Cluster):
         return self.as_user(*command, path=self.python.parent)
 
     def warn(self, job: str) -> None:
-        self._tool("scancel", "--batch", "--signal=TERM", job)
+        self._tool("scancel", "--batch", "--signal=USR1", job)
 
     def crash_node(self, node: str) -> None:
         daemon = self.pid(f"slurmd-{node}")

@@ -9,6 +9,7 @@ from typing import Any
 from clusters import Cluster, kill, wait
 
 from hpo_cluster import load_history
+from hpo_cluster.driver.notify import HANDED_OVER
 from hpo_cluster.record.journal import read_events
 
 MAIN = "import sys; from hpo_cluster.cli.main import main; sys.exit(main())"
@@ -56,14 +57,17 @@ def test_drivers_that_are_jobs_follow_each_other(cluster: Cluster) -> None:
     driver(2)
     cluster.warn(job)
     followed = driver(3)  # submitted by the job that was warned
-    assert [event["reason"] for event in events("stopped")] == ["ended by SIGTERM"] * 2
+    assert [event["reason"] for event in events("stopped")] == ["ended by SIGTERM", HANDED_OVER]
     kill(followed["pid"])
     wait(lambda: not cluster.jobs("hpo-driver"), 60, "the end of the killed driver's job")
-    cluster.submit_driver(directory)
+    cancelled = cluster.submit_driver(directory)
     driver(4)
+    cluster.cancel(cancelled)
+    wait(lambda: not cluster.jobs("hpo-driver"), 60, "the end of the cancelled driver's job, which nothing follows")
+    cluster.submit_driver(directory)
+    driver(5)
     gate.touch()
-    wait(lambda: events("stopped")[2:], 120, "the end of the campaign")
-    assert events("stopped")[-1]["reason"] == "finished"
+    wait(lambda: events("stopped")[-1]["reason"] == "finished", 120, "the end of the campaign")
     history = load_history(directory)
     assert list(history.state) == ["completed"] * 4
     assert (history.attempts == 1).all()

@@ -264,7 +264,7 @@ def test_a_driver_job_tells_nobody_when_the_next_one_follows(scheduler: str, acc
     job = subprocess.Popen(["bash", str(script), "campaigns/c"], cwd=tmp_path, env={**os.environ, **variables})
     events = tmp_path / "campaigns/c/events.jsonl"
     wait(lambda: events.read_text().count('"event": "started"') == 2, 60)
-    job.send_signal(signal.SIGTERM)
+    job.send_signal(signal.SIGUSR1 if scheduler == "slurm" else signal.SIGTERM)  # as its submission asked for
     assert job.wait(timeout=60) == 130
     submitted = (tmp_path / "submitted").read_text()
     assert ("--dependency=afterany:7 /my/job campaigns/c" if scheduler == "slurm" else "-a 7 -S") in submitted
