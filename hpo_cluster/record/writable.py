@@ -47,7 +47,7 @@ def _reason(folder: Path, error: OSError) -> str:
     path = folder.absolute()
     there = next(place for place in (path, *path.parents) if _is_something(place))
     if not there.is_dir():
-        return f"{_as_typed(folder, there)} is a file, not a folder"
+        return f"{_as_typed(folder, there)} is a file, not a folder: move it away"
     what = "nothing can be written to" if there == path else "no folder can be made in"
     return f"{what} {_as_typed(folder, there)}: {error.strerror}"
 

@@ -133,7 +133,7 @@ class TestLocal(LauncherContract):
         jobs = [submission(tmp_path / str(n), code) for n in range(3)]
         refs = [launcher.submit(job) for job in jobs[:2]]
         assert [ref.extra["devices"] for ref in refs] == [[0], [3]]
-        with pytest.raises(SubmissionError, match="0 of 2 are free") as refused:
+        with pytest.raises(SubmissionError, match="free are 0 of 2") as refused:
             launcher.submit(jobs[2])
         assert refused.value.retriable
         launcher.cancel(refs[0])
@@ -145,7 +145,7 @@ class TestLocal(LauncherContract):
 
     def test_more_devices_than_there_are_is_final(self, tmp_path: Path) -> None:
         launcher = make_launcher(LocalSettings(gpus_per_trial=2, gpu_devices=(0,)))
-        with pytest.raises(SubmissionError, match="has 1 GPUs") as refused:
+        with pytest.raises(SubmissionError, match=r"has 1 GPU$") as refused:
             launcher.submit(submission(tmp_path, ""))
         assert not refused.value.retriable
 

@@ -111,7 +111,7 @@ def test_json_lines_may_nest_parameters_and_metrics(capsys: pytest.CaptureFixtur
     ]
     Path("mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert main(["import", "mine.jsonl", SPACE, "campaign=c"]) == 0
-    assert "1 rows left out that had not ended" in capsys.readouterr().out
+    assert "1 row left out that had not ended" in capsys.readouterr().out
     history = load_history("campaigns/c")
     assert history["state"].tolist() == ["completed", "failed"]
     assert history["error"].tolist()[1] == "code: no luck"
@@ -223,7 +223,7 @@ def test_a_campaign_begins_with_the_evaluations_of_a_file(capsys: pytest.Capture
     assert main([*words, *files]) == 2
     assert "warm_start: mine.csv, row 3: x1: 30.0 is outside" in capsys.readouterr().err.replace(f"{Path.cwd()}/", "")
     assert main([*words, *files, "warm_start_skip_bad=true"]) == 0
-    assert "2 of 2 evaluations of mine.csv are taken over; 1 bad rows left out" in capsys.readouterr().out
+    assert "2 of 2 evaluations of mine.csv are taken over; 1 bad row left out" in capsys.readouterr().out
     history = load_history("campaigns/c")
     assert history["origin"].tolist() == ["imported", "imported", "evaluated"]
     assert history["value"].tolist()[:2] == [170.0, 5.0]

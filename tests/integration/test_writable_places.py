@@ -59,7 +59,8 @@ def test_an_export_to_a_place_that_cannot_be_made(
     place = EXPORTS[to].format(folder)
     assert main(["export", "the first", f"to={to}", f"path={place}"]) == 2
     fault, hint = only_fault(capsys.readouterr().err)
-    what = "no folder can be made in /proc" if folder.startswith("/proc") else "file is a file, not a folder"
+    in_the_way = "file is a file, not a folder: move it away"
+    what = "no folder can be made in /proc" if folder.startswith("/proc") else in_the_way
     assert fault.startswith(f"  - path={place}: {what}")
     assert f"hpo-cluster export 'the first' to={to} path=" in hint
     assert (here / "file").read_text() == "mine"
@@ -101,7 +102,7 @@ def test_a_report_that_cannot_be_written_names_the_way_out(here: Path, capsys: p
     capsys.readouterr()
     assert main(["report", "the first"]) == 2
     fault, hint = only_fault(capsys.readouterr().err)
-    assert fault == "  - the first/report: the first/report is a file, not a folder"
+    assert fault == "  - the first/report: the first/report is a file, not a folder: move it away"
     assert hint.endswith("cp -r 'the first' 'the first-copy' && hpo-cluster report 'the first-copy'")
 
 

@@ -98,7 +98,7 @@ class Reading:
         """Sentences on what was left out."""
         notes = [f"{counted(self.unfinished, 'row')} left out that had not ended"] if self.unfinished else []
         notes += [f"{counted(self.confirmations, 'confirmation')} left out"] if self.confirmations else []
-        notes += [f"{len(self.bad)} bad rows left out; the first: {self.bad[0]}"] if self.bad else []
+        notes += [f"{counted(len(self.bad), 'bad row')} left out; the first: {self.bad[0]}"] if self.bad else []
         return notes + ([f"columns that are not used: {', '.join(self.unused)}"] if self.unused else [])
 
 
