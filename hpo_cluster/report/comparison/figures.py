@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hpo_cluster.report.comparison import Comparison, Group
 from hpo_cluster.report.comparison.fronts import draw_fronts, fronts_in_words
-from hpo_cluster.report.comparison.looks import COLOURS, MARKERS, MARKS, QUARTILES_FROM, STYLES, band
+from hpo_cluster.report.comparison.style import COLOURS, MARKERS, MARKS, QUARTILES_FROM, STYLES, band
 from hpo_cluster.report.critical_difference import diagram
 from hpo_cluster.report.data import shorten
 from hpo_cluster.report.figures.shared import time_unit

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from hpo_cluster.goals import Goal, Point, gain, undominated
 from hpo_cluster.report.comparison import Comparison, Group
-from hpo_cluster.report.comparison.looks import COLOURS, MARKERS, QUARTILES_FROM, STYLES
 from hpo_cluster.report.comparison.several import Box, FrontRun
+from hpo_cluster.report.comparison.style import COLOURS, MARKERS, QUARTILES_FROM, STYLES
 from hpo_cluster.report.data import shorten
 from hpo_cluster.report.figures.description import GREY
 from hpo_cluster.report.figures.shared import with_margins
