@@ -57,7 +57,8 @@ def test_a_driver_that_was_stopped_while_another_one_did_its_work(tmp_path: Path
         until(lambda: (directory / "events.jsonl").exists() and ended(directory) >= 2)
         stop(first, directory)
         environment = {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
-        kill = {"kill_at": 40, "when": "after"} if second == "dies" else {}
+        soon = Record.read(directory / "events.jsonl").seq + 6  # an event of this driver, while there is work left
+        kill = {"kill_at": soon, "when": "after"} if second == "dies" else {}
         code = drivers.run(directory, **options, **kill, take_over=True, environment=environment)
         assert code == (-9 if second == "dies" else 0)
         before = (directory / "events.jsonl").read_bytes()
