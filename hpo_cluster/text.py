@@ -63,6 +63,11 @@ def counted(count: float | str, noun: str) -> str:
     return f"{text} {noun}" if text == "1" else f"{text} {noun}s"
 
 
+def listed(items: Sequence[str]) -> str:
+    """Return ``a, b and c``."""
+    return " and ".join([*([", ".join(items[:-1])] if len(items) > 1 else []), *items[-1:]])
+
+
 def command_line(*words: object) -> str:
     """Return ``hpo-cluster WORD ...`` as it is typed in a shell: a folder with spaces is quoted."""
     return shlex.join(["hpo-cluster", *map(str, words)])

@@ -117,6 +117,14 @@ def confirmation_seed(seed: int, replicate: Any) -> int:
     return derive_seed(seed, "confirmation", replicate)
 
 
+def confirmations_of(record: Record) -> dict[int, list[TrialRecord]]:
+    """Return the confirmations of each confirmed trial, by its number."""
+    groups: dict[int, list[TrialRecord]] = {}
+    for trial in record.confirmations:
+        groups.setdefault(int(trial.info[OF]), []).append(trial)
+    return groups
+
+
 def confirmation_status(record: Record, *, maximize: bool) -> dict[str, Any] | None:
     """Return what confirmations have found, as plain data; None without any.
 
@@ -128,10 +136,7 @@ def confirmation_status(record: Record, *, maximize: bool) -> dict[str, Any] | N
     """
     if not record.confirmations:
         return None
-    groups: dict[int, list[TrialRecord]] = {}
-    for trial in record.confirmations:
-        groups.setdefault(int(trial.info[OF]), []).append(trial)
-    rows = [_row(record, number, trials) for number, trials in groups.items()]
+    rows = [_row(record, number, trials) for number, trials in confirmations_of(record).items()]
     sign = 1.0 if maximize else -1.0
     rows.sort(key=lambda row: (row["mean"] is None, -sign * (row["mean"] or 0.0), row["trial"]))
     for row in rows:

@@ -13,7 +13,7 @@ from typing import Any
 
 from hpo_cluster.goals import Goals, dominates
 from hpo_cluster.record.campaign_state import Record, TrialRecord
-from hpo_cluster.record.confirmation import OF
+from hpo_cluster.record.confirmation import confirmations_of
 from hpo_cluster.trial import State, trial_label
 
 
@@ -28,19 +28,21 @@ def confirmed_front(record: Record, goals: Goals | None) -> list[dict[str, Any]]
     """
     if goals is None or not goals.several or not record.confirmations:
         return None
-    groups: dict[int, list[TrialRecord]] = {}
-    for trial in record.confirmations:
-        groups.setdefault(int(trial.info[OF]), []).append(trial)
-    rows = [_row(record.trials.get(number), number, trials, goals) for number, trials in groups.items()]
+    rows = [
+        _row(record.trials.get(number), number, trials, goals) for number, trials in confirmations_of(record).items()
+    ]
     means = {row["trial"]: _means(row) for row in rows if row["done"]}
     good = {number: goals.targets(mean) for number, mean in means.items() if goals.feasible(mean)}
     for row in rows:
         mean = means.get(row["trial"])
         mine = None if mean is None else goals.targets(mean)
         row["dominated_by"] = [number for number, other in good.items() if mine is not None and dominates(other, mine)]
-        bounds = goals.constraints if mean is not None else ()
-        row["violates"] = [bound.name for bound in bounds if bound.slack(_means(row)[bound.name]) < 0]
+        row["violates"] = [] if mean is None else _violated(goals, mean)
     return sorted(rows, key=lambda row: (not row["done"], _rank(means.get(row["trial"]), goals), row["trial"]))
+
+
+def _violated(goals: Goals, metrics: Mapping[str, float]) -> list[str]:
+    return [bound.name for bound in goals.constraints if bound.slack(metrics[bound.name]) < 0]
 
 
 def front_table(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> list[list[str]]:

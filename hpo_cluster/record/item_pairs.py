@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpo_cluster.record.campaign_state import Record
-from hpo_cluster.record.confirmation import OF, REPLICATE, confirmation_status
+from hpo_cluster.record.confirmation import REPLICATE, confirmation_status, confirmations_of
 from hpo_cluster.record.items import Items, items_of_trial
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.trial import trial_label
@@ -44,14 +44,14 @@ def confirmation_on_items(record: Record, layout: CampaignLayout, *, maximize: b
     found = confirmation_status(record, maximize=maximize)
     if found is None:
         return None
-    kept: dict[int, dict[str, Items]] = {}
-    for trial in record.confirmations:
-        if (items := items_of_trial(layout, trial)) is not None:
-            kept.setdefault(int(trial.info[OF]), {})[str(trial.info[REPLICATE])] = items
-    best = kept.get(found["trials"][0]["trial"], {})
+    kept = {
+        number: {str(t.info[REPLICATE]): items for t in trials if (items := items_of_trial(layout, t)) is not None}
+        for number, trials in confirmations_of(record).items()
+    }
+    best = kept[found["trials"][0]["trial"]]
     rows = []
     for row in found["trials"]:
-        other = {} if row is found["trials"][0] else kept.get(row["trial"], {})
+        other = {} if row is found["trials"][0] else kept[row["trial"]]
         pairs = [(best[replicate], other[replicate]) for replicate in best if replicate in other]
         rows.append({**row, "items": on_items(pairs, maximize=maximize)})
     return {**found, "trials": rows}

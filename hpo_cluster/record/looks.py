@@ -26,6 +26,7 @@ from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.files import read_bytes
 from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,6 @@ def looks_in_words(looks: Sequence[LookAtTests]) -> str:
     if not looks:
         return ""
     first, last = looks[0].evaluations, looks[-1].evaluations
-    often = f"once, after {first}" if len(looks) == 1 else f"{len(looks)} times, after {first} to {last}"
-    evaluations = "evaluation" if last == 1 else "evaluations"
-    return f"test scores looked at {often} {evaluations}: choose by validation, and report the test score once"
+    after = counted(last, "evaluation")
+    often = f"once, after {after}" if len(looks) == 1 else f"{len(looks)} times, after {first} to {after}"
+    return f"test scores looked at {often}: choose by validation, and report the test score once"

@@ -8,7 +8,7 @@ from typing import Any
 from hpo_cluster.record.identity import SIMULATED
 from hpo_cluster.record.item_pairs import sentences_on_items
 from hpo_cluster.report.markup import Markup
-from hpo_cluster.text import counted
+from hpo_cluster.text import counted, listed
 
 #: What the user types, and what a reader of a paper calls it.
 SCHEDULERS = {"slurm": "Slurm", "oar": "OAR", "local": "processes of one machine"}
@@ -62,7 +62,7 @@ def _search(facts: Mapping[str, Any], markup: Markup) -> list[str]:
     more = f" and {counted(fixed, 'fixed one')}" if fixed else ""
     sentences = [
         f"The objective {markup.name(objective['kind'])}{markup.cite(cited['objective'])}, measured by "
-        f"{_listed(goals)}, was optimised over {counted(searched, 'hyperparameter')}{more} with the optimizer "
+        f"{listed(goals)}, was optimised over {counted(searched, 'hyperparameter')}{more} with the optimizer "
         f"{markup.name(optimizer['name'])}{markup.cite(cited['optimizer'])} of "
         f"{markup.name('hpo_cluster')}{markup.cite(cited['project'])}."
     ]
@@ -74,9 +74,9 @@ def _search(facts: Mapping[str, Any], markup: Markup) -> list[str]:
             for key, words in (("at_most", "at most"), ("at_least", "at least"))
             if bound[key] is not None
         ]
-        sentences.append(f"Results had to satisfy {_listed(bounds)}.")
+        sentences.append(f"Results had to satisfy {listed(bounds)}.")
     if facts["constraints"]:
-        sentences.append(f"Configurations had to satisfy {_listed([markup.name(c) for c in facts['constraints']])}.")
+        sentences.append(f"Configurations had to satisfy {listed([markup.name(c) for c in facts['constraints']])}.")
     if facts["budget"] is not None:
         sentences.append(
             f"The budget was {counted(facts['budget'], 'whole evaluation' if facts['rungs'] else 'evaluation')}, at "
@@ -86,7 +86,7 @@ def _search(facts: Mapping[str, Any], markup: Markup) -> list[str]:
     if facts["rungs"]:
         *shares, _ = facts["rungs"]["shares"]
         sentences.append(
-            f"Evaluations were scored early, after {_listed(shares)} of {RUNG_OF[facts['rungs']['kind']]}, where the "
+            f"Evaluations were scored early, after {listed(shares)} of {RUNG_OF[facts['rungs']['kind']]}, where the "
             f"rule {markup.name(facts['rungs']['rule'])} (eta {_number(facts['rungs']['eta'])}) decided which of them "
             "went on; only values of whole evaluations are results."
         )
@@ -95,12 +95,12 @@ def _search(facts: Mapping[str, Any], markup: Markup) -> list[str]:
     if facts["made_elsewhere"]:
         files = [f"{count} of {markup.name(file)}" for file, count in facts["made_elsewhere"].items()]
         sentences.append(
-            f"Evaluations made elsewhere were imported: {_listed(files)}; optimizer, workers and seed named above are "
+            f"Evaluations made elsewhere were imported: {listed(files)}; optimizer, workers and seed named above are "
             "not known to be theirs."
         )
     if facts["imported"]:
         earlier = [f"{source['evaluations']} of {markup.name(source['campaign'])}" for source in facts["imported"]]
-        sentences.append(f"It began with evaluations of earlier campaigns: {_listed(earlier)}.")
+        sentences.append(f"It began with evaluations of earlier campaigns: {listed(earlier)}.")
     return sentences
 
 
@@ -109,10 +109,10 @@ def _trials(facts: Mapping[str, Any], markup: Markup) -> list[str]:
     states = [f"{count} {state}" for state, count in facts["trials"].items()]
     if not states:
         return ["No trial has been proposed yet."]
-    sentences = [f"Trials by state: {_listed(states)}."]
+    sentences = [f"Trials by state: {listed(states)}."]
     if facts["settled"]:
         kinds = [f"{count} {origin}" for origin, count in facts["settled"].items()]
-        sentences.append(f"Further values needed no evaluation: {_listed(kinds)}.")
+        sentences.append(f"Further values needed no evaluation: {listed(kinds)}.")
     if facts["best"] is not None:
         best = facts["best"]
         sem = "" if best["value_sem"] is None else f", standard error {_number(best['value_sem'])}"
@@ -160,7 +160,7 @@ def _resources(facts: Mapping[str, Any], markup: Markup) -> list[str]:
         sentences.append(f"Devices, with the number of results: {devices}.")
     gpus = [count for count in hardware["gpus_per_trial"] if count]
     if gpus:
-        sentences.append(f"An evaluation had {_listed([str(count) for count in gpus])} GPU{'s' * (gpus != [1])}.")
+        sentences.append(f"An evaluation had {listed([str(count) for count in gpus])} GPU{'s' * (gpus != [1])}.")
     if time["began"] is not None:
         began = f"{time['began'][:16].replace('T', ' ')} UTC"
         starts = f", in {time['starts']} starts" if time["starts"] > 1 else ""
@@ -170,7 +170,7 @@ def _resources(facts: Mapping[str, Any], markup: Markup) -> list[str]:
     if facts["energy_kwh"]:
         by = f" (counted by {markup.text(', '.join(hardware['energy_source']))})" if hardware["energy_source"] else ""
         used.append(f"{_number(facts['energy_kwh'])} kWh{by}")
-    return [*sentences, f"They used {_listed(used)}."] if used else sentences
+    return [*sentences, f"They used {listed(used)}."] if used else sentences
 
 
 def _failures(facts: Mapping[str, Any], markup: Markup) -> list[str]:
@@ -227,11 +227,6 @@ def _number(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_number, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _listed(items: Sequence[str]) -> str:
-    """Return ``a, b and c``."""
-    return " and ".join([*([", ".join(items[:-1])] if len(items) > 1 else []), *items[-1:]])
 
 
 def _some(items: Sequence[str]) -> str:

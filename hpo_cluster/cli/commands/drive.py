@@ -192,7 +192,7 @@ def post(arguments: Arguments) -> int:
         if arguments.command == "promote" and trial.state is not State.PAUSED:
             faults.append(f"{trial_label(number)} is {trial.state}: only one that is paused at a rung can be promoted")
     if faults:
-        raise ConfigError(faults, f"{command_line('status', folder)}")
+        raise ConfigError(faults, command_line("status", folder))
     for meant in trials or [None]:
         inbox.post(layout.inbox_dir, inbox.verb(arguments.command), meant)
     return _serve(arguments)
@@ -364,16 +364,11 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     from hpo_cluster.record.looks import count_look, looks_in_words
 
     folder = short_path(config.campaign_dir)
-    resume = again or f"{command_line('resume', folder)}"
+    resume = again or command_line("resume", folder)
     if interrupts.count:
         submitted = sum(row["job"] is not None for row in status["running"])
-        jobs = (
-            "its jobs are cancelled"
-            if interrupts.count > 1
-            else "1 job runs on"
-            if submitted == 1
-            else f"{submitted} jobs run on"
-        )
+        run_on = f"{counted(submitted, 'job')} {'runs' if submitted == 1 else 'run'} on"
+        jobs = "its jobs are cancelled" if interrupts.count > 1 else run_on
         tell(f"interrupted: {number(status['done'])} of {status['budget']} done, {jobs}. Go on with:\n  {resume}")
         return INTERRUPTED
     files = {"history": campaign.opened.layout.history, "log": campaign.opened.log_path}

@@ -51,7 +51,7 @@ def export(arguments: Arguments) -> int:
         arguments.faults.append(f"to={fault}")
     if to in ("csv", "parquet") and path and path.rpartition(".")[2] != to:
         arguments.faults.append(f"path={path}: the name of the file must end with .{to}")
-    elif to in ("csv", "parquet") and Path(path).is_dir() and path:
+    elif to in ("csv", "parquet") and path and Path(path).is_dir():
         arguments.faults.append(f"path={path}: is a folder; give the name of a file in it")
     if "name" in given and to not in ("optuna", "mlflow"):
         arguments.faults.append("name: is the name of a study (to=optuna) or an experiment (to=mlflow)")

@@ -23,6 +23,7 @@ from hpo_cluster.report.comparison.style import COLOURS, MARKERS, QUARTILES_FROM
 from hpo_cluster.report.data import shorten
 from hpo_cluster.report.figures.description import GREY
 from hpo_cluster.report.figures.shared import with_margins
+from hpo_cluster.text import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -125,7 +126,7 @@ def _held(box: Box, group: Group) -> list[list[Point]]:
 
 
 def _label(group: Group) -> str:
-    return f"{shorten(group.name, 36)} ({len(group.runs)} seed{'s' * (len(group.runs) > 1)})"
+    return f"{shorten(group.name, 36)} ({counted(len(group.runs), 'seed')})"
 
 
 def _draw_attained(axes: Any, box: Box, group: Group, number: int, _: tuple[int, int]) -> None:

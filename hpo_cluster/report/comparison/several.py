@@ -17,7 +17,7 @@ import numpy as np
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.goals import Goals, Point, dominates, gain, reference_of
 from hpo_cluster.report.comparison.runs import Curve, Run
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import did_you_mean, listed
 
 #: What is compared, and the name of the number of points of the front.
 HYPERVOLUME, FRONT = "hypervolume", "front"
@@ -65,7 +65,7 @@ class Box:
         ]
         for source, why in SOURCES.items():
             names = [goal.name for goal, mine in zip(self.goals.metrics, self.source, strict=True) if mine == source]
-            lines += [f"The reference of {_listed(names)} {why}."] if names else []
+            lines += [f"The reference of {listed(names)} {why}."] if names else []
         return lines
 
     def _values(self, targets: Sequence[float]) -> str:
@@ -184,7 +184,3 @@ def _measured_in(box: Box | None, run: Run, goals: Goals) -> FrontRun:
         volumes.append(volume)
     curve = Curve(run.curve.costs, np.array(volumes, dtype=np.float64))
     return FrontRun(run.dir, run.campaign, curve, run.measured, tuple(front))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
