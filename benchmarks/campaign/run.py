@@ -34,7 +34,7 @@ from hpo_cluster.launchers.local import LocalSettings
 from hpo_cluster.objectives.benchmark_functions import FUNCTIONS
 from hpo_cluster.objectives.synthetic import SyntheticObjective
 from hpo_cluster.optimizers.base import Optimizer
-from hpo_cluster.optimizers.registry import make_settings
+from hpo_cluster.optimizers.registry import make_optimizer, make_settings
 from hpo_cluster.trial import Ask
 
 if TYPE_CHECKING:
@@ -80,24 +80,41 @@ class Measurement:
 
 
 class Timed:
-    """An optimizer whose CPU seconds are summed."""
+    """An optimizer whose CPU seconds and proposals are summed.
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.space, self.optimizer, self.cpu_s = optimizer.space, optimizer, 0.0
+    Args:
+        optimizer: the one that is measured.
+        designed: number of first trials that are random, and not part of the sums.
+    """
+
+    def __init__(self, optimizer: Optimizer, designed: int = 0) -> None:
+        self.space, self.optimizer, self.designed = optimizer.space, optimizer, designed
+        self.cpu_s, self.proposals = 0.0, 0
+        self._design = make_optimizer("random", optimizer.space, 0)
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """See `hpo_cluster.optimizers.base.Optimizer.ask`."""
+        if len(history) < self.designed:
+            return self._design.ask(history, min(n, self.designed - len(history)))
         began = time.process_time()
         try:
-            return self.optimizer.ask(history, n)
+            ask = self.optimizer.ask(history, n)
         finally:
             self.cpu_s += time.process_time() - began
+        self.proposals += len(ask.proposals)
+        return ask
 
 
 def open_campaign(
-    directory: Path, optimizer: str, function: str, budget: int, workers: int, cluster: MeasuredCluster
+    directory: Path,
+    optimizer: str,
+    function: str,
+    budget: int,
+    workers: int,
+    cluster: MeasuredCluster,
+    designed: int = 0,
 ) -> tuple[Campaign, Timed]:
-    """Return a campaign, new or resumed from its directory, and its optimizer."""
+    """Return a campaign, new or resumed from its directory, and its optimizer; see `Timed`."""
     space = FUNCTIONS[function].space
     spec = make_spec(
         directory,
@@ -110,7 +127,7 @@ def open_campaign(
         storage_dir=directory,
         resolve=Path,
     )
-    timed = Timed(spec.optimizer)
+    timed = Timed(spec.optimizer, designed)
     return Campaign(dataclasses.replace(spec, optimizer=timed, launcher=cluster)), timed
 
 
@@ -122,7 +139,7 @@ def measure(
     Args:
         directory: directory of the campaign; it must not exist.
         optimizer: name in the registry.
-        arguments: `function`, `trials`, `workers` and `evaluation_s`.
+        arguments: `function`, `trials`, `designed`, `workers` and `evaluation_s`.
         progress: receives the number of ended trials from time to time.
     """
     began = time.monotonic()
@@ -133,7 +150,7 @@ def measure(
     marks = {max(0, last - arguments.trials // 10): 0.0, last: 0.0}  # trials done: seconds until then
     start, done, told = time.process_time(), 0, 0.0
     opened, timed = open_campaign(
-        directory, optimizer, arguments.function, arguments.trials, arguments.workers, cluster
+        directory, optimizer, arguments.function, arguments.trials, arguments.workers, cluster, arguments.designed
     )
 
     def loop_s() -> float:
@@ -154,7 +171,7 @@ def measure(
         journal = campaign.opened.journal.path
     if done < arguments.trials:
         raise RuntimeError(f"{optimizer} ended after {done} of {arguments.trials} trials: {campaign.reason}")
-    total_s, ask_s = loop_s(), timed.cpu_s
+    total_s, ask_s = loop_s(), timed.cpu_s / max(timed.proposals, 1)
     rss_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     wall_s = time.monotonic() - began
 
@@ -170,7 +187,7 @@ def measure(
         optimizer,
         done,
         arguments.workers,
-        ask_s / done,
+        ask_s,
         total_s / done,
         (marks[last] - marks[min(marks)]) / (last - min(marks)),
         sorted(idle)[len(idle) // 2] if idle else float("nan"),
@@ -239,6 +256,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.campaign.run", description=__doc__)
     parser.add_argument("--optimizers", type=lambda text: text.split(","), default=list(OPTIMIZERS), help="a,b,c")
     parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument(
+        "--designed", type=int, default=0, help="first trials that are random, to see only what many trials cost"
+    )
     parser.add_argument("--workers", type=int, default=1000, help="trials in flight")
     parser.add_argument("--function", choices=sorted(FUNCTIONS), default="cliff", help="what the jobs evaluate")
     parser.add_argument(

@@ -36,7 +36,7 @@ def test_jobs_end_when_their_time_has_come(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["sobol", "soo"])
 def test_a_campaign_is_measured_to_its_end(tmp_path: Path, optimizer: str) -> None:
-    arguments = argparse.Namespace(function="cliff", trials=40, workers=8, evaluation_s=4.0)
+    arguments = argparse.Namespace(function="cliff", trials=40, designed=0, workers=8, evaluation_s=4.0)
     found = measure(tmp_path / "c", optimizer, arguments)
     assert (found.optimizer, found.trials, found.workers) == (optimizer, 40, 8)
     measured = {name: value for name, value in dataclasses.asdict(found).items() if isinstance(value, float)}
@@ -47,6 +47,21 @@ def test_a_campaign_is_measured_to_its_end(tmp_path: Path, optimizer: str) -> No
     assert (history["state"] == "submitted").sum() == 1  # what it was opened once more for
     lines = table([found]).splitlines()
     assert [line.count("|") for line in lines] == [len(COLUMNS) + 1] * 3
+
+
+def test_first_trials_can_be_random_and_are_not_measured(tmp_path: Path) -> None:
+    points = {}
+    for optimizer, designed in (("random", 0), ("sobol", 0), ("sobol", 4)):
+        cluster = MeasuredCluster("branin", 10.0)
+        directory = tmp_path / f"{optimizer}{designed}"
+        opened, timed = open_campaign(directory, optimizer, "branin", 8, 3, cluster, designed)
+        with opened as campaign:
+            for _ in campaign.drive(wait=cluster.advance):
+                pass
+        assert timed.proposals == 8 - designed
+        points[optimizer, designed] = load_history(directory)["x1"].tolist()
+    assert points["sobol", 4][:4] == points["random", 0][:4]
+    assert set(points["sobol", 4][4:]) <= set(points["sobol", 0])
 
 
 def test_every_field_has_a_column() -> None:
