@@ -140,7 +140,7 @@ class Campaign:
             return None
         from hpo_cluster.optimizers.bayesian.surrogate import recommend
 
-        return recommend(self.history, self.space)
+        return self.ranking[0] if self.ranking else recommend(self.history, self.space)
 
     @cached_property
     def ranking(self) -> list[int]:

@@ -271,7 +271,7 @@ def recommend(history: pd.DataFrame, space: Space, outcome: Outcome = OUTCOME) -
         return None if best is None else best.trial
 
 
-def by_posterior_mean(history: pd.DataFrame, space: Space, outcome: Outcome = "ranked") -> list[int]:
+def by_posterior_mean(history: pd.DataFrame, space: Space, outcome: Outcome = OUTCOME) -> list[int]:
     """Return the numbers of the evaluated trials that satisfy the constraints, by posterior mean, the best first.
 
     Args:
