@@ -24,7 +24,7 @@ from hpo_cluster.cli.display import (
     score,
     state_text,
 )
-from hpo_cluster.record.campaign_state import Place, TrialRecord
+from hpo_cluster.record.trial_record import Place, TrialRecord
 from hpo_cluster.record.watched import JobSeen, Look
 from hpo_cluster.text import BLOCKS, command_line, counted, in_blocks, visible
 from hpo_cluster.trial import State, trial_label

@@ -37,7 +37,7 @@ from hpo_cluster.driver.submit import Submitter
 from hpo_cluster.errors import HpoClusterError, LostCampaignError
 from hpo_cluster.launchers.commands import Pause
 from hpo_cluster.record import clock, inbox
-from hpo_cluster.record.campaign_state import BETWEEN_TICKS, Record, asked_rows, may_be_retried
+from hpo_cluster.record.campaign_state import BETWEEN_TICKS, Record, asked_rows
 from hpo_cluster.record.climb import room_for, within_budget
 from hpo_cluster.record.confirmation import Wanted, chosen, missing_rows
 from hpo_cluster.record.exchange.facts import outline_of
@@ -45,6 +45,7 @@ from hpo_cluster.record.files import PASSING, Reread
 from hpo_cluster.record.history import HistoryTable, write_history
 from hpo_cluster.record.journal import Event
 from hpo_cluster.record.status import has_jobs_to_submit, summarise
+from hpo_cluster.record.trial_record import may_be_retried
 from hpo_cluster.text import command_line
 from hpo_cluster.trial import BASELINE, Ask, Origin, State, derive_seed
 

@@ -14,9 +14,10 @@ from typing import NamedTuple
 from hpo_cluster.driver.open_campaign import OpenCampaign
 from hpo_cluster.optimizers.rungs.rules import Climber, Promotion, promotions
 from hpo_cluster.record import clock
-from hpo_cluster.record.campaign_state import AttemptRecord, Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.climb import SLACK, lingers_at, room_for
 from hpo_cluster.record.rung_files import publish_word
+from hpo_cluster.record.trial_record import AttemptRecord, TrialRecord
 from hpo_cluster.trial import State
 
 log = logging.getLogger(__name__)

@@ -27,9 +27,9 @@ from hpo_cluster.driver.open_campaign import OpenCampaign
 from hpo_cluster.job import JobState, JobStatus
 from hpo_cluster.objectives.base import Outcome
 from hpo_cluster.record.attempt_files import document_of, is_finite_number, result_faults, valid_result
-from hpo_cluster.record.campaign_state import ENERGY, AttemptRecord, Place, TrialRecord
 from hpo_cluster.record.files import refresh
 from hpo_cluster.record.rung_files import rung_file, rung_name
+from hpo_cluster.record.trial_record import ENERGY, AttemptRecord, Place, TrialRecord
 from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import ErrorKind, State
 

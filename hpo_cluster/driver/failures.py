@@ -17,10 +17,10 @@ from pydantic import Field
 
 from hpo_cluster.job import EndReason, JobStatus
 from hpo_cluster.record.attempt_files import checkpoint_step, document_of, log_tail, result_faults, sound_fields
-from hpo_cluster.record.campaign_state import TrialRecord
 from hpo_cluster.record.clock import seconds_since
 from hpo_cluster.record.files import is_there, read_json, redact
 from hpo_cluster.record.layout import AttemptLayout
+from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.settings import Settings
 from hpo_cluster.trial import ErrorKind, State
 

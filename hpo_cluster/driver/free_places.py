@@ -13,9 +13,10 @@ from hpo_cluster.driver.job_watch import JobWatch
 from hpo_cluster.driver.open_campaign import OpenCampaign
 from hpo_cluster.job import JobRef
 from hpo_cluster.launchers.base import LauncherSettings
-from hpo_cluster.record.campaign_state import AttemptRecord, Member, Place, Record
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.clock import seconds_since
 from hpo_cluster.record.next_attempt import END, job_goes_on, publish_next, read_next
+from hpo_cluster.record.trial_record import AttemptRecord, Member, Place
 
 #: Shares of the longest evaluation, and of the walltime, that must be left over when a job begins another evaluation.
 SPARE_EVALUATION, SPARE_WALLTIME = 0.1, 0.1

@@ -9,7 +9,7 @@ from typing import Any
 
 from hpo_cluster.driver.open_campaign import OpenCampaign
 from hpo_cluster.job import JobRef
-from hpo_cluster.record.campaign_state import Member, TrialRecord
+from hpo_cluster.record.trial_record import Member, TrialRecord
 from hpo_cluster.trial import trial_label
 
 

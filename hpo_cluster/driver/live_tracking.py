@@ -13,9 +13,10 @@ import queue
 import threading
 from collections.abc import Iterable
 
-from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.exchange.facts import Outline, trial_facts
 from hpo_cluster.record.exchange.trackers import Tracker, Tracking, make_tracker
+from hpo_cluster.record.trial_record import TrialRecord
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from hpo_cluster.driver.spec import CampaignSpec
 from hpo_cluster.errors import HpoClusterError, JournalError
 from hpo_cluster.objectives.worker import package_versions
 from hpo_cluster.record.attempt_files import SCHEMA
-from hpo_cluster.record.campaign_state import Member, Record, TrialRecord, asked_rows
+from hpo_cluster.record.campaign_state import Record, asked_rows
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.files import is_there, redact
 from hpo_cluster.record.identity import settle_identity
@@ -27,6 +27,7 @@ from hpo_cluster.record.journal import Event, Journal
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.lock import DriverLock
 from hpo_cluster.record.processes import cap_memory, uncap_memory
+from hpo_cluster.record.trial_record import Member, TrialRecord
 from hpo_cluster.record.writable import check_writable
 from hpo_cluster.text import command_line
 from hpo_cluster.trial import Ask

@@ -30,10 +30,10 @@ from hpo_cluster.launchers.base import Submission, make_ref
 from hpo_cluster.launchers.commands import Backoff
 from hpo_cluster.record import clock
 from hpo_cluster.record.attempt_files import SCHEMA, document_of
-from hpo_cluster.record.campaign_state import Member, TrialRecord
 from hpo_cluster.record.files import PASSING, dumps, replace_text
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.next_attempt import END, Next, publish_next, read_next
+from hpo_cluster.record.trial_record import Member, TrialRecord
 from hpo_cluster.trial import BASELINE, Origin, State
 
 log = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ from hpo_cluster.objectives.worker import package_versions
 from hpo_cluster.optimizers.libraries import libraries_of
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.record.attempt_files import result_faults
-from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.confirmation import REPLICATE, confirmation_seed
 from hpo_cluster.record.files import is_there, read_json
 from hpo_cluster.record.history import METRIC_PREFIX
@@ -43,6 +43,7 @@ from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.items import ROUNDING, read_items
 from hpo_cluster.record.journal import Event, read_journal
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
+from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.space import Space
 from hpo_cluster.text import command_line
 from hpo_cluster.trial import BASELINE, Origin, State, derive_seed

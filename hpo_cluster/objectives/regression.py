@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.journal import read_events
 from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.space import Configuration, Space, Value
 from hpo_cluster.text import counted
 from hpo_cluster.trial import DRIVER_KINDS, WITHOUT_VALUE, ErrorKind, Origin, State

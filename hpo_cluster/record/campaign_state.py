@@ -27,143 +27,24 @@ from __future__ import annotations
 import bisect
 import datetime
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from hpo_cluster.errors import JournalError
 from hpo_cluster.fidelity import Ladder
 from hpo_cluster.goals import Goals, dominates
-from hpo_cluster.job import JobRef
-from hpo_cluster.record.climb import RUNG_EVENTS, Climb, Score, costs, rest, sem_of, take
-from hpo_cluster.record.clock import is_time
+from hpo_cluster.record.climb import Climb, costs, sem_of
+from hpo_cluster.record.clock import is_time, moment, seconds_between
 from hpo_cluster.record.journal import Event, read_journal
-from hpo_cluster.space import Configuration
+from hpo_cluster.record.trial_record import AttemptRecord, Member, Place, TrialRecord, advance, take_over
 from hpo_cluster.text import command_line
 from hpo_cluster.trial import BASELINE, Ask, ErrorKind, Origin, Proposal, Settled, State, derive_seed
 
 T = TypeVar("T")
 
-#: A trial and one of its attempts, by their numbers: where a running job is, or has just been.
-Place: TypeAlias = tuple[int, int]
-
 #: Why a tick stops: the next one goes on.
 BETWEEN_TICKS = "between ticks"
-
-
-@dataclass
-class AttemptRecord:
-    """One attempt at a trial, from the intent to submit its job to its end. The job may hold other attempts too."""
-
-    number: int
-    token: str
-    job_name: str
-    code: str
-    job: JobRef | None = None
-    started_at: str | None = None
-    job_id: str | None = None
-    node: str | None = None
-    gpus: int = 0
-    ended_at: str | None = None
-    error: dict[str, Any] | None = None
-    over: bool = False
-    after: Place | None = None  # the attempt that the same job evaluated just before this one
-    turn: int = 1  # number of attempts that the job evaluated one after another, this one included
-    idle_since: str | None = None  # end of the attempt before it in the same job
-    launcher: Mapping[str, Any] = field(default_factory=dict)  # settings with which the job was submitted
-    rung: int | None = None  # at which the attempt ended, if it ended at a rung
-    energy_wh: float = 0.0  # that it measured, if it ended at a rung
-    goal: int = 0  # rung up to which the trial could climb when the attempt was intended
-
-    @property
-    def occupied_since(self) -> str | None:
-        """Time from which on the job's GPUs count as used for this attempt; None if it has not begun."""
-        return self.started_at and (self.idle_since or self.started_at)
-
-    @property
-    def may_be_followed(self) -> bool:
-        """Whether the job may evaluate another attempt after this one."""
-        return self.job is not None and self.turn < self.launcher.get("trials_per_job", 1)
-
-
-@dataclass
-class TrialRecord:
-    """One decision of the optimizer and its evaluation."""
-
-    number: int
-    parameters: Configuration
-    seed: int
-    origin: Origin
-    asked_seq: int
-    info: dict[str, Any] = field(default_factory=dict)
-    state: State = State.PROPOSED
-    value: float | None = None
-    value_sem: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    sems: dict[str, float] = field(default_factory=dict)  # standard errors of the metrics, with several objectives
-    attempts: list[AttemptRecord] = field(default_factory=list)
-    submitted_at: str | None = None
-    started_at: str | None = None
-    ended_at: str | None = None
-    ended_seq: int | None = None
-    error: dict[str, Any] | None = None
-    forgiven: int = 0  # number of attempts before it was last reopened or paused, whose failures no longer count
-    climb: Climb | None = None  # in a campaign with rungs
-    spent: float = 0  # part of the budget that it has used
-    committed: float = 0  # part of the budget that it will have used when its goal is reached
-    version: int = 0  # grows with each event that changes the trial
-
-    @property
-    def attempt(self) -> AttemptRecord | None:
-        """The attempt that is in progress; None before the first, between two and after the last."""
-        return self.attempts[-1] if self.attempts and not self.attempts[-1].over else None
-
-    @property
-    def began(self) -> int:
-        """The number of attempts whose job began to evaluate."""
-        return sum(attempt.started_at is not None for attempt in self.attempts)
-
-    @property
-    def furthest_step(self) -> int:
-        """The latest step of the checkpoints that failed attempts left; 0 without a checkpoint."""
-        return max((_checkpoint_step(attempt) for attempt in self.attempts), default=0)
-
-    @property
-    def physical_batch_size(self) -> int | None:
-        """The batch size that the next attempt may use after attempts that ran out of memory; None: the setting's."""
-        sizes = [(attempt.error or {}).get("smaller_batch") for attempt in self.attempts]
-        return min((size for size in sizes if size is not None), default=None)
-
-    @property
-    def in_budget(self) -> bool:
-        """Whether the budget counts the trial, now or when it has ended."""
-        return self.number > BASELINE and self.origin is Origin.EVALUATED
-
-
-def may_be_retried(trial: TrialRecord) -> bool:
-    """Return whether a trial has ended without a value, and can be tried again."""
-    return trial.state.ended and trial.state is not State.PAUSED and trial.value is None
-
-
-#: A trial with one of its attempts.
-Member: TypeAlias = tuple[TrialRecord, AttemptRecord]
-
-
-def _energy_wh(trial: TrialRecord) -> float:
-    """Return the energy of a trial's attempts that have ended; 0 if nothing counted it, and of an imported trial."""
-    if trial.origin is Origin.IMPORTED:
-        return 0.0
-    lost = sum(attempt.energy_wh + float((attempt.error or {}).get("energy_wh", 0.0)) for attempt in trial.attempts)
-    return lost + max(0.0, trial.metrics.get(ENERGY, 0.0))
-
-
-def _checkpoint_step(attempt: AttemptRecord) -> int:
-    return int((attempt.error or {}).get("checkpoint_step", 0))
-
-
-#: The metric of a result that holds the energy of its attempt.
-ENERGY = "energy_wh"
 
 
 class Record:
@@ -278,7 +159,7 @@ class Record:
         else:
             trial = self.trials[event["trial"]]
             before = trial.state
-            self._advance(trial, kind, event)
+            advance(trial, kind, event)
             self._note_job(trial, kind, event)
             self._note(trial, before)
 
@@ -291,7 +172,7 @@ class Record:
             trial.sems = row.get("sems") or {}
             trial.ended_seq, trial.ended_at = event["seq"], row.get("ended_at") or event["at"]
         elif "state" in row:
-            _take_over(trial, row, event)
+            take_over(trial, row, event)
         elif self.ladder is not None and origin is Origin.EVALUATED:
             trial.climb = Climb.of(self.ladder, trial.info)
         self.trials[trial.number] = trial
@@ -322,65 +203,20 @@ class Record:
         _put(self._with_error, number, trial if trial.error is not None else None)
         _put(self._with_lost_attempts, number, trial if any(a.error for a in trial.attempts) else None)
         timed = trial.in_budget and state is State.COMPLETED and trial.started_at and trial.ended_at
-        _put(self._evaluation_s, number, _took_s(trial) if timed else None)
+        _put(self._evaluation_s, number, trial.took_s if timed else None)
         on_gpu = [attempt for attempt in trial.attempts if attempt.gpus and attempt.started_at]
-        seconds = (a.gpus * _seconds(a.occupied_since, a.ended_at) for a in on_gpu if a.ended_at)
+        seconds = (a.gpus * seconds_between(a.occupied_since, a.ended_at) for a in on_gpu if a.ended_at)
         _put(self._gpu_s, number, sum(seconds) if on_gpu else None)
-        _put(self._energy_wh, number, _energy_wh(trial) or None)
+        _put(self._energy_wh, number, trial.energy_wh or None)
         _put(self._on_gpu, number, [attempt for attempt in on_gpu if not attempt.ended_at] or None)
         if before is not None and before.ended:
             self._best.clear()  # this trial may have been the best
             self._fronts.clear()
         for maximize, best in self._best.items():
-            if _has_value(trial) and (best is None or _rank(trial, maximize) > _rank(best, maximize)):
+            if trial.has_value and (best is None or _rank(trial, maximize) > _rank(best, maximize)):
                 self._best[maximize] = trial
         for goals, front in self._fronts.items():
             self._fronts[goals] = _with_one_more(front, trial, goals)
-
-    @staticmethod
-    def _advance(trial: TrialRecord, kind: str, event: Event) -> None:
-        if kind == "intent":
-            names = event["token"], event.get("job_name") or event["token"]
-            goal = 0 if trial.climb is None else trial.climb.goal
-            made = AttemptRecord(event["attempt"], *names, event["code"], turn=event.get("turn", 1), goal=goal)
-            if trial.attempt is not None and trial.attempt.number == made.number:
-                trial.attempts[-1], trial.state = made, State.PROPOSED
-            else:
-                trial.attempts.append(made)
-            return
-        attempt = trial.attempts[event["attempt"]] if event.get("attempt") is not None else None
-        if attempt is not None:
-            attempt.job_id = event.get("job_id", attempt.job_id)
-            attempt.node = event.get("node", attempt.node)
-            attempt.started_at = event.get("started_at", attempt.started_at)
-            trial.started_at = trial.started_at or attempt.started_at
-        if kind == "submitted" and attempt is not None:
-            attempt.job, attempt.gpus = JobRef(**event["job"]), event.get("gpus", 0)
-            attempt.job_id = attempt.job_id or attempt.job.job_id
-            since = attempt.job.submitted_at if attempt.after is None else event["at"]
-            trial.submitted_at = trial.submitted_at or since
-            trial.state = State.SUBMITTED
-        elif kind == "running":
-            trial.state = State.RUNNING
-        elif kind in RUNG_EVENTS:
-            take(trial, event)
-        elif kind == "reopened":
-            trial.forgiven = len(trial.attempts)
-            trial.ended_at = trial.ended_seq = trial.error = None
-            rest(trial, event)
-        elif kind == "attempt_failed" and attempt is not None:
-            attempt.error, attempt.over, attempt.ended_at = event["error"], True, event["at"]
-            rest(trial, event)
-        elif kind == "ended":
-            if attempt is not None:
-                attempt.over, attempt.error, attempt.ended_at = True, event.get("error"), event["at"]
-            trial.state = State(event["state"])
-            trial.value, trial.value_sem = event.get("value"), sem_of(event)
-            trial.metrics, trial.sems = event.get("metrics") or {}, event.get("sems") or {}
-            trial.error = event.get("error")
-            trial.ended_at, trial.ended_seq = event.get("ended_at") or event["at"], event["seq"]
-            if trial.climb is not None and trial.state is State.COMPLETED:
-                trial.climb.scores[trial.climb.top], trial.climb.goal = Score.of(event), trial.climb.top
 
     def _note_job(self, trial: TrialRecord, kind: str, event: Event) -> None:
         """Note which jobs may evaluate another attempt, and how long evaluations take."""
@@ -396,8 +232,9 @@ class Record:
             if attempt.may_be_followed:
                 self._left[trial.number, attempt.number] = None
             if trial.state is State.COMPLETED or kind == "paused":
-                took_s = _seconds(attempt.started_at, attempt.ended_at if kind == "paused" else trial.ended_at)
-                self.longest_evaluation_s = max(self.longest_evaluation_s, took_s)
+                ended_at = attempt.ended_at if kind == "paused" else trial.ended_at
+                took = seconds_between(attempt.started_at, ended_at)
+                self.longest_evaluation_s = max(self.longest_evaluation_s, took)
 
     def member(self, place: Place) -> Member:
         """Return a trial and its attempt by their numbers."""
@@ -471,7 +308,7 @@ class Record:
     @property
     def valued(self) -> list[TrialRecord]:
         """The completed trials of the budget that have a value, in the order of their numbers."""
-        return [trial for trial in self._rows if _has_value(trial)]
+        return [trial for trial in self._rows if trial.has_value]
 
     def best(self, *, maximize: bool) -> TrialRecord | None:
         """Return the completed trial with the best value, the first of equals; None if there is none."""
@@ -505,7 +342,7 @@ class Record:
         """
         running = [attempt for attempts in self._on_gpu.values() for attempt in attempts]
         since = ((attempt.gpus, attempt.occupied_since) for attempt in running)
-        seconds = sum(gpus * (now - _moment(begin)).total_seconds() for gpus, begin in since if begin)
+        seconds = sum(gpus * (now - moment(begin)).total_seconds() for gpus, begin in since if begin)
         return (sum(self._gpu_s.values()) + seconds) / 3600
 
     def gpu_hours_of(self, trial: int) -> float:
@@ -527,28 +364,12 @@ class Record:
         return self.starts[-1]["code"] if self.starts else None
 
 
-def _take_over(trial: TrialRecord, row: Mapping[str, Any], event: Event) -> None:
-    """Complete a trial that was evaluated elsewhere; its row says how it ended."""
-    trial.state, trial.value, trial.value_sem = State(row["state"]), row.get("value"), sem_of(row)
-    trial.metrics, trial.sems, trial.error = row.get("metrics") or {}, row.get("sems") or {}, row.get("error")
-    trial.submitted_at, trial.started_at = row.get("submitted_at"), row.get("started_at")
-    trial.ended_seq, trial.ended_at = event["seq"], row.get("ended_at") or event["at"]
-    for number in range(row.get("attempts") or 0):
-        attempt = AttemptRecord(number, "", "", "", started_at=row.get("started_at") or event["at"], over=True)
-        attempt.job_id, attempt.node, attempt.ended_at = row.get("job"), row.get("node"), trial.ended_at
-        trial.attempts.append(attempt)
-
-
 def _put(kept: dict[int, T], number: int, value: T | None) -> None:
     """Set `kept[number]` to a value, or remove it if the value is None."""
     if value is None:
         kept.pop(number, None)
     else:
         kept[number] = value
-
-
-def _has_value(trial: TrialRecord) -> bool:
-    return trial.in_budget and trial.state is State.COMPLETED and trial.value is not None
 
 
 def _rank(trial: TrialRecord, maximize: bool) -> tuple[float, int]:
@@ -559,29 +380,13 @@ def _rank(trial: TrialRecord, maximize: bool) -> tuple[float, int]:
 
 def _with_one_more(front: list[TrialRecord], trial: TrialRecord, goals: Goals) -> list[TrialRecord]:
     """Return the front of some trials and one more."""
-    if not _has_value(trial) or not goals.feasible(trial.metrics):
+    if not trial.has_value or not goals.feasible(trial.metrics):
         return front
     mine = goals.targets(trial.metrics)
     others = [(other, goals.targets(other.metrics)) for other in front]
     if any(dominates(theirs, mine) for _, theirs in others):
         return front
     return [*(other for other, theirs in others if not dominates(mine, theirs)), trial]
-
-
-def _moment(text: str) -> datetime.datetime:
-    return datetime.datetime.fromisoformat(text)
-
-
-def _seconds(start: str | None, end: str | None) -> float:
-    """Return the seconds between two times; 0 if one of them is not known."""
-    return (_moment(end) - _moment(start)).total_seconds() if start and end else 0.0
-
-
-def _took_s(trial: TrialRecord) -> float:
-    """Return the seconds of a trial's evaluation; of a trial with rungs, those of its attempts."""
-    if trial.climb is None:
-        return _seconds(trial.started_at, trial.ended_at)
-    return sum(_seconds(attempt.started_at, attempt.ended_at) for attempt in trial.attempts)
 
 
 def asked_rows(ask: Ask, first: int, seed: int) -> list[dict[str, Any]]:

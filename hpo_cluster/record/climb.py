@@ -15,7 +15,8 @@ from hpo_cluster.record.journal import Event
 from hpo_cluster.trial import Origin, State
 
 if TYPE_CHECKING:
-    from hpo_cluster.record.campaign_state import AttemptRecord, Record, TrialRecord
+    from hpo_cluster.record.campaign_state import Record
+    from hpo_cluster.record.trial_record import AttemptRecord, TrialRecord
 
 #: Events that only campaigns with rungs have.
 RUNG_EVENTS = frozenset({"rung", "promoted", "paused"})

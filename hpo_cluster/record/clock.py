@@ -61,9 +61,19 @@ def utc_now() -> str:
     return now().isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+def moment(at: str) -> datetime.datetime:
+    """Return the time that a text (ISO 8601) names."""
+    return datetime.datetime.fromisoformat(at)
+
+
+def seconds_between(start: str | None, end: str | None) -> float:
+    """Return the seconds between two times (ISO 8601); 0 if one of them is not known."""
+    return (moment(end) - moment(start)).total_seconds() if start and end else 0.0
+
+
 def seconds_since(at: str) -> float:
     """Return the seconds that have passed since `at` (ISO 8601)."""
-    return (now() - datetime.datetime.fromisoformat(at)).total_seconds()
+    return (now() - moment(at)).total_seconds()
 
 
 def is_time(value: object) -> bool:

@@ -15,7 +15,8 @@ from typing import Any
 
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.goals import Goals, reference_of, widest
-from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.trial import FIRST_CONFIRMATION, Origin, State, derive_seed, trial_label
 
 #: Fields of a confirmation's `info`: the trial whose configuration it evaluates again, and which of its replicates.

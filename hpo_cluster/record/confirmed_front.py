@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpo_cluster.goals import Goals, dominates
-from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.confirmation import confirmations_of
+from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.trial import State, trial_label
 
 

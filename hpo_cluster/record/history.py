@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.fidelity import Ladder
 from hpo_cluster.goals import Goals
-from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.files import replace_text
 from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.space import parameter_names
 from hpo_cluster.trial import State
 

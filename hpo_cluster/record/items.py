@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.errors import JournalError
-from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.files import read_json, replace_text
 from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
+from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.trial import trial_label
 
 if TYPE_CHECKING:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster.errors import LockedError, LostCampaignError
+from hpo_cluster.record.clock import moment
 from hpo_cluster.record.files import listing, publish_once, read_json
 from hpo_cluster.record.processes import is_alive, is_stopped, process_start
 from hpo_cluster.text import command_line
@@ -60,7 +61,7 @@ def read_lock(path: Path) -> dict[str, Any] | None:
 def heartbeat_age_s(owner: dict[str, Any]) -> float:
     """Return the seconds since the owner's last heartbeat; infinity if it has none."""
     try:
-        return (_now() - datetime.datetime.fromisoformat(owner["heartbeat"])).total_seconds()
+        return (_now() - moment(owner["heartbeat"])).total_seconds()
     except (KeyError, ValueError, TypeError):
         return float("inf")
 

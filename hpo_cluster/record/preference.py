@@ -9,7 +9,8 @@ from typing import Any
 
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.goals import Bound, Goals
-from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.text import counted, did_you_mean
 from hpo_cluster.trial import State
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from hpo_cluster.errors import JournalError
 from hpo_cluster.record.attempt_files import SCHEMA
-from hpo_cluster.record.campaign_state import Record, TrialRecord, may_be_retried
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.confirmation import OF, REPLICATE
 from hpo_cluster.record.files import listing, read_json, replace_text
@@ -31,6 +31,7 @@ from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.journal import Event, is_event, read_data
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
 from hpo_cluster.record.lock import DriverLock
+from hpo_cluster.record.trial_record import TrialRecord, may_be_retried
 from hpo_cluster.trial import BASELINE, ErrorKind, Origin, State, trial_label
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import math
 import os
 import socket
@@ -14,9 +13,9 @@ from typing import Any
 
 from hpo_cluster.goals import Goals
 from hpo_cluster.record import clock
-from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.climb import room_for, rung_table, saved
-from hpo_cluster.record.clock import is_time, seconds_since
+from hpo_cluster.record.clock import is_time, moment, seconds_since
 from hpo_cluster.record.confirmation import confirmation_cost, confirmation_status
 from hpo_cluster.record.confirmed_front import confirmed_front
 from hpo_cluster.record.files import read_json
@@ -25,6 +24,7 @@ from hpo_cluster.record.item_pairs import confirmation_on_items
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.lock import heartbeat_age_s, owner_lives, read_lock
 from hpo_cluster.record.processes import is_stopped
+from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.text import command_line, counted
 from hpo_cluster.trial import BASELINE, State, trial_label
 from hpo_cluster.window import LaunchHours
@@ -323,10 +323,6 @@ def _scheduler_says(job: Mapping[str, Any] | None) -> str | None:
     return None if job is None else str(job.get("detail") or job.get("state"))
 
 
-def _parse(text: str) -> datetime.datetime:
-    return datetime.datetime.fromisoformat(text)
-
-
 def _seconds_since(text: str) -> float:
     return round(seconds_since(text), 1)
 
@@ -335,8 +331,8 @@ def _elapsed_s(record: Record, *, driver_alive: bool) -> float:
     """Return the seconds from the first start until now, or without a driver to the last event of the journal."""
     if not record.starts or record.last is None:
         return 0.0
-    end = clock.now() if driver_alive else _parse(record.last["at"])
-    return round((end - _parse(record.starts[0]["at"])).total_seconds(), 1)
+    end = clock.now() if driver_alive else moment(record.last["at"])
+    return round((end - moment(record.starts[0]["at"])).total_seconds(), 1)
 
 
 def _eta_s(record: Record, budget: int, workers: int) -> float | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from hpo_cluster.errors import ConfigError, JournalError
 from hpo_cluster.goals import Goals
-from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.exchange.evaluations import (
     ACCEPTED,
     Evaluation,
@@ -28,6 +28,7 @@ from hpo_cluster.record.exchange.evaluations import (
 )
 from hpo_cluster.record.identity import differences, read_identity
 from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.space import Configuration, Space
 from hpo_cluster.text import command_line, counted
 from hpo_cluster.trial import Origin, Settled, State

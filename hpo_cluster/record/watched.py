@@ -13,7 +13,7 @@ from typing import Any
 
 from hpo_cluster.goals import Goals
 from hpo_cluster.record.attempt_files import curve_losses
-from hpo_cluster.record.campaign_state import Place, Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.clock import is_time
 from hpo_cluster.record.files import Reread, read_json
 from hpo_cluster.record.follow import FollowedJournal
@@ -21,6 +21,7 @@ from hpo_cluster.record.identity import SIMULATION, identity_of_campaign
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.lock import owner_lives, read_lock
 from hpo_cluster.record.status import summarise
+from hpo_cluster.record.trial_record import Place, TrialRecord
 from hpo_cluster.trial import State
 
 #: Number of trials that ended last of which a look has the curve.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,14 @@ from hpo_cluster.fidelity import Fidelity
 from hpo_cluster.goals import Goals
 from hpo_cluster.objectives import OBJECTIVES, parse_objective
 from hpo_cluster.record import clock
-from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.clock import seconds_between
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.identity import SIMULATION, flatten, identity_of_campaign
 from hpo_cluster.record.item_pairs import confirmation_on_items
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.status import shown_trial
+from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.record.warm_start import IDENTITY_KEY
 from hpo_cluster.report.bibliography import bibtex, references
 from hpo_cluster.space import Categorical, Space
@@ -186,15 +187,9 @@ def _time(record: Record) -> dict[str, Any]:
     """Return when the campaign ran, and the seconds of its evaluations, those that failed included."""
     began = record.starts[0]["at"] if record.starts else None
     ended = None if record.last is None else record.last["at"]
-    spans = [
-        (datetime.fromisoformat(attempt.ended_at) - datetime.fromisoformat(attempt.started_at)).total_seconds()
-        for trial in _own(record)
-        for attempt in trial.attempts
-        if attempt.started_at and attempt.ended_at
-    ]
-    wall = 0.0
-    if began is not None and ended is not None:
-        wall = (datetime.fromisoformat(ended) - datetime.fromisoformat(began)).total_seconds()
+    attempts = [attempt for trial in _own(record) for attempt in trial.attempts]
+    spans = [attempt.took_s for attempt in attempts if attempt.started_at and attempt.ended_at]
+    wall = seconds_between(began, ended)
     return {
         "began": began,
         "last_change": ended,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.clock import moment, seconds_between
 from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.text import in_markdown
@@ -72,22 +73,17 @@ def run_of(folder: Path) -> Run:
         workers = operation.get("max_in_flight") or operation.get("workers", 1)
     own = [trial for trial in record.rows if trial.in_budget]
     attempts = [attempt for trial in own for attempt in trial.attempts]
-    began = datetime.fromisoformat(record.starts[0]["at"]) if record.starts else None
-
-    def second(at: str) -> float:
-        assert began is not None
-        return (datetime.fromisoformat(at) - began).total_seconds()
-
-    spans = [second(a.ended_at) - second(a.started_at) for a in attempts if a.started_at and a.ended_at]
-    ends = sorted((second(t.ended_at), t.value) for t in own if t.ended_at and t.value is not None)
+    began = record.starts[0]["at"] if record.starts else None
+    spans = [attempt.took_s for attempt in attempts if attempt.started_at and attempt.ended_at]
+    ends = sorted((seconds_between(began, t.ended_at), t.value) for t in own if t.ended_at and t.value is not None)
     best: list[tuple[float, float]] = []
     for at, value in ends:
         if not best or (value > best[-1][1] if maximize else value < best[-1][1]):
             best.append((at, value))
     over = [trial for trial in own if trial.state.ended]
-    wall_s = max((second(t.ended_at) for t in over if t.ended_at), default=0.0)
+    wall_s = max((seconds_between(began, t.ended_at) for t in over), default=0.0)
     gpus = any(attempt.gpus for attempt in attempts)
-    last = datetime.fromisoformat(record.last["at"]) if record.last else datetime.now().astimezone()
+    last = moment(record.last["at"]) if record.last else datetime.now().astimezone()
     return Run(
         campaign=layout.dir.resolve().name,
         wall_s=wall_s,

@@ -9,10 +9,11 @@ from typing import Any
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.goals import Goals
 from hpo_cluster.record.attempt_files import curve_losses, log_tail
-from hpo_cluster.record.campaign_state import AttemptRecord, Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
+from hpo_cluster.record.trial_record import AttemptRecord, TrialRecord
 from hpo_cluster.text import in_blocks
 from hpo_cluster.trial import Origin, trial_label
 

@@ -14,10 +14,11 @@ from typing import Any
 from clusters import Cluster, environment_of, kill, processes, wait
 
 from hpo_cluster import load_history
-from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.journal import read_events
 from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.record.trial_record import TrialRecord
 
 
 class CampaignOnACluster:

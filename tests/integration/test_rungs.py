@@ -16,11 +16,12 @@ from hpo_cluster.cli.display import status_lines
 from hpo_cluster.cli.main import main
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record import inbox
-from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.climb import rung_table
 from hpo_cluster.record.journal import read_events
 from hpo_cluster.record.repair import repair
 from hpo_cluster.record.status import campaign_status
+from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.report import write_report
 from hpo_cluster.report.trial import trial_story
 from hpo_cluster.trial import State

@@ -168,8 +168,9 @@ def tick(arguments: Arguments) -> int:
 def post(arguments: Arguments) -> int:
     """Leave a command for the driver; carry it out if no driver runs."""
     from hpo_cluster.record import inbox
-    from hpo_cluster.record.campaign_state import Record, may_be_retried
+    from hpo_cluster.record.campaign_state import Record
     from hpo_cluster.record.layout import CampaignLayout
+    from hpo_cluster.record.trial_record import may_be_retried
     from hpo_cluster.report.trial import find_trial
     from hpo_cluster.trial import State, trial_label
 

@@ -17,6 +17,7 @@ from hpo_cluster.cli.display import number
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record import clock
 from hpo_cluster.record.campaign_state import BETWEEN_TICKS
+from hpo_cluster.record.clock import moment
 from hpo_cluster.record.overview import campaigns_in, folders_of_campaigns, overview
 from hpo_cluster.text import command_line, visible
 
@@ -127,7 +128,7 @@ def _plain_state(row: Mapping[str, Any]) -> str:
 
 def _age(at: str, now: datetime.datetime) -> str:
     """Return how long ago something happened, such as ``5 min``."""
-    seconds = max(0.0, (now - datetime.datetime.fromisoformat(at)).total_seconds())
+    seconds = max(0.0, (now - moment(at)).total_seconds())
     for size, unit in UNITS:
         if seconds >= size:
             return f"{seconds // size:.0f} {unit}"

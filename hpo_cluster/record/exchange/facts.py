@@ -13,10 +13,12 @@ from typing import Any
 
 from hpo_cluster.goals import Goals
 from hpo_cluster.record.attempt_files import curve_losses
-from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.clock import moment
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.space import Configuration
 from hpo_cluster.trial import State, trial_label
 
@@ -170,7 +172,7 @@ def _series(outline: Outline, record: Record, trial: TrialRecord) -> dict[str, t
 
 
 def _moment(text: str | None) -> datetime.datetime | None:
-    return None if text is None else datetime.datetime.fromisoformat(text)
+    return None if text is None else moment(text)
 
 
 def _digest(data: Any) -> str:

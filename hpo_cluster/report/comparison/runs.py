@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpo_cluster.goals import Goals
-from hpo_cluster.record.campaign_state import Record, TrialRecord
+from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.clock import moment
 from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.record.journal import Event, read_journal
+from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.report.data import Campaign, read_campaign
 from hpo_cluster.trial import Origin, State
 
@@ -177,9 +179,9 @@ def _curve(events: list[Event], goals: Goals | None, sign: float) -> tuple[Curve
         trial = record.trials.get(event["trial"]) if "trial" in event else None
         if trial is None or not trial.in_budget:
             continue
-        now = datetime.datetime.fromisoformat(event["at"])
+        now = moment(event["at"])
         if first is None and trial.submitted_at:
-            first = datetime.datetime.fromisoformat(trial.submitted_at)
+            first = moment(trial.submitted_at)
         if not _scored(trial):
             continue
         scored.add(trial.number)

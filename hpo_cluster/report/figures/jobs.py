@@ -6,9 +6,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime
 from typing import NamedTuple
 
+from hpo_cluster.record.clock import moment
 from hpo_cluster.report.data import Campaign, shorten
 from hpo_cluster.report.figures.description import Axis, Bars, Figure, Layer, Panel, Spans
 from hpo_cluster.report.figures.shared import time_unit
@@ -99,7 +99,7 @@ def _stays(campaign: Campaign) -> list[Stay]:
 
 
 def _seconds(at: str) -> float:
-    return datetime.fromisoformat(at).timestamp()
+    return moment(at).timestamp()
 
 
 def _lanes(stays: list[Stay]) -> dict[tuple[str, int], list[Stay]]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime
 from typing import Any
 
 from hpo_cluster.record.attempt_files import log_tail
-from hpo_cluster.record.campaign_state import AttemptRecord, TrialRecord
 from hpo_cluster.record.layout import CampaignLayout
+from hpo_cluster.record.trial_record import AttemptRecord, TrialRecord
 from hpo_cluster.report.data import Campaign
 from hpo_cluster.text import visible
 from hpo_cluster.trial import Origin, State, trial_label
@@ -70,11 +69,7 @@ def _error(error: dict[str, Any] | None) -> str:
 
 
 def _minutes(trial: TrialRecord) -> float | None:
-    spans = [
-        (datetime.fromisoformat(attempt.ended_at) - datetime.fromisoformat(attempt.started_at)).total_seconds()
-        for attempt in trial.attempts
-        if attempt.started_at and attempt.ended_at
-    ]
+    spans = [attempt.took_s for attempt in trial.attempts if attempt.started_at and attempt.ended_at]
     return math.fsum(spans) / 60 if spans else None
 
 

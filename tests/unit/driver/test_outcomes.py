@@ -9,8 +9,8 @@ import pytest
 
 from hpo_cluster.driver.failures import Failure, Failures, awaits_reason, decide, explained
 from hpo_cluster.job import EndReason, JobState, JobStatus
-from hpo_cluster.record.campaign_state import AttemptRecord, TrialRecord
 from hpo_cluster.record.layout import AttemptLayout
+from hpo_cluster.record.trial_record import AttemptRecord, TrialRecord
 from hpo_cluster.trial import ErrorKind, Origin, State
 
 
