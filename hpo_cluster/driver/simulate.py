@@ -69,11 +69,6 @@ def simulation_faults(objective: Objective, launcher: LauncherSettings, *, basel
             f"objective={objective.kind}: only a job can evaluate it; accepted: objective=synthetic, or a finished "
             "campaign of it: objective=surrogate objective.campaign=campaigns/NAME"
         )
-    if launcher.trials_per_job > 1:
-        faults.append(
-            f"launcher.trials_per_job={launcher.trials_per_job}: jobs that evaluate one trial after another are not "
-            "simulated; accepted: 1"
-        )
     if baseline:
         faults.append("baseline=True: there is no model to evaluate; accepted: false")
     return faults

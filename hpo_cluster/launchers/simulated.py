@@ -27,6 +27,7 @@ from hpo_cluster.record.attempt_files import CHECKPOINT_LIST, SCHEMA, job_identi
 from hpo_cluster.record.clock import SimulatedClock, utc_now
 from hpo_cluster.record.files import dumps, publish_once, read_json, replace_text
 from hpo_cluster.record.layout import AttemptLayout
+from hpo_cluster.record.next_attempt import END, has_another_turn, job_goes_on, publish_next, read_next
 from hpo_cluster.record.rung_files import publish_rung, publish_word, read_word
 from hpo_cluster.settings import Settings
 from hpo_cluster.trial import derive_seed
@@ -161,6 +162,7 @@ class SimulatedCluster:
         self._queue: deque[_Job] = deque()  # jobs whose turn has come, and that wait for a place
         self._running = 0
         self._listening: list[tuple[_Job, _Member, float]] = []  # at a rung, waiting for the word since a second
+        self._free: list[tuple[_Job, _Member, float]] = []  # ended, waiting for another attempt since a second
         self._kept: dict[int, float] = {}  # by trial: share of its evaluation that a checkpoint or a rung holds
 
     # ------------------------------------------------------------------------------------------------- as a launcher
@@ -221,8 +223,8 @@ class SimulatedCluster:
 
     @property
     def is_listening(self) -> bool:
-        """Whether a job waits for the driver at a rung."""
-        return bool(self._listening)
+        """Whether a job waits for the driver, at a rung or for its next attempt."""
+        return bool(self._listening or self._free)
 
     def is_alive(self, token: str) -> bool:
         """Return whether a job waits or runs."""
@@ -264,22 +266,21 @@ class SimulatedCluster:
         job.state = JobState.RUNNING
         self._running += 1
         node = f"node{int(job.ref.job_id) % (self._settings.places or 1000)}"
-        job.claim = {**job_identity(), "job": job.ref.job_id, "node": node, "started_at": utc_now()}
+        job.claim = {**job_identity(), "job": job.ref.job_id, "node": node}
         longest_s = 0.0
         for member in job.members:
-            token = {"token": member.params["token"]}
-            if member.files.cancel.exists() or not publish_once(member.files.claim, dumps({**token, **job.claim})):
-                member.over = True
-                continue
-            progress = {"phase": "evaluate", "at": utc_now()}
-            replace_text(member.files.progress, dumps(progress))
             longest_s = max(longest_s, self._start_work(job, member))
         self._draw_end(job, longest_s)
         self._end_if_over(job)
 
     def _start_work(self, job: _Job, member: _Member) -> float:
-        """Let an attempt begin; return the seconds until its evaluation would be whole."""
+        """Let an attempt claim its folder and begin; return the seconds until its evaluation would be whole."""
         params, trial = member.params, int(member.params["trial"])
+        claim = {"token": params["token"], **job.claim, "started_at": utc_now()}
+        if member.files.cancel.exists() or not publish_once(member.files.claim, dumps(claim)):
+            member.over = True
+            return 0.0
+        replace_text(member.files.progress, dumps({"phase": "evaluate", "at": utc_now()}))
         member.whole_s = self._whole_s(params)
         if (rungs := member.rungs) is not None:
             member.rung = min(max(int(rungs["goal"]), int(rungs["first"])), len(rungs["shares"]) - 1)
@@ -322,7 +323,7 @@ class SimulatedCluster:
         return {"seconds": {"evaluate": worked_s}, GPU_SECONDS: worked_s, **self._evaluate(member.params, member.goal)}
 
     def _hear(self) -> None:
-        """Let the attempts that wait at a rung read the driver's word."""
+        """Let the attempts that wait at a rung read the driver's word, and jobs that wait their next attempt."""
         for waiting in list(self._listening):
             job, member, since = waiting
             assert member.rungs is not None
@@ -339,17 +340,34 @@ class SimulatedCluster:
                 self._work(job, member)
             else:
                 self._publish(job, member, member.files.result, {**self._found(member), "rung": member.rung})
+        for place in list(self._free):
+            job, member, since = place
+            decision = read_next(member.files)
+            if decision is None and self._now - since >= float(member.params["linger_s"]):
+                decision = END if publish_next(member.files, END) else read_next(member.files)
+            if decision is None:
+                continue
+            self._free.remove(place)
+            if decision.attempt_dir is not None:
+                files = AttemptLayout(decision.attempt_dir)
+                follower = _Member(files, read_json(files.params) or {})
+                job.members.append(follower)
+                self._start_work(job, follower)
+            self._end_if_over(job)
 
     def _publish(self, job: _Job, member: _Member, path: Path, document: Mapping[str, Any]) -> None:
-        """Publish a result or an error, with which the attempt is over."""
+        """Publish a result or an error, with which the attempt is over; its job may wait for another one."""
         common = {key: member.params.get(key) for key in ("campaign", "trial", "attempt", "token", "code", "seed")}
-        whole = {"schema": SCHEMA, **common, **job.claim, "ended_at": utc_now(), **document}
+        claim = read_json(member.files.claim) or {}
+        whole = {"schema": SCHEMA, **common, **claim, "ended_at": utc_now(), **document}
         publish_once(path, dumps(whole))
         member.over = True
+        if has_another_turn(member.params) and job_goes_on(member.files):
+            self._free.append((job, member, self._now))
         self._end_if_over(job)
 
     def _end_if_over(self, job: _Job) -> None:
-        if all(member.over for member in job.members):
+        if all(member.over for member in job.members) and not any(other is job for other, _, _ in self._free):
             self._end(job, EndReason.WELL)
 
     def _end(self, job: _Job, reason: EndReason) -> None:
@@ -364,6 +382,9 @@ class SimulatedCluster:
             for member in job.members:
                 if not member.over:
                     self._keep(member)
+        for place in [place for place in self._free if place[0] is job]:
+            self._free.remove(place)
+            publish_next(place[1].files, END)
         self._fill()
 
     def _keep(self, member: _Member) -> None:
