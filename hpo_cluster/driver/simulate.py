@@ -91,7 +91,7 @@ def simulate(spec: CampaignSpec, settings: SimulationSettings) -> Iterator[dict[
 def _simulated(spec: CampaignSpec, settings: SimulationSettings, now: SimulatedClock) -> CampaignSpec:
     """Return the spec with a simulated launcher, and an optimizer whose proposals take simulated time."""
     objective = spec.objective
-    waits, spread = (objective.waits, objective.spread) if isinstance(objective, SurrogateObjective) else ((), None)
+    model = objective if isinstance(objective, SurrogateObjective) else None
 
     def evaluate(params: Mapping[str, Any], share: float) -> Mapping[str, Any]:
         return objective.measure(params["parameters"], params["seed"], params["attempt"], share)
@@ -101,8 +101,9 @@ def _simulated(spec: CampaignSpec, settings: SimulationSettings, now: SimulatedC
         now,
         evaluate,
         seconds=objective.seconds,
-        waits=waits,
-        spread=spread,
+        waits=() if model is None else model.waits,
+        spread=None if model is None else model.spread,
+        start_s=0.0 if model is None else model.start_s,
         walltime_s=60.0 * spec.launcher_settings.walltime_min,
         trials_per_node=spec.launcher.trials_per_node,
         poll_period_s=spec.launcher.poll_period_s,

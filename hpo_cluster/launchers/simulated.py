@@ -80,6 +80,7 @@ class _Member:
     """An attempt of a job: its files, what the driver wrote for it, and how far it is.
 
     `done` is the share of the evaluation at the time `since`; `goal` the share, and `rung` the rung that it works for.
+    `whole_s` are the seconds of a whole evaluation in a job that has started.
     """
 
     files: AttemptLayout
@@ -128,6 +129,8 @@ class SimulatedCluster:
         seconds: (parameters) -> seconds of a whole evaluation; None if they are not known.
         waits: seconds that jobs wait, one of which is drawn for each; used if the settings do not say.
         spread: spread of the seconds, used if the settings do not say.
+        start_s: part of `seconds` that each job takes once, before its first evaluation; not used if the settings say
+            how long an evaluation takes.
         walltime_s: seconds after which a job is ended.
         trials_per_node: trials that share a job.
         poll_period_s: seconds between two questions to the scheduler.
@@ -145,6 +148,7 @@ class SimulatedCluster:
         seconds: Callable[[Mapping[str, Any]], float | None] = lambda parameters: None,
         waits: Sequence[float] = (),
         spread: float | None = None,
+        start_s: float = 0.0,
         walltime_s: float = math.inf,
         trials_per_node: int = 1,
         poll_period_s: float = 1.0,
@@ -155,6 +159,7 @@ class SimulatedCluster:
         self._waits, self._walltime_s, self._seed = sorted(waits), walltime_s, seed
         known = spread if settings.spread is None else settings.spread
         self._spread = DEFAULT_SPREAD if known is None else known
+        self._start_s = start_s if settings.duration_s is None else 0.0
         self._start = clock.at
         self._events: list[tuple[float, int, Callable[[], None]]] = []  # a heap: second, order, what happens
         self._order = itertools.count()
@@ -281,17 +286,18 @@ class SimulatedCluster:
             member.over = True
             return 0.0
         replace_text(member.files.progress, dumps({"phase": "evaluate", "at": utc_now()}))
-        member.whole_s = self._whole_s(params)
+        start_s = 0.0 if int(params.get("turn") or 1) > 1 else self._start_s
+        member.whole_s, member.worked_s = max(0.0, self._whole_s(params) - self._start_s), start_s
         if (rungs := member.rungs) is not None:
             member.rung = min(max(int(rungs["goal"]), int(rungs["first"])), len(rungs["shares"]) - 1)
         member.done = min(self._kept.get(trial, 0.0), member.goal)
-        self._work(job, member)
-        return (1 - member.done) * member.whole_s
+        self._work(job, member, start_s)
+        return start_s + (1 - member.done) * member.whole_s
 
-    def _work(self, job: _Job, member: _Member) -> None:
-        """Let an attempt work until its goal."""
-        member.since = self._now
-        self._at(self._now + (member.goal - member.done) * member.whole_s, lambda: self._arrive(job, member))
+    def _work(self, job: _Job, member: _Member, start_s: float = 0.0) -> None:
+        """Let an attempt work until its goal, after the seconds that its job needs to start."""
+        member.since = self._now + start_s
+        self._at(member.since + (member.goal - member.done) * member.whole_s, lambda: self._arrive(job, member))
 
     def _arrive(self, job: _Job, member: _Member) -> None:
         """Publish what an attempt has found at its goal."""
@@ -390,7 +396,7 @@ class SimulatedCluster:
     def _keep(self, member: _Member) -> None:
         """Leave a checkpoint of an attempt's work."""
         waits = any(other is member for _, other, _ in self._listening)
-        worked = 0.0 if waits or not member.whole_s else (self._now - member.since) / member.whole_s
+        worked = 0.0 if waits or not member.whole_s else max(0.0, self._now - member.since) / member.whole_s
         done = min(member.done + worked, member.goal)
         self._kept[int(member.params["trial"])] = done
         step = int(done * STEPS)
