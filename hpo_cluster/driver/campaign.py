@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from hpo_cluster.driver import notify
+from hpo_cluster.driver.background import Background
 from hpo_cluster.driver.climbing import Climbing
 from hpo_cluster.driver.collect import Collector
 from hpo_cluster.driver.live_tracking import LiveTracking
@@ -77,6 +78,8 @@ class Campaign:
             undo.callback(self.opened.close)
             self.collector = Collector(self.opened)
             undo.callback(self.collector.in_background.close)
+            self._asking = Background(self.collector.read_rungs, spec.operation.poll_s)
+            undo.callback(self._asking.close)
             self.submitter = Submitter(self.opened, self.collector.in_background, self.collector.places)
             maximize = spec.objective.direction == "maximize"
             self._table = HistoryTable(self.record, spec.space.names, maximize=maximize, goals=spec.objective.goals)
@@ -267,17 +270,23 @@ class Campaign:
             free = min(self.submitter.free_slots(), room_for(self.record, operation.budget))
             if free <= 0:
                 return
+            known = self.record.seq
             ask = self._ask(free)
             rows = asked_rows(ask, self.record.next_trial, self.spec.seed)
             if not rows:
                 self.climbing.exhausted = not self.record.in_flight
                 return
             rows = within_budget(rows, self.record, operation.budget)
-            self.append("asked", trials=rows, decision=dict(ask.decision))
+            if not rows:  # those who went on in the meantime have taken the budget
+                return
+            more = {} if self.record.seq == known else {"known": known}  # rungs that the optimizer did not see
+            self.append("asked", trials=rows, decision=dict(ask.decision), **more)
 
     def _ask(self, n: int) -> Ask:
+        """Ask the optimizer; jobs that reach a rung meanwhile do not wait for its answer."""
+        history, ask = self.history(), self.spec.optimizer.ask
         try:
-            return self.spec.optimizer.ask(self.history(), n)
+            return ask(history, n) if self.record.ladder is None else self._asking(lambda: ask(history, n))
         except (MemoryError, RuntimeError) as error:  # torch raises the latter
             if not (isinstance(error, MemoryError) or "allocate memory" in str(error)):
                 raise

@@ -3,11 +3,14 @@
 An ask is a function of the history, the seed and the optimizer's settings. So each ``asked`` event can be derived again
 from the events before it, on the same machine with the same versions of the libraries, no matter how many drivers,
 workers and interruptions the campaign had. With other versions the models may be others.
+
+If rungs were read while the optimizer worked, ``known`` is the number of the last event that it had seen.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -60,14 +63,16 @@ def derive(
     """
     record = Record()
     table = HistoryTable(record, optimizer.space.names, maximize=maximize, goals=goals)
+    answers = deque(event for event in events if event["event"] == "asked")
     for event in events:
-        if event["event"] == "asked":
-            proposed = [row for row in event["trials"] if row["origin"] == Origin.EVALUATED]
-            settled = [row for row in event["trials"] if row["origin"] in SETTLED]
+        while answers and answers[0].get("known", answers[0]["seq"] - 1) < event["seq"]:
+            answer = answers.popleft()
+            proposed = [row for row in answer["trials"] if row["origin"] == Origin.EVALUATED]
+            settled = [row for row in answer["trials"] if row["origin"] in SETTLED]
             # an optimizer that had no other configuration was asked for more than it proposed
-            wanted = len(proposed) + bool((event.get("decision") or {}).get("exhausted"))
+            wanted = len(proposed) + bool((answer.get("decision") or {}).get("exhausted"))
             if wanted and (proposed or settled):
-                yield _compared(event["seq"], proposed, settled, optimizer, table, wanted)
+                yield _compared(answer["seq"], proposed, settled, optimizer, table, wanted)
         record.apply(event)
 
 

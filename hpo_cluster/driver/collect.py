@@ -81,6 +81,19 @@ class Collector:
                     self._read_trial(trial)
         self.climbing.answer()
 
+    def read_rungs(self) -> None:
+        """Read the rungs that jobs have reported, and answer those that wait there; results stay where they are.
+
+        This may be done while the optimizer works on what was known before: nothing ends, and nothing is taken up.
+        """
+        campaign = self._campaign
+        for trial in campaign.record.in_flight:
+            if trial.number not in campaign.held and trial.attempts and not self.is_pending(trial):
+                there = refresh(campaign.layout.attempt(trial.number, trial.attempts[-1].number).dir)
+                if self._has_new_rung(trial, there):
+                    self._read_rungs(trial)
+        self.climbing.answer()
+
     def is_pending(self, trial: TrialRecord) -> bool:
         """Return whether a trial's only job waits in the queue.
 

@@ -69,11 +69,6 @@ def simulation_faults(objective: Objective, launcher: LauncherSettings, *, basel
             f"objective={objective.kind}: only a job can evaluate it; accepted: objective=synthetic, or a finished "
             "campaign of it: objective=surrogate objective.campaign=campaigns/NAME"
         )
-    if launcher.trials_per_job > 1:
-        faults.append(
-            f"launcher.trials_per_job={launcher.trials_per_job}: jobs that evaluate one trial after another are not "
-            "simulated; accepted: 1"
-        )
     if baseline:
         faults.append("baseline=True: there is no model to evaluate; accepted: false")
     return faults
@@ -96,7 +91,7 @@ def simulate(spec: CampaignSpec, settings: SimulationSettings) -> Iterator[dict[
 def _simulated(spec: CampaignSpec, settings: SimulationSettings, now: SimulatedClock) -> CampaignSpec:
     """Return the spec with a simulated launcher, and an optimizer whose proposals take simulated time."""
     objective = spec.objective
-    waits, spread = (objective.waits, objective.spread) if isinstance(objective, SurrogateObjective) else ((), None)
+    model = objective if isinstance(objective, SurrogateObjective) else None
 
     def evaluate(params: Mapping[str, Any], share: float) -> Mapping[str, Any]:
         return objective.measure(params["parameters"], params["seed"], params["attempt"], share)
@@ -106,8 +101,9 @@ def _simulated(spec: CampaignSpec, settings: SimulationSettings, now: SimulatedC
         now,
         evaluate,
         seconds=objective.seconds,
-        waits=waits,
-        spread=spread,
+        waits=() if model is None else model.waits,
+        spread=None if model is None else model.spread,
+        start_s=0.0 if model is None else model.start_s,
         walltime_s=60.0 * spec.launcher_settings.walltime_min,
         trials_per_node=spec.launcher.trials_per_node,
         poll_period_s=spec.launcher.poll_period_s,

@@ -27,6 +27,7 @@ from hpo_cluster.record.attempt_files import CHECKPOINT_LIST, SCHEMA, job_identi
 from hpo_cluster.record.clock import SimulatedClock, utc_now
 from hpo_cluster.record.files import dumps, publish_once, read_json, replace_text
 from hpo_cluster.record.layout import AttemptLayout
+from hpo_cluster.record.next_attempt import END, has_another_turn, job_goes_on, publish_next, read_next
 from hpo_cluster.record.rung_files import publish_rung, publish_word, read_word
 from hpo_cluster.settings import Settings
 from hpo_cluster.trial import derive_seed
@@ -79,6 +80,7 @@ class _Member:
     """An attempt of a job: its files, what the driver wrote for it, and how far it is.
 
     `done` is the share of the evaluation at the time `since`; `goal` the share, and `rung` the rung that it works for.
+    `whole_s` are the seconds of a whole evaluation in a job that has started.
     """
 
     files: AttemptLayout
@@ -127,6 +129,8 @@ class SimulatedCluster:
         seconds: (parameters) -> seconds of a whole evaluation; None if they are not known.
         waits: seconds that jobs wait, one of which is drawn for each; used if the settings do not say.
         spread: spread of the seconds, used if the settings do not say.
+        start_s: part of `seconds` that each job takes once, before its first evaluation; not used if the settings say
+            how long an evaluation takes.
         walltime_s: seconds after which a job is ended.
         trials_per_node: trials that share a job.
         poll_period_s: seconds between two questions to the scheduler.
@@ -144,6 +148,7 @@ class SimulatedCluster:
         seconds: Callable[[Mapping[str, Any]], float | None] = lambda parameters: None,
         waits: Sequence[float] = (),
         spread: float | None = None,
+        start_s: float = 0.0,
         walltime_s: float = math.inf,
         trials_per_node: int = 1,
         poll_period_s: float = 1.0,
@@ -154,6 +159,7 @@ class SimulatedCluster:
         self._waits, self._walltime_s, self._seed = sorted(waits), walltime_s, seed
         known = spread if settings.spread is None else settings.spread
         self._spread = DEFAULT_SPREAD if known is None else known
+        self._start_s = start_s if settings.duration_s is None else 0.0
         self._start = clock.at
         self._events: list[tuple[float, int, Callable[[], None]]] = []  # a heap: second, order, what happens
         self._order = itertools.count()
@@ -161,6 +167,7 @@ class SimulatedCluster:
         self._queue: deque[_Job] = deque()  # jobs whose turn has come, and that wait for a place
         self._running = 0
         self._listening: list[tuple[_Job, _Member, float]] = []  # at a rung, waiting for the word since a second
+        self._free: list[tuple[_Job, _Member, float]] = []  # ended, waiting for another attempt since a second
         self._kept: dict[int, float] = {}  # by trial: share of its evaluation that a checkpoint or a rung holds
 
     # ------------------------------------------------------------------------------------------------- as a launcher
@@ -221,8 +228,8 @@ class SimulatedCluster:
 
     @property
     def is_listening(self) -> bool:
-        """Whether a job waits for the driver at a rung."""
-        return bool(self._listening)
+        """Whether a job waits for the driver, at a rung or for its next attempt."""
+        return bool(self._listening or self._free)
 
     def is_alive(self, token: str) -> bool:
         """Return whether a job waits or runs."""
@@ -264,33 +271,33 @@ class SimulatedCluster:
         job.state = JobState.RUNNING
         self._running += 1
         node = f"node{int(job.ref.job_id) % (self._settings.places or 1000)}"
-        job.claim = {**job_identity(), "job": job.ref.job_id, "node": node, "started_at": utc_now()}
+        job.claim = {**job_identity(), "job": job.ref.job_id, "node": node}
         longest_s = 0.0
         for member in job.members:
-            token = {"token": member.params["token"]}
-            if member.files.cancel.exists() or not publish_once(member.files.claim, dumps({**token, **job.claim})):
-                member.over = True
-                continue
-            progress = {"phase": "evaluate", "at": utc_now()}
-            replace_text(member.files.progress, dumps(progress))
             longest_s = max(longest_s, self._start_work(job, member))
         self._draw_end(job, longest_s)
         self._end_if_over(job)
 
     def _start_work(self, job: _Job, member: _Member) -> float:
-        """Let an attempt begin; return the seconds until its evaluation would be whole."""
+        """Let an attempt claim its folder and begin; return the seconds until its evaluation would be whole."""
         params, trial = member.params, int(member.params["trial"])
-        member.whole_s = self._whole_s(params)
+        claim = {"token": params["token"], **job.claim, "started_at": utc_now()}
+        if member.files.cancel.exists() or not publish_once(member.files.claim, dumps(claim)):
+            member.over = True
+            return 0.0
+        replace_text(member.files.progress, dumps({"phase": "evaluate", "at": utc_now()}))
+        start_s = 0.0 if int(params.get("turn") or 1) > 1 else self._start_s
+        member.whole_s, member.worked_s = max(0.0, self._whole_s(params) - self._start_s), start_s
         if (rungs := member.rungs) is not None:
             member.rung = min(max(int(rungs["goal"]), int(rungs["first"])), len(rungs["shares"]) - 1)
         member.done = min(self._kept.get(trial, 0.0), member.goal)
-        self._work(job, member)
-        return (1 - member.done) * member.whole_s
+        self._work(job, member, start_s)
+        return start_s + (1 - member.done) * member.whole_s
 
-    def _work(self, job: _Job, member: _Member) -> None:
-        """Let an attempt work until its goal."""
-        member.since = self._now
-        self._at(self._now + (member.goal - member.done) * member.whole_s, lambda: self._arrive(job, member))
+    def _work(self, job: _Job, member: _Member, start_s: float = 0.0) -> None:
+        """Let an attempt work until its goal, after the seconds that its job needs to start."""
+        member.since = self._now + start_s
+        self._at(member.since + (member.goal - member.done) * member.whole_s, lambda: self._arrive(job, member))
 
     def _arrive(self, job: _Job, member: _Member) -> None:
         """Publish what an attempt has found at its goal."""
@@ -322,7 +329,7 @@ class SimulatedCluster:
         return {"seconds": {"evaluate": worked_s}, GPU_SECONDS: worked_s, **self._evaluate(member.params, member.goal)}
 
     def _hear(self) -> None:
-        """Let the attempts that wait at a rung read the driver's word."""
+        """Let the attempts that wait at a rung read the driver's word, and jobs that wait their next attempt."""
         for waiting in list(self._listening):
             job, member, since = waiting
             assert member.rungs is not None
@@ -339,17 +346,34 @@ class SimulatedCluster:
                 self._work(job, member)
             else:
                 self._publish(job, member, member.files.result, {**self._found(member), "rung": member.rung})
+        for place in list(self._free):
+            job, member, since = place
+            decision = read_next(member.files)
+            if decision is None and self._now - since >= float(member.params["linger_s"]):
+                decision = END if publish_next(member.files, END) else read_next(member.files)
+            if decision is None:
+                continue
+            self._free.remove(place)
+            if decision.attempt_dir is not None:
+                files = AttemptLayout(decision.attempt_dir)
+                follower = _Member(files, read_json(files.params) or {})
+                job.members.append(follower)
+                self._start_work(job, follower)
+            self._end_if_over(job)
 
     def _publish(self, job: _Job, member: _Member, path: Path, document: Mapping[str, Any]) -> None:
-        """Publish a result or an error, with which the attempt is over."""
+        """Publish a result or an error, with which the attempt is over; its job may wait for another one."""
         common = {key: member.params.get(key) for key in ("campaign", "trial", "attempt", "token", "code", "seed")}
-        whole = {"schema": SCHEMA, **common, **job.claim, "ended_at": utc_now(), **document}
+        claim = read_json(member.files.claim) or {}
+        whole = {"schema": SCHEMA, **common, **claim, "ended_at": utc_now(), **document}
         publish_once(path, dumps(whole))
         member.over = True
+        if has_another_turn(member.params) and job_goes_on(member.files):
+            self._free.append((job, member, self._now))
         self._end_if_over(job)
 
     def _end_if_over(self, job: _Job) -> None:
-        if all(member.over for member in job.members):
+        if all(member.over for member in job.members) and not any(other is job for other, _, _ in self._free):
             self._end(job, EndReason.WELL)
 
     def _end(self, job: _Job, reason: EndReason) -> None:
@@ -364,12 +388,15 @@ class SimulatedCluster:
             for member in job.members:
                 if not member.over:
                     self._keep(member)
+        for place in [place for place in self._free if place[0] is job]:
+            self._free.remove(place)
+            publish_next(place[1].files, END)
         self._fill()
 
     def _keep(self, member: _Member) -> None:
         """Leave a checkpoint of an attempt's work."""
         waits = any(other is member for _, other, _ in self._listening)
-        worked = 0.0 if waits or not member.whole_s else (self._now - member.since) / member.whole_s
+        worked = 0.0 if waits or not member.whole_s else max(0.0, self._now - member.since) / member.whole_s
         done = min(member.done + worked, member.goal)
         self._kept[int(member.params["trial"])] = done
         step = int(done * STEPS)

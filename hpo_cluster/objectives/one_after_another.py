@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from hpo_cluster.objectives.signals import handled
 from hpo_cluster.record.attempt_files import job_identity
@@ -29,11 +29,6 @@ T = TypeVar("T")
 
 #: Seconds between two looks for a decision: first, and at most. The driver usually answers within a second.
 FIRST_LOOK_S, LAST_LOOK_S = 0.1, 1.0
-
-
-def has_another_turn(params: dict[str, Any]) -> bool:
-    """Return whether the job may evaluate another attempt after the one with these ``params.json``."""
-    return int(params.get("turn") or 1) < int(params.get("trials_per_job") or 1)
 
 
 @contextlib.contextmanager

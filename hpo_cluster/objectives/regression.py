@@ -50,7 +50,7 @@ class Seen:
         share: of a whole evaluation.
         metrics: what was measured, by name; empty if it failed.
         sems: standard errors that are known.
-        seconds: of the evaluation; NaN below a share of 1, and if they are not known.
+        seconds: of the evaluation, in one job; NaN below a share of 1, and if they are not known.
         state: how the trial ended.
     """
 
@@ -75,6 +75,7 @@ class Evaluations:
         until: number of the last event that was read.
         rows: what was seen.
         waits: seconds between the submission and the start of each attempt.
+        start_s: seconds of an attempt that its job pays once, whatever share it evaluates; 0 if they are not known.
     """
 
     campaign: str
@@ -85,6 +86,7 @@ class Evaluations:
     until: int
     rows: tuple[Seen, ...]
     waits: tuple[float, ...] = ()
+    start_s: float = 0.0
 
     @property
     def whole(self) -> list[Seen]:
@@ -128,10 +130,10 @@ class Evaluations:
         events = read_events(layout.events)[: None if until is None else until + 1]
         record = Record.of(events, layout.events)
         space = Space.from_json(identity["space"])
-        rows, waits = list[Seen](), list[float]()
+        rows, waits, start_s = list[Seen](), list[float](), _start_s(record)
         for trial in record.rows:
             if trial.origin in (Origin.EVALUATED, Origin.IMPORTED):
-                rows += _seen(trial, metric, record)
+                rows += _seen(trial, metric, record, start_s)
                 waits += _waits(trial)
         return cls(
             layout.dir.resolve().name,
@@ -142,10 +144,30 @@ class Evaluations:
             record.seq,
             tuple(rows),
             tuple(waits),
+            start_s,
         )
 
 
-def _seen(trial: TrialRecord, metric: str, record: Record) -> list[Seen]:
+def _start_s(record: Record) -> float:
+    """Return the seconds that a job takes before it evaluates: imports, loading, and what else is paid once.
+
+    A line through the shares and seconds of the rungs that an attempt reported says it, and the median of all counts.
+    """
+    import numpy as np
+
+    found, ladder = list[float](), record.ladder
+    for trial in record.rows if ladder is not None else ():
+        scores = {} if trial.climb is None else trial.climb.scores
+        for attempt in trial.attempts:
+            mine = {rung: each.seconds for rung, each in scores.items() if each.attempt == attempt.number}
+            known = [(ladder.shares[rung], seconds) for rung, seconds in mine.items() if ladder and seconds is not None]
+            if attempt.after is None and len(known) > 1:
+                shares, seconds = zip(*known, strict=True)
+                found.append(float(np.polyfit(shares, seconds, 1)[1]))
+    return max(0.0, statistics.median(found)) if found else 0.0
+
+
+def _seen(trial: TrialRecord, metric: str, record: Record, start_s: float) -> list[Seen]:
     """Return what is known of one trial; nothing if it has not ended, or not through its configuration."""
     rows = []
     scores = {} if trial.climb is None or record.ladder is None else trial.climb.scores
@@ -157,18 +179,21 @@ def _seen(trial: TrialRecord, metric: str, record: Record) -> list[Seen]:
     if trial.state is State.COMPLETED and trial.value is not None:
         sems = {**trial.sems, **({} if trial.value_sem is None else {metric: trial.value_sem})}
         values = {**trial.metrics, metric: trial.value}
-        rows.append(Seen(trial.parameters, 1.0, values, sems, _seconds(trial), State.COMPLETED))
+        rows.append(Seen(trial.parameters, 1.0, values, sems, _seconds(trial, start_s), State.COMPLETED))
     elif trial.state in WITHOUT_VALUE and (trial.error or {}).get("kind") not in NOT_ITS_FAULT:
-        rows.append(Seen(trial.parameters, 1.0, {}, {}, _seconds(trial), trial.state))
+        rows.append(Seen(trial.parameters, 1.0, {}, {}, _seconds(trial, start_s), trial.state))
     return rows
 
 
-def _seconds(trial: TrialRecord) -> float:
-    """Return the seconds of a trial's evaluation; NaN if they are not known. Attempts that were lost do not count."""
+def _seconds(trial: TrialRecord, start_s: float) -> float:
+    """Return the seconds that a trial's evaluation takes in a job of its own; NaN if they are not known.
+
+    Attempts that were lost do not count.
+    """
     attempts = trial.attempts if trial.climb is not None else trial.attempts[-1:]
-    spans = [_between(a.started_at, a.ended_at) for a in attempts]
+    spans = [_between(a.started_at, a.ended_at) - (start_s if a.after is None else 0.0) for a in attempts]
     known = [span for span in spans if not math.isnan(span)]
-    return sum(known) if known else math.nan
+    return start_s + max(0.0, sum(known)) if known else math.nan
 
 
 def _waits(trial: TrialRecord) -> list[float]:

@@ -189,6 +189,11 @@ class SurrogateObjective(MetricByName):
         return self.evaluations.waits
 
     @property
+    def start_s(self) -> float:
+        """Seconds of an evaluation that its job pays once; 0 if they are not known."""
+        return self.evaluations.start_s
+
+    @property
     def spread(self) -> float | None:
         """Standard deviation of the logarithm of the seconds, of held-out evaluations; None if it is not known."""
         return spread_of_seconds(self.evaluations)

@@ -43,13 +43,7 @@ from typing import Any
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.goals import GPU_SECONDS
 from hpo_cluster.objectives.climbing import WAIT, Climb
-from hpo_cluster.objectives.one_after_another import (
-    has_another_turn,
-    next_attempt,
-    noting_signals,
-    start_program_again,
-    write_log_of,
-)
+from hpo_cluster.objectives.one_after_another import next_attempt, noting_signals, start_program_again, write_log_of
 from hpo_cluster.objectives.signals import END_SIGNALS, handled, in_main_thread
 from hpo_cluster.record.attempt_files import (
     CHECKPOINT_LIST,
@@ -64,7 +58,7 @@ from hpo_cluster.record.attempt_files import (
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.files import STORAGE, Reserve, dumps, publish_once, read_json, redact, replace_text
 from hpo_cluster.record.layout import AttemptLayout
-from hpo_cluster.record.next_attempt import job_goes_on
+from hpo_cluster.record.next_attempt import has_another_turn, job_goes_on
 from hpo_cluster.trial import ErrorKind
 
 log = logging.getLogger(__name__)

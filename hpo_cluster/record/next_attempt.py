@@ -36,6 +36,11 @@ END = Next()
 ENDING_KINDS = frozenset({ErrorKind.INTERRUPTED, ErrorKind.NODE, ErrorKind.DISK, ErrorKind.VANISHED})
 
 
+def has_another_turn(params: Mapping[str, Any]) -> bool:
+    """Return whether the job may evaluate another attempt after the one with these ``params.json``."""
+    return int(params.get("turn") or 1) < int(params.get("trials_per_job") or 1)
+
+
 def read_next(files: AttemptLayout) -> Next | None:
     """Return what was decided for the job after this attempt; None if nothing has been decided yet."""
     if files.next.name not in refresh(files.dir):

@@ -6,11 +6,12 @@ where it runs and its share, as in ``t0000/a0@0.25``, and leaves its share in th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import pytest
-from clusters import Cluster, wait
+from clusters import Cluster, kill, wait
 from on_a_cluster import CampaignOnACluster
 
 from hpo_cluster import load_curves
@@ -133,4 +134,51 @@ def test_rungs_a_job_goes_on_with_other_trials(campaign: Make) -> None:
     states = {str(trial.state) for trial in one.trials}
     assert states == {"completed", "paused"}, one.story()
     assert len({attempt.job_id for trial in one.trials for attempt in trial.attempts}) == 1, one.story()
+    assert len(set(one.evaluations())) == len(one.evaluations()), one.story()
+
+
+SIDE_BY_SIDE = {"trials_per_node": 2}
+
+
+def test_rungs_side_by_side_are_climbed_in_one_job(campaign: Make, reference: Reference) -> None:
+    one = campaign(fidelity=RUNGS, operation=TWO, launcher=SIDE_BY_SIDE)
+    assert one.run() == 0, one.story()
+    check(one, reference, [*shares(0), *shares(1)])
+    assert [len(trial.attempts) for trial in one.trials] == [1, 1], one.story()
+    assert one.job(0) == one.job(1)
+
+
+def test_rungs_one_of_two_side_by_side_is_killed_there(campaign: Make, reference: Reference) -> None:
+    """Its trial goes on in another job. The other one goes on as it is, in the job that they shared."""
+    one = campaign(fidelity=RUNGS, operation=TWO, launcher=SIDE_BY_SIDE, step=GATE)
+    jobs = without_a_driver(one)
+    assert jobs[0] == jobs[1]
+    waits(one, 0)
+    waits(one, 1)
+    claim = read_json(one.layout.attempt(0, 0).claim)
+    assert claim is not None
+    kill(claim["pid"])
+    wait(lambda: read_json(one.layout.attempt(0, 0).error), 30, "the report of its end")
+    one.start()
+    one.finish()
+    check(one, reference, [*shares(0, of=("0.25",)), *shares(0, 1, of=("0.5", "1")), *shares(1)])
+    assert [len(trial.attempts) for trial in one.trials] == [2, 1], one.story()
+    error = one.trials[0].attempts[0].error
+    assert error is not None, one.story()
+    assert error["kind"] == "vanished", one.story()
+
+
+@pytest.mark.parametrize("trials_per_job", [1, 9])
+def test_rungs_places_side_by_side_are_filled_again(campaign: Make, trials_per_job: int) -> None:
+    """The place of a trial that is paused is free once its job has ended, or at once if jobs go on with others."""
+    fidelity = {**RUNGS, "rungs": [0.25, 1], "rule": "asha", "eta": 3.0}
+    launcher = {**SIDE_BY_SIDE, "trials_per_job": trials_per_job, "linger_s": 900.0}
+    one = campaign(fidelity=fidelity, operation={"budget": 3, "workers": 2}, launcher=launcher)
+    assert one.run() == 0, one.story()
+    assert {str(trial.state) for trial in one.trials} == {"completed", "paused"}, one.story()
+    attempts = [attempt for trial in one.trials for attempt in trial.attempts]
+    assert all(attempt.error is None for attempt in attempts), one.story()
+    jobs = Counter(attempt.job_id for attempt in attempts)
+    assert max(jobs.values()) <= 2 * trials_per_job, one.story()
+    assert len(jobs) == 1 if trials_per_job > 1 else len(jobs) < len(attempts), one.story()
     assert len(set(one.evaluations())) == len(one.evaluations()), one.story()

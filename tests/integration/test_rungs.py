@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from support import climbing
 from support.waiting import wait
@@ -14,6 +17,8 @@ from support.waiting import wait
 from hpo_cluster import load_curves, load_history, optimize
 from hpo_cluster.cli.display import status_lines
 from hpo_cluster.cli.main import main
+from hpo_cluster.driver.campaign import Campaign
+from hpo_cluster.driver.check_proposals import replay
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record import inbox
 from hpo_cluster.record.campaign_state import Record
@@ -24,7 +29,7 @@ from hpo_cluster.record.status import campaign_status
 from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.report import write_report
 from hpo_cluster.report.trial import trial_story
-from hpo_cluster.trial import State
+from hpo_cluster.trial import Ask, Proposal, State
 
 
 def record_of(directory: Path) -> Record:
@@ -90,6 +95,40 @@ def test_no_word_in_time_and_promoted_in_another_job(tmp_path: Path) -> None:
     assert climbing.lines(directory, "start 0") == ["start 0 goal 0 from 0", "start 0 goal 1 from 1"]
 
 
+class Slow:
+    """An optimizer that works, once the first trial runs, until that trial has gone on from its first rung.
+
+    What it proposes depends on the number of rungs that it knows.
+    """
+
+    def __init__(self, directory: Path, *, waits: bool = True) -> None:
+        self.space, self._word, self._waits = climbing.SPACE, directory / "trials/t0000/a0/word-0.json", waits
+
+    def ask(self, history: pd.DataFrame, n: int) -> Ask:
+        if self._waits and len(history) == 1:
+            if history["state"].iloc[0] != State.RUNNING or history["rung"].notna().any():
+                return Ask()
+            wait(self._word.exists)
+        return Ask((Proposal({"x": 0.1 * len(history) + 0.2 * int(history["rung"].notna().sum())}),))
+
+
+def test_a_job_does_not_wait_for_the_optimizer(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    options = {"operation": {"budget": 2, "workers": 2}, "fidelity": {"rule": "all"}, "job": {"sleep_s": 1.0}}
+    made = dataclasses.replace(climbing.spec(directory, options), optimizer=Slow(directory))
+    with Campaign(made) as campaign:
+        for _ in campaign.drive():
+            pass
+    check_climbs(campaign.record)
+    assert [len(trial.attempts) for trial in campaign.record.rows] == [1, 1]
+    events = list(read_events(directory / "events.jsonl"))
+    last = [event for event in events if event["event"] == "asked"][-1]
+    assert [e["event"] for e in events[last["known"] + 1 : last["seq"]]] == ["rung", "promoted"]
+    assert replay(events, Slow(directory, waits=False), maximize=True) == []
+    del last["known"]
+    assert [each.trial for each in replay(events, Slow(directory, waits=False), maximize=True)] == [1]
+
+
 def test_a_driver_killed_between_decision_and_word(tmp_path: Path) -> None:
     directory = tmp_path / "c"
     options = {"operation": {"budget": 1, "workers": 1}, "fidelity": {"rule": "all"}}
@@ -131,6 +170,29 @@ def test_a_job_killed_at_a_rung(tmp_path: Path) -> None:
     check_climbs(record)
     assert record.counts[State.COMPLETED] == 1
     assert climbing.lines(directory, "start") == ["start 0 goal 0 from 0", "start 0 goal 2 from 2"]
+
+
+def test_trials_side_by_side_in_one_job_climb_each_on_its_own(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    record = climbing.drive(directory, operation={"budget": 3, "workers": 2}, trials_per_node=2)
+    check_climbs(record)
+    assert 2.5 < record.spent <= 3 + 1e-6
+    attempts = [attempt for trial in record.rows for attempt in trial.attempts]
+    assert all(attempt.error is None for attempt in attempts)
+    in_job = Counter(attempt.job_name for attempt in attempts)
+    assert max(in_job.values()) == 2
+    assert len(in_job) < 0.7 * len(attempts)
+    assert len(climbing.lines(directory, "start")) == len(attempts)
+
+
+def test_one_of_two_side_by_side_dies_at_its_rung(tmp_path: Path) -> None:
+    """Its trial goes on in another job, from its checkpoint, and the other one goes on as if nothing had happened."""
+    directory = tmp_path / "c"
+    options = {"operation": {"budget": 2, "workers": 2}, "fidelity": {"rule": "all"}, "job": {"die_at": 1}}
+    record = climbing.drive(directory, trials_per_node=2, **options)
+    check_climbs(record)
+    assert [[a.error and a.error["kind"] for a in trial.attempts] for trial in record.rows] == [["vanished", None]] * 2
+    assert {line.split()[-1] for line in climbing.lines(directory, "start") if "goal 2" in line} == {"2"}
 
 
 def test_a_larger_budget_and_a_smaller_eta_take_up_paused_trials(tmp_path: Path) -> None:

@@ -113,6 +113,41 @@ def test_rungs_cost_less(capsys: pytest.CaptureFixture[str]) -> None:
     assert climbed.hours < whole.hours / 2
 
 
+def test_jobs_that_go_on_wait_once() -> None:
+    words = ("budget=24", "workers=2")
+    alone = played("alone", *words, duration_s=600, waiting_s=300)
+    shared = played("shared", *words, "launcher.trials_per_job=6", duration_s=600, waiting_s=300)
+    history = load_history("campaigns/shared")
+    assert history["job"].nunique() == 4
+    assert (history["state"] == "completed").all()
+    assert shared.hours == pytest.approx(alone.hours, rel=0.01)
+    assert shared.busy > alone.busy + 0.15
+    side_by_side = ("launcher=slurm", "launcher.gpus_per_trial=0", "launcher.trials_per_node=2")
+    played("both", *words, *side_by_side, "launcher.trials_per_job=6", duration_s=600, waiting_s=300)
+    history = load_history("campaigns/both")
+    assert history["job"].nunique() == 2
+    assert (history["state"] == "completed").all()
+
+
+def test_jobs_that_go_on_end_when_nothing_is_left_or_their_time_is_over() -> None:
+    words = ("budget=5", "workers=2", "launcher.trials_per_job=9", "launcher.walltime_min=60")
+    run = played("short", *words, duration_s=1200)
+    history = load_history("campaigns/short")
+    assert (history["attempts"] == 1).all()  # none was lost at its walltime: two fit into a job
+    assert history["job"].nunique() == 3
+    assert run.wall_s == pytest.approx(3600, rel=0.01)
+
+
+def test_rungs_in_jobs_that_go_on() -> None:
+    words = ("fidelity=share", "optimizer=asha", "budget=9", "workers=2")
+    alone = played("alone", *words, duration_s=900, waiting_s=300)
+    shared = played("shared", *words, "launcher.trials_per_job=50", duration_s=900, waiting_s=300)
+    record = Record.read(Path("campaigns/shared/events.jsonl"))
+    assert len({a.job_id for trial in record.rows for a in trial.attempts}) == 2
+    assert (shared.failed, shared.lost) == (0, 0)
+    assert shared.wall_s < alone.wall_s - 1800
+
+
 def test_launch_hours_and_walltime_hold_on_the_simulated_clock() -> None:
     words = ("budget=4", "workers=2", "launcher.window=[19:00-07:00]", "launcher.walltime_min=120")
     start = datetime.datetime.now().astimezone().replace(month=6, day=15, hour=12, minute=0, second=0, microsecond=0)
@@ -162,9 +197,9 @@ def test_every_fault_is_named_and_nothing_is_written(capsys: pytest.CaptureFixtu
     for part in ("optimizer=nosuch", "did you mean repeats", "simulate.failure_rate=2: must be at most 1"):
         assert part in err
     assert "hpo-cluster simulate --help" in err
-    assert main(["simulate", "launcher.trials_per_job=2", "baseline=true"]) == 2
+    assert main(["simulate", "baseline=true"]) == 2
     err = capsys.readouterr().err
-    for part in ("objective=lora: only a job can", "trials_per_job=2", "baseline=True"):
+    for part in ("objective=lora: only a job can", "baseline=True"):
         assert part in err
     assert not Path("campaigns").exists()
 

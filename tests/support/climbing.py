@@ -66,7 +66,7 @@ def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
     operation = {**quick, **options.get("operation", {})}
     recorded = read_identity(CampaignLayout(directory).identity)
     settings = {"log": str(directory.parent / f"{directory.name}.log"), **options.get("job", {})}
-    return make_spec(
+    made = make_spec(
         directory,
         space=SPACE,
         objective=Climber(settings=settings),
@@ -80,6 +80,8 @@ def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
         resolve=Path,
         fidelity=Fidelity(**{**RUNGS, **options.get("fidelity", {})}),
     )
+    made.launcher.trials_per_node = options.get("trials_per_node", 1)
+    return made
 
 
 def drive(directory: Path, until: Callable[[Campaign], bool] = lambda _: False, **options: Any) -> Record:

@@ -21,6 +21,10 @@ SPACE = Space(
 )
 
 
+#: Part of the seconds of an attempt that its job takes to start.
+START_S = 4.0
+
+
 def score(parameters: dict) -> float:
     """A peak at rate 1e-3, higher for the deep kind, and higher with depth."""
     return 1 - 0.1 * (math.log10(parameters["rate"]) + 3) ** 2 + 0.05 * parameters.get("depth", 0)
@@ -61,14 +65,16 @@ def campaign(
         job = {"backend": "local", "job_id": "1", "token": f"t{number}", "submitted_at": events[0]["at"], "host": "h"}
         append("submitted", 0, trial=number, attempt=0, job=job)
         append("running", 3, trial=number, attempt=0, started_at="2026-01-01T00:00:03+00:00")
+        seconds = 10.0 + 5 * parameters.get("depth", 0)
         for rung, share in enumerate(() if ladder is None else ladder.shares[:-1]):
-            scored = {"value": share * score(parameters), "metrics": {}}
+            until = START_S + share * (seconds - START_S)
+            scored = {"value": share * score(parameters), "metrics": {}, "seconds": until}
             append("rung", 4, trial=number, attempt=0, rung=rung, **scored)
         if parameters["rate"] > fails_above:
             error = {"kind": "diverged", "message": "NaN"}
             append("ended", 4, trial=number, attempt=0, state="diverged", error=error)
         else:
-            value, seconds = score(parameters), 10.0 + 5 * parameters.get("depth", 0)
+            value = score(parameters)
             measured = {"value": value, "value_sem": sem, "metrics": {"acc": value, "size": 7.0}}
             append("ended", 3 + seconds, trial=number, attempt=0, state="completed", **measured)
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))

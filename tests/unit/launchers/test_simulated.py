@@ -187,6 +187,23 @@ def test_trials_that_share_a_job_end_it_together(tmp_path: Path) -> None:
     assert cluster.has(2, "result.json")
 
 
+def test_each_job_starts_once(tmp_path: Path) -> None:
+    rungs = {"kind": "share", "shares": [0.25, 1], "goal": 0, "first": 0, "linger_s": 1}
+    cluster = Cluster(tmp_path, {"spread": 0}, seconds=lambda parameters: 110.0, start_s=10.0)
+    cluster.start(1, rungs=rungs)
+    cluster.start(2)
+    cluster.go(34.9)
+    assert not cluster.has(1, "rung-0.json")
+    cluster.go(2)
+    assert cluster.read(1, "rung-0.json")["gpu_seconds"] == 35
+    cluster.go(2)  # nobody said anything: paused
+    cluster.start(1, 1, rungs={**rungs, "goal": 1})
+    cluster.start(3, turn=2)
+    cluster.go(110)
+    took_s = [cluster.read(trial, "result.json", attempt)["gpu_seconds"] for trial, attempt in ((1, 1), (2, 0), (3, 0))]
+    assert took_s == [85, 110, 100]
+
+
 def test_a_job_waits_at_a_rung_for_the_word(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, {"duration_s": 100, "spread": 0})
     rungs = {"kind": "share", "shares": [0.25, 0.5, 1], "goal": 0, "first": 0, "linger_s": 20}

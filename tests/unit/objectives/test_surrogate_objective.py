@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.finished import SPACE, campaign, score
+from support.finished import SPACE, START_S, campaign, score
 
 from hpo_cluster.errors import AttemptError, ConfigError
 from hpo_cluster.fidelity import Ladder
@@ -92,6 +92,10 @@ def test_rungs_are_predicted_if_the_campaign_had_them(tmp_path: Path) -> None:
     assert "had no rungs" in SurrogateObjective(campaign=str(plain)).fidelity_faults(ladder)[0]
     objective = SurrogateObjective(campaign=str(climbed), noise=0)
     assert objective.fidelity_faults(ladder) == []
+    assert objective.start_s == pytest.approx(START_S)
+    without = SurrogateObjective(campaign=str(plain)).evaluations
+    assert without.start_s == 0
+    assert [row.seconds for row in objective.evaluations.timed] == pytest.approx([row.seconds for row in without.timed])
     assert "cannot be looked at" in objective.fidelity_faults(Ladder("steps", (0.25, 1)))[0]
     peak = {"rate": 1e-3, "kind": "plain"}
     early, whole = (objective.measure(peak, 0, 0, share) for share in (0.25, 1.0))
