@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,13 @@ def test_without_any_feasible_trial_it_looks_for_one() -> None:
     journal = run(make_optimizer("bo", CUBE, 0, **QUICK), goals, measure, 12)
     assert not journal.history()["feasible"][:5].any()
     assert journal.history()["feasible"].any()
+
+
+def test_nothing_is_compiled_into_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that is killed while BoTorch compiles would leave a lock that the next one waits for without end."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    run(make_optimizer("bo", CUBE, 0, **QUICK), TWO, two_of_zdt1, 8)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_metric_without_noise_is_given_next_to_none() -> None:
