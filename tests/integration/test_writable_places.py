@@ -146,3 +146,20 @@ def test_a_comparison_on_a_full_disk(full_disk: Path, capsys: pytest.CaptureFixt
     fault, hint = only_fault(capsys.readouterr().err)
     assert "out=disk: nothing can be written to disk: No space left on device" in fault
     assert "out=FOLDER" in hint
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+def test_a_campaign_on_a_full_disk(full_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["objective=synthetic", "optimizer=random", "budget=1", "campaigns_dir=disk", "campaign=c"]
+
+    def said(command: str, folder: Path) -> str:
+        assert main([command, *quick]) == 2
+        fault, hint = only_fault("\n".join(capsys.readouterr().err.strip().split("\n")[-3:]))
+        assert fault == f"  - {folder}: nothing can be written to {folder}: No space left on device"
+        return hint
+
+    assert said("run", full_disk) == "Give a folder of yours:  campaigns_dir=FOLDER"
+    assert said("simulate", full_disk / "simulated/c") == "Give a folder of yours:  campaigns_dir=FOLDER"
+    assert said("run", full_disk / "c").endswith("Type the command again when that is fixed")  # it is there by now
+    (full_disk / "fills").unlink()
+    assert main(["run", *quick, "poll_s=0.05"]) == 0
