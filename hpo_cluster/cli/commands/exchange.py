@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpo_cluster.cli.arguments import Arguments, short_path
-from hpo_cluster.cli.commands import OK, say
+from hpo_cluster.cli.commands import OK, help_of, say
 from hpo_cluster.errors import ConfigError, HpoClusterError
 from hpo_cluster.text import command_line, counted, did_you_mean
 
@@ -161,7 +161,8 @@ def import_evaluations(arguments: Arguments) -> int:
     if len(files) != 1 or not is_readable(Path(files[0])):
         raise ConfigError(arguments.faults, "hpo-cluster import --help")
     path = Path(files[0])
-    config = _config_of_import(arguments, path)
+    with help_of("import"):
+        config = _config_of_import(arguments, path)
     settings, objective = config.settings, config.objective
     if config.campaign_dir.exists():
         folder = short_path(config.campaign_dir)
@@ -233,7 +234,13 @@ def _config_of_import(arguments: Arguments, path: Path) -> Config:
     folder = Path(names.pop("campaigns_dir", "campaigns")) / names.pop("campaign", file.stem)
     how = {key: names.pop(key) for key in ("warm_start_columns", "warm_start_skip_bad") if key in names}
     rest = [word for key, word in zip(keys, overrides, strict=True) if key in names]
-    config = compose_resume(identity, {}, rest, campaign_dir=folder, check_files=False)
+
+    def instead(word: str) -> str:
+        chosen = "'space={...}' objective.metric=NAME objective.direction=maximize"
+        again = f"{command_line('import', path, word)} {chosen}"
+        return f"is taken from {like or 'the study'}; to choose it, say what was evaluated instead:  {again}"
+
+    config = compose_resume(identity, {}, rest, campaign_dir=folder, check_files=False, instead=instead)
     if not how:
         return config
     files = compose([f"{key}={value}" for key, value in how.items()], check_files=False).settings
