@@ -134,9 +134,9 @@ COMMANDS: Mapping[str, Command] = {
         ("--to",),
     ),
     "export": Command(
-        "write the trials for other tools: a table, an Optuna study, MLflow runs or TensorBoard; again updates it",
+        "write the trials for other tools: a table, an Optuna study, MLflow, TensorBoard, W&B; again updates it",
         "exchange.export",
-        "DIR to=csv|parquet|optuna|mlflow|tensorboard [path=FILE, FOLDER or URL] [name=NAME]",
+        "DIR to=csv|parquet|optuna|mlflow|tensorboard|wandb [path=FILE, FOLDER or URL] [name=NAME]",
         (),
         ("to", "path", "name"),
     ),

@@ -17,6 +17,7 @@ from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.exchange.facts import Outline, trial_facts
 from hpo_cluster.record.exchange.trackers import Tracker, Tracking, make_tracker
 from hpo_cluster.record.trial_record import TrialRecord
+from hpo_cluster.text import command_line
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,6 @@ class LiveTracking:
         self._thread.join(self.tracking.close_s)
         if self._left:
             log.warning(
-                "tracking=%s trials_not_logged=%d: the next start logs them, or hpo-cluster export %s to=%s",
-                self.tracking.kind, self._left, self.outline.dir, self.tracking.kind,
+                "tracking=%s trials_not_logged=%d: the next start logs them, or %s",
+                self.tracking.kind, self._left, command_line("export", self.outline.dir, *self.tracking.of_export),
             )  # fmt: skip

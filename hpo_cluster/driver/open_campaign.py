@@ -28,7 +28,7 @@ from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.lock import DriverLock
 from hpo_cluster.record.processes import cap_memory, uncap_memory
 from hpo_cluster.record.trial_record import Member, TrialRecord
-from hpo_cluster.record.writable import check_writable
+from hpo_cluster.record.writable import writing
 from hpo_cluster.text import command_line
 from hpo_cluster.trial import Ask
 
@@ -54,6 +54,7 @@ class OpenCampaign:
         LockedError: if another driver holds the campaign.
         IdentityError: if the folder holds a campaign with another identity.
         JournalError: if the journal cannot be read, or was lost.
+        ConfigError: if nothing can be written to the folder.
     """
 
     def __init__(self, spec: CampaignSpec) -> None:
@@ -62,10 +63,7 @@ class OpenCampaign:
         self.changed = True
         self.held: set[int] = set()
         self._unwritten_start: dict[str, Any] = {}
-        with contextlib.ExitStack() as undo:
-            if not is_there(self.layout.dir):
-                folder = self.layout.dir.parent
-                check_writable(str(folder), folder, "Give a folder of yours:  campaigns_dir=FOLDER")
+        with self._writing(), contextlib.ExitStack() as undo:
             self.layout.dir.mkdir(mode=0o700, exist_ok=True)  # for its owner alone: jobs and settings may hold secrets
             self.lock = DriverLock(self.layout.lock, take_over=spec.take_over)
             undo.callback(self.lock.release)
@@ -81,6 +79,14 @@ class OpenCampaign:
                 undo.callback(uncap_memory)
             self._start()
             self._undo = undo.pop_all()
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which the campaign is opened; it says in one sentence if nothing can be written."""
+        folder = self.layout.dir
+        if not is_there(folder):
+            return writing(str(folder.parent), folder.parent, "Give a folder of yours:  campaigns_dir=FOLDER")
+        later = "Jobs run on, and their results are taken in later. Type the command again when that is fixed"
+        return writing(str(folder), folder, later)
 
     @contextlib.contextmanager
     def _log_file(self) -> Iterator[None]:

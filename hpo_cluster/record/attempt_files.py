@@ -137,12 +137,20 @@ def valid_result(files: AttemptLayout, token: str) -> dict[str, Any] | None:
     return None if result is None or result_faults(result) else result
 
 
+def curve_series(result: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """Return what was measured along a result's learning curve, each with its steps; empty without a curve."""
+    curve, series = result.get("curve"), dict[str, list[tuple[float, float]]]()
+    for point in curve if isinstance(curve, list) else []:
+        step: Any = point.get("step") if isinstance(point, dict) else None
+        for name, number in point.items() if is_finite_number(step) else ():
+            if name != "step" and is_finite_number(number):
+                series.setdefault(name, []).append((step, number))
+    return series
+
+
 def curve_losses(result: Mapping[str, Any]) -> list[tuple[float, float]]:
     """Return step and training loss of each point of a result's learning curve; empty without a curve."""
-    curve = result.get("curve")
-    points = [point for point in curve if isinstance(point, dict)] if isinstance(curve, list) else []
-    pairs: list[tuple[Any, Any]] = [(point.get("step"), point.get("train_loss")) for point in points]
-    return [(step, loss) for step, loss in pairs if is_finite_number(step) and is_finite_number(loss)]
+    return curve_series(result).get("train_loss", [])
 
 
 def log_tail(files: AttemptLayout) -> str:

@@ -33,6 +33,11 @@ class Preference:
     at_least: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def names(self) -> list[str]:
+        """The metrics that it names."""
+        return [*self.weights, *self.at_most, *self.at_least]
+
+    @property
     def bounds(self) -> list[Bound]:
         """The acceptable values."""
         return [

@@ -23,22 +23,17 @@ def writing(label: str, folder: Path, instead: str) -> Iterator[None]:
     Raises:
         ConfigError: if the folder cannot be made, no file can be created in it, or the disk becomes full.
     """
-    check_writable(label, folder, instead)
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise ConfigError([f"{label}: {_reason(folder, error)}"], instead) from error
-
-
-def check_writable(label: str, folder: Path, instead: str) -> None:
-    """Make a folder with its parents, and raise ConfigError if no file can be created in it; as `writing` does."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        raise ConfigError([f"{label}: {_reason(folder, error)}"], instead) from error
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
         raise ConfigError([f"{label}: {_reason(folder, error)}"], instead) from error
 
 

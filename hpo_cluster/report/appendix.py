@@ -129,6 +129,11 @@ def _confirmation(facts: Mapping[str, Any], markup: Markup) -> list[str]:
     found = facts["confirmation"]
     if found is None:
         return []
+    done = f"{found['done']} of {counted(found['wanted'], 'evaluation')} outside the budget"
+    again = f"The chosen configurations were evaluated again with new seeds ({done})"
+    on_items = [f"Item by item, {markup.text(sentence)}." for sentence in sentences_on_items(found)]
+    if facts["confirmed_front"] is not None:
+        return [f"{again}.", *_confirmed_front(facts, markup), *on_items]
     means = []
     for row in found["trials"]:
         if row["mean"] is not None:
@@ -137,10 +142,24 @@ def _confirmation(facts: Mapping[str, Any], markup: Markup) -> list[str]:
                 f"{_number(row['mean'])} for trial {row['trial']} ({sem}{counted(len(row['values']), 'seed')})"
             )
     metric = markup.name(facts["objective"]["metrics"][0]["name"])
-    said = f", with the mean {metric} {_some(means)}" if means else ""
-    done = f"{found['done']} of {counted(found['wanted'], 'evaluation')} outside the budget"
-    on_items = [f"Item by item, {markup.text(sentence)}." for sentence in sentences_on_items(found)]
-    return [f"The chosen configurations were evaluated again with new seeds ({done}){said}.", *on_items]
+    return [f"{again}{f', with the mean {metric} {_some(means)}' if means else ''}.", *on_items]
+
+
+def _confirmed_front(facts: Mapping[str, Any], markup: Markup) -> list[str]:
+    """Return the means of each objective with new seeds, and what of the front they leave."""
+    rows = [row for row in facts["confirmed_front"] if row["done"]]
+    means = []
+    for row in rows[:SHOWN]:
+        values = []
+        for goal in facts["objective"]["metrics"]:
+            mean, sem = row["metrics"][goal["name"]]["mean"], row["metrics"][goal["name"]]["sem"]
+            error = "" if sem is None else f" (standard error {_number(sem)})"
+            values += [] if mean is None else [f"{markup.name(goal['name'])} {_number(mean)}{error}"]
+        means.append(f"Trial {row['trial']} has the means {listed(values)} ({counted(row['done'], 'seed')}).")
+    left = sum(not row["dominated_by"] and not row["violates"] for row in rows)
+    more = f" ({len(rows) - SHOWN} more are not listed)" if len(rows) > SHOWN else ""
+    remain = f"{left} of {counted(len(rows), 'confirmed trial')} remain{'s' * (left == 1)} on the front"
+    return [*means, f"By these means {remain}{more}."] if rows else []
 
 
 def _resources(facts: Mapping[str, Any], markup: Markup) -> list[str]:

@@ -16,6 +16,7 @@ from hpo_cluster.objectives import OBJECTIVES, parse_objective
 from hpo_cluster.record import clock
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.clock import seconds_between
+from hpo_cluster.record.confirmed_front import confirmed_front
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.identity import SIMULATION, flatten, identity_of_campaign
 from hpo_cluster.record.item_pairs import confirmation_on_items
@@ -68,6 +69,7 @@ def facts_of(campaign_dir: Path) -> dict[str, Any]:
         "best": shown_trial(record.best(maximize=maximize)) if goals is None else None,
         "front": None if goals is None else len(record.front(goals)),
         "confirmation": confirmation_on_items(record, layout, maximize=maximize),
+        "confirmed_front": confirmed_front(record, goals),
         "versions": versions,
         "code": sorted({str(start["code"]) for start in record.starts}),
         "simulated": SIMULATION in identity,

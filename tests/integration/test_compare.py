@@ -249,3 +249,23 @@ def test_a_run_of_campaigns_of_several_objectives_ends_in_their_comparison(
     assert "not compared" not in end
     assert "hypervolume: " in end
     assert Path("campaigns/comparison/fronts.png").is_file()
+
+
+def test_a_folder_with_campaigns_in_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["objective=synthetic", "optimizer=random", "budget=4", "simulate.repeats=2", "simulate.duration_s=600"]
+    assert main(["simulate", "-m", *words, "workers=1,4", "campaign=plan"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "campaigns/simulated"]) == 0  # its only folder with campaigns is meant
+    out = capsys.readouterr().out
+    assert "written to campaigns/simulated/plan/comparison" in out
+    assert "workers=4" in out
+    assert main(["simulate", *words, "campaign=other"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "campaigns/simulated"]) == 2
+    err = capsys.readouterr().err
+    folders = "hpo-cluster compare campaigns/simulated/other or hpo-cluster compare campaigns/simulated/plan"
+    assert f"campaigns/simulated: holds campaigns in its folders alone; type  {folders}\n" in err
+    assert "holds none" not in err

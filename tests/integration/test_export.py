@@ -196,7 +196,7 @@ def test_a_library_that_is_missing_is_named_with_the_command_to_type(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(libraries.importlib.util, "find_spec", lambda name: None)
-    for to in ("optuna", "mlflow", "tensorboard"):
+    for to in ("optuna", "mlflow", "tensorboard", "wandb"):
         assert main(["export", "campaigns/c", f"to={to}"]) == 2
         error = capsys.readouterr().err
         assert f"to={to}: {to} is not installed; type: pip install 'hpo_cluster[{to}]'" in error

@@ -282,3 +282,21 @@ def test_confirmations_are_no_part_of_the_search(
     assert "2 evaluations of t.csv" in out
     assert main(["status", "campaigns/c"]) == 0
     assert load_history("campaigns/c")["value"].tolist() == [0.4, 0.3]
+
+
+def test_what_the_other_campaign_says_cannot_be_typed(original: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(original, "campaigns/c")
+    assert main(["export", "campaigns/c", "to=csv", "path=h.csv"]) == 0
+    assert main(["export", "campaigns/c", "to=optuna", "path=h.db"]) == 0
+    capsys.readouterr()
+    assert main(["import", "h.csv", "--like", "campaigns/c", "campaign=again", "seed=1"]) == 2
+    error = capsys.readouterr().err
+    assert "seed=1: is taken from campaigns/c; to choose it, say what was evaluated instead" in error
+    assert "hpo-cluster import h.csv seed=1 'space={...}' objective.metric=NAME" in error
+    assert error.endswith("Keys and options: hpo-cluster import --help\n")
+    assert "hpo-cluster run" not in error
+    assert main(["import", "h.db", "campaign=again", "seed=1"]) == 2
+    error = capsys.readouterr().err
+    assert "seed=1: is taken from the study; to choose it" in error
+    assert "hpo-cluster import h.db seed=1 'space={...}' objective.metric=NAME" in error
+    assert not Path("campaigns/again").exists()

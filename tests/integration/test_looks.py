@@ -65,3 +65,21 @@ def test_a_comparison_counts_and_names_those_looked_at_again(
     assert f"{folders[1]}: test scores looked at 2 times, after 1 to 3 evaluations" in out
     assert f"{folders[0]}: test scores" not in out
     assert [looks(folder) for folder in folders] == [[3], [1, 3]]
+
+
+def test_the_best_by_a_test_score_is_a_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "c", 2)
+    assert main(["best", str(folder), "at_least={val/acc: 0.1}"]) == 0
+    assert main(["best", str(folder), "weights={test/ac: 1}"]) == 2
+    assert not (folder / "test_looks.jsonl").exists()
+    capsys.readouterr()
+    assert main(["best", str(folder), "weights={test/acc: 1}"]) == 0
+    out = capsys.readouterr().out
+    assert "test/acc 0.6" in out
+    assert "test scores looked at once, after 2 evaluations: choose by validation" in out
+    (folder / "events.jsonl").write_bytes((write(tmp_path / "longer") / "events.jsonl").read_bytes())
+    assert main(["best", str(folder), "at_least={test/acc: 0.9}"]) == 2
+    assert "test/acc goes from 0.4 to 0.6" in capsys.readouterr().err
+    assert looks(folder) == [2, 3]
+    assert main(["best", str(folder), "at_most={test/acc: 0.9}", "--json"]) == 0
+    assert looks(folder) == [2, 3]

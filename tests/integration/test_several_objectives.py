@@ -142,6 +142,13 @@ def test_a_campaign_is_killed_resumed_and_looked_at(capsys: pytest.CaptureFixtur
     assert all(row["metrics"]["cost"]["mean"] == row["metrics"]["cost"]["first"] for row in again["confirmed_front"])
     assert main(["report", str(DIR)]) == 0
     assert "| quality | " in (DIR / "report" / "report.md").read_text()
+    capsys.readouterr()
+    assert main(["describe", str(DIR)]) == 0
+    paragraph = capsys.readouterr().out
+    for row in again["confirmed_front"]:
+        means = [f"`{name}` {row['metrics'][name]['mean']:.6g}" for name in ("quality", "cost")]
+        assert f"Trial {row['trial']} has the means {' and '.join(means)} (1 seed)." in paragraph
+    assert "By these means 2 of 2 confirmed trials remain on the front." in paragraph
 
 
 BO = ["optimizer=bo", "optimizer.initial=4", "optimizer.restarts=1", "optimizer.raw_samples=32"]

@@ -28,7 +28,11 @@ EXPORTS = {
     "optuna": "{}/x.db",
     "mlflow": "sqlite:///{}/x.db",
     "tensorboard": "{}/x",
+    "wandb": "{}/x",
 }
+#: By what is exported, the library that must be installed.
+LIBRARIES = {"csv": "pandas", "parquet": "pandas", "optuna": "optuna", "mlflow": "mlflow", "tensorboard": "tensorboard"}
+LIBRARIES |= {"wandb": "wandb"}
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def only_fault(err: str) -> tuple[str, str]:
 def test_an_export_to_a_place_that_cannot_be_made(
     to: str, folder: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip({"optuna": "optuna", "mlflow": "mlflow", "tensorboard": "tensorboard"}.get(to, "pandas"))
+    pytest.importorskip(LIBRARIES[to])
     capsys.readouterr()
     place = EXPORTS[to].format(folder)
     assert main(["export", "the first", f"to={to}", f"path={place}"]) == 2
@@ -121,8 +125,11 @@ def full_disk(here: Path) -> Iterator[Path]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
 @pytest.mark.parametrize("to", EXPORTS)
-def test_an_export_to_a_full_disk(to: str, full_disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip({"optuna": "optuna", "mlflow": "mlflow", "tensorboard": "tensorboard"}.get(to, "pandas"))
+def test_an_export_to_a_full_disk(
+    to: str, full_disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip(LIBRARIES[to])
+    monkeypatch.setenv("WANDB_MODE", "offline")
     capfd.readouterr()
     assert main(["export", "second", f"to={to}", f"path={EXPORTS[to].format('disk')}"]) in (1, 2)
     err = capfd.readouterr().err
@@ -146,3 +153,20 @@ def test_a_comparison_on_a_full_disk(full_disk: Path, capsys: pytest.CaptureFixt
     fault, hint = only_fault(capsys.readouterr().err)
     assert "out=disk: nothing can be written to disk: No space left on device" in fault
     assert "out=FOLDER" in hint
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+def test_a_campaign_on_a_full_disk(full_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["objective=synthetic", "optimizer=random", "budget=1", "campaigns_dir=disk", "campaign=c"]
+
+    def said(command: str, folder: Path) -> str:
+        assert main([command, *quick]) == 2
+        fault, hint = only_fault("\n".join(capsys.readouterr().err.strip().split("\n")[-3:]))
+        assert fault == f"  - {folder}: nothing can be written to {folder}: No space left on device"
+        return hint
+
+    assert said("run", full_disk) == "Give a folder of yours:  campaigns_dir=FOLDER"
+    assert said("simulate", full_disk / "simulated/c") == "Give a folder of yours:  campaigns_dir=FOLDER"
+    assert said("run", full_disk / "c").endswith("Type the command again when that is fixed")  # it is there by now
+    (full_disk / "fills").unlink()
+    assert main(["run", *quick, "poll_s=0.05"]) == 0

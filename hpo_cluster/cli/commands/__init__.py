@@ -6,9 +6,11 @@ import contextlib
 import errno
 import os
 import sys
+from collections.abc import Iterator
 from typing import TextIO
 
-from hpo_cluster.text import visible
+from hpo_cluster.errors import ConfigError
+from hpo_cluster.text import command_line, visible
 
 #: Exit statuses: all is well, a campaign ended badly, the input is wrong, interrupted.
 OK, BAD_END, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -52,3 +54,14 @@ def flush(stream: TextIO) -> OSError | None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python tries once more when it ends
         return error if error.errno != errno.EPIPE else None
     return None
+
+
+@contextlib.contextmanager
+def help_of(command: str) -> Iterator[None]:
+    """Let the errors of a configuration name the help of this command instead of that of ``run``."""
+    theirs, ours = command_line("run", "--help"), command_line(command, "--help")
+    try:
+        yield
+    except ConfigError as error:
+        faults = [fault.replace(theirs, ours) for fault in error.faults]
+        raise ConfigError(faults, error.hint.replace(theirs, ours)) from None

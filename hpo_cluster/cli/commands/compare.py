@@ -12,10 +12,13 @@ from hpo_cluster.cli.commands import OK, say
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record.attempt_files import is_finite_number
 from hpo_cluster.record.writable import writing
+from hpo_cluster.text import command_line
 
 HINT = "hpo-cluster compare --help"
 #: Name of the folder that is written, next to the first campaign.
 FOLDER = "comparison"
+#: Largest number of folders that a message names.
+SHOWN = 4
 
 
 def compare(arguments: Arguments) -> int:
@@ -64,7 +67,7 @@ def default_folder(campaigns: Sequence[Path]) -> Path:
 
 def _campaigns(words: Sequence[str], faults: list[str]) -> list[Path]:
     """Return the campaigns that are meant, each once: folders, folders of campaigns, and patterns."""
-    from hpo_cluster.record.overview import campaigns_in
+    from hpo_cluster.record.overview import campaigns_in, folders_of_campaigns
     from hpo_cluster.report.comparison.write import PAGE
 
     found: dict[Path, Path] = {}
@@ -80,7 +83,14 @@ def _campaigns(words: Sequence[str], faults: list[str]) -> list[Path]:
             faults.append(f"{word}: {what}{accepted or campaigns_nearby()}")
         for folder in folders:
             inside = campaigns_in(folder)
-            if not inside and not (folder / PAGE).is_file():  # the comparison of before is no fault
+            below = {} if inside else folders_of_campaigns(folder)
+            if len(below) == 1 and words == [word] == matching:
+                (inside,) = below.values()
+            elif below:
+                each = [command_line("compare", place) for place in below]
+                some = " or ".join([*each[:SHOWN], *(["..."] if each[SHOWN:] else [])])
+                faults.append(f"{folder}: holds campaigns in its folders alone; type  {some}")
+            elif not inside and not (folder / PAGE).is_file():  # the comparison of before is no fault
                 faults.append(f"{folder}: is not a campaign, and holds none{campaigns_nearby()}")
             for campaign in inside:
                 found.setdefault(campaign.resolve(), campaign)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpo_cluster.cli.arguments import Arguments, short_path
-from hpo_cluster.cli.commands import OK, say
+from hpo_cluster.cli.commands import OK, help_of, say
 from hpo_cluster.errors import ConfigError, HpoClusterError
 from hpo_cluster.text import command_line, counted, did_you_mean
 
@@ -29,8 +29,10 @@ FORMATS = {
     "optuna": "export/optuna.db",
     "mlflow": "",
     "tensorboard": "tensorboard",
+    "wandb": "",
 }
-TRACKERS = ("mlflow", "tensorboard")
+#: A place to suggest to users, for each tool.
+PLACES = {"optuna": "study.db", "mlflow": "sqlite:///runs.db", "tensorboard": "tb", "wandb": "runs"}
 
 
 def export(arguments: Arguments) -> int:
@@ -53,8 +55,10 @@ def export(arguments: Arguments) -> int:
         arguments.faults.append(f"path={path}: the name of the file must end with .{to}")
     elif to in ("csv", "parquet") and path and Path(path).is_dir():
         arguments.faults.append(f"path={path}: is a folder; give the name of a file in it")
-    if "name" in given and to not in ("optuna", "mlflow"):
-        arguments.faults.append("name: is the name of a study (to=optuna) or an experiment (to=mlflow)")
+    if "name" in given and to not in ("optuna", "mlflow", "wandb"):
+        arguments.faults.append(
+            "name: is the name of a study (to=optuna), an experiment (to=mlflow) or a project (to=wandb)"
+        )
     folder = arguments.folder()
     place = path or (str(folder / FORMATS[to]) if FORMATS[to] else "")
     label, instead = _label(to, place), _elsewhere(folder, to)
@@ -78,7 +82,9 @@ def export(arguments: Arguments) -> int:
         return OK
     with _library_faults(label, instead):
         place, changed = _log_all(outline, record, to, place, given.get("name"), instead)
-    say(f"{_shown(place)}: {counted(len(record.rows), 'trial')}, {changed} of them new or changed")
+    upload = f"; upload them with:  wandb sync {shlex.quote(_shown(place))}"
+    done = f"{counted(len(record.rows), 'trial')}, {changed} of them new or changed"
+    say(f"{_shown(place)}: {done}{upload if to == 'wandb' and '://' not in place else ''}")
     return OK
 
 
@@ -89,8 +95,7 @@ def _label(to: str, place: str) -> str:
 
 def _elsewhere(folder: Path, to: str) -> str:
     """Return what to type if nothing can be written at a place."""
-    place = {"optuna": "study.db", "mlflow": "sqlite:///runs.db", "tensorboard": "tb"}.get(to, f"history.{to}")
-    again = command_line("export", folder, f"to={to}", f"path={place}")
+    again = command_line("export", folder, f"to={to}", f"path={PLACES.get(to, f'history.{to}')}")
     return f"Give a place in a folder of yours with path=:  {again}"
 
 
@@ -119,7 +124,7 @@ def _folder_for(label: str, place: str, to: str, instead: str) -> contextlib.Abs
     from hpo_cluster.record.writable import writing
 
     scheme, sign, rest = place.partition(":///")
-    if to == "tensorboard":
+    if to in ("tensorboard", "wandb"):
         return writing(label, Path(place), instead)
     if (sign and scheme != "sqlite") or (not sign and ":" in place):
         return contextlib.nullcontext()
@@ -134,12 +139,15 @@ def _log_all(outline: Outline, record: Record, to: str, place: str, name: str | 
     from hpo_cluster.record.exchange.trackers import Tracking, make_tracker
 
     try:
-        tracking = Tracking.model_validate({"kind": to, "uri": place or None, "experiment": name})
+        where = ("dir", "project") if to == "wandb" else ("uri", "experiment")
+        tracking = Tracking.model_validate({"kind": to, **dict(zip(where, (place or None, name), strict=True))})
     except ValidationError as error:
         raise ConfigError([str(entry["msg"]).removeprefix("Value error, ") for entry in error.errors()]) from error
     if fault := tracking.place_fault:
         raise ConfigError([f"path={place}: {fault}"], "hpo-cluster export --help")
-    with _folder_for(_label(to, place), place or os.environ.get("MLFLOW_TRACKING_URI", ""), to, instead):
+    environment = os.environ.get({"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_DIR"}.get(to, ""), "")
+    default = environment or (str(outline.dir) if to == "wandb" else "")
+    with _folder_for(_label(to, place), place or default, to, instead):
         tracker = make_tracker(tracking, outline)
         changed = sum(tracker.log(trial_facts(outline, record, trial)) for trial in record.rows)
         tracker.close(ended=not record.in_flight)
@@ -161,7 +169,8 @@ def import_evaluations(arguments: Arguments) -> int:
     if len(files) != 1 or not is_readable(Path(files[0])):
         raise ConfigError(arguments.faults, "hpo-cluster import --help")
     path = Path(files[0])
-    config = _config_of_import(arguments, path)
+    with help_of("import"):
+        config = _config_of_import(arguments, path)
     settings, objective = config.settings, config.objective
     if config.campaign_dir.exists():
         folder = short_path(config.campaign_dir)
@@ -233,7 +242,13 @@ def _config_of_import(arguments: Arguments, path: Path) -> Config:
     folder = Path(names.pop("campaigns_dir", "campaigns")) / names.pop("campaign", file.stem)
     how = {key: names.pop(key) for key in ("warm_start_columns", "warm_start_skip_bad") if key in names}
     rest = [word for key, word in zip(keys, overrides, strict=True) if key in names]
-    config = compose_resume(identity, {}, rest, campaign_dir=folder, check_files=False)
+
+    def instead(word: str) -> str:
+        chosen = "'space={...}' objective.metric=NAME objective.direction=maximize"
+        again = f"{command_line('import', path, word)} {chosen}"
+        return f"is taken from {like or 'the study'}; to choose it, say what was evaluated instead:  {again}"
+
+    config = compose_resume(identity, {}, rest, campaign_dir=folder, check_files=False, instead=instead)
     if not how:
         return config
     files = compose([f"{key}={value}" for key, value in how.items()], check_files=False).settings

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from hpo_cluster.cli.arguments import Arguments, short_path
@@ -28,9 +30,11 @@ def best(arguments: Arguments) -> int:
 
     from hpo_cluster.cli.display import number, parameters_text
     from hpo_cluster.goals import Goals
+    from hpo_cluster.objectives import parse_objective
     from hpo_cluster.record.campaign_state import Record
     from hpo_cluster.record.identity import identity_of_campaign
     from hpo_cluster.record.layout import CampaignLayout
+    from hpo_cluster.record.looks import count_look, looks_in_words
     from hpo_cluster.record.preference import preferred, read_preference, with_full_names
     from hpo_cluster.record.status import shown_trial
     from hpo_cluster.trial import trial_label
@@ -46,21 +50,27 @@ def best(arguments: Arguments) -> int:
     if faults:
         raise ConfigError(faults, "hpo-cluster best --help")
     identity = identity_of_campaign(layout.identity)
-    goals = Goals.of(identity["objective"])
+    goals, record = Goals.of(identity["objective"]), Record.read(layout.events)
     preference = with_full_names(read_preference(parts), goals)
-    trial = preferred(Record.read(layout.events), goals, identity["direction"], preference)
+    tests: Sequence[str] = ()
+    with contextlib.suppress(ConfigError):  # perhaps written by another version
+        tests = parse_objective(identity["objective"]).test_tasks or ()
+    measured = {name for trial in record.rows for name in trial.metrics}
+    looked = ""
+    if any(name in measured and name.startswith(f"{task}/") for name in preference.names for task in tests):
+        looked = looks_in_words(
+            count_look(layout, record, tests)
+        )  # also if no trial is within the bounds: it says theirs
+    trial = preferred(record, goals, identity["direction"], preference)
     if arguments.option("--json"):
         say(json.dumps(shown_trial(trial), indent=2))
         return OK
-    names = [
-        *(goals.names if goals is not None else ()),
-        *preference.weights,
-        *preference.at_most,
-        *preference.at_least,
-    ]
+    names = [*(goals.names if goals is not None else ()), *preference.names]
     values = [f"{name} {number(trial.metrics[name])}" for name in dict.fromkeys(names)]
     say(f"{trial_label(trial.number)}  {'  '.join(values) or number(trial.value)}")
     say(f"       {parameters_text(trial.parameters)}")
+    if looked:
+        say(f"       {looked}")
     return OK
 
 

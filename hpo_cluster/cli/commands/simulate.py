@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.cli.arguments import Arguments, short_path
-from hpo_cluster.cli.commands import BAD_END, OK, say, tell
+from hpo_cluster.cli.commands import BAD_END, OK, help_of, say, tell
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record.layout import in_campaign_name
 from hpo_cluster.text import counted, did_you_mean
@@ -39,11 +39,8 @@ def simulate(arguments: Arguments) -> int:
     combinations = [words]
     if arguments.option("--multirun"):
         combinations = expand(words, config_dir=arguments.files.get("config_dir"), faults=faults)
-    try:
+    with help_of("simulate"):
         configs = compose_all(combinations, faults=faults, apart=False, **arguments.files)
-    except ConfigError as error:  # the help of run does not have the keys of the simulation
-        hint = error.hint and error.hint.replace("hpo-cluster run --help", "hpo-cluster simulate --help")
-        raise ConfigError(error.faults, hint) from None
     folder = _folder(configs)
     labels = _labels(combinations) if len(configs) > 1 else [configs[0].campaign]
     _check(configs, folder)

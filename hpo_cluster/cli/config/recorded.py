@@ -28,6 +28,7 @@ def compose_resume(
     config_dir: Path | None = None,
     check_files: bool = True,
     here: Callable[[str], str] = str,
+    instead: Callable[[str], str] | None = None,
 ) -> Config:
     """Return the configuration of a campaign that exists, with operational keys changed.
 
@@ -40,13 +41,14 @@ def compose_resume(
         config_dir: one more folder with configuration files.
         check_files: whether model, data and tasks must exist.
         here: returns the present place of a recorded path.
+        instead: returns what to say of an override that would change the identity; None: to run another campaign.
 
     Raises:
         ConfigError: with all faults; an override of an identity key is one.
     """
     composition = _Recorded(cwd, config_dir)
     with searching(composition.dirs):
-        raw = composition.resume(identity, operation, overrides, campaign_dir, here)
+        raw = composition.resume(identity, operation, overrides, campaign_dir, here, instead)
     return composition.build(raw, check_files)
 
 
@@ -60,6 +62,7 @@ class _Recorded(Composition):
         overrides: Sequence[str],
         campaign_dir: Path,
         here: Callable[[str], str],
+        instead: Callable[[str], str] | None,
     ) -> dict[str, Any]:
         """Return the composed data of a campaign that exists."""
         campaign_dir = (self.cwd / campaign_dir).absolute()
@@ -79,11 +82,10 @@ class _Recorded(Composition):
             elif top in accepted or override.key_or_group in accepted:
                 allowed.append(override)
             elif top in GROUPS or top in TOP_KEYS:
-                self.faults.append(
-                    f"{text}: belongs to the campaign's identity and cannot change; accepted: "
-                    f"{', '.join(accepted)}; for another campaign: "
-                    f"{command_line('run', text, 'campaign=NEW_NAME')}"
-                )
+                other = command_line("run", text, "campaign=NEW_NAME")
+                what = f"cannot change; accepted: {', '.join(accepted)}; for another campaign: {other}"
+                what = instead(text) if instead else f"belongs to the campaign's identity and {what}"
+                self.faults.append(f"{text}: {what}")
             else:
                 close = did_you_mean(override.key_or_group, accepted) or f"accepted: {', '.join(accepted)}"
                 self.faults.append(f"{override.key_or_group}: is not a key; {close.strip()}")

@@ -47,6 +47,7 @@ PATH_KEYS = (
     ("objective", "campaign"),
     ("objective", "search_path"),
     ("launcher", "setup_file"),
+    ("tracking", "dir"),
 )
 
 

@@ -38,9 +38,9 @@ from torch import Tensor
 from hpo_cluster.optimizers.bayesian.acquisition import LOOKED_AT, LOOKS, Acquisition, sampler_of
 from hpo_cluster.optimizers.bayesian.gaussian_process import Array, Process, tensor, together
 
-#: BoTorch would compile a part of the expected hypervolume at its first use: a minute of compiling, for the processor of
-#: this machine, into the home folder, which other frontends share; a driver killed meanwhile leaves a lock behind that
-#: the next one waits for without end. In Python a suggestion takes a quarter longer, and is equal on every machine.
+#: BoTorch would compile a part of the expected hypervolume at its first use: a minute of compiling, for this machine's
+#: processor, into the home folder, which other frontends share; a driver killed meanwhile leaves a lock behind that the
+#: next one waits for without end. In Python a suggestion takes a quarter longer, and is equal on every machine.
 logei._load_attempted = True
 
 

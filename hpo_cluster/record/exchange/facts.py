@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster.goals import Goals
-from hpo_cluster.record.attempt_files import curve_losses
+from hpo_cluster.record.attempt_files import curve_series
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.clock import moment
 from hpo_cluster.record.files import read_json
@@ -22,7 +22,7 @@ from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.space import Configuration
 from hpo_cluster.trial import State, trial_label
 
-#: What a learning curve of a result is called.
+#: What the training loss along a learning curve is called.
 TRAIN_LOSS = "train_loss"
 #: What the values at the rungs are called.
 RUNG_VALUE = "rung_value"
@@ -86,7 +86,7 @@ class TrialFacts:
         value: what was measured; None if nothing was.
         value_sem: its standard error.
         metrics: all metrics by name.
-        series: by name, steps with what was measured at them: values at the rungs, the training's loss.
+        series: by name, steps with what was measured at them: values at the rungs, losses of the training and so on.
         notes: further fields as text: node, job, error and so on.
         submitted_at: time of its first submission.
         started_at: time at which its first attempt began.
@@ -167,7 +167,8 @@ def _series(outline: Outline, record: Record, trial: TrialRecord) -> dict[str, t
         found[RUNG_VALUE] = tuple((steps[rung], score.value) for rung, score in scores if score.value is not None)
     if trial.attempts and trial.state is State.COMPLETED:
         files = CampaignLayout(outline.dir).attempt(trial.number, trial.attempts[-1].number)
-        found[TRAIN_LOSS] = tuple((int(step), loss) for step, loss in curve_losses(read_json(files.result) or {}))
+        for name, points in curve_series(read_json(files.result) or {}).items():
+            found[name] = tuple((int(step), number) for step, number in points)
     return {name: points for name, points in found.items() if points}
 
 

@@ -11,13 +11,20 @@ MODULES = {
     "optuna": ("optuna",),
     "mlflow": ("mlflow",),
     "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
 }
 
 
 def library_fault(name: str) -> str:
     """Return what to type if a library is not installed; empty if it is, or if none is needed."""
-    missing = [module for module in MODULES.get(name, ()) if importlib.util.find_spec(module) is None]
+    missing = [module for module in MODULES.get(name, ()) if not _is_installed(module)]
     return f"{name}: {', '.join(missing)} is not installed; type: pip install 'hpo_cluster[{name}]'" if missing else ""
+
+
+def _is_installed(module: str) -> bool:
+    """Return whether a module can be imported; a folder of that name, as wandb writes them, is none."""
+    found = importlib.util.find_spec(module)
+    return found is not None and found.origin is not None
 
 
 def need(name: str) -> None:

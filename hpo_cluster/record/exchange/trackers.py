@@ -5,6 +5,7 @@ A tracker finds out by itself what it holds already, so that it can be taken up 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -14,12 +15,16 @@ from hpo_cluster.record.exchange.facts import Outline, TrialFacts
 from hpo_cluster.record.exchange.libraries import library_fault, need
 from hpo_cluster.settings import Settings
 
+#: By key: the kinds that have it.
+KINDS = {"uri": ("mlflow", "tensorboard"), "experiment": ("mlflow",)}
+KINDS |= dict.fromkeys(("project", "entity", "mode", "dir"), ("wandb",))
+
 
 class Tracking(Settings):
     """Whether trials are logged elsewhere as they end, and where."""
 
-    kind: Literal["off", "mlflow", "tensorboard"] = Field(
-        "off", description="mlflow or tensorboard: trials are logged there as they end; off: nowhere"
+    kind: Literal["off", "mlflow", "tensorboard", "wandb"] = Field(
+        "off", description="mlflow, tensorboard or wandb: trials are logged there as they end; off: nowhere"
     )
     uri: str | None = Field(
         None,
@@ -27,6 +32,19 @@ class Tracking(Settings):
         "null: tensorboard/ in the campaign's folder",
     )
     experiment: str | None = Field(None, description="mlflow: name of the experiment; null: hpo_cluster")
+    project: str | None = Field(
+        None, description="wandb: name of the project; null: WANDB_PROJECT, or wandb's settings, or hpo_cluster"
+    )
+    entity: str | None = Field(
+        None, description="wandb: user or team; null: WANDB_ENTITY, or wandb's settings, or the account's own"
+    )
+    mode: Literal["online", "offline"] | None = Field(
+        None,
+        description="wandb: offline: runs are only written to dir; null: WANDB_MODE, or wandb's settings, or online",
+    )
+    dir: str | None = Field(
+        None, description="wandb: folder in which runs are written; null: WANDB_DIR, or the campaign's folder"
+    )
     close_s: float = Field(
         30.0, ge=0, description="seconds that the driver waits at its end for what is still to be logged"
     )
@@ -46,7 +64,24 @@ class Tracking(Settings):
         """Why trials cannot be logged here; empty if they can."""
         fault = library_fault(self.kind)
         found = [f"tracking={fault}"] if fault else []
-        return found + ([f"tracking.uri={self.uri}: {place}"] if (place := self.place_fault) else [])
+        found += [f"tracking.uri={self.uri}: {place}"] if (place := self.place_fault) else []
+        found += [
+            f"tracking.{key}={value}: belongs to {' or '.join(f'tracking={kind}' for kind in kinds)}"
+            for key, kinds in KINDS.items()
+            if (value := getattr(self, key)) is not None and self.kind not in kinds and "wandb" in (self.kind, *kinds)
+        ]
+        if self.kind == "wandb" and not found:
+            from hpo_cluster.record.exchange.wandb_runs import wandb_fault
+
+            fault = wandb_fault(self.project, self.entity, self.mode)
+            found += [f"tracking=wandb: {fault}"] if fault else []
+        return found
+
+    @property
+    def of_export(self) -> list[str]:
+        """The words with which ``hpo-cluster export`` logs to the same place."""
+        given = {"to": self.kind, "path": self.uri or self.dir, "name": self.experiment or self.project}
+        return [f"{key}={value}" for key, value in given.items() if value]
 
     @property
     def place_fault(self) -> str:
@@ -84,6 +119,11 @@ def make_tracker(tracking: Tracking, outline: Outline) -> Tracker:
         from hpo_cluster.record.exchange.mlflow_runs import MlflowTracker
 
         return MlflowTracker(outline, tracking.uri, tracking.experiment)
+    if tracking.kind == "wandb":
+        from hpo_cluster.record.exchange.wandb_runs import WandbSettings, WandbTracker
+
+        folder = Path(tracking.dir or os.environ.get("WANDB_DIR") or outline.dir).absolute()
+        return WandbTracker(outline, WandbSettings(tracking.project, tracking.entity, tracking.mode, folder))
     from hpo_cluster.record.exchange.tensorboard_runs import TensorboardTracker
 
     return TensorboardTracker(outline, Path(tracking.uri) if tracking.uri else outline.dir / "tensorboard")

@@ -17,7 +17,7 @@ import numpy as np
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.goals import Goals, Point, dominates, gain, reference_of
 from hpo_cluster.report.comparison.runs import Curve, Run
-from hpo_cluster.text import did_you_mean, listed
+from hpo_cluster.text import counted, did_you_mean, listed
 
 #: What is compared, and the name of the number of points of the front.
 HYPERVOLUME, FRONT = "hypervolume", "front"
@@ -104,7 +104,7 @@ class FrontRun(Run):
         if not self.score():
             return "no trial is better than the reference point in every metric: its hypervolume is 0"
         count = len(self.campaign.imported)
-        return f"its {count} imported evaluations do not count" if count else None
+        return f"its front is without the {counted(count, 'evaluation')} that it imported" if count else None
 
 
 def in_one_box(runs: Sequence[Run], chosen: Mapping[str, float]) -> tuple[list[Run], Box | None]:

@@ -215,3 +215,15 @@ def test_the_figures_of_two_and_of_three_objectives(tmp_path: Path, count: int) 
     if count == 2:  # a line ends where it meets the edges of the box
         x, y = lines["a (2 seeds)"].get_data()
         assert (max(x), max(y)) == pytest.approx([-edge for edge in found.box.reference])
+
+
+def test_imported_evaluations_are_named(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"goals": GIVEN}
+    folders = [
+        several(tmp_path / "a", [(1.0, 8.0)], optimizer="a", imported=[1.0], **options),
+        several(tmp_path / "b", [(1.0, 8.0)], optimizer="b", imported=[1.0, 2.0, 3.0], **options),
+    ]
+    assert compare_campaigns(folders).notes == [
+        f"{tmp_path}/a: its front is without the 1 evaluation that it imported",
+        f"{tmp_path}/b: its front is without the 3 evaluations that it imported",
+    ]
