@@ -164,6 +164,8 @@ def _seen(trial: TrialRecord, metric: str, record: Record) -> list[Seen]:
 
 def _seconds(trial: TrialRecord) -> float:
     """Return the seconds of a trial's evaluation; NaN if they are not known. Attempts that were lost do not count."""
+    if not trial.attempts:  # it was evaluated elsewhere
+        return _between(trial.started_at, trial.ended_at)
     attempts = trial.attempts if trial.climb is not None else trial.attempts[-1:]
     spans = [_between(a.started_at, a.ended_at) for a in attempts]
     known = [span for span in spans if not math.isnan(span)]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.finished import SPACE, campaign, score
 
+from hpo_cluster.cli.main import main
 from hpo_cluster.errors import AttemptError, ConfigError
 from hpo_cluster.fidelity import Ladder
 from hpo_cluster.objectives import parse_objective
@@ -72,6 +73,16 @@ def test_noise_and_failures_follow_from_the_seed(tmp_path: Path) -> None:
         with pytest.raises(AttemptError, match="diverged") as caught:
             objective.measure(bad, seed, 0)
         assert caught.value.kind == "diverged"
+
+
+def test_seconds_of_evaluations_that_were_made_elsewhere_are_known(tmp_path: Path) -> None:
+    rows = [f"{i / 10},{i},2026-01-01T00:00:00,2026-01-01T00:{10 + i}:00" for i in range(LEAST)]
+    (tmp_path / "theirs.csv").write_text("\n".join(["x,value,started_at,ended_at", *rows]) + "\n")
+    space, place = "space={x: {low: 0.0, high: 1.0}}", f"campaigns_dir={tmp_path}"
+    assert main(["import", str(tmp_path / "theirs.csv"), "campaign=c", space, place]) == 0
+    objective = SurrogateObjective(campaign=str(tmp_path / "c"))
+    assert [row.seconds for row in objective.evaluations.whole] == [60.0 * (10 + i) for i in range(LEAST)]
+    assert 600 <= (objective.seconds({"x": 0.5}) or 0) <= 1080
 
 
 def test_a_later_evaluation_of_the_campaign_changes_nothing(tmp_path: Path) -> None:
