@@ -294,6 +294,19 @@ def test_a_scale_over_decades_has_plain_numbers(tmp_path: Path) -> None:
     assert {"0.1", "1", "10", "100"} <= set(labels)
 
 
+def test_first_values_do_not_hide_the_others(tmp_path: Path) -> None:
+    for name, first in (("a", 0.1), ("b", 0.4), ("c", 0.43)):
+        campaign(tmp_path / name, [first, *np.linspace(0.45, 0.5, 19).tolist()], optimizer=name)
+    far = draw_best(compare_campaigns([tmp_path / "a", tmp_path / "b"]), "evaluations")
+    near = draw_best(compare_campaigns([tmp_path / "b", tmp_path / "c"]), "evaluations")
+    assert far is not None
+    assert near is not None
+    low, high = far.axes[0].get_ylim()
+    assert 0.44 < low < 0.4528  # the best value after a tenth of the evaluations
+    assert high > 0.5
+    assert near.axes[0].get_ylim()[0] < 0.4
+
+
 def test_a_band_needs_values_of_all_campaigns_that_it_depends_on() -> None:
     best = np.array([[-np.inf, 1.0, 2.0], [-np.inf, -np.inf, 4.0], [-np.inf, 3.0, 3.0]])
     low, middle, high = band(best)
