@@ -132,9 +132,10 @@ def test_a_space_must_lie_in_the_campaigns(tmp_path: Path) -> None:
     assert objective.space_faults(Space(smaller)) == []
     larger = {**SPACE.parameters, "rate": Float(1e-6, 1e-2, log=True), "more": Float(0.0, 1.0)}
     faults = objective.space_faults(Space(larger))
-    assert "has not searched there" in faults[0]
-    assert "space.more" in faults[1]
-    assert "space.rate: is missing" in objective.space_faults(Space({"kind": SPACE.parameters["kind"]}))[0]
+    assert faults[0] == "space: first has no more; its parameters are rate, kind, depth"
+    assert "has not searched there" in faults[1]
+    (fault,) = objective.space_faults(Space({"kind": SPACE.parameters["kind"]}))
+    assert fault == "space: first has rate and depth too; its own space:  space=own"
 
 
 def test_the_job_gives_the_same_as_the_model(tmp_path: Path) -> None:
