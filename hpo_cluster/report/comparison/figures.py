@@ -49,7 +49,7 @@ def draw_best(comparison: Comparison, cost: str) -> Figure | None:
     for number, group in enumerate(comparison.groups):
         places, values = _draw_group(axes, group, cost, number, divisor, discrete=cost == "evaluations")
         everything.append(values.ravel())
-        later.append(values[:, places >= EARLY * end].ravel())
+        later.append(values[1:, places >= EARLY * end].ravel())  # a band may begin outside of the picture
     if comparison.reach_given:
         axes.axhline(comparison.reach, color="#555555", linewidth=0.8, linestyle=(0, (1, 2)))
     compared = comparison.metrics[0]
@@ -70,7 +70,7 @@ def draw_best(comparison: Comparison, cost: str) -> Figure | None:
 def _draw_group(
     axes: Any, group: Group, cost: str, number: int, divisor: float, *, discrete: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Draw the median and the band of a group; return their places, and the values there, one line of three a row."""
+    """Draw the median and the band of a group; return their places and values: worse end, median, better end."""
     ends = [run.curve.end(cost) for run in group.runs]
     places = np.unique(np.concatenate([run.curve.costs[cost] for run in group.runs]))
     if not len(places):
