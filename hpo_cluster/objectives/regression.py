@@ -190,6 +190,8 @@ def _seconds(trial: TrialRecord, start_s: float) -> float:
 
     Attempts that were lost do not count.
     """
+    if not trial.attempts:  # it was evaluated elsewhere
+        return _between(trial.started_at, trial.ended_at)
     attempts = trial.attempts if trial.climb is not None else trial.attempts[-1:]
     spans = [_between(a.started_at, a.ended_at) - (start_s if a.after is None else 0.0) for a in attempts]
     known = [span for span in spans if not math.isnan(span)]

@@ -30,7 +30,7 @@ from hpo_cluster.objectives.regression import (
 )
 from hpo_cluster.objectives.synthetic import noise_of
 from hpo_cluster.space import Space, Value
-from hpo_cluster.text import counted, did_you_mean
+from hpo_cluster.text import counted, did_you_mean, listed
 from hpo_cluster.trial import ErrorKind, State, derive_seed
 
 #: The kind of error with which a job reports that it ends in a state.
@@ -131,19 +131,22 @@ class SurrogateObjective(MetricByName):
             own = self.evaluations.space
         except (JournalError, ConfigError):
             return []  # `file_faults` says so
-        accepted = f"the parameters of {self.evaluations.campaign} are {', '.join(own.names)}"
-        faults = [f"space.{name}: is missing; {accepted}" for name in own.names if name not in space.names]
+        campaign, faults = self.evaluations.campaign, []
+        if missing := [name for name in own.names if name not in space.names]:
+            faults.append(f"space: {campaign} has {listed(missing)} too; its own space:  space=own")
+        if unknown := [name for name in space.names if name not in own.names]:
+            accepted = ", ".join(own.names)
+            faults.append(f"space: {campaign} has no {listed(unknown)}; its parameters are {accepted}")
         for name, parameter in space.parameters.items():
             if name not in own.names:
-                faults.append(f"space.{name}: is not a parameter of {self.evaluations.campaign}; {accepted}")
                 continue
             if parameter.when != own.parameters[name].when:
-                faults.append(f"space.{name}.when: must be as in {self.evaluations.campaign}")
+                faults.append(f"space.{name}.when: must be as in {campaign}")
             for u in np.linspace(0, 1, 1 + min(int(parameter.cardinality or 2), 100)):
                 try:
                     own.parameters[name].encode(parameter.decode(float(u)))
                 except ValueError as error:
-                    faults.append(f"space.{name}: {self.evaluations.campaign} has not searched there: {error}")
+                    faults.append(f"space.{name}: {campaign} has not searched there: {error}")
                     break
         return faults
 

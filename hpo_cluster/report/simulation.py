@@ -189,7 +189,7 @@ def draw(groups: Mapping[str, Sequence[Run]], path: Path, metric: str) -> None:
     left.legend(fontsize="small")
     right.set_yticks(range(len(groups)), list(groups))
     right.invert_yaxis()
-    right.set_xlim(0, 1.25 * max(longest / unit_s, 1e-9))
+    right.set_xlim(0, 1.4 * max(longest / unit_s, 1e-9))
     right.set(xlabel=f"wall time ({unit})", title="Wall time of the whole campaign")
     figure.savefig(path, dpi=150)
 

@@ -135,10 +135,11 @@ LINE = {
 }
 
 
-def test_the_published_lines_of_the_study_of_2025_are_read_as_they_are() -> None:
+def test_the_published_lines_of_the_study_of_2025_are_read_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     bounds = {**LINE, "score": {"UCB": 0.37, "LCB": 0.16}, "timing": {"opening_time": "", "ending_time": ""}}
     Path("bamsoo.jsonl").write_text(f"{json.dumps(LINE)}\n{json.dumps(bounds)}\n")
     assert main(["import", "bamsoo.jsonl", "experiment=ola2025_bamsoo", "campaign=c"]) == 0
+    assert "1 evaluation and 1 value that no job measured of bamsoo.jsonl" in capsys.readouterr().out
     history = load_history("campaigns/c")
     assert history["origin"].tolist() == ["evaluated", "approximated"]
     assert history["value"].tolist() == [0.25, 0.16]

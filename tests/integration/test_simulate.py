@@ -165,6 +165,7 @@ def test_a_command_compares_workers_and_leaves_campaigns_that_can_be_read(capsys
     assert "workers=1" in out
     assert "2.7 h" in out
     folder = Path("campaigns/simulated/plan")
+    assert out.rstrip().endswith(f"hpo-cluster compare {folder}")
     rows = list(csv.DictReader((folder / "simulation.csv").open()))
     assert [row["group"] for row in rows] == ["workers=1"] * 3 + ["workers=4"] * 3
     walls = {

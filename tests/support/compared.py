@@ -29,6 +29,7 @@ def campaign(
     *,
     optimizer: str | Mapping[str, Any] = "random",
     seed: int = 0,
+    drawn: int | None = None,
     budget: int | None = None,
     workers: int = 1,
     gpus: int = 1,
@@ -41,10 +42,12 @@ def campaign(
 ) -> Path:
     """Write a campaign with these values, in order; None is a failed evaluation.
 
-    Each evaluation begins when the one before it has ended, and takes a minute. The values of a test task are `tests`;
+    The configurations follow from `drawn`, which is the campaign's seed if it is not given. Each evaluation begins when
+    the one before it has ended, and takes a minute. The values of a test task are `tests`;
     `imported` are values of an earlier campaign, with which this one began. `metrics` replaces those of results.
     """
     events: list[Event] = []
+    drawn = seed if drawn is None else drawn
 
     def append(event: str, minute: float, **fields: Any) -> None:
         at = (BEGAN + datetime.timedelta(minutes=minute)).isoformat()
@@ -59,7 +62,7 @@ def campaign(
     operation = {"budget": len(values) if budget is None else budget, "workers": workers}
     append("started", 0, host="front", pid=1, operation=operation, settings={}, code="", versions={})
     for number, value in enumerate(values, len(imported)):
-        row = {"trial": number, "parameters": _configuration(space, number, seed), "seed": 1, "origin": "evaluated"}
+        row = {"trial": number, "parameters": _configuration(space, number, drawn), "seed": 1, "origin": "evaluated"}
         append("asked", number, trials=[row], decision={})
         append("intent", number, trial=number, attempt=0, token=f"t{number}", code="")
         since = (BEGAN + datetime.timedelta(minutes=number)).isoformat()

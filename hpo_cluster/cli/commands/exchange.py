@@ -160,6 +160,7 @@ def import_evaluations(arguments: Arguments) -> int:
     from hpo_cluster.driver.made_elsewhere import write_campaign
     from hpo_cluster.record.exchange.evaluations import ACCEPTED, is_readable, read_evaluations
     from hpo_cluster.record.writable import writing
+    from hpo_cluster.trial import Origin
 
     files = [word for word in arguments.words if "=" not in word]
     if len(files) != 1:
@@ -195,7 +196,10 @@ def import_evaluations(arguments: Arguments) -> int:
         say(f"note   {note}")
     folder = short_path(config.campaign_dir)
     look = command_line("report", folder)
-    say(f"{folder}: {counted(len(reading.evaluations), 'evaluation')} of {path}; look at them with:  {look}")
+    settled = sum(e.origin not in (Origin.EVALUATED, Origin.BASELINE) for e in reading.evaluations)
+    more = f" and {counted(settled, 'value')} that no job measured" if settled else ""
+    count = counted(len(reading.evaluations) - settled, "evaluation")
+    say(f"{folder}: {count}{more} of {path}; look at them with:  {look}")
     return OK
 
 

@@ -13,7 +13,7 @@ from hpo_cluster.cli.arguments import Arguments, short_path
 from hpo_cluster.cli.commands import BAD_END, OK, help_of, say, tell
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record.layout import in_campaign_name
-from hpo_cluster.text import counted, did_you_mean
+from hpo_cluster.text import command_line, counted, did_you_mean
 
 if TYPE_CHECKING:
     from hpo_cluster.cli.config.schema import Config
@@ -63,6 +63,8 @@ def simulate(arguments: Arguments) -> int:
     say(f"figure     {short_path(folder / 'simulation.png')}")
     say(f"table      {short_path(folder / 'simulation.csv')}")
     say(f"campaigns  {short_path(folder)}/*   (hpo-cluster status DIR, report DIR)")
+    if len(groups) > 1:
+        say(f"tests      {command_line('compare', short_path(folder))}")
     return OK if all(run.best for runs in groups.values() for run in runs) else BAD_END
 
 

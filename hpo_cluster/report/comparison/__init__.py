@@ -13,7 +13,13 @@ import numpy as np
 from hpo_cluster.errors import ConfigError, JournalError
 from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.record.looks import looks_in_words, read_looks
-from hpo_cluster.report.comparison.groups import Group, differences_beside_optimizer, faults_of, group
+from hpo_cluster.report.comparison.groups import (
+    Group,
+    differences_beside_optimizer,
+    faults_of,
+    group,
+    without_seeds,
+)
 from hpo_cluster.report.comparison.runs import COSTS, Run, read_run
 from hpo_cluster.report.comparison.several import FRONT, HYPERVOLUME, Box, in_one_box
 from hpo_cluster.report.comparison.verdicts import Metric, Pair, Verdict, mean_and_sem, pairs_of, verdict_of
@@ -118,7 +124,7 @@ class Comparison:
         lines += [f"{run.dir}: {looks_in_words(seen)}" for run, seen in looks if len(seen) > 1]
         failed = [(run, run.without_value) for run in self.runs]
         lines += [f"{run.dir}: {counted(count, 'evaluation')} ended without a value" for run, count in failed if count]
-        lines += differences_beside_optimizer(self.groups)
+        lines += [*differences_beside_optimizer(self.groups), *without_seeds(self.groups)]
         seeds = [set(group.by_seed) for group in self.groups]
         if len(set(map(frozenset, seeds))) > 1:
             common = len(set.intersection(*seeds))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 POINTS = 400
+#: The first values of a search are left out of a picture in which they would take more than this many times the height
+#: of all others; and the share of a search that is its beginning.
+HIDDEN, EARLY = 3.0, 0.1
 AXES = {
     "evaluations": "evaluations",
     "equivalents": "whole evaluations that were spent",
@@ -41,13 +45,15 @@ def draw_best(comparison: Comparison, cost: str) -> Figure | None:
     divisor = unit_s / 3600
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
-    everything = []
+    everything, later = [], []
     for number, group in enumerate(comparison.groups):
-        everything.append(_draw_group(axes, group, cost, number, divisor, discrete=cost == "evaluations"))
+        places, values = _draw_group(axes, group, cost, number, divisor, discrete=cost == "evaluations")
+        everything.append(values.ravel())
+        later.append(values[1:, places >= EARLY * end].ravel())  # a band may begin outside of the picture
     if comparison.reach_given:
         axes.axhline(comparison.reach, color="#555555", linewidth=0.8, linestyle=(0, (1, 2)))
     compared = comparison.metrics[0]
-    _scale(axes, np.concatenate(everything), maximize=bool(compared.maximize))
+    _scale(axes, _finite(everything), _finite(later), maximize=bool(compared.maximize))
     if cost == "evaluations":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel(AXES[cost] + (f" ({unit})" if unit else ""))
@@ -63,12 +69,12 @@ def draw_best(comparison: Comparison, cost: str) -> Figure | None:
 
 def _draw_group(
     axes: Any, group: Group, cost: str, number: int, divisor: float, *, discrete: bool
-) -> NDArray[np.float64]:
-    """Draw the median and the band of a group, and return the values that are drawn."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Draw the median and the band of a group; return their places and values: worse end, median, better end."""
     ends = [run.curve.end(cost) for run in group.runs]
     places = np.unique(np.concatenate([run.curve.costs[cost] for run in group.runs]))
     if not len(places):
-        return np.empty(0)
+        return places, np.empty((3, 0))
     if len(places) > POINTS and not discrete:
         places = np.unique(np.append(np.linspace(places[0], places[-1], POINTS), ends))
     if discrete:  # half an evaluation more, so that what the last one has brought is seen
@@ -95,18 +101,27 @@ def _draw_group(
         rest[max(int(common.sum()) - 1, 0)] = True
         line = {"linestyle": (0, (1, 1.5)), "linewidth": 1.2, "label": None if common.any() else label}
         axes.step(x[rest], sign * middle[rest], **style, **line)
-    shown = np.concatenate([low, middle, high])
-    drawn: NDArray[np.float64] = sign * shown[np.isfinite(shown)]
-    return drawn
+    return divisor * x, sign * np.stack([low, middle, high])
 
 
-def _scale(axes: Any, values: NDArray[np.float64], *, maximize: bool) -> None:
-    """Use a log scale for what is minimised over decades, with plain numbers: names of groups are no formulas here."""
+def _finite(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    values = np.concatenate(parts)
+    return values[np.isfinite(values)]
+
+
+def _scale(axes: Any, values: NDArray[np.float64], later: NDArray[np.float64], *, maximize: bool) -> None:
+    """Use a log scale for what is minimised over decades; else leave out early values that hide the later ones.
+
+    The numbers of the log scale are plain: names of groups are no formulas here.
+    """
     from matplotlib.ticker import FuncFormatter
 
     if not maximize and len(values) and values.min() > 0 and values.max() > 100 * values.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    elif len(later) and np.ptp(values) > HIDDEN * np.ptp(later) > 0:
+        margin = 0.05 * np.ptp(later)
+        axes.set_ylim(later.min() - margin, later.max() + margin)
 
 
 def draw_ranks(comparison: Comparison) -> Figure | None:
@@ -135,7 +150,8 @@ def band_in_words(comparison: Comparison) -> str:
     kept = "hypervolume" if comparison.several else "best value"
     return (
         f"Lines are medians over seeds, bands hold {' or '.join(bands)}. A line is dotted where some of its campaigns "
-        f"have ended: these keep their {kept}." + (f" {fronts_in_words(comparison)}" if comparison.several else "")
+        f"have ended: these keep their {kept}. Values of the first tenth are left out where they would hide the others."
+        + (f" {fronts_in_words(comparison)}" if comparison.several else "")
     )
 
 

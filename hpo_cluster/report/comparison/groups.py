@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
@@ -39,6 +40,21 @@ class Group:
     def by_seed(self) -> dict[int, Run]:
         """The campaigns by their seed."""
         return {run.seed: run for run in self.runs}
+
+    @cached_property
+    def alike(self) -> int:
+        """How many of the first evaluations are of the same configurations with every seed; 0 with one seed."""
+        runs = [[parameters for parameters, _ in run.evaluated] for run in self.runs]
+        if len(runs) < 2:
+            return 0
+        same = (all(each == first for each in rest) for first, *rest in zip(*runs, strict=False))
+        return sum(1 for _ in itertools.takewhile(bool, same))
+
+    @cached_property
+    def repeats(self) -> bool:
+        """Whether the campaigns have the same evaluations with the same values, so that seeds make no difference."""
+        first, *rest = (run.evaluated for run in self.runs)
+        return bool(rest and first) and all(each == first for each in rest)
 
 
 def faults_of(runs: Sequence[Run]) -> list[str]:
@@ -134,6 +150,23 @@ def differences_beside_optimizer(groups: Sequence[Group]) -> list[str]:
     for name, values in _differing(fields).items():
         shown = [f"{group.name} {_shown(value)}" for group, value in zip(groups, values, strict=True)]
         lines.append(f"{name} differs: {', '.join(shown)}")
+    return lines
+
+
+def without_seeds(groups: Sequence[Group]) -> list[str]:
+    """Return which groups propose the same with every seed, in words: such seeds are no repetitions of a search."""
+    lines = []
+    for group in groups:
+        given, seeds = len(group.runs[0].identity["space"].get("start", ())), len(group.runs)
+        if group.repeats:
+            lines.append(f"{group.name}: its {seeds} campaigns are one, with the same evaluations and values")
+        elif group.alike > max(given, 1):
+            most = max(len(run.evaluated) for run in group.runs)
+            which = "all evaluations" if group.alike == most else f"the first {group.alike} of {most} evaluations"
+            lines.append(
+                f"{group.name}: {which} are of the same configurations with every seed, so that its spread over seeds "
+                "is that of the results' noise and of what follows from it"
+            )
     return lines
 
 

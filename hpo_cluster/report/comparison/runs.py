@@ -20,6 +20,7 @@ from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.record.journal import Event, read_journal
 from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.report.data import Campaign, read_campaign
+from hpo_cluster.space import Configuration
 from hpo_cluster.trial import Origin, State
 
 Array = NDArray[np.float64]
@@ -96,6 +97,11 @@ class Run:
         """Whether evaluations may end early, at a rung."""
         return self.record.ladder is not None
 
+    @cached_property
+    def evaluated(self) -> list[tuple[Configuration, float | None]]:
+        """The configurations that were evaluated with their values, in the order in which they were proposed."""
+        return [(trial.parameters, trial.value) for trial in self.record.rows if _scored(trial)]
+
     @property
     def operation(self) -> dict[str, Any]:
         """How the campaign was last run: budget, workers and more."""
@@ -167,7 +173,8 @@ def _scored(trial: TrialRecord) -> bool:
 def _curve(events: list[Event], goals: Goals | None, sign: float) -> tuple[Curve, list[Mapping[str, float] | None]]:
     """Return the best value after each evaluation, and what each has measured, by repeating what happened.
 
-    `events` are known to fit together.
+    Evaluations that were made elsewhere are all in the first event, each with its own times. `events` are known to fit
+    together.
     """
     record, best = Record(), -math.inf
     scored: set[int] = set()
@@ -176,22 +183,25 @@ def _curve(events: list[Event], goals: Goals | None, sign: float) -> tuple[Curve
     measured: list[Mapping[str, float] | None] = []
     for event in events:
         record.apply(event)
-        trial = record.trials.get(event["trial"]) if "trial" in event else None
-        if trial is None or not trial.in_budget:
-            continue
-        now = moment(event["at"])
-        if first is None and trial.submitted_at:
-            first = moment(trial.submitted_at)
-        if not _scored(trial):
-            continue
-        scored.add(trial.number)
-        measured.append(None)
-        if trial.state is State.COMPLETED and trial.value is not None:
-            measured[-1] = trial.metrics
-            good = goals is None or goals.feasible(trial.metrics)
-            best = max(best, sign * trial.value) if good else best
-        hours = (now - (first or now)).total_seconds() / 3600
-        points.append((len(scored), record.spent, record.gpu_hours(now), max(hours, 0.0), best))
+        elsewhere = event["event"] == "created"
+        trials = record.rows if elsewhere else [record.trials[event["trial"]]] if "trial" in event else []
+        for trial in trials:
+            if not trial.in_budget:
+                continue
+            now = moment(trial.ended_at if elsewhere and trial.ended_at else event["at"])
+            if first is None and (began := trial.submitted_at or trial.started_at):
+                first = moment(began)
+            if not _scored(trial):
+                continue
+            scored.add(trial.number)
+            measured.append(None)
+            if trial.state is State.COMPLETED and trial.value is not None:
+                measured[-1] = trial.metrics
+                good = goals is None or goals.feasible(trial.metrics)
+                best = max(best, sign * trial.value) if good else best
+            hours = (now - (first or now)).total_seconds() / 3600
+            spent = len(scored) if elsewhere else record.spent
+            points.append((len(scored), spent, record.gpu_hours(now), max(hours, 0.0), best))
     columns = np.array(points, dtype=np.float64).reshape(len(points), len(COSTS) + 1).T
     costs = {name: np.maximum.accumulate(columns[i]) for i, name in enumerate(COSTS)} if points else {}
     return Curve(costs or {name: np.empty(0) for name in COSTS}, columns[-1] if points else np.empty(0)), measured

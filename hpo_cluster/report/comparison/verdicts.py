@@ -66,7 +66,7 @@ class Pair:
         worse: name of the other one.
         seeds: number of seeds with which both have a value.
         difference: mean of the differences in the unit of the metric, positive for `better`; NaN without pairs.
-        sem: standard error of that mean; NaN with fewer than two pairs.
+        sem: standard error of that mean; NaN with fewer than two pairs, and if both groups are the same with each seed.
         p: p-value with Holm's correction; None if there are too few pairs for a test.
         tests: number of the tests of this metric, for which the p-values are corrected.
     """
@@ -81,6 +81,11 @@ class Pair:
     tests: int = 0
 
     @property
+    def repeated(self) -> bool:
+        """Whether there is more than one pair, which shows how much a difference varies."""
+        return math.isfinite(self.sem)
+
+    @property
     def verdict(self) -> str:
         """What can be said: ``differs``, ``noise``, ``hint`` or ``unknown``.
 
@@ -88,7 +93,7 @@ class Pair:
         """
         if self.p is not None:
             return "differs" if self.p <= ALPHA else "noise"
-        if not math.isfinite(self.sem):
+        if not self.repeated:
             return "unknown"
         from scipy.stats import t
 
@@ -102,8 +107,13 @@ class Pair:
             return f"{both} have no seed in common for which both have a value: nothing can be said."
         if self.seeds == 1:
             return f"{both} have one seed in common: nothing can be said, since a single pair shows no noise."
-        if self.difference == self.sem == 0:
+        if self.difference == 0 and not self.sem > 0:
             return f"{both} have equal values with each of {self.seeds} seeds."
+        if not self.repeated:
+            return (
+                f"{self.better} is ahead of {self.worse} by {self.difference:.4g} with every seed; but both repeat the "
+                "same evaluations with each, so that this is a single pair: it shows no noise, and nothing is tested."
+            )
         by = plus_minus(self.difference, self.sem)
         if self.verdict == "differs":
             return (
@@ -125,7 +135,7 @@ def pairs_of(groups: Sequence[Group], metric: Metric) -> list[Pair]:
         return []
     sign = 1.0 if metric.maximize else -1.0
     found = [(_pair(a, b, metric, sign)) for a, b in itertools.combinations(groups, 2)]
-    tested = [i for i, (_, differences) in enumerate(found) if len(differences) >= FEWEST]
+    tested = [i for i, (pair, differences) in enumerate(found) if len(differences) >= FEWEST and pair.repeated]
     corrected = holm([wilcoxon(found[i][1]) for i in tested])
     p_values = dict(zip(tested, corrected, strict=True))
     return [replace(pair, p=p_values.get(i), tests=len(tested)) for i, (pair, _) in enumerate(found)]
@@ -137,6 +147,8 @@ def _pair(a: Group, b: Group, metric: Metric, sign: float) -> tuple[Pair, Array]
     scores = [(mine[seed].score(metric.name), theirs[seed].score(metric.name)) for seed in mine if seed in theirs]
     differences = np.array([sign * (x - y) for x, y in scores if math.isfinite(x) and math.isfinite(y)])
     mean, sem = mean_and_sem(differences)
+    if a.repeats and b.repeats:  # more seeds are copies of one pair
+        sem = math.nan
     better, worse = (b, a) if mean < 0 else (a, b)
     return Pair(metric, better.name, worse.name, len(differences), abs(mean), sem), differences
 
@@ -160,6 +172,8 @@ def verdict_of(groups: Sequence[Group], metric: Metric, pairs: Sequence[Pair]) -
     """Return what can be said of a metric, with the number of seeds that is needed if there are too few."""
     order = ("differs", "hint", "noise", "unknown")
     lines = [pair.words for pair in sorted(pairs, key=lambda pair: order.index(pair.verdict))]
+    if len(pairs) > 1 and all(pair.seeds == 1 for pair in pairs):
+        lines = ["Each two groups have one seed in common: nothing can be said, since a single pair shows no noise."]
     few = min((pair.seeds for pair in pairs), default=0)
     needed = seeds_needed(len(pairs))
     if pairs and few < needed:

@@ -150,7 +150,7 @@ def test_the_study_s_configuration(name: str) -> None:
     config = compose([f"experiment=ola2025_{name}", "launcher=slurm"], check_files=False)
     objective = config.objective
     assert isinstance(objective, LoraObjective)
-    assert config.operation.budget == 50
+    assert (config.operation.budget, config.operation.workers) == (50, 1)
     assert objective.model.repo_id == "meta-llama/Llama-3.2-1B"
     assert (objective.tasks.validation, objective.tasks.test, objective.tasks.metric) == ("hellaswag", ("mmlu",), "acc")
     assert objective.tasks.num_fewshot is None

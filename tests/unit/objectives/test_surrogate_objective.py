@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.finished import SPACE, START_S, campaign, score
 
+from hpo_cluster.cli.main import main
 from hpo_cluster.errors import AttemptError, ConfigError
 from hpo_cluster.fidelity import Ladder
 from hpo_cluster.objectives import parse_objective
@@ -74,6 +75,16 @@ def test_noise_and_failures_follow_from_the_seed(tmp_path: Path) -> None:
         assert caught.value.kind == "diverged"
 
 
+def test_seconds_of_evaluations_that_were_made_elsewhere_are_known(tmp_path: Path) -> None:
+    rows = [f"{i / 10},{i},2026-01-01T00:00:00,2026-01-01T00:{10 + i}:00" for i in range(LEAST)]
+    (tmp_path / "theirs.csv").write_text("\n".join(["x,value,started_at,ended_at", *rows]) + "\n")
+    space, place = "space={x: {low: 0.0, high: 1.0}}", f"campaigns_dir={tmp_path}"
+    assert main(["import", str(tmp_path / "theirs.csv"), "campaign=c", space, place]) == 0
+    objective = SurrogateObjective(campaign=str(tmp_path / "c"))
+    assert [row.seconds for row in objective.evaluations.whole] == [60.0 * (10 + i) for i in range(LEAST)]
+    assert 600 <= (objective.seconds({"x": 0.5}) or 0) <= 1080
+
+
 def test_a_later_evaluation_of_the_campaign_changes_nothing(tmp_path: Path) -> None:
     before = SurrogateObjective(campaign=str(campaign(tmp_path / "first", 30)))
     longer = campaign(tmp_path / "longer", 60)
@@ -125,9 +136,10 @@ def test_a_space_must_lie_in_the_campaigns(tmp_path: Path) -> None:
     assert objective.space_faults(Space(smaller)) == []
     larger = {**SPACE.parameters, "rate": Float(1e-6, 1e-2, log=True), "more": Float(0.0, 1.0)}
     faults = objective.space_faults(Space(larger))
-    assert "has not searched there" in faults[0]
-    assert "space.more" in faults[1]
-    assert "space.rate: is missing" in objective.space_faults(Space({"kind": SPACE.parameters["kind"]}))[0]
+    assert faults[0] == "space: first has no more; its parameters are rate, kind, depth"
+    assert "has not searched there" in faults[1]
+    (fault,) = objective.space_faults(Space({"kind": SPACE.parameters["kind"]}))
+    assert fault == "space: first has rate and depth too; its own space:  space=own"
 
 
 def test_the_job_gives_the_same_as_the_model(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from scipy import stats
 from support.compared import LORA, campaign
 
+from hpo_cluster.cli.main import main
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.report.comparison import compare_campaigns
 from hpo_cluster.report.comparison.figures import as_files, band, draw_best
@@ -231,6 +232,55 @@ def test_a_recommended_evaluation_of_an_earlier_campaign_is_named(tmp_path: Path
     assert found.notes == [f"{tmp_path}/a: recommends an evaluation that it imported"]
 
 
+def test_seeds_that_make_no_difference_are_no_repetitions(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(10):
+        campaign(tmp_path / f"a{seed}", [0.5, 0.6, 0.8], optimizer="a", seed=seed, drawn=0)
+        campaign(tmp_path / f"b{seed}", [0.5, 0.7, 0.6], optimizer="b", seed=seed, drawn=1)
+        noisy = (np.array([0.5, 0.55, 0.6]) + 0.01 * rng.standard_normal(3)).tolist()
+        campaign(tmp_path / f"c{seed}", noisy, optimizer="c", seed=seed, drawn=2)
+        campaign(tmp_path / f"d{seed}", [0.2, 0.3, 0.1], optimizer="d", seed=seed)
+    found = compare_campaigns(sorted(tmp_path.iterdir()))
+    same = "its 10 campaigns are one, with the same evaluations and values"
+    noise = (
+        "all evaluations are of the same configurations with every seed, so that its spread over seeds is that of the "
+        "results' noise and of what follows from it"
+    )
+    assert found.notes == [f"a: {same}", f"b: {same}", f"c: {noise}"]
+    verdicts = {(pair.better, pair.worse): (pair.verdict, pair.tests) for pair in found.pairs}
+    assert verdicts["a", "b"] == ("unknown", 5)  # ten copies of one pair
+    assert {verdict for pair, verdict in verdicts.items() if pair != ("a", "b")} == {("differs", 5)}
+    words = next(pair.words for pair in found.pairs if (pair.better, pair.worse) == ("a", "b"))
+    assert words.startswith("a is ahead of b by 0.1 with every seed; but both repeat the same evaluations")
+
+
+def test_evaluations_that_were_made_elsewhere_are_evaluations(tmp_path: Path) -> None:
+    lines = (
+        "x,value,started_at,ended_at\n"
+        "0.5,0.2,2026-01-01T00:00:00,2026-01-01T01:00:00\n"
+        "0.6,0.4,2026-01-01T01:00:00,2026-01-01T02:00:00\n"
+    )
+    (tmp_path / "theirs.csv").write_text(lines)
+    space, place = "space={x: {low: 0.0, high: 1.0}}", f"campaigns_dir={tmp_path}"
+    assert main(["import", str(tmp_path / "theirs.csv"), "campaign=c", space, place]) == 0
+    curve = read_run(tmp_path / "c").curve
+    assert curve.best.tolist() == [0.2, 0.4]
+    assert {name: costs.tolist() for name, costs in curve.costs.items()} == {
+        "evaluations": [1, 2],
+        "equivalents": [1, 2],
+        "gpu_hours": [0, 0],
+        "hours": [1, 2],
+    }
+
+
+def test_groups_of_one_seed_are_not_compared_pair_by_pair(tmp_path: Path) -> None:
+    folders = [campaign(tmp_path / name, [value], optimizer=name) for name, value in (("a", 0.1), ("b", 0.2), ("c", 0))]
+    (verdict,) = compare_campaigns(folders).verdicts
+    assert "b has the best mean, 0.2 (one seed)" in verdict.leader
+    assert verdict.details[0].startswith("Each two groups have one seed in common: nothing can be said")
+    assert len(verdict.details) == 2
+
+
 def test_a_scale_over_decades_has_plain_numbers(tmp_path: Path) -> None:
     for name in "ab":
         campaign(tmp_path / name, [500.0, 0.02], optimizer=name, direction="minimize")
@@ -242,6 +292,19 @@ def test_a_scale_over_decades_has_plain_numbers(tmp_path: Path) -> None:
         labels = [label.get_text() for label in axes.get_yticklabels()]
     assert axes.get_yscale() == "log"
     assert {"0.1", "1", "10", "100"} <= set(labels)
+
+
+def test_first_values_do_not_hide_the_others(tmp_path: Path) -> None:
+    for name, first in (("a", 0.1), ("b", 0.4), ("c", 0.43)):
+        campaign(tmp_path / name, [first, *np.linspace(0.45, 0.5, 19).tolist()], optimizer=name)
+    far = draw_best(compare_campaigns([tmp_path / "a", tmp_path / "b"]), "evaluations")
+    near = draw_best(compare_campaigns([tmp_path / "b", tmp_path / "c"]), "evaluations")
+    assert far is not None
+    assert near is not None
+    low, high = far.axes[0].get_ylim()
+    assert 0.44 < low < 0.4528  # the best value after a tenth of the evaluations
+    assert high > 0.5
+    assert near.axes[0].get_ylim()[0] < 0.4
 
 
 def test_a_band_needs_values_of_all_campaigns_that_it_depends_on() -> None:
