@@ -275,10 +275,12 @@ def main(argv: Sequence[str]) -> int:
             answer = _measured(optimizer, arguments, progress)
             if isinstance(answer, Measurement):
                 found.append(answer)
+                progress.console.print(
+                    table(found) if len(found) == 1 else table(found).splitlines()[-1], markup=False, soft_wrap=True
+                )
             else:
                 failed = True
                 progress.console.print(f"{optimizer}: {answer}", markup=False)
-    print(table(found))
     return 1 if failed else 0
 
 
