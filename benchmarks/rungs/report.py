@@ -123,7 +123,7 @@ def measured(found: Mapping[Key, Mapping[str, Any]]) -> Iterator[str]:
     """Yield the lines of the measured part."""
     yield "This part was written by `benchmarks/rungs/report.py`; run it again rather than edit it."
     for workers in sorted({key.workers for key in found}, key=lambda workers: (workers != 8, workers)):
-        yield from ("", f"### {workers} workers", "")
+        yield from ("", f"### {workers} {'worker' if workers == 1 else 'workers'}", "")
         yield "Median regret at the top (quartiles) by whole evaluations spent; – : nothing was whole yet."
         for where in PROBLEMS:
             runs = chosen(found, workers, where)
