@@ -250,9 +250,8 @@ class _Runs:
         folder = Path(run.dir).parent
         good = False
         try:
-            if not folder.resolve().is_relative_to(
-                self.dir.resolve()
-            ):  # wandb takes a folder for temporary files instead
+            # wandb takes a folder for temporary files instead
+            if not folder.resolve().is_relative_to(self.dir.resolve()):
                 raise WandbError(f"nothing can be written to {self.dir}")
             for step, row in _rows(facts.series):
                 run.log(row, step=step, commit=True)  # now, or the summary would end with it
