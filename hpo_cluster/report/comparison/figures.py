@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 POINTS = 400
 #: The first values of a search are left out of a picture in which they would take more than this many times the height
 #: of all others; and the share of a search that is its beginning.
-HIDDEN, EARLY = 3.0, 0.1
+HIDDEN, EARLY = 3.0, 0.2
 #: Characters of a name in a legend next to the axes; longer ones would leave no room for these, and stand below.
 BESIDE = 26
 AXES = {
@@ -157,7 +157,7 @@ def band_in_words(comparison: Comparison) -> str:
     kept = "hypervolume" if comparison.several else "best value"
     return (
         f"Lines are medians over seeds, bands hold {' or '.join(bands)}. A line is dotted where some of its campaigns "
-        f"have ended: these keep their {kept}. Values of the first tenth are left out where they would hide the others."
+        f"have ended: these keep their {kept}. Values of the first fifth are left out where they would hide the others."
         + (f" {fronts_in_words(comparison)}" if comparison.several else "")
     )
 
