@@ -27,7 +27,9 @@ and thompson, which are not logarithms, are lowered by its logarithm where it is
 are feasible, and count as the worst value so far.
 
 With several objectives, qlognei is the expected gain of hypervolume and parego the improvement of a random weighting;
-constraints on what is measured are kept by all (`hpo_cluster.optimizers.bayesian.acquisition_of_several`).
+constraints on what is measured are kept by all (`hpo_cluster.optimizers.bayesian.acquisition_of_several`). Of the
+proposals that are in flight together one is then sought in the whole space, and the others near a point of the front:
+the gain beyond the ends of a front has no bound, so that many proposals at once would all go to the edges of the space.
 In a campaign with rungs the process has the fidelity as one more column, and what is improved upon are its predictions
 at the top: see `hpo_cluster.optimizers.bayesian.rungs`.
 
@@ -52,7 +54,7 @@ from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.batch import Batch, Found, Points
 from hpo_cluster.optimizers.bayesian.encoding import Features
 from hpo_cluster.optimizers.bayesian.observations import OUTCOME, Outcome
-from hpo_cluster.optimizers.bayesian.optimize_acquisition import Goal, search
+from hpo_cluster.optimizers.bayesian.optimize_acquisition import Goal, box_around, search
 from hpo_cluster.optimizers.bayesian.rungs import FittedHistory, RungFeatures
 from hpo_cluster.optimizers.bayesian.several_objectives import FittedSeveral, SeveralModels
 from hpo_cluster.optimizers.bayesian.surrogate import FittedFeasibility, Surrogate, SurrogateError
@@ -77,6 +79,9 @@ WEIGHTED = 4
 
 #: Of the Monte Carlo samples, several objectives use one in `SHARE`, but not fewer than `LEAST_DRAWS`: each is a front.
 SHARE, LEAST_DRAWS = 4, 16
+
+#: Half the side of the box around a point of the front, as a share of each axis.
+NEAR = 0.2
 
 #: Acquisition functions that are not logarithms.
 NO_LOGARITHMS = ("ucb", "thompson")
@@ -196,9 +201,14 @@ class BO:
         seed = derive_seed(self.seed, "ask", trial)
         rng = np.random.default_rng(seed)
         features = self.features if isinstance(surrogate, SeveralModels) else surrogate.features
+        low: Points | None = None
+        high: Points | None = None
         with computing(seed):
             if isinstance(surrogate, SeveralModels):
                 around = rng.permutation(surrogate.front)[:AROUND]
+                if len(surrogate.objectives) > 1 and surrogate.best is not None and trial % (len(batch.pending) + 1):
+                    around = around[:1]
+                    low, high = box_around(self.space, around[0], NEAR)
                 acquisition = self._acquisition_of_several(surrogate, batch.pending, seed)
             else:
                 best = np.argsort(-surrogate.observations.targets, kind="stable")[:AROUND]
@@ -208,7 +218,7 @@ class BO:
                 doubted = settings.acquisition in NO_LOGARITHMS
                 acquisition = Sum([acquisition, doubt(feasibility) if doubted else feasibility])
             found = search(
-                Goal(features, acquisition, batch.prior_weight(settings.prior_weight, settings.initial)),
+                Goal(features, acquisition, batch.prior_weight(settings.prior_weight, settings.initial), low, high),
                 around,
                 set() if settings.replicates else batch.taken,
                 settings.restarts,

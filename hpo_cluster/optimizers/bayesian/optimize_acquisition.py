@@ -75,6 +75,23 @@ class Goal:
         return values + self.prior_weight * self.features.space.log_prior(points) if self.prior_weight > 0 else values
 
 
+def box_around(space: Space, centre: Points, half: float) -> tuple[Points, Points]:
+    """Return two opposite corners (``d`` each) of a box around a canonical point (``d``), within the unit cube.
+
+    Args:
+        space: an unordered choice has its whole axis, and another discrete parameter at least the next values.
+        centre: the point.
+        half: half the side, as a share of each axis.
+    """
+    halves = np.full(space.dim, half)
+    for axis, (_, parameter) in enumerate(space):
+        if isinstance(parameter, Categorical) and not parameter.ordered:
+            halves[axis] = 1.0
+        elif parameter.cardinality is not None:
+            halves[axis] = max(half, 1 / parameter.cardinality)
+    return np.clip(centre - halves, 0.0, 1.0), np.clip(centre + halves, 0.0, 1.0)
+
+
 def search(
     goal: Goal, best: Points, banned: set[Key], restarts: int, raw_samples: int, rng: np.random.Generator
 ) -> tuple[Points, float] | None:

@@ -13,6 +13,7 @@ import pytest
 from hpo_cluster.goals import Bound, Goal, Goals, hypervolume, undominated
 from hpo_cluster.objectives.benchmark_functions import zdt1
 from hpo_cluster.optimizers.base import Optimizer
+from hpo_cluster.optimizers.bayesian.bo import NEAR
 from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.optimizers.registry import make_optimizer, make_settings, several_faults
 from hpo_cluster.record.campaign_state import asked_rows
@@ -49,6 +50,26 @@ def volume(journal: MemoryJournal, reference: tuple[float, float]) -> float:
     frame = journal.history()
     frame = frame[frame["feasible"].eq(True)]
     return hypervolume(undominated(zip(frame["target_a"], frame["target_b"], strict=True)), reference)
+
+
+def edges_of_a_circle(configuration: Configuration) -> dict[str, float]:
+    """DTLZ2 of two objectives: whatever the others are, one of them is 0 where x is 0 or 1."""
+    radius, angle = 1 + 4 * sum((float(configuration[n]) - 0.5) ** 2 for n in ("y", "z")), float(configuration["x"])
+    return {"a": radius * math.cos(angle * math.pi / 2), "b": radius * math.sin(angle * math.pi / 2)}
+
+
+def test_of_the_proposals_in_flight_together_one_may_lie_anywhere() -> None:
+    bo = make_optimizer("bo", CUBE, 0, **QUICK)
+    journal = run(bo, TWO, edges_of_a_circle, 8)
+    history = journal.history()
+    front = [CUBE.encode(history.loc[trial, list(CUBE.names)].to_dict()) for trial in history.index[history["front"]]]
+    distances = [
+        min(float(np.abs(CUBE.encode(dict(proposal.parameters)) - point).max()) for point in front)
+        for proposal in bo.ask(history, 4).proposals
+    ]  # trials 8 to 11, with 0 to 3 others in flight
+    assert distances[0] > NEAR
+    assert max(distances[1], distances[3]) <= NEAR + 1e-9
+    assert distances[2] <= NEAR + 1e-9  # 10 is no multiple of 3
 
 
 def test_the_front_is_far_larger_than_that_of_random_search() -> None:

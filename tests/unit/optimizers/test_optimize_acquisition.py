@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hpo_cluster.optimizers.bayesian.encoding import Features
-from hpo_cluster.optimizers.bayesian.optimize_acquisition import Goal, search
+from hpo_cluster.optimizers.bayesian.optimize_acquisition import Goal, box_around, search
 from hpo_cluster.space import Categorical, Float, Integer, Space
 from hpo_cluster.space.sampling import key_of
 
@@ -70,6 +70,23 @@ def test_a_box_leaves_choices_free() -> None:
     configuration = MIXED.decode(found(goal))
     assert configuration["c"] == "c"
     assert 3200 < int(configuration["n"]) <= 3251
+
+
+def test_a_box_around_a_point_leaves_choices_and_neighbours_free() -> None:
+    space = Space(
+        {
+            "c": Categorical(("a", "b", "c")),
+            "o": Categorical((4, 8, 16), ordered=True),
+            "n": Integer(1, 100),
+            "x": Float(0.0, 1.0),
+        }
+    )
+    centre = space.encode({"c": "a", "o": 8, "n": 50, "x": 0.1})
+    low, high = box_around(space, centre, 0.2)
+    assert (low[0], high[0]) == (0.0, 1.0)
+    assert [space.decode(np.where([0, 1, 0, 0], corner, centre))["o"] for corner in (low, high)] == [4, 16]
+    assert [space.decode(np.where([0, 0, 1, 0], corner, centre))["n"] for corner in (low, high)] == [30, 70]
+    assert (low[3], high[3]) == (0.0, pytest.approx(0.3))
 
 
 def test_what_is_taken_is_not_found_again() -> None:
