@@ -77,11 +77,16 @@ class Campaign:
     others_are_tests: bool
     record: Record
     history: pd.DataFrame
+    objective: Objective | None = None  # None if another version has written it
     goals: Goals | None = None  # the objectives and constraints, if there are several objectives or any constraints
     rungs: Rungs | None = None  # with rungs
-    notes: tuple[str, ...] = ()  # what a reader must know of the values
     confirmation: dict[str, Any] | None = None  # what confirmations have found, if there are any
     tests: tuple[str, ...] = ()  # names of the tasks that were only recorded
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What a reader must know of the values; a regression is cross-validated for it, which takes seconds."""
+        return [] if self.objective is None else self.objective.notes
 
     @cached_property
     def results(self) -> dict[int, dict[str, Any]]:
@@ -237,9 +242,9 @@ def read_campaign(campaign_dir: Path) -> Campaign:
         others_are_tests=tests is not None,
         record=record,
         history=history,
+        objective=objective,
         goals=goals,
         rungs=_rungs(record, maximize=direction == "maximize"),
-        notes=tuple(objective.notes) if objective else (),
         confirmation=confirmation_on_items(record, layout, maximize=direction == "maximize"),
         tests=tests or (),
     )
