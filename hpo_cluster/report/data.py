@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.goals import Goals, gain, reference_of, undominated
+from hpo_cluster.goals import Goals, dominates, gain, reference_of, undominated
 from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.record.attempt_files import curve_losses, is_finite_number
@@ -112,14 +112,14 @@ class Campaign:
         """Return the rows that satisfy the constraints; all of them if there are none."""
         return frame if self.goals is None else frame[frame["feasible"].eq(True)]
 
-    @property
+    @cached_property
     def ended(self) -> pd.DataFrame:
         """Evaluated trials that have ended, in the order of their ends."""
         frame = self.history
         drawn = frame["state"].isin([str(state) for state in DRAWN]) & (frame["origin"] == str(Origin.EVALUATED))
         return frame[drawn].sort_values("ended_seq", kind="stable")
 
-    @property
+    @cached_property
     def ranked(self) -> pd.DataFrame:
         """Evaluated trials with a value, the best first; with one objective those that satisfy the constraints."""
         frame = self.ended[self.ended["value"].notna()]
@@ -179,8 +179,9 @@ class Campaign:
         frame = self.history[self.history["front"]]
         return frame.sort_values(["target", "trial"], ascending=[False, True], kind="stable")
 
+    @cached_property
     def hypervolumes(self) -> tuple[list[float], tuple[float, ...]]:
-        """Return the volume that the front dominates after each of `ended`, and the reference point (values)."""
+        """The volume that the front dominates after each of `ended`, and the reference point (values)."""
         assert self.goals is not None
         columns = [f"target_{goal.name}" for goal in self.goals.metrics]
         ended = self.ended
@@ -194,7 +195,7 @@ class Campaign:
         front: list[Sequence[float]] = []
         volume, volumes = 0.0, []
         for point, ok in zip(points, good, strict=True):
-            if ok:
+            if ok and not any(point == other or dominates(other, point) for other in front):
                 volume += gain(point, front, reference)
                 front = undominated([*front, point])
             volumes.append(volume)
