@@ -7,8 +7,12 @@ import difflib
 import re
 import shlex
 import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import pairwise
+from typing import TypeAlias
+
+#: How far long work is: called with what is done now, how many are done, and how many there are.
+Progress: TypeAlias = Callable[[str, int, int], object]
 
 #: Characters that a terminal would obey or hide: control characters (except newline and tab), marks that change the
 #: direction of writing, line separators of Unicode, lone surrogates.
@@ -17,6 +21,10 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&])")
 
 #: Replacements for the signs in our own output that a terminal without Unicode cannot show.
 _PLAIN = {"·": "-", "±": "+-", "…": "...", "×": "x", "→": "->", "−": "-", "–": "-", "—": "-"}
+
+
+def untold(what: str, done: int, total: int) -> None:
+    """Tell nobody of progress (`Progress`)."""
 
 
 def visible(text: str, keep: str = "") -> str:

@@ -19,11 +19,11 @@ fault either, but the likely reason for one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from hpo_cluster.driver.check_proposals import Difference, derive
 from hpo_cluster.driver.code_snapshot import current_code, hash_of_copy
@@ -45,11 +45,8 @@ from hpo_cluster.record.journal import Event, read_journal
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
 from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.space import Space
-from hpo_cluster.text import command_line
+from hpo_cluster.text import Progress, command_line, untold
 from hpo_cluster.trial import BASELINE, Origin, State, derive_seed
-
-#: Called with what is done now, how many are done, and how many there are.
-Progress: TypeAlias = Callable[[str, int, int], object]
 
 #: Number of an optimizer's libraries, the first ones, whose absence from the record says that they were not used.
 RECORDED_LONG = 2
@@ -133,7 +130,7 @@ class Verification:
         """Name of the campaign's optimizer."""
         return str(self.identity["optimizer"].get("name"))
 
-    def run(self, progress: Progress = lambda what, done, total: None) -> None:
+    def run(self, progress: Progress = untold) -> None:
         """Verify everything, the proposals last, since they may take long."""
         if not self.events and any(self.layout.trials_dir.glob("*/a*")):
             self._fault(

@@ -25,7 +25,9 @@ The events:
 from __future__ import annotations
 
 import bisect
+import contextlib
 import datetime
+import gc
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -33,7 +35,7 @@ from typing import Any, TypeVar
 
 from hpo_cluster.errors import JournalError
 from hpo_cluster.fidelity import Ladder
-from hpo_cluster.goals import Goals, dominates
+from hpo_cluster.goals import Goals, Point, dominates
 from hpo_cluster.record.climb import Climb, costs, sem_of
 from hpo_cluster.record.clock import is_time, moment, seconds_between
 from hpo_cluster.record.journal import Event, read_journal
@@ -80,7 +82,7 @@ class Record:
         self._energy_wh: dict[int, float] = {}  # by trial: as its ended attempts measured it
         self._on_gpu: dict[int, list[AttemptRecord]] = {}  # by trial: its attempts that run on a GPU now
         self._best: dict[bool, TrialRecord | None] = {}  # by `maximize`; without an entry it has to be searched
-        self._fronts: dict[Goals, list[TrialRecord]] = {}  # likewise, of campaigns with several objectives
+        self._fronts: dict[Goals, list[tuple[Point, TrialRecord]]] = {}  # likewise, with several objectives: targets
         self._left: dict[Place, None] = {}  # ended attempts whose job may evaluate another one, in order of their ends
         self.longest_evaluation_s = 0.0  # of the attempts that have completed
         for event in events:
@@ -89,8 +91,9 @@ class Record:
     @classmethod
     def read(cls, path: Path) -> Record:
         """Return the record of a journal file."""
-        contents = read_journal(path)
-        record = cls.of(contents.events, path)
+        with _keeping_everything():
+            contents = read_journal(path)
+            record = cls.of(contents.events, path)
         record.left_out = contents.left_out
         return record
 
@@ -106,20 +109,27 @@ class Record:
         return record
 
     def extend(self, events: Iterable[Event], path: Path) -> None:
-        """Update the record by the next events of a journal file.
+        """Update the record by the next events of a journal file; sums and lists over all trials once, at their end.
 
         Raises:
             JournalError: if one of them does not fit what came before it.
         """
-        for event in events:
-            try:
-                self.apply_read(event)
-            except (LookupError, TypeError, ValueError, AttributeError) as error:
-                raise JournalError(
-                    f"{path}: event number {event['seq']} ({event['event']}) does not fit those before it; was the "
-                    "file edited? Rebuild it from what fits and from the jobs' files:  "
-                    f"{command_line('repair', path.parent)}"
-                ) from error
+        changed: dict[int, tuple[State | None, Event]] = {}  # by trial: its state before, and the last of its events
+        event: Event = {}
+        try:
+            for event in events:
+                _check(event)
+                for trial, before in self._advance(event):
+                    changed[trial.number] = changed.get(trial.number, (before,))[0], event
+            for number, (before, last) in changed.items():
+                event = last
+                self._note(self.trials[number], before)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise JournalError(
+                f"{path}: event number {event['seq']} ({event['event']}) does not fit those before it; was the "
+                "file edited? Rebuild it from what fits and from the jobs' files:  "
+                f"{command_line('repair', path.parent)}"
+            ) from error
 
     def apply_read(self, event: Event) -> None:
         """Update the record by an event that was read from a file, where people may have edited it.
@@ -127,43 +137,43 @@ class Record:
         Raises:
             ValueError, LookupError, TypeError, AttributeError: if it does not fit those before it.
         """
-        if not is_time(event["at"]):
-            raise ValueError(event["at"])
-        if event["event"] == "started" and not isinstance(event["operation"], dict):
-            raise ValueError(event["operation"])
+        _check(event)
         self.apply(event)
 
     def apply(self, event: Event) -> None:
         """Update the record by one event."""
+        for trial, before in self._advance(event):
+            self._note(trial, before)
+
+    def _advance(self, event: Event) -> list[tuple[TrialRecord, State | None]]:
+        """Update all but sums and lists by one event; return the trials that have changed, with their states before."""
         self.last = event
         kind = event["event"]
         if kind == "created":
             self.created = event
             self.ladder = Ladder.from_json(event.get("fidelity"))
-            for row in event.get("trials", ()):
-                self._ask(row, event)
-        elif kind == "started":
+            return [(self._ask(row, event), None) for row in event.get("trials", ())]
+        if kind == "started":
             self.starts.append(event)
             self.stopped = None
             self.halted = self.halted and bool(event.get("tick"))
         elif kind == "stopped":
             self.stopped = event
-        elif kind == "repaired":
-            return
         elif kind == "commanded":
             self.commands.add(event["id"])
             self.halted = self.halted or event["verb"] == "stop"
         elif kind == "asked":
-            for row in event["trials"]:
-                self._ask(row, event)
-        else:
+            return [(self._ask(row, event), None) for row in event["trials"]]
+        elif kind != "repaired":
             trial = self.trials[event["trial"]]
             before = trial.state
             advance(trial, kind, event)
+            trial.version += 1
             self._note_job(trial, kind, event)
-            self._note(trial, before)
+            return [(trial, before)]
+        return []
 
-    def _ask(self, row: dict[str, Any], event: Event) -> None:
+    def _ask(self, row: dict[str, Any], event: Event) -> TrialRecord:
         origin = Origin(row["origin"])
         trial = TrialRecord(row["trial"], row["parameters"], row["seed"], origin, event["seq"], row.get("info", {}))
         if origin not in (Origin.EVALUATED, Origin.BASELINE, Origin.CONFIRMATION):
@@ -184,11 +194,10 @@ class Record:
             bisect.insort(self._rows, trial, key=lambda row: row.number)
         else:
             self._rows.append(trial)
-        self._note(trial, None)
+        return trial
 
     def _note(self, trial: TrialRecord, before: State | None) -> None:
         """Update the sums and lists over all trials for a trial that has changed; `before` is its previous state."""
-        trial.version += 1
         number, state = trial.number, trial.state
         if number > BASELINE and trial.origin is not Origin.IMPORTED:
             self.counts[state] += 1
@@ -322,11 +331,11 @@ class Record:
         The best by the first objective comes first.
         """
         if goals not in self._fronts:
-            front: list[TrialRecord] = []
+            front: list[tuple[Point, TrialRecord]] = []
             for trial in self._rows:
                 front = _with_one_more(front, trial, goals)
             self._fronts[goals] = front
-        return sorted(self._fronts[goals], key=lambda trial: (-goals.targets(trial.metrics)[0], trial.number))
+        return [trial for _, trial in sorted(self._fronts[goals], key=lambda item: (-item[0][0], item[1].number))]
 
     def bad_nodes(self, losses: int) -> tuple[str, ...]:
         """Return the nodes, by name, that lost at least `losses` attempts to a fault of node or disk; none for 0."""
@@ -378,15 +387,36 @@ def _rank(trial: TrialRecord, maximize: bool) -> tuple[float, int]:
     return (value if maximize else -value), -trial.number
 
 
-def _with_one_more(front: list[TrialRecord], trial: TrialRecord, goals: Goals) -> list[TrialRecord]:
-    """Return the front of some trials and one more."""
+@contextlib.contextmanager
+def _keeping_everything() -> Iterator[None]:
+    """Do not search for garbage while the context lasts: a long journal makes many objects, and none of them is any."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _check(event: Event) -> None:
+    """Raise ValueError, LookupError or TypeError for an event that people have edited, so that it cannot be applied."""
+    if not is_time(event["at"]):
+        raise ValueError(event["at"])
+    if event["event"] == "started" and not isinstance(event["operation"], dict):
+        raise ValueError(event["operation"])
+
+
+def _with_one_more(
+    front: list[tuple[Point, TrialRecord]], trial: TrialRecord, goals: Goals
+) -> list[tuple[Point, TrialRecord]]:
+    """Return the front of some trials and one more, each with its targets."""
     if not trial.has_value or not goals.feasible(trial.metrics):
         return front
     mine = goals.targets(trial.metrics)
-    others = [(other, goals.targets(other.metrics)) for other in front]
-    if any(dominates(theirs, mine) for _, theirs in others):
+    if any(dominates(theirs, mine) for theirs, _ in front):
         return front
-    return [*(other for other, theirs in others if not dominates(mine, theirs)), trial]
+    return [*(item for item in front if not dominates(mine, item[0])), (mine, trial)]
 
 
 def asked_rows(ask: Ask, first: int, seed: int) -> list[dict[str, Any]]:

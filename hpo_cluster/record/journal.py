@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -51,19 +51,17 @@ class Contents:
     lines: int = 0
     _stale_seq: int | None = None  # the next number of a stale driver from before epochs were recorded
 
-    def take_lines(self, lines: Iterable[bytes], path: Path) -> None:
+    def take_lines(self, lines: Sequence[bytes], path: Path) -> None:
         """Add the events of the next lines of the file `path`.
 
         Raises:
             JournalError: if a line is not an event, or its number is out of sequence.
         """
         way_out = f"{_WAY_OUT}  {command_line('repair', path.parent)}"
-        for line in lines:
+        for event in _parsed(lines):
             self.lines += 1
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise JournalError(f"{path}, line {self.lines}: is not JSON ({error}). {way_out}") from error
+            if isinstance(event, Exception):
+                raise JournalError(f"{path}, line {self.lines}: is not JSON ({event}). {way_out}") from event
             if not is_event(event) or not self.take(event):
                 raise JournalError(
                     f"{path}, line {self.lines}: is not event number {len(self.events)}; was the file edited? {way_out}"
@@ -98,6 +96,25 @@ class Contents:
         if seq == count:
             return seq == self._stale_seq and bool(self.events[-1]["event"] == "stopped")
         return seq == self._stale_seq or (seq < count and bool(self.events[seq]["event"] == "started"))
+
+
+def _parsed(lines: Sequence[bytes]) -> Iterable[Any]:
+    """Return what lines hold, an exception for one that is not JSON.
+
+    All of them are parsed at once, which takes half the time; one by one only if that fails.
+    """
+    try:
+        found = json.loads(b"[%s]" % b",".join(lines))
+    except (ValueError, RecursionError):
+        found = []
+    return found if len(found) == len(lines) else map(_parsed_line, lines)
+
+
+def _parsed_line(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return error
 
 
 def read_journal(path: Path) -> Contents:

@@ -12,7 +12,7 @@ from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.looks import count_look
 from hpo_cluster.record.writable import writing
 from hpo_cluster.report.data import read_campaign
-from hpo_cluster.text import command_line
+from hpo_cluster.text import Progress, command_line, untold
 
 __all__ = ["read_campaign", "write_page", "write_report"]
 
@@ -35,8 +35,12 @@ def write_page(campaign_dir: str | os.PathLike[str]) -> Path:
     return page
 
 
-def write_report(campaign_dir: str | os.PathLike[str]) -> list[Path]:
+def write_report(campaign_dir: str | os.PathLike[str], progress: Progress = untold) -> list[Path]:
     """Write ``report/report.html``, and for papers ``report.md`` and each figure as PNG and PDF.
+
+    Args:
+        campaign_dir: the campaign's folder.
+        progress: is told of each figure that was computed, and of each that was drawn as a file.
 
     Returns:
         The files written: the pages, then the figures. Figures for which there is no data yet are left out.
@@ -55,10 +59,13 @@ def write_report(campaign_dir: str | os.PathLike[str]) -> list[Path]:
     directory = campaign.layout.report_dir
     paths = [directory / "report.html", directory / "report.md"]
     with _writing_into(campaign.layout):
-        figures = figures_of(campaign)
+        figures = figures_of(campaign, progress)
+        progress("page", 0, 1)
         replace_text(paths[0], html_page(campaign, figures))
         replace_text(paths[1], render_page(campaign, figures))
-        for stem in FIGURES:
+        progress("page", 1, 1)
+        for number, stem in enumerate(FIGURES):
+            progress("pictures", number, len(FIGURES))
             mine = [directory / f"{stem}.png", directory / f"{stem}.pdf"]
             if stem in figures:
                 for path, picture in zip(mine, draw(figures[stem], campaign.title), strict=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.goals import Goals, gain, reference_of, undominated
+from hpo_cluster.goals import Goals, dominates, gain, reference_of, undominated
 from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.record.attempt_files import curve_losses, is_finite_number
@@ -77,11 +77,16 @@ class Campaign:
     others_are_tests: bool
     record: Record
     history: pd.DataFrame
+    objective: Objective | None = None  # None if another version has written it
     goals: Goals | None = None  # the objectives and constraints, if there are several objectives or any constraints
     rungs: Rungs | None = None  # with rungs
-    notes: tuple[str, ...] = ()  # what a reader must know of the values
     confirmation: dict[str, Any] | None = None  # what confirmations have found, if there are any
     tests: tuple[str, ...] = ()  # names of the tasks that were only recorded
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What a reader must know of the values; a regression is cross-validated for it, which takes seconds."""
+        return [] if self.objective is None else self.objective.notes
 
     @cached_property
     def results(self) -> dict[int, dict[str, Any]]:
@@ -107,14 +112,14 @@ class Campaign:
         """Return the rows that satisfy the constraints; all of them if there are none."""
         return frame if self.goals is None else frame[frame["feasible"].eq(True)]
 
-    @property
+    @cached_property
     def ended(self) -> pd.DataFrame:
         """Evaluated trials that have ended, in the order of their ends."""
         frame = self.history
         drawn = frame["state"].isin([str(state) for state in DRAWN]) & (frame["origin"] == str(Origin.EVALUATED))
         return frame[drawn].sort_values("ended_seq", kind="stable")
 
-    @property
+    @cached_property
     def ranked(self) -> pd.DataFrame:
         """Evaluated trials with a value, the best first; with one objective those that satisfy the constraints."""
         frame = self.ended[self.ended["value"].notna()]
@@ -174,8 +179,9 @@ class Campaign:
         frame = self.history[self.history["front"]]
         return frame.sort_values(["target", "trial"], ascending=[False, True], kind="stable")
 
+    @cached_property
     def hypervolumes(self) -> tuple[list[float], tuple[float, ...]]:
-        """Return the volume that the front dominates after each of `ended`, and the reference point (values)."""
+        """The volume that the front dominates after each of `ended`, and the reference point (values)."""
         assert self.goals is not None
         columns = [f"target_{goal.name}" for goal in self.goals.metrics]
         ended = self.ended
@@ -189,7 +195,7 @@ class Campaign:
         front: list[Sequence[float]] = []
         volume, volumes = 0.0, []
         for point, ok in zip(points, good, strict=True):
-            if ok:
+            if ok and not any(point == other or dominates(other, point) for other in front):
                 volume += gain(point, front, reference)
                 front = undominated([*front, point])
             volumes.append(volume)
@@ -237,9 +243,9 @@ def read_campaign(campaign_dir: Path) -> Campaign:
         others_are_tests=tests is not None,
         record=record,
         history=history,
+        objective=objective,
         goals=goals,
         rungs=_rungs(record, maximize=direction == "maximize"),
-        notes=tuple(objective.notes) if objective else (),
         confirmation=confirmation_on_items(record, layout, maximize=direction == "maximize"),
         tests=tests or (),
     )

@@ -109,7 +109,7 @@ def front_section(campaign: Campaign) -> list[str]:
     lines = _constraints(campaign)
     if front.empty:
         return [*lines, NONE_WITHIN]
-    volumes, reference = campaign.hypervolumes()
+    volumes, reference = campaign.hypervolumes
     at = ", ".join(f"{goal.name} {edge:.4g}" for goal, edge in zip(goals.metrics, reference, strict=True))
     count = counted(len(front), "trial")
     lines += [

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 from support.compared import LORA, campaign, several
+from support.finished import campaign as finished
 from support.waiting import wait
 
 from hpo_cluster.cli.completion import candidates
 from hpo_cluster.cli.main import main
+from hpo_cluster.report.comparison import compare_campaigns
+from hpo_cluster.report.comparison.write import write_comparison
 
 FIGURES = ("best_by_evaluations", "best_by_gpu_hours", "best_by_hours", "critical_difference")
 
@@ -249,6 +252,34 @@ def test_a_run_of_campaigns_of_several_objectives_ends_in_their_comparison(
     assert "not compared" not in end
     assert "hypervolume: " in end
     assert Path("campaigns/comparison/fronts.png").is_file()
+
+
+def test_how_far_a_regression_can_be_trusted_is_not_computed_for_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished(tmp_path / "campaigns" / "first")
+    words = ["objective=surrogate", "objective.campaign=campaigns/first", "optimizer=random", "budget=3"]
+    assert main(["simulate", *words, "campaign=plan", "simulate.repeats=2"]) == 0
+
+    def fit(*given: object) -> None:
+        raise AssertionError("a cross-validation")
+
+    monkeypatch.setattr("hpo_cluster.objectives.surrogate.cross_validation", fit)
+    assert main(["compare", "campaigns/simulated/plan"]) == 0
+    with pytest.raises(AssertionError, match="a cross-validation"):
+        main(["report", "campaigns/simulated/plan/plan-s0"])
+
+
+def test_progress_is_told(three: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    folders = sorted(three.glob("*-*"))
+    comparison = compare_campaigns(folders, progress=lambda *news: told.append(news))
+    write_comparison(comparison, three, lambda *news: told.append(news))
+    for what in ("campaigns", "recommendations"):
+        assert [(done, total) for name, done, total in told if name == what] == [(n, 18) for n in range(19)]
+    assert list(dict.fromkeys(name for name, _, _ in told)) == ["campaigns", "recommendations", "figures"]
+    assert all(done <= total for _, done, total in told)
 
 
 def test_a_folder_with_campaigns_in_its_folders(

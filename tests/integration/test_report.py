@@ -13,7 +13,7 @@ from support.campaigns import make_campaign, stamp
 from hpo_cluster.errors import JournalError
 from hpo_cluster.objectives.synthetic import SyntheticObjective
 from hpo_cluster.report import read_campaign, write_report
-from hpo_cluster.report.figures import objectives, progress
+from hpo_cluster.report.figures import FIGURES, objectives, progress
 from hpo_cluster.report.figures.description import Line, Points
 from hpo_cluster.space import Categorical, Float, Integer, Space
 
@@ -182,6 +182,14 @@ def test_no_campaign_is_an_error(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+def test_the_progress_of_a_report_is_told(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    write_report(synthetic(tmp_path / "c", [completed(0.5), completed(0.7)]), lambda *news: told.append(news))
+    assert list(dict.fromkeys(what for what, _, _ in told)) == ["figures", "page", "pictures"]
+    figures = [(done, total) for what, done, total in told if what == "figures"]
+    assert figures == [(number, len(FIGURES)) for number in range(1, len(FIGURES) + 1)]
+
+
 def test_three_objectives_have_a_panel_for_each_pair_and_the_volume_two_axes(tmp_path: Path) -> None:
     goals = [("a", "maximize", 0.0), ("b", "minimize", 5.3), ("c", "minimize", 10.0)]
     objective = {
@@ -201,7 +209,7 @@ def test_three_objectives_have_a_panel_for_each_pair_and_the_volume_two_axes(tmp
     folder = make_campaign(tmp_path / "c", objective, Space({"x": Float(0.0, 1.0)}), trials, "maximize")
     campaign = read_campaign(folder)
     assert list(campaign.front["trial"]) == [5]
-    volumes, reference = campaign.hypervolumes()
+    volumes, reference = campaign.hypervolumes
     worst_b = 5.3
     assert reference == pytest.approx((0.0, worst_b, 10.0))
     first, second = 1 * (worst_b - 3) * 5, 2 * (worst_b - 4) * 4

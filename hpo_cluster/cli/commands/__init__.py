@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.text import command_line, visible
+from hpo_cluster.text import Progress, command_line, untold, visible
 
 #: Exit statuses: all is well, a campaign ended badly, the input is wrong, interrupted.
 OK, BAD_END, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -54,6 +54,28 @@ def flush(stream: TextIO) -> OSError | None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python tries once more when it ends
         return error if error.errno != errno.EPIPE else None
     return None
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Yield a function that draws a bar on the terminal for each kind of work; it draws nothing anywhere else."""
+    if not sys.stderr.isatty():
+        yield untold
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        drawn: dict[str, TaskID] = {}
+
+        def draw(what: str, done: int, total: int) -> None:
+            if what not in drawn:
+                drawn[what] = bars.add_task(what)
+            bars.update(drawn[what], completed=done, total=total)
+
+        yield draw
 
 
 @contextlib.contextmanager

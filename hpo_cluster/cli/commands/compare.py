@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hpo_cluster.cli.arguments import COMMANDS, Arguments, campaigns_nearby, short_path
-from hpo_cluster.cli.commands import OK, say
+from hpo_cluster.cli.commands import OK, progress_bar, say
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record.attempt_files import is_finite_number
 from hpo_cluster.record.writable import writing
@@ -48,11 +48,12 @@ def show_comparison(
     from hpo_cluster.report.comparison.table import cells, explanation, text_table
     from hpo_cluster.report.comparison.write import write_comparison
 
-    comparison = compare_campaigns(folders, reach, reference)
-    for run in [] if comparison.several else comparison.runs:
-        count_look(run.campaign.layout, run.record, run.campaign.tests)
-    with writing(f"out={out}", out, "Give a folder in which you may write:  out=FOLDER"):
-        files = write_comparison(comparison, out)
+    with progress_bar() as progress:
+        comparison = compare_campaigns(folders, reach, reference, progress)
+        for run in [] if comparison.several else comparison.runs:
+            count_look(run.campaign.layout, run.record, run.campaign.tests)
+        with writing(f"out={out}", out, "Give a folder in which you may write:  out=FOLDER"):
+            files = write_comparison(comparison, out, progress)
     lines = [*text_table(*cells(comparison)), "", *explanation(comparison), ""]
     for verdict in comparison.verdicts:
         lines += [verdict.leader, *(f"  {line}" for line in verdict.details)]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpo_cluster.cli.arguments import Arguments, short_path
-from hpo_cluster.cli.commands import OK, say
+from hpo_cluster.cli.commands import OK, progress_bar, say
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record.files import matching, read_bytes
 
@@ -153,6 +153,8 @@ def report(arguments: Arguments) -> int:
     """Write a campaign's page and figures."""
     from hpo_cluster.report import write_report
 
-    for path in write_report(arguments.folder()):
+    with progress_bar() as progress:
+        files = write_report(arguments.folder(), progress)
+    for path in files:
         say(short_path(path))
     return OK

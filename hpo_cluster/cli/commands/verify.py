@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.cli.arguments import Arguments
-from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say
+from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, progress_bar, say
 from hpo_cluster.text import counted
 from hpo_cluster.trial import trial_label
 
 if TYPE_CHECKING:
-    from hpo_cluster.driver.verify import Count, Fault, Progress, Verification
+    from hpo_cluster.driver.verify import Count, Fault, Verification
 
 #: Largest number of faults of each kind that are described.
 SHOWN = 3
@@ -25,7 +24,7 @@ def verify(arguments: Arguments) -> int:
     from hpo_cluster.driver.verify import Verification
 
     verification = Verification(arguments.folder())
-    with contextlib.suppress(KeyboardInterrupt), _progress() as progress:
+    with contextlib.suppress(KeyboardInterrupt), progress_bar() as progress:
         verification.run(progress)
     if arguments.option("--json"):
         say(json.dumps(verification.document(), indent=2))
@@ -34,19 +33,6 @@ def verify(arguments: Arguments) -> int:
     if verification.faults:
         return BAD_END
     return OK if verification.finished else INTERRUPTED
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
-    """Yield a function that draws a bar on the terminal while the context lasts; it draws nothing anywhere else."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bars:
-        bar = bars.add_task("")
-        yield lambda what, done, total: bars.update(bar, description=what, completed=done, total=total)
 
 
 def verification_lines(verification: Verification) -> list[str]:

@@ -25,7 +25,7 @@ from hpo_cluster.report.comparison.several import FRONT, HYPERVOLUME, Box, in_on
 from hpo_cluster.report.comparison.verdicts import Metric, Pair, Verdict, mean_and_sem, pairs_of, verdict_of
 from hpo_cluster.report.statistics import Comparison as Ranking
 from hpo_cluster.report.statistics import compare as rank
-from hpo_cluster.text import counted
+from hpo_cluster.text import Progress, counted, untold
 
 HINT = "hpo-cluster compare --help"
 #: Groups, and seeds that all of them have, that a critical-difference diagram needs.
@@ -158,7 +158,10 @@ class Comparison:
 
 
 def compare_campaigns(
-    folders: Sequence[Path], reach: float | None = None, reference: Mapping[str, float] | None = None
+    folders: Sequence[Path],
+    reach: float | None = None,
+    reference: Mapping[str, float] | None = None,
+    progress: Progress = untold,
 ) -> Comparison:
     """Return the comparison of campaigns.
 
@@ -168,16 +171,19 @@ def compare_campaigns(
             hypervolume; None: the value that more than half of the campaigns of every group with values have reached.
         reference: with several objectives, the worst value of interest by metric, in place of what the campaigns
             were given or that follows from their results.
+        progress: is told of each campaign that was read, and of each whose recommendation is known.
 
     Raises:
         ConfigError: with everything that prevents it.
     """
     runs, faults = [], []
-    for folder in folders:
+    for number, folder in enumerate(folders):
+        progress("campaigns", number, len(folders))
         try:
             runs.append(read_run(folder))
         except JournalError as error:
             faults.append(f"{folder}: cannot be read: {error}")
+    progress("campaigns", len(folders), len(folders))
     if runs:
         faults += faults_of(runs)
     if faults:
@@ -191,6 +197,11 @@ def compare_campaigns(
         reach = None if reach is None or box is None else reach * _best_volume(runs)
     elif reference:
         raise ConfigError(["reference: these campaigns have one objective, and a best value without one"], HINT)
+    else:
+        for number, run in enumerate(runs):
+            progress("recommendations", number, len(runs))
+            run.recommended  # noqa: B018 - a model is fitted here, and not in the middle of a table
+        progress("recommendations", len(runs), len(runs))
     groups = group(runs)
     return Comparison(tuple(groups), _reached_by_all(groups) if reach is None else reach, reach is not None, box)
 

@@ -10,7 +10,7 @@ from hpo_cluster.report.comparison.figures import as_files, band_in_words, draw,
 from hpo_cluster.report.comparison.runs import COSTS
 from hpo_cluster.report.comparison.table import campaigns_csv, latex_table, page, pairs_csv, table_csv
 from hpo_cluster.report.figures.still import plain_text
-from hpo_cluster.text import in_markdown
+from hpo_cluster.text import Progress, in_markdown, untold
 
 #: The page, by which a folder is known as that of a comparison.
 PAGE = "comparison.md"
@@ -18,8 +18,8 @@ PAGE = "comparison.md"
 STEMS = (*(f"{what}_by_{cost}" for what in ("best", "hypervolume") for cost in COSTS), "fronts", "critical_difference")
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write a comparison into a folder.
+def write_comparison(comparison: Comparison, folder: Path, progress: Progress = untold) -> list[Path]:
+    """Write a comparison into a folder; `progress` is told of each figure.
 
     Returns:
         The files, the page first.
@@ -33,7 +33,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     for name, text in tables.items():
         replace_text(folder / name, text)
     shown, pictures = titles(comparison), []
-    for stem in STEMS:
+    for number, stem in enumerate(STEMS):
+        progress("figures", number, len(STEMS))
         with plain_text():
             figure = draw(comparison, stem) if stem in shown else None
             files = {} if figure is None else as_files(figure)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from hpo_cluster.report.data import Campaign
 from hpo_cluster.report.figures import curves, jobs, model, objectives, parameters, progress
 from hpo_cluster.report.figures.description import Figure
+from hpo_cluster.text import Progress, untold
 
 #: The figures by the names of their files, in their order on the page. One for which there is nothing to draw is None.
 FIGURES: Mapping[str, Callable[[Campaign], Figure | None]] = {
@@ -35,7 +36,12 @@ FIGURES: Mapping[str, Callable[[Campaign], Figure | None]] = {
 }
 
 
-def figures_of(campaign: Campaign) -> dict[str, Figure]:
-    """Return the figures for which there is something to draw."""
-    made = ((stem, make(campaign)) for stem, make in FIGURES.items())
-    return {stem: figure for stem, figure in made if figure is not None}
+def figures_of(campaign: Campaign, progress: Progress = untold) -> dict[str, Figure]:
+    """Return the figures for which there is something to draw; `progress` is told of each of `FIGURES`."""
+    made: dict[str, Figure] = {}
+    for number, (stem, make) in enumerate(FIGURES.items(), start=1):
+        figure = make(campaign)
+        if figure is not None:
+            made[stem] = figure
+        progress("figures", number, len(FIGURES))
+    return made

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any
 
+from bokeh.document import Document
 from bokeh.embed import components
 from bokeh.models import (
     BoxAnnotation,
@@ -68,7 +69,11 @@ def scripts() -> str:
 
 def draw(panels: Sequence[Panel]) -> tuple[str, tuple[str, ...]]:
     """Return the script that draws panels, and the elements that they are drawn into."""
-    script, elements = components([_plot(panel) for panel in panels], wrap_script=False)
+    plots, document = [_plot(panel) for panel in panels], Document()
+    with document.models.freeze():  # it would collect the models of all plots again for each of them
+        for plot in plots:
+            document.add_root(plot)
+    script, elements = components(plots, wrap_script=False)
     return script, tuple(elements)
 
 

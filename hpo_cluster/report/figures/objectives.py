@@ -74,7 +74,7 @@ def hypervolume(campaign: Campaign) -> Figure | None:
     ended = campaign.ended
     if campaign.goals is None or not campaign.several or ended["value"].isna().all():
         return None
-    volumes, reference = campaign.hypervolumes()
+    volumes, reference = campaign.hypervolumes
     hours = tuple(itertools.accumulate(campaign.record.gpu_hours_of(int(trial)) for trial in ended["trial"]))
     axes = [(numbers(range(1, len(ended) + 1)), Axis("evaluations that have ended", integers=True))]
     if hours[-1] > 0:

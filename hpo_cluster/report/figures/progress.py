@@ -61,9 +61,9 @@ def _best(campaign: Campaign, axis: Axis, x: Sequence[float], ended: pd.DataFram
     layers: list[Layer] = [*values.layers, *baseline_rule(campaign)]
     measured = campaign.acceptable(ended)["value"].reindex(ended.index)
     if measured.notna().any():
-        best = (measured.cummax() if campaign.maximize else measured.cummin()).ffill()
-        kept = [i for i in range(len(x)) if i in (0, len(x) - 1) or best.iloc[i] != best.iloc[i - 1]]
-        steps = tuple(x[i] for i in kept), tuple(float(best.iloc[i]) for i in kept)
+        best = numbers((measured.cummax() if campaign.maximize else measured.cummin()).ffill())
+        kept = [i for i in range(len(x)) if i in (0, len(x) - 1) or best[i] != best[i - 1]]
+        steps = tuple(x[i] for i in kept), tuple(best[i] for i in kept)
         layers.append(Line(*steps, "best", "best so far", step="after"))
     drawn = thinned(campaign, ended)
     at = dict(zip(ended.index, x, strict=True))

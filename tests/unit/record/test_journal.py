@@ -237,3 +237,12 @@ def test_a_symbolic_link_is_refused_before_anything_is_cut(tmp_path: Path) -> No
 def test_nan_cannot_get_in(tmp_path: Path) -> None:
     with Journal(tmp_path / "events.jsonl") as journal, pytest.raises(ValueError, match="JSON"):
         journal.append("ended", value=float("nan"))
+
+
+@pytest.mark.parametrize("line", [b'{"seq": 1, "at"', b"1, 2", b"\xff", b""])
+def test_a_line_that_is_not_json_is_named_among_others(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "events.jsonl"
+    event = b'{"seq": 0, "at": "2026-01-01T00:00:00Z", "event": "created"}'
+    path.write_bytes(b"\n".join([event, line, event]) + b"\n")
+    with pytest.raises(JournalError, match="line 2: is not JSON"):
+        read_journal(path)
