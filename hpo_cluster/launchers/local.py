@@ -32,6 +32,9 @@ from hpo_cluster.text import counted
 #: Seconds before the walltime at which submitit's controller sends SIGUSR2.
 SIGNAL_DELAY_S = 30
 
+#: Seconds after which processes are looked at again for a job that was not found among them.
+LOADING_S = 0.2
+
 
 class LocalSettings(LauncherSettings):
     """Settings of jobs that are processes of this machine."""
@@ -160,10 +163,12 @@ class LocalLauncher:
     def find(self, submission: Submission) -> JobRef | None:
         """Return the job whose processes have the token in their environment; the group's leader is the controller."""
         needle = f"{TOKEN_VARIABLE}={submission.token}".encode()
-        for pid in sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
-            with contextlib.suppress(OSError):
-                if needle in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                    return self._ref(os.getpgid(pid), submission, [])  # the lowest pid: children may form new groups
+        for pause in (LOADING_S, 0.0):  # a program that is just being loaded has an empty environment
+            for pid in sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+                with contextlib.suppress(OSError):
+                    if needle in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                        return self._ref(os.getpgid(pid), submission, [])  # the lowest: children may form new groups
+            time.sleep(pause)
         return None
 
 

@@ -27,9 +27,9 @@ and thompson, which are not logarithms, are lowered by its logarithm where it is
 are feasible, and count as the worst value so far.
 
 With several objectives, qlognei is the expected gain of hypervolume and parego the improvement of a random weighting;
-constraints on what is measured are kept by all (`hpo_cluster.optimizers.bayesian.acquisition_of_several`). Of the
-proposals that are in flight together one is then sought in the whole space, and the others near a point of the front:
-the gain beyond the ends of a front has no bound, so that many proposals at once would all go to the edges of the space.
+constraints on what is measured are kept by all (`hpo_cluster.optimizers.bayesian.acquisition_of_several`). Without
+constraints, one of the proposals that are in flight together is then sought in the whole space, and the others near a
+point of the front: the gain beyond the ends of a front has no bound, so that all would go to the edges of the space.
 In a campaign with rungs the process has the fidelity as one more column, and what is improved upon are its predictions
 at the top: see `hpo_cluster.optimizers.bayesian.rungs`.
 
@@ -206,7 +206,8 @@ class BO:
         with computing(seed):
             if isinstance(surrogate, SeveralModels):
                 around = rng.permutation(surrogate.front)[:AROUND]
-                if len(surrogate.objectives) > 1 and surrogate.best is not None and trial % (len(batch.pending) + 1):
+                unbounded = len(surrogate.objectives) > 1 and not surrogate.slacks
+                if unbounded and trial % (len(batch.pending) + 1):
                     around = around[:1]
                     low, high = box_around(self.space, around[0], NEAR)
                 acquisition = self._acquisition_of_several(surrogate, batch.pending, seed)
