@@ -11,12 +11,13 @@ The events:
 | | after, turn | the same, of an attempt that is given to a running job: `after` names the attempt before it |
 | ``submitted`` | trial, attempt, job, adopted | the scheduler has the job (`adopted`: a job of this token was found) |
 | ``running`` | trial, attempt, job, node, started_at | the job has claimed its attempt |
-| ``attempt_failed`` | trial, attempt, kind, message | the attempt failed; the trial goes on |
+| ``attempt_failed`` | trial, attempt, error, ended_at | the attempt failed; the trial goes on |
 | ``ended`` | trial, attempt, state, value, value_sem, metrics, … | the trial has ended (several objectives: `sems`) |
+| | ended_at | in this and other events: when the job ended, as it says itself; `at` is when the driver noted it |
 | ``commanded`` | id, verb, trial | a command from the inbox was carried out |
 | ``rung`` | trial, attempt, rung, value, value_sem, metrics, step, seconds | the trial was scored at a rung |
 | ``promoted`` | trial, rung, why | the trial may climb up to this rung now |
-| ``paused`` | trial, attempt, rung | the attempt has ended at this rung, which was its goal |
+| ``paused`` | trial, attempt, rung, ended_at | the attempt has ended at this rung, which was its goal |
 | ``reopened`` | trial | an ended trial will be tried again |
 | ``stopped`` | reason | the driver released the campaign |
 | ``repaired`` | damaged, lost_lines, rebuilt | the journal was rebuilt from its valid lines and the attempts' files |
@@ -232,9 +233,7 @@ class Record:
             if attempt.may_be_followed:
                 self._left[trial.number, attempt.number] = None
             if trial.state is State.COMPLETED or kind == "paused":
-                ended_at = attempt.ended_at if kind == "paused" else trial.ended_at
-                took = seconds_between(attempt.started_at, ended_at)
-                self.longest_evaluation_s = max(self.longest_evaluation_s, took)
+                self.longest_evaluation_s = max(self.longest_evaluation_s, attempt.took_s)
 
     def member(self, place: Place) -> Member:
         """Return a trial and its attempt by their numbers."""
