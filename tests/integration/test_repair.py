@@ -59,6 +59,10 @@ DAMAGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
 }
 
 
+#: Number of events before the first lost one.
+SOUND = {"one line in the middle": 12, "a line is missing": 9, "cut after the tenth line": 10, "the first half": 0}
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_left_and_the_files_give_the_whole_campaign_again(campaign: Path, damage: str) -> None:
     events = campaign / "events.jsonl"
@@ -71,6 +75,8 @@ def test_what_is_left_and_the_files_give_the_whole_campaign_again(campaign: Path
     assert done.damaged is not None
     assert done.damaged.read_bytes() == damaged
     assert done.gaps == []
+    if damage in SOUND:
+        assert read_journal(events).events[-1]["sound"] == SOUND[damage]
     assert drivers.run(campaign, operation={"budget": 6}, sleep=0.0) == 0
     assert drivers.trials(campaign) == before
     assert len(drivers.evaluations(campaign)) == 6
