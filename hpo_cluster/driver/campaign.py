@@ -223,6 +223,7 @@ class Campaign:
         """
         self._stopping, self.reason = True, self.reason or reason
         self.submitter.stopped = True
+        self._asking.give_up(_AbandonedError)
         if self._may_abandon:
             self._may_abandon = False
             raise _AbandonedError

@@ -20,7 +20,7 @@ The events:
 | ``paused`` | trial, attempt, rung, ended_at | the attempt has ended at this rung, which was its goal |
 | ``reopened`` | trial | an ended trial will be tried again |
 | ``stopped`` | reason | the driver released the campaign |
-| ``repaired`` | damaged, lost_lines, rebuilt, sound | the journal was rebuilt from valid lines and the attempts' files |
+| ``repaired`` | damaged, lost_lines, rebuilt, sound | the journal was rebuilt from its valid lines and files |
 | | | `sound`: number of its first events before which nothing was lost |
 """
 
