@@ -39,6 +39,7 @@ from hpo_cluster.goals import Goals, dominates
 from hpo_cluster.record.climb import Climb, costs, sem_of
 from hpo_cluster.record.clock import is_time, moment, seconds_between
 from hpo_cluster.record.journal import Event, read_journal
+from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.trial_record import AttemptRecord, Member, Place, TrialRecord, advance, take_over
 from hpo_cluster.text import command_line
 from hpo_cluster.trial import BASELINE, Ask, ErrorKind, Origin, Proposal, Settled, State, derive_seed
@@ -47,6 +48,8 @@ T = TypeVar("T")
 
 #: Why a tick stops: the next one goes on.
 BETWEEN_TICKS = "between ticks"
+#: Why a driver or a tick stops that was told to by the command `stop`.
+BY_STOP = "stopped from another terminal"
 
 
 class Record:
@@ -90,8 +93,14 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """Return the record of a journal file."""
+        """Return the record of a journal file.
+
+        Raises:
+            JournalError: if it cannot be read, or is empty although there are attempts.
+        """
         contents = read_journal(path)
+        if not contents.events:
+            refuse_if_emptied(CampaignLayout(path.parent))
         record = cls.of(contents.events, path)
         record.left_out = contents.left_out
         return record
@@ -362,6 +371,15 @@ class Record:
     def code(self) -> str | None:
         """The hash of the code that new attempts run."""
         return self.starts[-1]["code"] if self.starts else None
+
+
+def refuse_if_emptied(layout: CampaignLayout) -> None:
+    """Raise if a campaign without events has attempts: starting over would evaluate all of them again."""
+    if any(layout.trials_dir.glob("*/a*")):
+        raise JournalError(
+            f"{layout.events} is empty, but there are attempts in {layout.trials_dir}. Rebuild the journal from their "
+            f"files:  {command_line('repair', layout.dir)}"
+        )
 
 
 def _put(kept: dict[int, T], number: int, value: T | None) -> None:
