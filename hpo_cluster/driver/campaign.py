@@ -38,7 +38,7 @@ from hpo_cluster.driver.submit import Submitter
 from hpo_cluster.errors import HpoClusterError, LostCampaignError
 from hpo_cluster.launchers.commands import Pause
 from hpo_cluster.record import clock, inbox
-from hpo_cluster.record.campaign_state import BETWEEN_TICKS, Record, asked_rows
+from hpo_cluster.record.campaign_state import BETWEEN_TICKS, BY_STOP, Record, asked_rows
 from hpo_cluster.record.climb import room_for, within_budget
 from hpo_cluster.record.confirmation import Wanted, chosen, missing_rows
 from hpo_cluster.record.exchange.facts import outline_of
@@ -244,7 +244,7 @@ class Campaign:
                 self.append("commanded", id=command.id, verb=command.verb, trial=command.trial)
                 trial = None if command.trial is None else self.record.trials.get(command.trial)
                 if command.verb == "stop":
-                    self.stop("stopped from another terminal")
+                    self.stop(BY_STOP)
                 elif trial is not None and command.verb == "cancel" and not trial.state.ended:
                     self.submitter.cancel([trial])
                 elif trial is not None and command.verb == "promote" and trial.state is State.PAUSED:
