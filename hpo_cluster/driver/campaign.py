@@ -38,7 +38,7 @@ from hpo_cluster.driver.submit import Submitter
 from hpo_cluster.errors import HpoClusterError, LostCampaignError
 from hpo_cluster.launchers.commands import Pause
 from hpo_cluster.record import clock, inbox
-from hpo_cluster.record.campaign_state import BETWEEN_TICKS, Record, asked_rows
+from hpo_cluster.record.campaign_state import BETWEEN_TICKS, BY_STOP, Record, asked_rows
 from hpo_cluster.record.climb import room_for, within_budget
 from hpo_cluster.record.confirmation import Wanted, chosen, missing_rows
 from hpo_cluster.record.exchange.facts import outline_of
@@ -60,6 +60,10 @@ HISTORY_PERIOD_S = 2.0
 HISTORY_SHARE = 0.05
 #: Seconds between two cycles while no job is in flight and none may be submitted.
 IDLE_S = 2.0
+
+
+class _AbandonedError(BaseException):
+    """The optimizer's work is given up: its answer is no longer wanted."""
 
 
 class Campaign:
@@ -90,6 +94,7 @@ class Campaign:
         self._failed = False  # whether an exception ended the driver
         self._confirming = False  # whether the driver waits for what is under way, and proposes nothing
         self._stopping = False
+        self._may_abandon = False  # whether this thread is at work in the optimizer, which holds nothing that counts
         self._closing = ""  # why nothing more is submitted while the driver waits for the jobs that run
         self._history_at = 0.0
         self._storage = Pause()
@@ -212,8 +217,16 @@ class Campaign:
         return None
 
     def stop(self, reason: str) -> None:
-        """Submit nothing more and end the loop after this cycle. Jobs in flight keep running."""
+        """Submit nothing more and end the loop after this cycle. Jobs in flight keep running.
+
+        A signal's handler may call it at any moment. A proposal under way is given up; the next driver makes the same.
+        """
         self._stopping, self.reason = True, self.reason or reason
+        self.submitter.stopped = True
+        self._asking.give_up(_AbandonedError)
+        if self._may_abandon:
+            self._may_abandon = False
+            raise _AbandonedError
 
     def _ended(self) -> bool:
         return not self.record.in_flight if self._confirming else self._finished()
@@ -231,7 +244,7 @@ class Campaign:
                 self.append("commanded", id=command.id, verb=command.verb, trial=command.trial)
                 trial = None if command.trial is None else self.record.trials.get(command.trial)
                 if command.verb == "stop":
-                    self.stop("stopped from another terminal")
+                    self.stop(BY_STOP)
                 elif trial is not None and command.verb == "cancel" and not trial.state.ended:
                     self.submitter.cancel([trial])
                 elif trial is not None and command.verb == "promote" and trial.state is State.PAUSED:
@@ -271,7 +284,12 @@ class Campaign:
             if free <= 0:
                 return
             known = self.record.seq
-            ask = self._ask(free)
+            try:
+                ask = self._ask(free)
+            except _AbandonedError:
+                return
+            if self._stop_was_asked():  # meanwhile
+                return
             rows = asked_rows(ask, self.record.next_trial, self.spec.seed)
             if not rows:
                 self.climbing.exhausted = not self.record.in_flight
@@ -286,6 +304,7 @@ class Campaign:
         """Ask the optimizer; jobs that reach a rung meanwhile do not wait for its answer."""
         history, ask = self.history(), self.spec.optimizer.ask
         try:
+            self._may_abandon = self.record.ladder is None
             return ask(history, n) if self.record.ladder is None else self._asking(lambda: ask(history, n))
         except (MemoryError, RuntimeError) as error:  # torch raises the latter
             if not (isinstance(error, MemoryError) or "allocate memory" in str(error)):
@@ -296,6 +315,14 @@ class Campaign:
                 "Nothing is lost. If the frontend has more:  "
                 f"{command_line('resume', self.opened.layout.dir, 'driver_memory_gb=16')}"
             ) from error
+        finally:
+            self._may_abandon = False
+
+    def _stop_was_asked(self) -> bool:
+        """Return whether to stop, by a signal or from another terminal, which may have come while nobody looked."""
+        if any(command.verb == "stop" for command in inbox.pending(self.opened.layout.inbox_dir)):
+            self.take_commands()
+        return self._stopping
 
     def submit(self) -> None:
         """Submit jobs for the trials that have none; stop if the scheduler will never accept them."""

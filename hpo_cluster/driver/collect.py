@@ -216,7 +216,6 @@ class Collector:
             value_sem=outcome.known_sem,
             metrics=dict(outcome.metrics),
             **({"sems": dict(outcome.sems)} if outcome.sems else {}),
-            ended_at=result.get("ended_at"),
             **_whereabouts(result),
         )
         self.climbing.tidy(trial)
@@ -253,8 +252,7 @@ class Collector:
             campaign.append("attempt_failed", **fields, **_whereabouts(failure.seen))
             self.climbing.tidy(trial)
             return
-        ended_at = {"ended_at": failure.seen["ended_at"]} if "ended_at" in failure.seen else {}
-        campaign.append("ended", **fields, state=decision.state, **ended_at, **_whereabouts(failure.seen))
+        campaign.append("ended", **fields, state=decision.state, **_whereabouts(failure.seen))
         self.climbing.tidy(trial)
 
     def _poll_jobs(self) -> None:
@@ -308,6 +306,6 @@ def _rung_of(trial: TrialRecord, result: Mapping[str, Any]) -> int | None:
 
 
 def _whereabouts(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the job, its node and its start time, as a claim, a result or an error file holds them."""
-    names = {"job": "job_id", "node": "node", "started_at": "started_at"}
+    """Return the job, its node and its times, as a claim, a result or an error file holds them."""
+    names = {"job": "job_id", "node": "node", "started_at": "started_at", "ended_at": "ended_at"}
     return {ours: document[theirs] for theirs, ours in names.items() if document.get(theirs) is not None}

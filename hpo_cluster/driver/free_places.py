@@ -66,7 +66,7 @@ class FreePlaces:
     def _recent(self) -> Iterator[Member]:
         """Yield the ended attempts whose job may wait, as far as the journal and the scheduler know."""
         for trial, attempt in self._campaign.record.left():
-            if attempt.ended_at is None or seconds_since(attempt.ended_at) > attempt.launcher["linger_s"]:
+            if attempt.noted_at is None or seconds_since(attempt.noted_at) > attempt.launcher["linger_s"]:
                 return
             place = trial.number, attempt.number
             if self._watch.has_ended(attempt.job_name):

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import Field, field_validator
 
 from hpo_cluster.driver.notify_command import in_shell
-from hpo_cluster.record.campaign_state import BETWEEN_TICKS
+from hpo_cluster.record.campaign_state import BETWEEN_TICKS, BY_STOP
 from hpo_cluster.record.files import read_bytes
 from hpo_cluster.settings import Settings
 from hpo_cluster.text import command_line, visible
@@ -33,7 +33,7 @@ Happening: TypeAlias = Literal["finished", "stopped", "failed"]
 #: The reason to stop of a driver that is a job, and whose successor waits in the queue.
 HANDED_OVER = "handed over to the next driver job"
 #: Reasons to stop that the user knows of, or that end nothing.
-KNOWN = (BETWEEN_TICKS, "interrupted", "stopped from another terminal", HANDED_OVER)
+KNOWN = (BETWEEN_TICKS, "interrupted", BY_STOP, HANDED_OVER)
 
 MESSAGE = "message"
 #: Maximum length of a reason in a message.

@@ -16,10 +16,10 @@ from typing import Any
 
 from hpo_cluster.driver.code_snapshot import copy_code, current_code
 from hpo_cluster.driver.spec import CampaignSpec
-from hpo_cluster.errors import HpoClusterError, JournalError
+from hpo_cluster.errors import HpoClusterError
 from hpo_cluster.objectives.worker import package_versions
 from hpo_cluster.record.attempt_files import SCHEMA
-from hpo_cluster.record.campaign_state import Record, asked_rows
+from hpo_cluster.record.campaign_state import Record, asked_rows, refuse_if_emptied
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.files import is_there, redact
 from hpo_cluster.record.identity import settle_identity
@@ -29,7 +29,6 @@ from hpo_cluster.record.lock import DriverLock
 from hpo_cluster.record.processes import cap_memory, uncap_memory
 from hpo_cluster.record.trial_record import Member, TrialRecord
 from hpo_cluster.record.writable import writing
-from hpo_cluster.text import command_line
 from hpo_cluster.trial import Ask
 
 log = logging.getLogger(__name__)
@@ -73,7 +72,8 @@ class OpenCampaign:
             self.lock.advance(self.journal.epoch)
             self.journal.epoch = self.lock.epoch
             self.record = Record.of(self.journal.take_events(), self.layout.events)
-            self._refuse_if_emptied()
+            if self.record.created is None:
+                refuse_if_emptied(self.layout)
             if spec.launcher.backend != "local" and spec.operation.driver_memory_gb is not None:
                 cap_memory(spec.operation.driver_memory_gb)
                 undo.callback(uncap_memory)
@@ -109,14 +109,6 @@ class OpenCampaign:
             package.removeHandler(handler)
             package.setLevel(before)
             handler.close()
-
-    def _refuse_if_emptied(self) -> None:
-        """Raise if the journal is empty but there are attempts: starting over would evaluate all of them again."""
-        if self.record.created is None and any(self.layout.trials_dir.glob("*/a*")):
-            raise JournalError(
-                f"{self.layout.events} is empty, but there are attempts in {self.layout.trials_dir}. Rebuild the "
-                f"journal from their files:  {command_line('repair', self.layout.dir)}"
-            )
 
     def _start(self) -> None:
         """Choose the code that jobs run, and journal the start."""

@@ -50,12 +50,14 @@ class Submitter:
     Attributes:
         refused: why the scheduler did not accept the last job; empty if it did.
         hopeless: why the last job can never be submitted; empty if it can.
+        stopped: whether nothing more is submitted, not even what `submit` has begun with.
         shut: why the launch hours allowed no job when `is_shut` was last called; empty if they allowed any.
     """
 
     def __init__(self, campaign: OpenCampaign, in_background: Background, places: FreePlaces) -> None:
         self._campaign, self._in_background, self._places = campaign, in_background, places
         self.refused = self.hopeless = self.shut = ""
+        self.stopped = False
         self._submissions = Backoff()
         #: Names of jobs that an earlier driver may have submitted: look for them before submitting.
         self._unsure = {
@@ -108,6 +110,8 @@ class Submitter:
         if self._submissions.lasts:
             return
         for group in self._waiting():
+            if self.stopped:
+                return
             trials = [trial for trial in group if not trial.state.ended]  # some may have ended in the meantime
             if not trials:
                 continue
@@ -142,7 +146,7 @@ class Submitter:
             jobs = self._jobs
             full = len(jobs) >= self._jobs_at_most
             place = next((place for place in places if not full or place[1].job_name in jobs), None)
-            if place is None:
+            if place is None or self.stopped:
                 return
             places.remove(place)
             intend(campaign, trial, job_name=place[1].job_name, after=place)

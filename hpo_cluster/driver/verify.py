@@ -83,7 +83,7 @@ class Count:
     Args:
         checked: number of trials or folders that were compared.
         total: number of those to compare.
-        missing: number of those whose files are gone; of proposals: that `repair` knew from files alone, and differ.
+        missing: number of those whose files are gone; of proposals: that differ after a loss that was repaired.
         rounded: number of those that differ in the last digits alone.
     """
 
@@ -114,8 +114,7 @@ class Verification:
         self.identity = identity_of_campaign(self.layout.identity)
         self.events: Sequence[Event] = read_journal(self.layout.events).events
         self.record = Record.of(self.events, self.layout.events)
-        rebuilt = [event["rebuilt"] for event in self.events if event["event"] == "repaired"]
-        self.rebuilt = sorted({int(trial) for trials in rebuilt for trial in trials})
+        self._repairs = [event for event in self.events if event["event"] == "repaired"]
         self.counts = {kind: Count() for kind in (CODE, SEEDS, PARAMETERS, RESULTS, PROPOSALS)}
         self.counts[PROPOSALS].total = sum(trial.origin in _DERIVABLE for trial in self._own_rows)
 
@@ -263,11 +262,15 @@ class Verification:
             for difference in answer.differences:
                 if difference.is_rounding:
                     count.rounded += 1
-                elif difference.trial in self.rebuilt:  # when it was proposed is lost
+                elif self._is_after_loss(answer.seq):
                     count.missing += 1
                 else:
                     self._differs(difference, answer.seq)
             progress(PROPOSALS, count.checked, count.total)
+
+    def _is_after_loss(self, seq: int) -> bool:
+        """Return whether a repair has lost what came before an event, or when: the optimizer saw another history."""
+        return any(repaired.get("sound", 0) <= seq < repaired["seq"] for repaired in self._repairs)
 
     def _differs(self, difference: Difference, seq: int) -> None:
         number, recorded, derived = difference

@@ -58,7 +58,7 @@ class LocalLauncher:
         self.settings = settings
         self.poll_period_s = settings.poll_period_s
         self._children: list[subprocess.Popen[bytes]] = []
-        self._devices: dict[str, list[int]] = {}  # GPUs of the jobs last seen alive, by token
+        self._alive: list[JobRef] = []  # jobs last seen alive, whose GPUs are taken
         self._seen_alive_at: dict[str, float] = {}  # by token
 
     def script(self, submission: Submission) -> str:
@@ -79,8 +79,8 @@ class LocalLauncher:
         except OSError as error:
             raise SubmissionError(f"the job's process did not start: {error}") from error
         self._children.append(process)
-        self._devices[submission.token] = devices
-        return self._ref(process.pid, submission, devices)
+        self._alive.append(self._ref(process.pid, submission, devices))
+        return self._alive[-1]
 
     def _ref(self, pid: int, submission: Submission, devices: list[int]) -> JobRef:
         attempt_dir = str(submission.attempt_dir)
@@ -107,7 +107,9 @@ class LocalLauncher:
         if wanted == 0:
             return []
         listed = self.settings.gpu_devices if self.settings.gpu_devices is not None else _gpus_of_this_machine()
-        taken = {device for devices in self._devices.values() for device in devices}
+        self._reap()
+        self._alive = [ref for ref in self._alive if self._state(ref) is JobState.RUNNING]  # since the last poll
+        taken = {device for ref in self._alive for device in ref.extra.get("devices") or ()}
         free = [device for device in listed if device not in taken]
         if len(listed) < wanted:
             message = f"launcher.gpus_per_trial={wanted}, but this machine has {counted(len(listed), 'GPU')}"
@@ -118,13 +120,16 @@ class LocalLauncher:
 
     def poll(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
         """Return the status of each job by its token."""
-        self._children = [child for child in self._children if child.poll() is None]  # also reaps them
+        self._reap()
         states = {ref.token: self._state(ref) for ref in refs}
-        alive = [ref for ref in refs if states[ref.token] is JobState.RUNNING]
-        self._devices = {ref.token: list(ref.extra.get("devices") or []) for ref in alive}
+        self._alive = [ref for ref in refs if states[ref.token] is JobState.RUNNING]
         asked = {ref.token: self._seen_alive_at[ref.token] for ref in refs if ref.token in self._seen_alive_at}
-        self._seen_alive_at = {**asked, **{ref.token: time.time() for ref in alive}}
+        self._seen_alive_at = {**asked, **{ref.token: time.time() for ref in self._alive}}
         return {ref.token: self._status(ref, states[ref.token]) for ref in refs}
+
+    def _reap(self) -> None:
+        """Forget the children that have ended."""
+        self._children = [child for child in self._children if child.poll() is None]
 
     def _status(self, ref: JobRef, state: JobState) -> JobStatus:
         if state is not JobState.ENDED or self._ran_s(ref) < self._walltime_s - self.settings.warning_s:

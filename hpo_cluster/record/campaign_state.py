@@ -11,15 +11,17 @@ The events:
 | | after, turn | the same, of an attempt that is given to a running job: `after` names the attempt before it |
 | ``submitted`` | trial, attempt, job, adopted | the scheduler has the job (`adopted`: a job of this token was found) |
 | ``running`` | trial, attempt, job, node, started_at | the job has claimed its attempt |
-| ``attempt_failed`` | trial, attempt, kind, message | the attempt failed; the trial goes on |
+| ``attempt_failed`` | trial, attempt, error, ended_at | the attempt failed; the trial goes on |
 | ``ended`` | trial, attempt, state, value, value_sem, metrics, … | the trial has ended (several objectives: `sems`) |
+| | ended_at | in this and other events: when the job ended, as it says itself; `at` is when the driver noted it |
 | ``commanded`` | id, verb, trial | a command from the inbox was carried out |
 | ``rung`` | trial, attempt, rung, value, value_sem, metrics, step, seconds | the trial was scored at a rung |
 | ``promoted`` | trial, rung, why | the trial may climb up to this rung now |
-| ``paused`` | trial, attempt, rung | the attempt has ended at this rung, which was its goal |
+| ``paused`` | trial, attempt, rung, ended_at | the attempt has ended at this rung, which was its goal |
 | ``reopened`` | trial | an ended trial will be tried again |
 | ``stopped`` | reason | the driver released the campaign |
-| ``repaired`` | damaged, lost_lines, rebuilt | the journal was rebuilt from its valid lines and the attempts' files |
+| ``repaired`` | damaged, lost_lines, rebuilt, sound | the journal was rebuilt from its valid lines and files |
+| | | `sound`: number of its first events before which nothing was lost |
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from hpo_cluster.goals import Goals, Point, dominates
 from hpo_cluster.record.climb import Climb, costs, sem_of
 from hpo_cluster.record.clock import is_time, moment, seconds_between
 from hpo_cluster.record.journal import Event, read_journal
+from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.trial_record import AttemptRecord, Member, Place, TrialRecord, advance, take_over
 from hpo_cluster.text import command_line
 from hpo_cluster.trial import BASELINE, Ask, ErrorKind, Origin, Proposal, Settled, State, derive_seed
@@ -47,6 +50,8 @@ T = TypeVar("T")
 
 #: Why a tick stops: the next one goes on.
 BETWEEN_TICKS = "between ticks"
+#: Why a driver or a tick stops that was told to by the command `stop`.
+BY_STOP = "stopped from another terminal"
 
 
 class Record:
@@ -90,9 +95,15 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """Return the record of a journal file."""
+        """Return the record of a journal file.
+
+        Raises:
+            JournalError: if it cannot be read, or is empty although there are attempts.
+        """
         with _keeping_everything():
             contents = read_journal(path)
+            if not contents.events:
+                refuse_if_emptied(CampaignLayout(path.parent))
             record = cls.of(contents.events, path)
         record.left_out = contents.left_out
         return record
@@ -241,9 +252,7 @@ class Record:
             if attempt.may_be_followed:
                 self._left[trial.number, attempt.number] = None
             if trial.state is State.COMPLETED or kind == "paused":
-                ended_at = attempt.ended_at if kind == "paused" else trial.ended_at
-                took = seconds_between(attempt.started_at, ended_at)
-                self.longest_evaluation_s = max(self.longest_evaluation_s, took)
+                self.longest_evaluation_s = max(self.longest_evaluation_s, attempt.took_s)
 
     def member(self, place: Place) -> Member:
         """Return a trial and its attempt by their numbers."""
@@ -371,6 +380,15 @@ class Record:
     def code(self) -> str | None:
         """The hash of the code that new attempts run."""
         return self.starts[-1]["code"] if self.starts else None
+
+
+def refuse_if_emptied(layout: CampaignLayout) -> None:
+    """Raise if a campaign without events has attempts: starting over would evaluate all of them again."""
+    if any(layout.trials_dir.glob("*/a*")):
+        raise JournalError(
+            f"{layout.events} is empty, but there are attempts in {layout.trials_dir}. Rebuild the journal from their "
+            f"files:  {command_line('repair', layout.dir)}"
+        )
 
 
 def _put(kept: dict[int, T], number: int, value: T | None) -> None:

@@ -121,7 +121,8 @@ def take(trial: TrialRecord, event: Event) -> None:
             trial.state = State.PROPOSED
     else:
         attempt = trial.attempts[event["attempt"]]
-        attempt.over, attempt.ended_at, attempt.rung = True, event["at"], rung
+        attempt.rung = rung
+        attempt.end(event)
         attempt.energy_wh = max(0.0, event.get("energy_wh") or 0.0)
         trial.forgiven = len(trial.attempts)  # what failed on the way here does not count further up
         rest(trial, event)

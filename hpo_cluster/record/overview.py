@@ -145,7 +145,7 @@ def _read(layout: CampaignLayout) -> dict[str, Any]:
     done: float = sum(count for state, count in counts.items() if state.counts)
     in_flight = tally.in_flight
     running = sum(state is State.RUNNING for state in tally.states.values())
-    record = Record.read(layout.events) if goals is not None or identity.get("fidelity") else None
+    record = Record.read(layout.events) if goals is not None or identity.get("fidelity") or tally.last is None else None
     if record is not None and record.ladder is not None:  # a paused trial has not ended, and is not under way
         done, in_flight = record.spent, len(record.in_flight)
         running = sum(trial.state is State.RUNNING for trial in record.in_flight)

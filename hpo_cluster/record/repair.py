@@ -79,9 +79,10 @@ def repair(campaign_dir: Path) -> Repair:
         damaged = layout.events.with_name(
             f"{layout.events.name}.damaged-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S}"
         )
-        rebuilding.add(
-            "repaired", epoch=lock.epoch, damaged=damaged.name, lost_lines=lost, rebuilt=sorted(rebuilding.rebuilt)
-        )
+        pairs = zip(events, rebuilding.events, strict=False)
+        sound = next((number for number, (old, new) in enumerate(pairs) if {**new, **old} != new), len(events))
+        told = {"damaged": damaged.name, "lost_lines": lost, "rebuilt": sorted(rebuilding.rebuilt), "sound": sound}
+        rebuilding.add("repaired", epoch=lock.epoch, **told)
         _replace(layout.events, damaged, rebuilding.events)
         record = rebuilding.record
     finally:
@@ -102,10 +103,10 @@ def _is_whole(layout: CampaignLayout) -> bool:
     if layout.events.is_symlink():
         return False
     try:
-        record = Record.read(layout.events)
+        Record.read(layout.events)
     except JournalError:
         return False
-    return record.last is not None or not any(layout.trials_dir.glob("*/a*"))
+    return True
 
 
 def _data(path: Path) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 
 from hpo_cluster.goals import Goals
 from hpo_cluster.record import clock
-from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.campaign_state import BY_STOP, Record
 from hpo_cluster.record.climb import room_for, rung_table, saved
 from hpo_cluster.record.clock import is_time, moment, seconds_since
 from hpo_cluster.record.confirmation import confirmation_cost, confirmation_status
@@ -268,7 +268,7 @@ def _driver_notices(record: Record, layout: CampaignLayout, *, driver_alive: boo
     if not driver_alive and not record.halted and not exhausted and record.is_between_ticks:
         notices += _hours(record)
     if record.halted and not driver_alive:
-        notices.append(f"stopped from another terminal: ticks submit nothing.  {command_line('resume', layout.dir)}")
+        notices.append(f"{BY_STOP}: ticks submit nothing.  {command_line('resume', layout.dir)}")
     if record.left_out:
         notices.append(
             f"not counted in {layout.events.name}: {counted(record.left_out, 'line')} that a driver wrote after "

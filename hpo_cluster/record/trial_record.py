@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from hpo_cluster.job import JobRef
 from hpo_cluster.record.climb import RUNG_EVENTS, Climb, Score, rest, sem_of, take
-from hpo_cluster.record.clock import seconds_between
+from hpo_cluster.record.clock import moment, seconds_between
 from hpo_cluster.record.journal import Event
 from hpo_cluster.space import Configuration
 from hpo_cluster.trial import BASELINE, Origin, State
@@ -33,7 +33,8 @@ class AttemptRecord:
     job_id: str | None = None
     node: str | None = None
     gpus: int = 0
-    ended_at: str | None = None
+    ended_at: str | None = None  # as its job says; as the driver noted it, if the job left no word
+    noted_at: str | None = None  # when the driver noted its end
     error: dict[str, Any] | None = None
     over: bool = False
     after: Place | None = None  # the attempt that the same job evaluated just before this one
@@ -53,6 +54,15 @@ class AttemptRecord:
     def took_s(self) -> float:
         """The seconds from the claim to the end; 0 if it has not begun or not ended."""
         return seconds_between(self.started_at, self.ended_at)
+
+    def end(self, event: Event) -> None:
+        """Note the end of the attempt, as its job dated it, but not before its start nor after the event.
+
+        The driver may have noted it long after: it was away, or busy. Clocks of nodes may differ from the driver's.
+        """
+        self.over, self.noted_at = True, event["at"]
+        end = min(event.get("ended_at") or event["at"], event["at"], key=moment)
+        self.ended_at = max(end, self.started_at or end, key=moment)
 
     @property
     def may_be_followed(self) -> bool:
@@ -175,16 +185,18 @@ def advance(trial: TrialRecord, kind: str, event: Event) -> None:
         trial.ended_at = trial.ended_seq = trial.error = None
         rest(trial, event)
     elif kind == "attempt_failed" and attempt is not None:
-        attempt.error, attempt.over, attempt.ended_at = event["error"], True, event["at"]
+        attempt.error = event["error"]
+        attempt.end(event)
         rest(trial, event)
     elif kind == "ended":
         if attempt is not None:
-            attempt.over, attempt.error, attempt.ended_at = True, event.get("error"), event["at"]
+            attempt.error = event.get("error")
+            attempt.end(event)
         trial.state = State(event["state"])
         trial.value, trial.value_sem = event.get("value"), sem_of(event)
         trial.metrics, trial.sems = event.get("metrics") or {}, event.get("sems") or {}
         trial.error = event.get("error")
-        trial.ended_at, trial.ended_seq = event.get("ended_at") or event["at"], event["seq"]
+        trial.ended_at, trial.ended_seq = event["at"] if attempt is None else attempt.ended_at, event["seq"]
         if trial.climb is not None and trial.state is State.COMPLETED:
             trial.climb.scores[trial.climb.top], trial.climb.goal = Score.of(event), trial.climb.top
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -142,6 +143,19 @@ class TestLocal(LauncherContract):
         assert refs[2].extra["devices"] == [0]
         for ref in refs:
             launcher.cancel(ref)
+
+    def test_devices_are_free_again_without_a_poll(self, tmp_path: Path) -> None:
+        """A driver does not ask about a job whose result it has read, and asks nothing if no other job is there."""
+        launcher = make_launcher(LocalSettings(gpus_per_trial=1, gpu_devices=(0,)))
+        refs = [launcher.submit(submission(tmp_path / "0", "pass"))]
+
+        def is_taken() -> bool:
+            with contextlib.suppress(SubmissionError):
+                refs.append(launcher.submit(submission(tmp_path / "1", "pass")))
+            return len(refs) == 2
+
+        wait(is_taken)
+        assert refs[1].extra["devices"] == [0]
 
     def test_more_devices_than_there_are_is_final(self, tmp_path: Path) -> None:
         launcher = make_launcher(LocalSettings(gpus_per_trial=2, gpu_devices=(0,)))

@@ -22,13 +22,17 @@ from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.driver.check_proposals import replay
 from hpo_cluster.driver.spec import CampaignSpec
 from hpo_cluster.errors import IdentityError, LockedError
+from hpo_cluster.job import JobRef
 from hpo_cluster.launchers import commands
+from hpo_cluster.launchers.base import Submission
 from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.optimizers.registry import make_optimizer
+from hpo_cluster.record import inbox
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.journal import read_events
 from hpo_cluster.record.status import campaign_status
+from hpo_cluster.trial import Ask
 
 
 def spec(directory: Path, command: str | None = None, **options: Any) -> CampaignSpec:
@@ -183,6 +187,66 @@ def test_stopping_leaves_jobs_running_and_a_later_start_adopts_them(tmp_path: Pa
     assert status["in_flight"] == 2
     assert drive(spec(tmp_path / "c"))["counts"] == {"completed": 4}
     assert len(drivers.evaluations(tmp_path / "c")) == 4
+
+
+@pytest.mark.parametrize("how", ["signal", "in the other thread", "other terminal"])
+def test_what_the_optimizer_answers_after_a_stop_is_dropped(tmp_path: Path, how: str) -> None:
+    whole = spec(tmp_path / "whole", operation={"budget": 3, "workers": 1})
+    drive(whole)
+    made, answered = spec(tmp_path / "c", operation={"budget": 3, "workers": 1}), []
+    ask = made.optimizer.ask
+
+    class Slow:
+        def ask(self, history: pd.DataFrame, n: int) -> Ask:
+            if len(history) == 2:
+                if how == "other terminal":
+                    inbox.post(campaign.opened.layout.inbox_dir, "stop", None)
+                else:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(0.1)
+                answered.append(n)
+            return ask(history, n)
+
+        __getattr__ = made.optimizer.__getattribute__
+
+    with Campaign(dataclasses.replace(made, optimizer=Slow())) as campaign:  # type: ignore[arg-type]
+        before = signal.signal(signal.SIGTERM, lambda number, frame: campaign.stop("ended by SIGTERM"))
+        if how == "in the other thread":  # as with rungs
+            campaign._ask = lambda n: campaign._asking(lambda: campaign.spec.optimizer.ask(campaign.history(), n))  # type: ignore[method-assign]
+        try:
+            for _ in campaign.drive():
+                pass
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert len(answered) == (how == "other terminal")  # a signal does not even wait for the answer
+    record = Record.read(tmp_path / "c" / "events.jsonl")
+    assert sorted(record.trials) == [0, 1]
+    assert record.stopped
+    assert record.stopped["reason"] == campaign.reason != ""
+    drive(made)
+    assert drivers.trials(tmp_path / "c") == drivers.trials(tmp_path / "whole")
+    assert replay(list(read_events(tmp_path / "c" / "events.jsonl")), made.optimizer, maximize=True) == []
+
+
+def test_jobs_that_would_be_submitted_after_a_stop_wait_for_the_next_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = spec(tmp_path / "c", operation={"budget": 3, "workers": 3})
+    submit = made.launcher.submit
+
+    def stopping(submission: Submission) -> JobRef:
+        campaign.stop("interrupted")
+        return submit(submission)
+
+    monkeypatch.setattr(made.launcher, "submit", stopping)
+    with Campaign(made) as campaign:
+        for _ in campaign.drive():
+            pass
+    record = Record.read(tmp_path / "c" / "events.jsonl")
+    assert [len(trial.attempts) for trial in record.rows] == [1, 0, 0]
+    monkeypatch.undo()
+    assert drive(made)["counts"] == {"completed": 3}
+    assert len(drivers.evaluations(tmp_path / "c")) == 3
 
 
 def test_cancelling_ends_jobs_and_spends_nothing(tmp_path: Path) -> None:

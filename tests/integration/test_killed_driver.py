@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,16 @@ def test_killed_with_several_trials_in_each_job(
     check(directory, reference)
     trials = Record.read(directory / "events.jsonl").rows
     assert [len(trial.attempts) for trial in trials] == [1, 1, 1, 1]
+
+
+def test_the_time_without_a_driver_is_not_a_trials(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    assert drivers.run(directory, kill_at=7, when="after") == -9  # two jobs are submitted
+    time.sleep(3)
+    assert drivers.run(directory) == 0
+    record = Record.read(directory / "events.jsonl")
+    assert max(attempt.took_s for trial in record.rows for attempt in trial.attempts) < 2.5
+    assert min(attempt.took_s for trial in record.rows for attempt in trial.attempts) >= 0.1
 
 
 def test_killed_again_and_again(tmp_path: Path, reference: list[tuple[object, ...]]) -> None:

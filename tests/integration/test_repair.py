@@ -17,6 +17,7 @@ from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.history import load_history
 from hpo_cluster.record.journal import read_journal
 from hpo_cluster.record.lock import DriverLock
+from hpo_cluster.record.overview import overview
 from hpo_cluster.record.repair import repair
 from hpo_cluster.record.status import campaign_status
 
@@ -59,6 +60,10 @@ DAMAGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
 }
 
 
+#: Number of events before the first lost one.
+SOUND = {"one line in the middle": 12, "a line is missing": 9, "cut after the tenth line": 10, "the first half": 0}
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_left_and_the_files_give_the_whole_campaign_again(campaign: Path, damage: str) -> None:
     events = campaign / "events.jsonl"
@@ -71,12 +76,22 @@ def test_what_is_left_and_the_files_give_the_whole_campaign_again(campaign: Path
     assert done.damaged is not None
     assert done.damaged.read_bytes() == damaged
     assert done.gaps == []
+    if damage in SOUND:
+        assert read_journal(events).events[-1]["sound"] == SOUND[damage]
     assert drivers.run(campaign, operation={"budget": 6}, sleep=0.0) == 0
     assert drivers.trials(campaign) == before
     assert len(drivers.evaluations(campaign)) == 6
     assert campaign_status(campaign)["counts"] == {"completed": 6}
     assert len(load_history(campaign)) == 6
     assert repair(campaign).damaged is None  # whole again
+
+
+def test_an_emptied_journal_is_told_everywhere(campaign: Path) -> None:
+    (campaign / "events.jsonl").write_bytes(b"")
+    for look in (campaign_status, drivers.open_once):
+        with pytest.raises(JournalError, match=r"is empty, but there are attempts in .* hpo-cluster repair"):
+            look(campaign)
+    assert "hpo-cluster repair" in overview(campaign)["fault"]
 
 
 def test_trials_without_a_trace_leave_a_gap_and_the_optimizers_go_on(campaign: Path) -> None:

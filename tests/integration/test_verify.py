@@ -223,7 +223,26 @@ def test_trials_known_from_files_alone(tmp_path: Path, capsys: pytest.CaptureFix
     assert "FAULT  4 proposals" in said(["verify", str(folder)], capsys, 1)
     edit(folder, lambda events: events.append({**events[-1], "seq": len(events), "event": "repaired", "rebuilt": [3]}))
     text = said(["verify", str(folder)], capsys, 0)
-    assert "ok     4 proposals derived again from the journal; 1 from before a repair of the journal" in text
+    assert "ok     4 proposals derived again from the journal; 1 cannot be derived, since earlier lines" in text
+    assert "verified: nothing else differs" in text
+
+
+def test_results_that_a_repair_has_put_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = simulated_campaign(tmp_path / "c", "soo", SPACES["real"], outcome, evaluations=8)
+    lost = 0
+
+    def lose(events: list[dict[str, Any]]) -> None:
+        nonlocal lost
+        ended = of_kind(events, "ended")[1]
+        lost = events.index(ended)
+        events.remove(ended)
+        events += [{**events[-1], "event": "repaired", "rebuilt": [], "sound": lost}, ended]
+        events[:] = [{**event, "seq": seq} for seq, event in enumerate(events)]
+
+    edit(folder, lose)
+    assert "cannot be derived, since earlier lines were lost" in said(["verify", str(folder)], capsys, 0)
+    edit(folder, lambda events: of_kind(events, "repaired")[0].update(sound=len(events) - 2))
+    assert "FAULT  " in said(["verify", str(folder)], capsys, 1)  # nothing was lost before these proposals
 
 
 def test_an_empty_campaign_and_one_without_its_journal(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

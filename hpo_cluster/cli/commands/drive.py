@@ -148,6 +148,7 @@ def tick(arguments: Arguments) -> int:
     """Make one short pass over a campaign."""
     from hpo_cluster.cli.display import PlainDisplay
     from hpo_cluster.driver.campaign import Campaign
+    from hpo_cluster.record.campaign_state import BY_STOP
 
     config = recorded_config(arguments, arguments.words[1:], check_files=True)
     spec = campaign_spec(config, arguments.words[1:], take_over=arguments.option("--take-over"), other_places=True)
@@ -158,8 +159,8 @@ def tick(arguments: Arguments) -> int:
             campaign.tick()
             display.update(campaign.status(), campaign.record.trials)
             if campaign.record.halted:
-                say(f"stopped from another terminal; go on with:  {command_line('resume', arguments.words[0])}")
-            return BAD_END if campaign.reason else OK
+                say(f"{BY_STOP}; go on with:  {command_line('resume', arguments.words[0])}")
+            return BAD_END if campaign.reason not in ("", BY_STOP) else OK
     except LockedError as error:
         say(error)  # a driver is running: nothing is left to do
         return OK
@@ -170,6 +171,7 @@ def post(arguments: Arguments) -> int:
     from hpo_cluster.record import inbox
     from hpo_cluster.record.campaign_state import Record
     from hpo_cluster.record.layout import CampaignLayout
+    from hpo_cluster.record.lock import owner_lives, read_lock
     from hpo_cluster.record.trial_record import may_be_retried
     from hpo_cluster.report.trial import find_trial
     from hpo_cluster.trial import State, trial_label
@@ -194,17 +196,33 @@ def post(arguments: Arguments) -> int:
             faults.append(f"{trial_label(number)} is {trial.state}: only one that is paused at a rung can be promoted")
     if faults:
         raise ConfigError(faults, command_line("status", folder))
+    owner = read_lock(layout.lock)
+    driven = owner is not None and owner_lives(layout.lock, owner)
     for meant in trials or [None]:
         inbox.post(layout.inbox_dir, inbox.verb(arguments.command), meant)
-    return _serve(arguments)
+    return _serve(arguments, driven=driven)
 
 
-def _serve(arguments: Arguments) -> int:
-    """Carry out the commands in the inbox, unless a driver does."""
+def _serve(arguments: Arguments, *, driven: bool) -> int:
+    """Carry out the commands in the inbox, unless a driver does.
+
+    Args:
+        arguments: the command.
+        driven: whether a driver was alive when it was given; it may have acted on it, and ended, since.
+    """
     from hpo_cluster.driver.campaign import Campaign
+    from hpo_cluster.record import inbox
+    from hpo_cluster.record.layout import CampaignLayout
     from hpo_cluster.trial import trial_label
 
+    resume = command_line("resume", arguments.words[0])
+    stops = f"submits nothing more and ends; jobs run on. Go on with:  {resume}"
+    acts = stops if arguments.command == "stop" else "acts on it within seconds"
+    sent = f"{arguments.command}: sent to the driver, which {acts}"
     config = recorded_config(Arguments("resume", arguments.words[:1]), [], check_files=False)
+    if driven and not inbox.pending(CampaignLayout(arguments.folder()).inbox_dir):
+        say(sent)
+        return OK
     try:
         with Campaign(dataclasses.replace(campaign_spec(config, other_places=True), tick=True)) as campaign:
             by_ticks = campaign.record.is_between_ticks
@@ -212,13 +230,13 @@ def _serve(arguments: Arguments) -> int:
             if not by_ticks:
                 campaign.stop("waits to be resumed")
     except LockedError:
-        say(f"{arguments.command}: sent to the driver, which acts on it within seconds")
+        say(sent)
         return OK
     done = {
         "cancel": "cancelled",
-        "promote": f"will climb to the top; go on with:  {command_line('resume', arguments.words[0])}",
-        "retry": f"will be tried again; go on with:  {command_line('resume', arguments.words[0])}",
-        "stop": "stopped: ticks submit nothing more",
+        "promote": f"will climb to the top; go on with:  {resume}",
+        "retry": f"will be tried again; go on with:  {resume}",
+        "stop": f"stopped: ticks submit nothing more; go on with:  {resume}",
     }
     say(f"{' '.join([*map(trial_label, arguments.trials()), done[arguments.command]])}")
     return OK
@@ -361,6 +379,7 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
 
 def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrupts: _Interrupts, again: str) -> int:
     from hpo_cluster.cli.display import number, summary_lines
+    from hpo_cluster.record.campaign_state import BY_STOP
     from hpo_cluster.record.item_pairs import confirmation_on_items
     from hpo_cluster.record.looks import count_look, looks_in_words
 
@@ -384,6 +403,9 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     tests = config.objective.test_tasks or ()
     looked = looks_in_words(count_look(campaign.opened.layout, campaign.record, tests))
     tell("\n".join(summary_lines(status, config.objective.metric, tests, short, looked)))
+    if campaign.reason == BY_STOP:
+        tell(f"Go on with:\n  {resume}")
+        return OK
     if campaign.reason:
         tell(f"Go on, once that is fixed:\n  {resume}")
     elif confirmed:

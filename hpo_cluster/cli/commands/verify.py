@@ -62,7 +62,7 @@ def verification_lines(verification: Verification) -> list[str]:
         if not (count.total or faults):
             continue
         text = sentence.format(_share(count, *nouns[kind]))
-        lost = "from before a repair of the journal" if kind == PROPOSALS else "without files"
+        lost = "cannot be derived, since earlier lines were lost (repair)" if kind == PROPOSALS else "without files"
         more = [f"{count.missing} {lost}" if count.missing else ""]
         more += [f"{count.rounded} differ in the last digits of numbers" if count.rounded else ""]
         differ = sum(fault.trial is not None or kind == CODE for fault in faults)
@@ -88,7 +88,7 @@ def verification_lines(verification: Verification) -> list[str]:
         first = verification.faults[0]
         lines.append(f"not as recorded; the first difference: {_where(first)} {first.message}")
     else:
-        lines.append("verified: nothing differs")
+        lines.append(f"verified: nothing{' else' if counts[PROPOSALS].missing else ''} differs")
     return lines
 
 

@@ -203,5 +203,7 @@ def _curve(events: list[Event], goals: Goals | None, sign: float) -> tuple[Curve
             spent = len(scored) if elsewhere else record.spent
             points.append((len(scored), spent, record.gpu_hours(now), max(hours, 0.0), best))
     columns = np.array(points, dtype=np.float64).reshape(len(points), len(COSTS) + 1).T
+    hours_used = columns[COSTS.index("gpu_hours")]  # jobs that had ended and were not yet noted counted as running
+    hours_used[:] = np.minimum.accumulate(hours_used[::-1])[::-1]
     costs = {name: np.maximum.accumulate(columns[i]) for i, name in enumerate(COSTS)} if points else {}
     return Curve(costs or {name: np.empty(0) for name in COSTS}, columns[-1] if points else np.empty(0)), measured

@@ -65,6 +65,33 @@ def test_gpu_hours_are_those_of_jobs_that_began() -> None:
     assert log.record.gpu_hours(half_past) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("kind", ["ended", "attempt_failed"])
+@pytest.mark.parametrize(
+    ("started", "said", "minutes"),
+    [
+        ("18:00", "18:10", 10),  # the driver was away until 18:30
+        ("18:00", None, 30),  # it left no word, or its driver was of an earlier version
+        ("18:00", "18:50", 30),  # the node's clock is ahead
+        ("18:20", "18:10", 0),  # two nodes' clocks, or a program that makes times up
+        ("18:40", "18:50", 0),
+    ],
+)
+def test_a_job_dates_its_end_itself(kind: str, started: str, said: str | None, minutes: int) -> None:
+    log = Log()
+    log.ask(0)
+    log.add("intent", trial=0, attempt=0, token="t", code="c")
+    log.add("submitted", trial=0, attempt=0, job=JOB, gpus=2)
+    log.add("running", trial=0, attempt=0, started_at=f"2027-01-31T{started}:00Z")
+    end = {} if said is None else {"ended_at": f"2027-01-31T{said}:00+00:00"}
+    what = {"state": "completed", "value": 1.0} if kind == "ended" else {"error": {"kind": "node", "message": ""}}
+    log.add(kind, trial=0, attempt=0, at="2027-01-31T18:30:00Z", **what, **end)
+    trial, later = log.record.trials[0], datetime.datetime(2027, 2, 1, tzinfo=datetime.UTC)
+    assert trial.attempts[0].took_s == 60 * minutes
+    assert log.record.gpu_hours(later) == pytest.approx(2 * minutes / 60)
+    if kind == "ended":
+        assert (trial.ended_at, log.record.mean_evaluation_s) == (trial.attempts[0].ended_at, 60 * minutes)
+
+
 def test_a_reopened_trial_starts_its_retries_anew() -> None:
     log = Log()
     log.ask(0)

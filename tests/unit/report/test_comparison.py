@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,16 @@ def test_the_curve_holds_the_best_value_and_what_was_spent(tmp_path: Path) -> No
     ]
     assert curve.reaches("evaluations", 0.3) == 4
     assert curve.reaches("evaluations", 0.5) == math.inf
+
+
+def test_gpu_hours_do_not_hold_the_time_in_which_ended_jobs_waited_for_the_driver(tmp_path: Path) -> None:
+    journal = campaign(tmp_path / "a", [0.1, 0.2]) / "events.jsonl"
+    events = [json.loads(line) for line in journal.read_text().splitlines()]
+    ends = [{**event, "ended_at": event["at"]} for event in events if event["event"] == "ended"]
+    late = [{**end, "at": end["at"].replace("T00", "T09")} for end in ends]  # both were noted in the morning
+    ordered = [*(event for event in events if event["event"] != "ended"), *late]
+    journal.write_text("".join(json.dumps({**event, "seq": seq}) + "\n" for seq, event in enumerate(ordered)))
+    assert read_run(tmp_path / "a").curve.costs["gpu_hours"] * 60 == pytest.approx([2, 2])
 
 
 def test_what_is_minimised_is_best_where_it_is_low(tmp_path: Path) -> None:
