@@ -35,7 +35,7 @@ from hpo_cluster.report.figures.description import (
     Points,
 )
 from hpo_cluster.report.figures.parameters import columns_for
-from hpo_cluster.report.figures.shared import MOST_SMALL, numbers, parameter_axis, thinned
+from hpo_cluster.report.figures.shared import MOST_SMALL, numbers, parameter_axis, thinned, with_margins
 from hpo_cluster.space import Categorical, Parameter
 from hpo_cluster.trial import State
 
@@ -60,7 +60,7 @@ def slices(campaign: Campaign) -> Figure | None:
     row = campaign.record.trials[trial]
     active, base = row.parameters, campaign.space.encode(row.parameters)
     sign = 1.0 if campaign.maximize else -1.0
-    panels = []
+    panels, ends = [], [float(row.value or 0.0)]
     for axis, (name, parameter) in enumerate(campaign.space):
         if name not in active or parameter.fixed:
             continue
@@ -70,6 +70,7 @@ def slices(campaign: Campaign) -> Figure | None:
         points[:, axis] = [parameter.encode(parameter.decode(u)) for u in at]
         mean, spread = model.posterior(points, np.empty((0, campaign.space.dim)))
         height, half = sign * mean, WIDTH * spread
+        ends += [float((height - half).min()), float((height + half).max())]
         layers: list[Layer]
         if choices:
             x = numbers(range(len(choices)))
@@ -83,15 +84,17 @@ def slices(campaign: Campaign) -> Figure | None:
             ]
             here = float(active[name])
         layers.append(Points((here,), (float(row.value or 0.0),), "best", f"trial {trial}", (trial,)))
-        panels.append(Panel(parameter_axis(name, parameter), Axis(campaign.metric), layers, height=2.7))
+        panels.append((parameter_axis(name, parameter), layers))
     if not panels:
         return None
+    y = Axis(campaign.metric, False, *with_margins(ends, log=False))  # one for all: what is flat shall look flat
     reading = (
         f"What the model expects if one parameter of trial {trial} (the recommended one) is changed and the others "
         "stay. The band holds the function, without the noise of one measurement, with 95 % probability, if the "
-        "model is right; where it is wide, nobody has looked."
+        "model is right; where it is wide, nobody has looked. All panels have the same heights."
     )
-    return Figure("Slices of the model", reading, panels, columns_for(len(panels)))
+    drawn = [Panel(x, y, layers, height=2.7) for x, layers in panels]
+    return Figure("Slices of the model", reading, drawn, columns_for(len(panels)))
 
 
 def contours(campaign: Campaign) -> Figure | None:

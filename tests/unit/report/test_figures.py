@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,6 +105,27 @@ def test_logarithmic_axes_are_labelled_without_formulas(low: float, high: float)
     assert not any("$" in label for label in labels)
 
 
+def test_long_choices_stand_at_an_angle_and_no_number_is_to_be_added() -> None:
+    long = tuple((float(i), f"{name}_with_rest") for i, name in enumerate(("cosine", "linear", "constant", "root")))
+    short = tuple((float(i), name) for i, name in enumerate("abcd"))
+    flat = Points((0.0, 3.0), (25.0 + 1e-7, 25.0), "completed", "")
+    panels = [Panel(Axis("kind", ticks=ticks), Axis("y"), [flat]) for ticks in (long, short)]
+    drawn = still._drawn(Figure("title", "", panels, 2), "heading")
+    drawn.draw_without_rendering()
+    assert [axes.get_xticklabels()[0].get_rotation() for axes in drawn.axes] == [30.0, 0.0]
+    assert [axes.yaxis.get_offset_text().get_text() for axes in drawn.axes] == ["", ""]
+    boxes = [label.get_window_extent().transformed(drawn.transFigure.inverted()) for label in drawn.axes[1].get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_slices_have_one_scale(tmp_path: Path) -> None:
+    figure = model.slices(campaign_of(tmp_path / "c", [completed(25 + i / 10) for i in range(6)]))
+    assert figure is not None
+    assert len(figure.panels) == 3
+    assert len({(panel.y.low, panel.y.high) for panel in figure.panels}) == 1
+    assert figure.panels[0].y.low is not None
+
+
 @pytest.mark.parametrize(("value", "label"), [(1e-4, "10⁻⁴"), (1e12, "10¹²"), (1.0, "10⁰")])
 def test_labels_of_powers(value: float, label: str) -> None:
     assert still.power(value) == label
@@ -154,6 +176,19 @@ def test_failures_count_attempts(tmp_path: Path) -> None:
     assert figure.table[2:] == ("| 2 | code | no | 0, 2 |", "| 1 | node | gone | 3 |")
 
 
+def test_a_pause_longer_than_all_jobs_is_cut_out() -> None:
+    stays = [jobs.Stay("a", start, end, i, "completed") for i, (start, end) in enumerate([(0, 10), (5, 12), (14, 24)])]
+    assert jobs._without_pauses(stays) == (stays, [])  # a short one is drawn as it is
+    later = [jobs.Stay("a", start, end, 3, "completed") for start, end in [(2400, 2408), (9000, 9003)]]
+    kept, cuts = jobs._without_pauses([*stays, *later])
+    busy = 12 + 10 + 8 + 3
+    rest = jobs.GAP * busy
+    assert kept[:3] == stays
+    assert [stay.start for stay in kept[3:]] == pytest.approx([24 + rest, 24 + rest + 8 + rest])
+    assert [stay.end - stay.start for stay in kept[3:]] == pytest.approx([8, 3])
+    assert cuts == pytest.approx([24 + rest / 2, 24 + rest + 8 + rest / 2])
+
+
 def test_costs_are_in_minutes_if_they_are_small(tmp_path: Path) -> None:
     campaign = campaign_of(tmp_path / "c", [completed(1.0), completed(2.0)])
     assert (figure := jobs.costs(campaign)) is not None
@@ -164,6 +199,11 @@ def test_costs_are_in_minutes_if_they_are_small(tmp_path: Path) -> None:
     assert (figure := jobs.costs(campaign)) is not None
     assert figure.panels[0].x.label == "minutes of evaluation, without a GPU"
     assert figure.panels[0].layers == [Bars((6.0,), "completed")]
+    for trial in campaign.record.rows:
+        trial.attempts[0].ended_at = "2026-01-01T00:00:06Z"
+    assert (figure := jobs.costs(campaign)) is not None
+    assert figure.panels[0].x.label == "seconds of evaluation, without a GPU"
+    assert figure.panels[0].layers == [Bars((12.0,), "completed")]
 
 
 def test_of_many_trials_the_best_and_some_others_are_drawn(tmp_path: Path) -> None:
