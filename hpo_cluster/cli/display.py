@@ -33,6 +33,8 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     elif status["best"]:
         lines.append(_labelled("best", score(status["best"])))
         lines.append(_labelled("", parameters_text(status["best"]["parameters"])))
+    elif all_violate(status):
+        lines.append(none_line("best", status))
     lines += rung_lines(status)
     lines += _imported_lines(status)
     lines += confirmation_lines(status)
@@ -122,10 +124,7 @@ def summary_lines(
     if "front" in status:
         lines += [*front_lines(status), *(error_lines(status) if best is None else ())]
     elif best is None:
-        outside = status.get("constraints") and status["counts"].get("completed")
-        why = "none satisfies the constraints" if outside else "no trial was completed"
-        lines.append(_labelled("best", f"none: {why}"))
-        lines += error_lines(status)
+        lines += [none_line("best", status), *error_lines(status)]
     else:
         lines.append(_labelled("best", f"{trial_label(best['trial'])}  {parameters_text(best['parameters'])}"))
         lines += _scores(best, metric, tests)
@@ -139,12 +138,22 @@ def summary_lines(
     return lines + [_labelled(label, str(path)) for label, path in files.items()]
 
 
+def all_violate(status: Mapping[str, Any]) -> bool:
+    """Return whether trials were completed and none of them satisfies the constraints."""
+    return bool(not status["best"] and status.get("constraints") and status["counts"].get("completed"))
+
+
+def none_line(label: str, status: Mapping[str, Any]) -> str:
+    """Return the line of a status without a best trial: why there is none."""
+    why = "none satisfies the constraints" if all_violate(status) else "no trial was completed"
+    return _labelled(label, f"none: {why}")
+
+
 def front_lines(status: Mapping[str, Any]) -> list[str]:
     """Return the front of a status as a table: trials, their objectives and their parameters."""
     front, objectives = status["front"], status["objectives"]
     if not front:
-        why = "none satisfies the constraints" if status["counts"].get("completed") else "no trial was completed"
-        return [_labelled("front", f"none: {why}")]
+        return [none_line("front", status)]
     count = counted(len(front), "trial")
     goals = ", ".join(f"{direction} {name}" for name, direction in objectives.items())
     rows, texts = [["trial", *objectives]], ["parameters"]

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo_cluster.cli.display import (
+    all_violate,
     confirmation_lines,
     duration,
     error_lines,
     front_lines,
+    none_line,
     is_left,
     number,
     parameters_text,
@@ -138,7 +140,7 @@ def _best_lines(look: Look, width: int, blocks: str) -> list[Line]:
     if "front" in status:
         return [Line(line) for line in front_lines(status)]
     if not status["best"]:
-        return []
+        return [Line(none_line("best", status))] if all_violate(status) else []
     lines = [Line(f"best       {score(status['best'])}", "green")]
     found = parameters_text(status["best"]["parameters"])
     lines += [Line(f"{'':11}{part}") for part in textwrap.wrap(found, max(20, width - 11), break_on_hyphens=False)]

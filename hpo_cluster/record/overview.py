@@ -149,6 +149,9 @@ def _read(layout: CampaignLayout) -> dict[str, Any]:
     if record is not None and record.ladder is not None:  # a paused trial has not ended, and is not under way
         done, in_flight = record.spent, len(record.in_flight)
         running = sum(trial.state is State.RUNNING for trial in record.in_flight)
+    front = None if goals is None or record is None else record.front(goals)
+    best = tally.best if front is None else front[0].value if front else None
+    several = goals is not None and goals.several
     return {
         "optimizer": identity["optimizer"].get("name"),
         "objective": _objective(identity["objective"]),
@@ -162,8 +165,8 @@ def _read(layout: CampaignLayout) -> dict[str, Any]:
         "completed": counts[State.COMPLETED],
         "in_flight": in_flight,
         "running": running,
-        "best": None if goals is not None else tally.best,
-        "front": None if goals is None or record is None else len(record.front(goals)),
+        "best": None if several else best,
+        "front": len(front or ()) if several else None,
         "last_change": tally.last,
     }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.goals import Bound, Goals
+from hpo_cluster.goals import Bound, Goals, dominates
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.text import counted, did_you_mean
@@ -70,7 +70,7 @@ def with_full_names(preference: Preference, goals: Goals | None) -> Preference:
 
 
 def preferred(record: Record, goals: Goals | None, direction: str, preference: Preference) -> TrialRecord:
-    """Return the best trial for a preference, the first of equals.
+    """Return the best trial for a preference; of equals one that no other of them dominates, and of these the first.
 
     Args:
         record: of the campaign.
@@ -100,7 +100,12 @@ def preferred(record: Record, goals: Goals | None, direction: str, preference: P
             return sign * (trial.value or 0.0)
         return math.fsum(weight * trial.metrics[name] for name, weight in preference.weights.items())
 
-    return max(within, key=lambda trial: (worth(trial), -trial.number))
+    most = max(map(worth, within))
+    equals = [trial for trial in within if worth(trial) == most]
+    if goals is not None:
+        points = [goals.targets(trial.metrics) for trial in equals]
+        equals = [t for t, a in zip(equals, points, strict=True) if not any(dominates(b, a) for b in points)]
+    return min(equals, key=lambda trial: trial.number)
 
 
 def _faults(trials: Sequence[TrialRecord], goals: Goals | None, preference: Preference) -> list[str]:

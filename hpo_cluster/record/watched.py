@@ -145,7 +145,7 @@ class WatchedCampaign:
         )
         if (record, record.seq) != self._seen:
             self._seen = record, record.seq
-            self._best = best_so_far(record, maximize=self._direction == "maximize")
+            self._best = best_so_far(record, maximize=self._direction == "maximize", goals=self._goals)
             self._newest = newest(record)
             self._curves = {trial.number: self._curve_of(trial) for trial in self._newest}
         self._jobs = {place: self._job(place) for place in _running(record)}
@@ -169,9 +169,10 @@ def _running(record: Record) -> list[Place]:
     return [(trial.number, attempt.number) for trial, attempt in members if attempt is not None]
 
 
-def best_so_far(record: Record, *, maximize: bool) -> list[float]:
-    """Return the best value after each completed trial, in the order of their ends."""
-    ended = sorted(record.valued, key=lambda trial: trial.ended_seq or 0)
+def best_so_far(record: Record, *, maximize: bool, goals: Goals | None = None) -> list[float]:
+    """Return the best value after each completed trial that satisfies the constraints, in the order of their ends."""
+    within = (trial for trial in record.valued if goals is None or goals.feasible(trial.metrics))
+    ended = sorted(within, key=lambda trial: trial.ended_seq or 0)
     return list(itertools.accumulate((trial.value or 0.0 for trial in ended), max if maximize else min))
 
 

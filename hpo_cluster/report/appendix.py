@@ -117,7 +117,9 @@ def _trials(facts: Mapping[str, Any], markup: Markup) -> list[str]:
         best = facts["best"]
         sem = "" if best["value_sem"] is None else f", standard error {_number(best['value_sem'])}"
         sentences.append(f"The best value measured was {_number(best['value'])} (trial {best['trial']}{sem}).")
-    if facts["front"] is not None:
+    if facts["objective"]["constraints"] and facts["trials"].get("completed") and not (facts["best"] or facts["front"]):
+        sentences.append("No trial satisfied the constraints.")
+    elif facts["front"] is not None:
         sentences.append(f"The Pareto front has {counted(facts['front'], 'trial')}.")
     if facts["baseline"] is not None and facts["baseline"]["value"] is not None:
         sentences.append(f"The baseline has {_number(facts['baseline']['value'])}.")

@@ -47,6 +47,8 @@ def facts_of(campaign_dir: Path) -> dict[str, Any]:
     results = list(_results(layout, record))
     versions = _versions(record, results)
     maximize = identity["direction"] == "maximize"
+    several, front = goals is not None and goals.several, [] if goals is None else record.front(goals)
+    best = record.best(maximize=maximize) if goals is None else next(iter(front), None)
     return {
         "campaign": layout.dir.resolve().name,
         "objective": _objective(identity, goals, space),
@@ -66,8 +68,8 @@ def facts_of(campaign_dir: Path) -> dict[str, Any]:
         "made_elsewhere": _made_elsewhere(record),
         "imported": [dict(source) for source in identity.get(IDENTITY_KEY) or ()],
         "baseline": shown_trial(record.trials.get(BASELINE)),
-        "best": shown_trial(record.best(maximize=maximize)) if goals is None else None,
-        "front": None if goals is None else len(record.front(goals)),
+        "best": None if several else shown_trial(best),
+        "front": len(front) if several else None,
         "confirmation": confirmation_on_items(record, layout, maximize=maximize),
         "confirmed_front": confirmed_front(record, goals),
         "versions": versions,

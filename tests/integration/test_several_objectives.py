@@ -22,7 +22,9 @@ from hpo_cluster.errors import ConfigError
 from hpo_cluster.goals import Goals
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.record.journal import read_events
+from hpo_cluster.record.overview import overview
 from hpo_cluster.record.status import campaign_status
+from hpo_cluster.report.facts import facts_of
 from hpo_cluster.space import Space
 
 DIR = Path("campaigns/c")
@@ -190,6 +192,8 @@ def test_one_objective_with_constraints(capsys: pytest.CaptureFixture[str]) -> N
     assert status["constraints"]["memory"] == {"at_most": 4, "at_least": None}
     assert not {"front", "objectives"} & status.keys()
     assert f"best       t{int(best['trial']):04d}" in told
+    assert (overview(DIR)["best"], overview(DIR)["front"]) == (best["value"], None)
+    assert facts_of(DIR)["best"]["trial"] == best["trial"]
     assert main(["best", str(DIR)]) == 0
     assert capsys.readouterr().out.startswith(f"t{int(best['trial']):04d}  quality ")
     assert main(["report", str(DIR)]) == 0
@@ -202,6 +206,24 @@ def test_one_objective_with_constraints(capsys: pytest.CaptureFixture[str]) -> N
     assert main(words) == 0  # the same words describe the same campaign
     assert main(["run", *COMMAND, *CONSTRAINED, "optimizer=turbo", "campaign=d"]) == 2
     assert "optimizer=turbo: cannot keep objective.constraints; accepted: random" in capsys.readouterr().err
+
+
+def test_constraints_that_no_trial_satisfies_are_said_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    one = "objective.metrics=[{name: quality, direction: maximize}]"
+    bounds = "objective.constraints=[{name: memory, at_most: -1}]"
+    assert main(["run", *COMMAND, one, bounds, "optimizer=random", "budget=2"]) == 0
+    told = capsys.readouterr().out
+    assert main(["status", str(DIR)]) == 0
+    shown = capsys.readouterr().out
+    for text in (told, shown):
+        assert "best       none: none satisfies the constraints" in text
+    assert main(["describe", str(DIR)]) == 0
+    described = capsys.readouterr().out
+    assert "No trial satisfied the constraints." in described
+    assert main(["ls"]) == 0
+    assert "Pareto" not in described
+    assert "front" not in capsys.readouterr().out
+    assert (overview(DIR)["best"], overview(DIR)["front"]) == (None, None)
 
 
 def test_a_result_without_one_of_the_metrics_is_a_clear_fault(capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,10 +96,9 @@ def _draw_group(
     common = places <= min(ends)
     style = {"where": "post", "color": colour, "zorder": 3}
     if common.any():
-        places = (
-            np.linspace(x[common][0], x[common][-1], MARKS) + 0.04 * number * (x[common][-1] - x[common][0]) / MARKS
-        )
-        marked = np.unique(np.searchsorted(x[common], places, side="right") - 1).tolist()
+        own = x[common][:-1] if discrete and len(x) == common.sum() else x[common]  # no mark at half an evaluation
+        places = np.linspace(own[0], own[-1], MARKS) + 0.04 * number * (own[-1] - own[0]) / MARKS
+        marked = np.unique(np.searchsorted(own, places, side="right") - 1).tolist()
         marks = {"marker": MARKERS[number % len(MARKERS)], "markevery": marked, "markersize": 4.5}
         line = {"linestyle": STYLES[number % len(STYLES)], "linewidth": 1.8, "label": label}
         axes.step(x[common], sign * middle[common], **style, **line, **marks)

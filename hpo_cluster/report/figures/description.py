@@ -31,6 +31,8 @@ ON_DARK: Mapping[str, str] = {
 }
 
 
+#: Characters that have room below a small panel.
+ROOM = 36
 #: Number of markers in a layer from which on they are smaller.
 MANY = 200
 
@@ -101,6 +103,12 @@ class Axis:
     high: float | None = None
     ticks: tuple[tuple[float, str], ...] | None = None
     integers: bool = False
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the labels of ticks are too long to stand next to one another below a small panel."""
+        labels = [label for _, label in self.ticks or ()]
+        return not any("\n" in label for label in labels) and len(labels) * max(map(len, labels), default=0) > ROOM
 
 
 @dataclass(frozen=True)

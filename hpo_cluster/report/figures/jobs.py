@@ -10,13 +10,15 @@ from typing import NamedTuple
 
 from hpo_cluster.record.clock import moment
 from hpo_cluster.report.data import Campaign, shorten
-from hpo_cluster.report.figures.description import Axis, Bars, Figure, Layer, Panel, Spans
+from hpo_cluster.report.figures.description import Axis, Bars, Figure, Layer, Line, Panel, Spans
 from hpo_cluster.report.figures.shared import time_unit
 from hpo_cluster.text import in_markdown
 from hpo_cluster.trial import BASELINE, Origin, State
 
 #: Most attempts and lanes drawn; of more, the last ones.
 MOST_SPANS, MOST_LANES = 3000, 60
+#: What is left of a pause that is cut out, as a share of the time in which jobs ran.
+GAP = 0.04
 #: Most kinds of errors in the table.
 MOST_ERRORS = 10
 
@@ -36,11 +38,15 @@ def timeline(campaign: Campaign) -> Figure | None:
     stays = _stays(campaign)
     if not stays:
         return None
+    stays, cuts = _without_pauses(stays)
     lanes = _lanes(stays)
     shown = list(reversed(list(lanes.items())[:MOST_LANES]))  # the first one is drawn at the top
     names = [shorten(node, 24) + (f" ·{lane + 1}" if lane else "") for (node, lane), _ in shown]
     divisor, unit = time_unit(max(stay.end for stay in stays))
-    layers: list[Layer] = []
+    layers: list[Layer] = [
+        Line((at / divisor, at / divisor), (-0.7, len(names) - 0.3), "baseline", "pause, cut out" if not i else "")
+        for i, at in enumerate(cuts)
+    ]
     kept = [(row, stay) for row, (_, mine) in enumerate(shown) for stay in mine]
     kept = sorted(kept, key=lambda item: item[1].start)[-MOST_SPANS:]
     for style in dict.fromkeys(stay.style for _, stay in kept):
@@ -61,7 +67,7 @@ def timeline(campaign: Campaign) -> Figure | None:
     ticks = tuple((float(row), name) for row, name in enumerate(names))
     height = 1.6 + 0.24 * len(names)
     panel = Panel(
-        Axis(f"time since the first job began ({unit})"),
+        Axis(f"time since the first job began{', without pauses' if cuts else ''} ({unit})"),
         Axis("", low=-0.7, high=len(names) - 0.3, ticks=ticks),
         layers,
         f"busy {share:.0%} of the time, idle {1 - share:.0%}",
@@ -71,6 +77,8 @@ def timeline(campaign: Campaign) -> Figure | None:
         "Each bar is one attempt, from its claim to its end. A gap is time in which a place was idle: it waited for "
         "the queue, or for a proposal. Several lanes of one node are places side by side."
     )
+    if cuts:
+        reading += " Where nothing ran for longer than all jobs took, such as before a confirmation, time is cut out."
     if len(kept) < len(stays):
         reading += f" The last {len(kept)} of {len(stays)} attempts, on {len(shown)} of {len(lanes)} places, are drawn."
     return Figure("Jobs over nodes in time", reading, [panel])
@@ -96,6 +104,27 @@ def _stays(campaign: Campaign) -> list[Stay]:
     origin = min((stay.start for stay in found), default=0.0)
     found.sort(key=lambda stay: (stay.start, stay.trial))
     return [stay._replace(start=stay.start - origin, end=stay.end - origin) for stay in found]
+
+
+def _without_pauses(stays: list[Stay]) -> tuple[list[Stay], list[float]]:
+    """Return the stays without the pauses that would leave no room for them, and where these were.
+
+    A pause is cut to a little if it is longer than the time in which any job ran.
+    """
+    pauses, end = [], 0.0
+    for stay in stays:  # in the order of their starts
+        if stay.start > end:
+            pauses.append((end, stay.start))
+        end = max(end, stay.end)
+    busy = end - math.fsum(begin - before for before, begin in pauses)
+    pauses = [(before, begin) for before, begin in pauses if begin - before > busy > 0]
+    rest = GAP * busy
+    kept, cuts = list(stays), []
+    for before, begin in reversed(pauses):
+        cut = begin - before - rest
+        kept = [s._replace(start=s.start - cut, end=s.end - cut) if s.start >= begin else s for s in kept]
+        cuts = [before + rest / 2, *(at - cut for at in cuts)]
+    return kept, cuts
 
 
 def _seconds(at: str) -> float:
@@ -163,8 +192,9 @@ def costs(campaign: Campaign) -> Figure | None:
         wh[what] = wh.get(what, 0.0) + campaign.record.energy_wh_of(trial.number)
     unit = "GPU-hours" if on_gpu else "hours of evaluation, without a GPU"
     if not on_gpu and math.fsum(hours.values()) < 1:
-        hours = {what: 60 * used for what, used in hours.items()}
-        unit = unit.replace("hours", "minutes")
+        divisor, name = time_unit(3600 * math.fsum(hours.values()))
+        hours = {what: 3600 * used / divisor for what, used in hours.items()}
+        unit = unit.replace("hours", {"s": "seconds", "min": "minutes"}[name])
     panels = [_bars(hours, unit)] if any(hours.values()) else []
     panels += [_bars(wh, "energy (Wh)")] if any(wh.values()) else []
     if not panels:

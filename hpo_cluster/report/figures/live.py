@@ -6,6 +6,7 @@ The page's script (``report/html/page.js``) defines ``reportTip(trial)``, the te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any
@@ -111,6 +112,8 @@ def _plot(panel: Panel) -> Any:
         plot.add_tools(TapTool(renderers=trials, callback=CustomJS(code=show)))
     _set_axis(plot.xaxis[0], panel.x)
     _set_axis(plot.yaxis[0], panel.y)
+    if panel.x.crowded:
+        plot.xaxis[0].major_label_orientation = math.pi / 6
     if panel.x.low is not None:
         plot.x_range = Range1d(panel.x.low, panel.x.high)
     if panel.y.low is not None:

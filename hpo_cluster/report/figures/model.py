@@ -16,6 +16,7 @@ Hyperparameter Importance", ICML 2014, for the use of a model in place of the ob
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +35,7 @@ from hpo_cluster.report.figures.description import (
     Points,
 )
 from hpo_cluster.report.figures.parameters import columns_for
-from hpo_cluster.report.figures.shared import MOST_SMALL, numbers, parameter_axis, thinned
+from hpo_cluster.report.figures.shared import MOST_SMALL, numbers, parameter_axis, thinned, with_margins
 from hpo_cluster.space import Categorical, Parameter
 from hpo_cluster.trial import State
 
@@ -59,7 +60,7 @@ def slices(campaign: Campaign) -> Figure | None:
     row = campaign.record.trials[trial]
     active, base = row.parameters, campaign.space.encode(row.parameters)
     sign = 1.0 if campaign.maximize else -1.0
-    panels = []
+    panels, ends = [], [float(row.value or 0.0)]
     for axis, (name, parameter) in enumerate(campaign.space):
         if name not in active or parameter.fixed:
             continue
@@ -69,6 +70,7 @@ def slices(campaign: Campaign) -> Figure | None:
         points[:, axis] = [parameter.encode(parameter.decode(u)) for u in at]
         mean, spread = model.posterior(points, np.empty((0, campaign.space.dim)))
         height, half = sign * mean, WIDTH * spread
+        ends += [float((height - half).min()), float((height + half).max())]
         layers: list[Layer]
         if choices:
             x = numbers(range(len(choices)))
@@ -82,15 +84,17 @@ def slices(campaign: Campaign) -> Figure | None:
             ]
             here = float(active[name])
         layers.append(Points((here,), (float(row.value or 0.0),), "best", f"trial {trial}", (trial,)))
-        panels.append(Panel(parameter_axis(name, parameter), Axis(campaign.metric), layers, height=2.7))
+        panels.append((parameter_axis(name, parameter), layers))
     if not panels:
         return None
+    y = Axis(campaign.metric, False, *with_margins(ends, log=False))  # one for all: what is flat shall look flat
     reading = (
         f"What the model expects if one parameter of trial {trial} (the recommended one) is changed and the others "
         "stay. The band holds the function, without the noise of one measurement, with 95 % probability, if the "
-        "model is right; where it is wide, nobody has looked."
+        "model is right; where it is wide, nobody has looked. All panels have the same heights."
     )
-    return Figure("Slices of the model", reading, panels, columns_for(len(panels)))
+    drawn = [Panel(x, y, layers, height=2.7) for x, layers in panels]
+    return Figure("Slices of the model", reading, drawn, columns_for(len(panels)))
 
 
 def contours(campaign: Campaign) -> Figure | None:
@@ -156,10 +160,13 @@ def importance(campaign: Campaign) -> Figure | None:
     model = campaign.model
     if model is None or campaign.space.dim < 2:
         return None
+    from scipy.stats.qmc import Sobol
+
     space = campaign.space
-    count = min(MOST_SAMPLE, MOST_INPUTS // (space.dim + 1))
+    power = int(math.log2(max(1, min(MOST_SAMPLE, MOST_INPUTS // (space.dim + 1)))))
     random = np.random.default_rng(0)
-    first, second = random.random((count, space.dim)), random.random((count, space.dim))
+    first, second = np.hsplit(Sobol(2 * space.dim, rng=random).random_base2(power), 2)  # a third of the error of chance
+    count = len(first)
     points = [first]
     for axis in range(space.dim):
         changed = first.copy()
@@ -176,25 +183,26 @@ def importance(campaign: Campaign) -> Figure | None:
     ticks = tuple((float(row), shorten(space.names[axis], 30)) for row, axis in enumerate(order))
     bars = Bars(numbers(mean[order]), "completed", "", numbers(low[order]), numbers(high[order]))
     panel = Panel(
-        Axis("share of the variance", low=0, high=1.05 * max(1.0, float(high.max()))),
+        Axis("share of the variance, with all interactions (total effect)", low=0, high=1.05),
         Axis("", low=-0.6, high=len(order) - 0.4, ticks=ticks),
         [bars],
         height=1.4 + 0.35 * len(order),
     )
     reading = (
         "The share of the variation over the whole space that is left if everything but this parameter is known (total "
-        "effect, interactions included, so that the bars may add up to more than 1), as the model sees it. The thin "
+        "effect), as the model sees it. What parameters do together counts for each of them, so that the bars may add up "
+        "to more than 1. The thin "
         "line goes from the 10 % to the 90 % quantile over draws from the model: if it is long, the trials do not tell."
     )
     return Figure("Importance of the parameters", reading, [panel])
 
 
 def total_effects(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the total-effect indices (``d x k``) of ``k`` functions.
+    """Return the total-effect indices (``d x k``) of ``k`` functions, each from 0 to 1.
 
     Args:
         values: of each function at the same sample (``(d + 1) x n x k``): as it is, and with one parameter changed.
     """
     variance = np.maximum(values[0].var(axis=0), 1e-12)
     effects: NDArray[np.float64] = ((values[1:] - values[0]) ** 2).mean(axis=1) / (2 * variance)
-    return effects
+    return np.minimum(effects, 1.0)  # the index is never larger, its estimate may be

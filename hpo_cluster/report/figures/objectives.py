@@ -105,9 +105,13 @@ def validation_test(campaign: Campaign) -> Figure | None:
 
 def _against(campaign: Campaign, ranked: pd.DataFrame, name: str) -> Panel:
     column = METRIC_PREFIX + name
+    best = (campaign.front if campaign.several else campaign.ranked).head(1)
+    others = ranked[~ranked["trial"].isin(best["trial"])]
+    within = campaign.acceptable(others)
     layers = [
-        *_measured(campaign, ranked.iloc[1:], name, "completed", "trials"),
-        *_measured(campaign, ranked.iloc[:1], name, "front", f"best by {campaign.metric}"),
+        *_measured(campaign, within, name, "completed", "trials"),
+        *_measured(campaign, others.drop(within.index), name, "violates", "violates a constraint"),
+        *_measured(campaign, best, name, "front", f"best by {campaign.metric}"),
     ]
     if campaign.baseline is not None:
         layers += _measured(campaign, campaign.baseline.to_frame().T, name, "baseline", "baseline")

@@ -129,6 +129,10 @@ def _set_ticks(side: Any, axis: Axis) -> None:
         small = max((len(label) for _, label in axis.ticks), default=0) > 12
         side.set_ticks([at for at, _ in axis.ticks], [label for _, label in axis.ticks], fontsize=8 if small else 9)
         side.set_ticks([], minor=True)
+        if axis.crowded and side.axis_name == "x":
+            side.set_tick_params(labelrotation=30)
+            for label in side.get_majorticklabels():
+                label.set(ha="right", rotation_mode="anchor")
     elif axis.log:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -141,6 +145,8 @@ def _set_ticks(side: Any, axis: Axis) -> None:
         from matplotlib.ticker import MaxNLocator
 
         side.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if axis.ticks is None and not axis.log:
+        side.get_major_formatter().set_useOffset(False)  # a number that is to be added to all labels is overlooked
 
 
 def power(value: float) -> str:

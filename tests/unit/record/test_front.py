@@ -147,6 +147,15 @@ def test_the_best_for_a_preference(log: Log, parts: dict[str, Any], best: int) -
     assert preferred(log.record, GOALS, "maximize", read_preference(parts)).number == best
 
 
+@pytest.mark.parametrize("parts", [{}, {"at_most": {"cost": 25}}, {"weights": {"acc": 1}}])
+def test_of_trials_equally_good_the_best_is_one_that_no_other_dominates(parts: dict[str, Any]) -> None:
+    log = Log()
+    for number, (acc, cost) in enumerate([(0.9, 30), (0.9, 20), (0.9, 10), (0.9, 10), (0.7, 5)]):
+        log.add(number, acc=acc, cost=float(cost), memory=1.0)
+    best = preferred(log.record, GOALS, "maximize", read_preference(parts))
+    assert best.number == log.front[0] == 2
+
+
 @pytest.mark.parametrize(
     ("parts", "fault"),
     [

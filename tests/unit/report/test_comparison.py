@@ -318,6 +318,21 @@ def test_first_values_do_not_hide_the_others(tmp_path: Path) -> None:
     assert near.axes[0].get_ylim()[0] < 0.4
 
 
+@pytest.mark.parametrize("count", [1, 6])
+def test_marks_stand_at_evaluations_up_to_the_last(tmp_path: Path, count: int) -> None:
+    for name in "ab":
+        campaign(tmp_path / name, [0.1 * i for i in range(count)], optimizer=name)
+    figure = draw_best(compare_campaigns([tmp_path / "a", tmp_path / "b"]), "evaluations")
+    assert figure is not None
+    lines = [line for line in figure.axes[0].lines if line.get_markevery() is not None]
+    assert len(lines) == 2
+    for line in lines:
+        marked = np.asarray(line.get_xdata())[line.get_markevery()].tolist()
+        assert all(at == int(at) for at in marked)
+        assert marked[-1] == count
+        assert line.get_xdata()[-1] == count + 0.5  # what the last one has brought is seen
+
+
 @pytest.mark.parametrize("second", ["b", {"name": "a", "acquisition": "a_long_name", "outcome": "another"}])
 def test_names_of_any_length_leave_room_for_the_lines(tmp_path: Path, second: Any) -> None:
     campaign(tmp_path / "a", [0.1, 0.2], optimizer={"name": "a", "acquisition": "x", "outcome": "y"})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from hpo_cluster.record.journal import Journal
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.report import read_campaign
 from hpo_cluster.report.data import Campaign
-from hpo_cluster.report.figures import FIGURES, jobs, progress, still
+from hpo_cluster.report.figures import FIGURES, jobs, model, objectives, progress, still
 from hpo_cluster.report.figures.description import STYLES, Axis, Bars, Figure, Panel, Points, Spans
 from hpo_cluster.report.figures.model import total_effects
 from hpo_cluster.report.figures.shared import MOST_POINTS, thinned
@@ -24,16 +25,32 @@ SPACE = Space({"x": Float(1e-6, 1.0, log=True), "n": Integer(1, 64), "kind": Cat
 OBJECTIVE = {"kind": "command", "command": "train {x} {n} {kind}", "metric": "score", "direction": "maximize"}
 
 
-def campaign_of(folder: Path, ends: list[Mapping[str, Any]]) -> Campaign:
+def campaign_of(
+    folder: Path, ends: list[Mapping[str, Any]], objective: Mapping[str, Any] = OBJECTIVE
+) -> Campaign:
     random = np.random.default_rng(0)
     trials = [
         {"number": i, "parameters": SPACE.decode(random.random(3)), "gpus": 1, "end": end} for i, end in enumerate(ends)
     ]
-    return read_campaign(make_campaign(folder, OBJECTIVE, SPACE, trials, "maximize"))
+    return read_campaign(make_campaign(folder, objective, SPACE, trials, "maximize"))
 
 
 def completed(value: float) -> dict[str, Any]:
     return {"state": "completed", "value": value, "metrics": {"score": value, "other": -value}}
+
+
+def test_a_trial_that_violates_a_constraint_is_never_the_best_of_the_other_metrics(tmp_path: Path) -> None:
+    goals = [{"name": "score", "direction": "maximize"}, {"name": "cost", "direction": "minimize"}]
+    objective = {**OBJECTIVE, "metrics": goals, "constraints": [{"name": "memory", "at_most": 4.0}]}
+    measured = [(0.9, 3.0, 9.0), (0.8, 3.0, 1.0), (0.8, 2.0, 1.0), (0.5, 2.0, 1.0)]
+    ends = [
+        {"state": "completed", "value": score, "metrics": {"score": score, "cost": cost, "memory": memory}}
+        for score, cost, memory in measured
+    ]
+    figure = objectives.validation_test(campaign_of(tmp_path / "c", ends, objective))
+    assert figure is not None
+    shown = {layer.label: layer.trials for layer in figure.panels[0].layers if isinstance(layer, Points)}
+    assert shown == {"trials": (1, 3), "violates a constraint": (0,), "best by score": (2,)}  # 2 dominates 1
 
 
 def test_the_total_effects_of_a_known_function() -> None:
@@ -54,6 +71,29 @@ def test_a_product_has_effects_that_add_up_to_more_than_one() -> None:
     assert total_effects(values)[:, 0] == pytest.approx([1.0, 1.0], abs=0.1)
 
 
+def test_an_estimated_effect_is_never_larger_than_all_of_the_variance() -> None:
+    values = np.array([[[0.0], [0.0], [0.1]], [[1.0], [1.0], [0.1]]])  # changes more than the first sample varies
+    assert total_effects(values)[0, 0] == 1.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_parameter_alone_explains_all_within_the_axis(tmp_path: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    parameters = [SPACE.decode(random.random(3)) for _ in range(12)]
+    trials = [
+        {"number": i, "parameters": at, "gpus": 1, "end": completed(-((math.log10(float(at["x"])) + 2) ** 2))}  # type: ignore[arg-type]
+        for i, at in enumerate(parameters)
+    ]
+    figure = model.importance(read_campaign(make_campaign(tmp_path / "c", OBJECTIVE, SPACE, trials, "maximize")))
+    assert figure is not None
+    panel = figure.panels[0]
+    (bars,) = [layer for layer in panel.layers if isinstance(layer, Bars)]
+    assert panel.x.high is not None
+    assert max(*bars.values, *bars.high) <= 1.0 < panel.x.high
+    assert panel.y.ticks is not None
+    assert panel.y.ticks[-1][1] == "x"
+
+
 @pytest.mark.parametrize(("low", "high"), [(1e-6, 1.0), (0.02, 0.09)])
 def test_logarithmic_axes_are_labelled_without_formulas(low: float, high: float) -> None:
     panel = Panel(Axis("x", True, low, high), Axis("$y$"), [Points((low, high), (1.0, 2.0), "completed", "")])
@@ -63,6 +103,27 @@ def test_logarithmic_axes_are_labelled_without_formulas(low: float, high: float)
     labels = [tick.get_text() for tick in axes.get_xticklabels() if low <= tick.get_position()[0] <= high]
     assert len([label for label in labels if label]) >= 2
     assert not any("$" in label for label in labels)
+
+
+def test_long_choices_stand_at_an_angle_and_no_number_is_to_be_added() -> None:
+    long = tuple((float(i), f"{name}_with_rest") for i, name in enumerate(("cosine", "linear", "constant", "root")))
+    short = tuple((float(i), name) for i, name in enumerate("abcd"))
+    flat = Points((0.0, 3.0), (25.0 + 1e-7, 25.0), "completed", "")
+    panels = [Panel(Axis("kind", ticks=ticks), Axis("y"), [flat]) for ticks in (long, short)]
+    drawn = still._drawn(Figure("title", "", panels, 2), "heading")
+    drawn.draw_without_rendering()
+    assert [axes.get_xticklabels()[0].get_rotation() for axes in drawn.axes] == [30.0, 0.0]
+    assert [axes.yaxis.get_offset_text().get_text() for axes in drawn.axes] == ["", ""]
+    boxes = [label.get_window_extent().transformed(drawn.transFigure.inverted()) for label in drawn.axes[1].get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_slices_have_one_scale(tmp_path: Path) -> None:
+    figure = model.slices(campaign_of(tmp_path / "c", [completed(25 + i / 10) for i in range(6)]))
+    assert figure is not None
+    assert len(figure.panels) == 3
+    assert len({(panel.y.low, panel.y.high) for panel in figure.panels}) == 1
+    assert figure.panels[0].y.low is not None
 
 
 @pytest.mark.parametrize(("value", "label"), [(1e-4, "10⁻⁴"), (1e12, "10¹²"), (1.0, "10⁰")])
@@ -111,6 +172,19 @@ def test_failures_count_attempts(tmp_path: Path) -> None:
     assert figure.table[2:] == ("| 2 | code | no | 0, 2 |", "| 1 | node | gone | 3 |")
 
 
+def test_a_pause_longer_than_all_jobs_is_cut_out() -> None:
+    stays = [jobs.Stay("a", start, end, i, "completed") for i, (start, end) in enumerate([(0, 10), (5, 12), (14, 24)])]
+    assert jobs._without_pauses(stays) == (stays, [])  # a short one is drawn as it is
+    later = [jobs.Stay("a", start, end, 3, "completed") for start, end in [(2400, 2408), (9000, 9003)]]
+    kept, cuts = jobs._without_pauses([*stays, *later])
+    busy = 12 + 10 + 8 + 3
+    rest = jobs.GAP * busy
+    assert kept[:3] == stays
+    assert [stay.start for stay in kept[3:]] == pytest.approx([24 + rest, 24 + rest + 8 + rest])
+    assert [stay.end - stay.start for stay in kept[3:]] == pytest.approx([8, 3])
+    assert cuts == pytest.approx([24 + rest / 2, 24 + rest + 8 + rest / 2])
+
+
 def test_costs_are_in_minutes_if_they_are_small(tmp_path: Path) -> None:
     campaign = campaign_of(tmp_path / "c", [completed(1.0), completed(2.0)])
     assert (figure := jobs.costs(campaign)) is not None
@@ -121,6 +195,11 @@ def test_costs_are_in_minutes_if_they_are_small(tmp_path: Path) -> None:
     assert (figure := jobs.costs(campaign)) is not None
     assert figure.panels[0].x.label == "minutes of evaluation, without a GPU"
     assert figure.panels[0].layers == [Bars((6.0,), "completed")]
+    for trial in campaign.record.rows:
+        trial.attempts[0].ended_at = "2026-01-01T00:00:06Z"
+    assert (figure := jobs.costs(campaign)) is not None
+    assert figure.panels[0].x.label == "seconds of evaluation, without a GPU"
+    assert figure.panels[0].layers == [Bars((12.0,), "completed")]
 
 
 def test_of_many_trials_the_best_and_some_others_are_drawn(tmp_path: Path) -> None:
