@@ -127,7 +127,7 @@ def summarise(
         "scheduler": {"at": view.get("at"), "silent_since": view.get("silent_since")} if view else None,
         "gpu_hours": round(record.gpu_hours(clock.now()), 3),
         "energy_kwh": round(record.energy_kwh, 6),
-        "errors": [{"trial": t.number, **(t.error or {})} for t in record.with_error],
+        "errors": [{"trial": t.number, "state": str(t.state), **(t.error or {})} for t in record.with_error],
         "elapsed_s": _elapsed_s(record, driver_alive=driver_alive),
         "eta_s": _eta_s(record, budget, operation.get("workers", 1)) if state == "running" else None,
     }
