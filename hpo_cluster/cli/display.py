@@ -62,11 +62,14 @@ def progress_line(status: Mapping[str, Any]) -> str:
     filled = min(BAR_WIDTH, round(BAR_WIDTH * done / budget))
     counts, jobs = status["counts"], status["running"]  # the counts leave out what is outside the budget
     running = sum(row["state"] == "running" for row in jobs)
-    waiting = len(jobs) - running
+    over = sum(row["state"] in ("ended", "gone") for row in jobs)
+    waiting = len(jobs) - running - over
     whole = " whole evaluations" if "fidelity" in status else " done"
     parts = [f"{number(done)}/{status['budget']}{whole}", f"{running} running"]
     if waiting:
         parts.append(f"{waiting} waiting")
+    if over:
+        parts.append(f"{over} ended, to be collected")
     parts += [f"{counts[state]} {state}" for state in STATES_SHOWN if counts.get(state)]
     if "front" in status:
         parts.append(f"front {len(status['front'])}")
