@@ -16,11 +16,13 @@ from hpo_cluster.record.campaign_state import BETWEEN_TICKS
 from hpo_cluster.record.confirmed_front import front_table
 from hpo_cluster.record.item_pairs import sentences_on_items
 from hpo_cluster.text import command_line, counted, test_metrics, visible
-from hpo_cluster.trial import Origin, trial_label
+from hpo_cluster.trial import BASELINE, Origin, State, trial_label
 
 BAR_WIDTH = 24
 STATES_SHOWN = ("paused", "failed", "diverged", "infeasible", "cancelled")
 LABEL_WIDTH = 11
+#: Largest number of failed trials that the command to retry them names.
+RETRIED = 10
 #: Largest number of trials of a Pareto front that are listed, and widest lines with their parameters.
 FRONT_ROWS, FRONT_WIDTH = 12, 118
 
@@ -62,11 +64,14 @@ def progress_line(status: Mapping[str, Any]) -> str:
     filled = min(BAR_WIDTH, round(BAR_WIDTH * done / budget))
     counts, jobs = status["counts"], status["running"]  # the counts leave out what is outside the budget
     running = sum(row["state"] == "running" for row in jobs)
-    waiting = len(jobs) - running
+    over = sum(row["state"] in ("ended", "gone") for row in jobs)
+    waiting = len(jobs) - running - over
     whole = " whole evaluations" if "fidelity" in status else " done"
     parts = [f"{number(done)}/{status['budget']}{whole}", f"{running} running"]
     if waiting:
         parts.append(f"{waiting} waiting")
+    if over:
+        parts.append(f"{over} ended, to be collected")
     parts += [f"{counts[state]} {state}" for state in STATES_SHOWN if counts.get(state)]
     if "front" in status:
         parts.append(f"front {len(status['front'])}")
@@ -78,12 +83,23 @@ def progress_line(status: Mapping[str, Any]) -> str:
 
 
 def error_lines(status: Mapping[str, Any], newest: int = 3) -> list[str]:
-    """Return the last errors, one line each."""
+    """Return the last errors, one line each, and the commands that tell more and try again."""
     rows = status["errors"]
     lines = [
         f"  {trial_label(row['trial'])}  {row['kind']}: {_first_line(str(row['message']))}" for row in rows[-newest:]
     ]
-    return [*lines, f"  ... and {counted(len(rows) - newest, 'earlier error')}"] if len(rows) > newest else lines
+    lines += [f"  ... and {counted(len(rows) - newest, 'earlier error')}"] if len(rows) > newest else []
+    return lines + _ways_on(status) if rows and "dir" in status else lines
+
+
+def _ways_on(status: Mapping[str, Any]) -> list[str]:
+    """Return the line with the commands for trials that did not succeed: its story, and another try for failed ones."""
+    folder, rows = status["dir"], status["errors"]
+    line = f"  more:  {command_line('why', folder, rows[-1]['trial'])}"
+    failed = [row["trial"] for row in rows if row["state"] == State.FAILED and row["trial"] > BASELINE]
+    if failed and status["driver"] and not status.get("simulated"):
+        line += f"    once its cause is gone:  {command_line('retry', folder, *failed[-RETRIED:])}"
+    return [line]
 
 
 def running_line(row: Mapping[str, Any]) -> str:

@@ -89,8 +89,8 @@ def frame(look: Look, width: int | None = None, height: int | None = None, *, bl
         blocks: the signs of which curves are drawn, from low to high.
     """
     status, wide = look.status, width or WIDE
-    running = [row for row in status["running"] if row["state"] == State.RUNNING]
-    queue = [row for row in status["running"] if row["state"] != State.RUNNING]
+    queue = [row for row in status["running"] if row["state"] in (State.PROPOSED, State.SUBMITTED)]
+    running = [row for row in status["running"] if row not in queue]
     sections = [
         Section([Line(f"{status['campaign']}: {state_text(status)}", "bold")], 1, 0),
         Section([Line(progress_line(status))], 1, 1),

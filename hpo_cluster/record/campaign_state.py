@@ -31,8 +31,9 @@ import contextlib
 import datetime
 import gc
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from hpo_cluster.errors import JournalError
@@ -353,14 +354,16 @@ class Record:
         lost = Counter(a.node for a in attempts if a.node and a.error and a.error["kind"] in kinds)
         return tuple(sorted(node for node, count in lost.items() if losses and count >= losses))
 
-    def gpu_hours(self, now: datetime.datetime) -> float:
+    def gpu_hours(self, now: datetime.datetime, ends: Mapping[int, str] = MappingProxyType({})) -> float:
         """Return the GPU-hours that attempts have used, each from its claim to its end, or to `now` if it runs.
 
         An attempt that follows another one in the same job counts from the end of that one: the job waited in between.
+        `ends` holds the ends of trials in flight that no driver has noted yet.
         """
-        running = [attempt for attempts in self._on_gpu.values() for attempt in attempts]
-        since = ((attempt.gpus, attempt.occupied_since) for attempt in running)
-        seconds = sum(gpus * (now - moment(begin)).total_seconds() for gpus, begin in since if begin)
+        running = [(attempt, number) for number, attempts in self._on_gpu.items() for attempt in attempts]
+        since = ((attempt.gpus, attempt.occupied_since, ends.get(number)) for attempt, number in running)
+        spans = ((gpus, moment(begin), moment(end) if end else now) for gpus, begin, end in since if begin)
+        seconds = sum(gpus * max(0.0, (min(end, now) - begin).total_seconds()) for gpus, begin, end in spans)
         return (sum(self._gpu_s.values()) + seconds) / 3600
 
     def gpu_hours_of(self, trial: int) -> float:

@@ -9,13 +9,14 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hpo_cluster.goals import Goals
 from hpo_cluster.record import clock
+from hpo_cluster.record.attempt_files import document_of
 from hpo_cluster.record.campaign_state import BY_STOP, Record
 from hpo_cluster.record.climb import room_for, rung_table, saved
-from hpo_cluster.record.clock import is_time, moment, seconds_since
+from hpo_cluster.record.clock import is_time, moment, seconds_between, seconds_since
 from hpo_cluster.record.confirmation import confirmation_cost, confirmation_status
 from hpo_cluster.record.confirmed_front import confirmed_front
 from hpo_cluster.record.files import read_json
@@ -23,7 +24,7 @@ from hpo_cluster.record.identity import SIMULATION, identity_of_campaign
 from hpo_cluster.record.item_pairs import confirmation_on_items
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.lock import heartbeat_age_s, owner_lives, read_lock
-from hpo_cluster.record.processes import is_stopped
+from hpo_cluster.record.processes import is_alive, is_stopped
 from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.text import command_line, counted
 from hpo_cluster.trial import BASELINE, State, trial_label
@@ -96,7 +97,9 @@ def summarise(
     exhausted = exhausted or (not in_flight and bool((record.stopped or {}).get("exhausted")))
     finished = not in_flight and (record.stopped or {}).get("reason") == "finished"
     view = scheduler_view(read(layout.scheduler))
-    running = [_running(trial, layout, view.get("jobs", {}), read) for trial in in_flight]
+    ends = {} if driver_alive or simulated else unnoticed_ends(record, layout)
+    running = [_running(trial, layout, view.get("jobs", {}), read, ends.get(trial.number)) for trial in in_flight]
+    hours = record.gpu_hours(clock.now(), {number: end.at for number, end in ends.items()})
     state = "running" if driver_alive else "finished" if finished else "stopped"
     return {
         "campaign": layout.dir.name,
@@ -112,7 +115,7 @@ def summarise(
         "counts": {str(state): count for state in State if (count := record.counts[state])},
         "best": shown_trial(record.best(maximize=direction == "maximize")),
         **({} if goals is None else _front(record, goals)),
-        **({} if record.ladder is None else {"fidelity": _fidelity(record, direction)}),
+        **({} if record.ladder is None else {"fidelity": _fidelity(record, direction, hours)}),
         "confirmation": confirmation_status(record, maximize=direction == "maximize"),
         "imported": _imported(record, maximize=direction == "maximize"),
         "baseline": shown_trial(record.trials.get(BASELINE)),
@@ -125,9 +128,9 @@ def summarise(
         ],
         "exhausted": exhausted,
         "scheduler": {"at": view.get("at"), "silent_since": view.get("silent_since")} if view else None,
-        "gpu_hours": round(record.gpu_hours(clock.now()), 3),
+        "gpu_hours": round(hours, 3),
         "energy_kwh": round(record.energy_kwh, 6),
-        "errors": [{"trial": t.number, **(t.error or {})} for t in record.with_error],
+        "errors": [{"trial": t.number, "state": str(t.state), **(t.error or {})} for t in record.with_error],
         "elapsed_s": _elapsed_s(record, driver_alive=driver_alive),
         "eta_s": _eta_s(record, budget, operation.get("workers", 1)) if state == "running" else None,
     }
@@ -147,11 +150,11 @@ def _front(record: Record, goals: Goals) -> dict[str, Any]:
     return {"objectives": objectives, **found, "front": front, "confirmed_front": confirmed_front(record, goals)}
 
 
-def _fidelity(record: Record, direction: str) -> dict[str, Any]:
+def _fidelity(record: Record, direction: str, hours: float) -> dict[str, Any]:
     """Return what became of the trials at each rung, and what rungs have saved."""
     assert record.ladder is not None
     started = len([trial for trial in record.rows if trial.climb is not None])
-    hours, spent, saved_evaluations = record.gpu_hours(clock.now()), record.spent, saved(record)
+    spent, saved_evaluations = record.spent, saved(record)
     return {
         "kind": record.ladder.kind,
         "rungs": rung_table(record, maximize=direction == "maximize"),
@@ -192,19 +195,50 @@ def shown_trial(trial: TrialRecord | None) -> dict[str, Any] | None:
     return {"trial": trial.number, "state": str(trial.state), **{name: getattr(trial, name) for name in names}}
 
 
+class End(NamedTuple):
+    """The end of a job that no driver has noted: ``ended`` or ``gone`` (without a result or an error), and when."""
+
+    state: str
+    at: str
+
+
+def unnoticed_ends(record: Record, layout: CampaignLayout) -> dict[int, End]:
+    """Return the ends of the jobs of trials in flight that can be seen without the scheduler, by trial.
+
+    A job that has left no file was last alive, as far as is known, when it reported its progress.
+    """
+    ends: dict[int, End] = {}
+    for trial in record.in_flight:
+        attempt = trial.attempt
+        if attempt is None or attempt.job is None:
+            continue
+        files = layout.attempt(trial.number, attempt.number)
+        claim = document_of(files.claim, attempt.token)
+        document = document_of(files.result, attempt.token) or document_of(files.error, attempt.token)
+        if document is not None and (at := document.get("ended_at")):
+            ends[trial.number] = End("ended", at)
+        elif claim and claim.get("host") == socket.gethostname() and "pid" in claim:
+            at = (read_json(files.progress) or {}).get("at")
+            at = at if is_time(at) else claim.get("started_at")
+            if at and not is_alive(claim["pid"], claim.get("pid_started")):
+                ends[trial.number] = End("gone", at)
+    return ends
+
+
 def _running(
     trial: TrialRecord,
     layout: CampaignLayout,
     jobs: Mapping[str, Any],
     read: Callable[[Path], dict[str, Any] | None],
+    end: End | None,
 ) -> dict[str, Any]:
     attempt = trial.attempt
     progress: dict[str, Any] = {}
-    if attempt is not None and trial.state is State.RUNNING:
+    if attempt is not None and trial.state is State.RUNNING and end is None:
         progress = read(layout.attempt(trial.number, attempt.number).progress) or {}
     return {
         "trial": trial.number,
-        "state": str(trial.state),
+        "state": str(trial.state) if end is None else end.state,
         "attempt": None if attempt is None else attempt.number,
         "job": None if attempt is None else attempt.job_id,
         "turn": None if attempt is None else attempt.turn,
@@ -213,9 +247,13 @@ def _running(
         "unknown_since": (jobs.get(attempt.job_name) or {}).get("unknown_since") if attempt is not None else None,
         **_sound(progress),
         **({} if trial.climb is None else {"rung": trial.climb.reached, "goal": trial.climb.goal}),
-        "silent_s": _silent_s(trial, progress),
-        "elapsed_s": None if attempt is None or attempt.started_at is None else _seconds_since(attempt.started_at),
+        "silent_s": _silent_s(trial, progress) if end is None else None,
+        "elapsed_s": None if attempt is None or attempt.started_at is None else _elapsed(attempt.started_at, end),
     }
+
+
+def _elapsed(started_at: str, end: End | None) -> float:
+    return _seconds_since(started_at) if end is None else round(max(0.0, seconds_between(started_at, end.at)), 1)
 
 
 def _silent_s(trial: TrialRecord, progress: Mapping[str, Any]) -> float | None:

@@ -21,7 +21,7 @@ from hpo_cluster.record.files import read_json
 from hpo_cluster.record.identity import SIMULATION, flatten, identity_of_campaign
 from hpo_cluster.record.item_pairs import confirmation_on_items
 from hpo_cluster.record.layout import CampaignLayout
-from hpo_cluster.record.status import shown_trial
+from hpo_cluster.record.status import shown_trial, unnoticed_ends
 from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.record.warm_start import IDENTITY_KEY
 from hpo_cluster.report.bibliography import bibtex, references
@@ -77,7 +77,7 @@ def facts_of(campaign_dir: Path) -> dict[str, Any]:
         "simulated": SIMULATION in identity,
         "hardware": _hardware(record, results, settings.get("launcher") or {}),
         "time": _time(record),
-        "gpu_hours": round(record.gpu_hours(clock.now()), 3),
+        "gpu_hours": round(_gpu_hours(record, layout), 3),
         "energy_kwh": round(record.energy_kwh, 6),
         "failures": _failures(record),
         "references": cited,
@@ -185,6 +185,10 @@ def _hardware(record: Record, results: list[dict[str, Any]], launcher: Mapping[s
         "cpus_per_trial": launcher.get("cpus_per_trial"),
         "energy_source": sorted(sources),
     }
+
+
+def _gpu_hours(record: Record, layout: CampaignLayout) -> float:
+    return record.gpu_hours(clock.now(), {trial: end.at for trial, end in unnoticed_ends(record, layout).items()})
 
 
 def _time(record: Record) -> dict[str, Any]:

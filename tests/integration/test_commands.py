@@ -70,12 +70,16 @@ def test_cancel_and_stop_reach_a_living_driver(capsys: pytest.CaptureFixture[str
     wait(lambda: not alive(0) and not alive(2))
 
 
-def test_retry_gives_a_failed_trial_another_chance(tmp_path: Path) -> None:
+def test_retry_gives_a_failed_trial_another_chance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = f"test -e {tmp_path}/mended && echo '{{{{\"value\": 1}}}}' # {{x}}"
     words = ["objective=command", f'objective.command="{command.replace(chr(34), chr(92) + chr(34))}"', "campaign=c"]
     words += ["space={x: {low: 0.0, high: 1.0}}", "optimizer=random", "budget=2", "workers=1", "poll_s=0.1"]
     assert main(["run", *words]) == 1
     assert states() == {0: "failed", 1: "failed"}
+    ways = f"more:  hpo-cluster why {DIR} 1    once its cause is gone:  hpo-cluster retry {DIR} 0 1"
+    assert ways in capsys.readouterr().out
+    assert main(["status", str(DIR)]) == 0
+    assert ways in capsys.readouterr().out
     (tmp_path / "mended").touch()
     assert main(["retry", str(DIR), "0"]) == 0
     assert states() == {0: "proposed", 1: "failed"}

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from support import drivers
+from support.waiting import wait
 
+from hpo_cluster.cli.display import progress_line
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.journal import read_events
+from hpo_cluster.record.status import campaign_status
 
 #: created, started, asked, and intent, submitted, running, ended for each of 4 trials, asked again in between, stopped.
 EVENTS = 22
@@ -63,7 +66,16 @@ def test_killed_with_several_trials_in_each_job(
 def test_the_time_without_a_driver_is_not_a_trials(tmp_path: Path) -> None:
     directory = tmp_path / "c"
     assert drivers.run(directory, kill_at=7, when="after") == -9  # two jobs are submitted
-    time.sleep(3)
+    folders = [directory / "trials" / label / "a0" for label in ("t0000", "t0001")]
+    wait(lambda: all((folder / "result.json").exists() for folder in folders))
+    time.sleep(2)
+    status = campaign_status(directory)  # without a driver
+    assert [row["state"] for row in status["running"]] == ["ended", "ended"]
+    assert all((row["elapsed_s"] or 0.0) < 1.9 for row in status["running"])
+    assert "0 running · 2 ended, to be collected" in progress_line(status)
+    kept = (folders[0] / "result.json").rename(folders[0] / "kept")
+    assert [row["state"] for row in campaign_status(directory)["running"]] == ["gone", "ended"]
+    kept.rename(folders[0] / "result.json")
     assert drivers.run(directory) == 0
     record = Record.read(directory / "events.jsonl")
     assert max(attempt.took_s for trial in record.rows for attempt in trial.attempts) < 2.5

@@ -396,7 +396,7 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
         files["report"] = page
     confirmed = not campaign.reason and (campaign.record.stopped or {}).get("reason") == "confirmed"
     reason = "confirmed" if confirmed else campaign.reason or None
-    status = {**status, "state": "stopped" if reason else "finished", "reason": reason, "eta_s": None}
+    status = {**status, "dir": folder, "state": "stopped" if reason else "finished", "reason": reason, "eta_s": None}
     maximize = config.objective.direction == "maximize"
     status["confirmation"] = confirmation_on_items(campaign.record, campaign.opened.layout, maximize=maximize)
     short = {label: short_path(path) for label, path in files.items()}
@@ -407,7 +407,9 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
         tell(f"Go on with:\n  {resume}")
         return OK
     if campaign.reason:
-        tell(f"Go on, once that is fixed:\n  {resume}")
+        all_failed = status["best"] is None and status["counts"].get("failed")
+        other = " (another command or setting of the objective needs another campaign=NAME)" if all_failed else ""
+        tell(f"Go on, once that is fixed{other}:\n  {resume}")
     elif confirmed:
         tell(f"The budget is not spent. Go on with:\n  {command_line('resume', folder)}")
     return BAD_END if campaign.reason or status["best"] is None else OK

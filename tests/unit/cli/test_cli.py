@@ -332,7 +332,8 @@ STATUS: dict[str, Any] = {
                  "step": 40, "total": 240, "loss": 1.234567, "elapsed_s": 65.0},
                 {"trial": 9, "state": "submitted", "attempt": 0, "job": None, "node": None, "phase": None, "step": None,
                  "total": None, "loss": None, "elapsed_s": None}],
-    "errors": [{"trial": 4, "kind": "code", "message": "ValueError: no\nmore"}], "elapsed_s": 3700.0, "eta_s": 125.0,
+    "errors": [{"trial": 4, "state": "failed", "kind": "code", "message": "ValueError: no\nmore"}],
+    "elapsed_s": 3700.0, "eta_s": 125.0,
 }  # fmt: skip
 
 
@@ -344,6 +345,7 @@ def test_a_status_as_text() -> None:
     assert "t0008  train  step 40/240  loss 1.235  1 min 05 s  job 77 on gpu3  attempt 1" in text
     assert "t0009  submitted" in text
     assert "t0004  code: ValueError: no" in text
+    assert "  more:  hpo-cluster why campaigns/first 4    once its cause is gone:  hpo-cluster retry" in text
 
 
 def test_the_end_of_a_run_shows_validation_test_and_baseline() -> None:

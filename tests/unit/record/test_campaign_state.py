@@ -61,6 +61,8 @@ def test_gpu_hours_are_those_of_jobs_that_began() -> None:
     log.add("running", trial=0, attempt=0, started_at=AT)
     half_past = datetime.datetime(2027, 1, 31, 18, 30, tzinfo=datetime.UTC)
     assert log.record.gpu_hours(half_past) == pytest.approx(2.0)
+    assert log.record.gpu_hours(half_past, {0: "2027-01-31T18:06:00Z"}) == pytest.approx(0.4)  # no driver noted it
+    assert log.record.gpu_hours(half_past, {0: "2027-01-31T19:00:00Z"}) == pytest.approx(2.0)
     log.add("ended", trial=0, attempt=0, state="completed", value=1.0, at="2027-01-31T18:15:00Z")
     assert log.record.gpu_hours(half_past) == pytest.approx(1.0)
 
