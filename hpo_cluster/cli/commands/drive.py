@@ -80,12 +80,13 @@ def _compare(folders: Sequence[Path]) -> None:
 
 
 def _check(configs: Sequence[Config]) -> None:
-    """Read what the jobs of new campaigns will read, each objective once."""
+    """Look whether this machine has what jobs need, and read what those of new campaigns will, each objective once."""
     from hpo_cluster.objectives.base import Objective
 
     seen: set[str] = set()
     faults: list[str] = []
     for config in configs:
+        faults += config.launcher.machine_faults()
         key = config.objective.model_dump_json()
         if key in seen or config.campaign_dir.exists():
             continue
@@ -94,7 +95,7 @@ def _check(configs: Sequence[Config]) -> None:
             tell("reading model, data and tasks as the jobs will (--no-check leaves it out)")
         faults += config.objective.reading_faults(config.resolve)
     if faults:
-        raise ConfigError(faults, "Nothing was created. hpo-cluster run --help")
+        raise ConfigError(list(dict.fromkeys(faults)), "Nothing was created. hpo-cluster run --help")
 
 
 def resume(arguments: Arguments) -> int:
