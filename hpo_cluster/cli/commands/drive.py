@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -285,6 +287,22 @@ def campaign_spec(
     )
 
 
+@contextlib.contextmanager
+def _not_logged() -> Iterator[None]:
+    """Say at the end what the driver has logged about trials that a tracker has not taken."""
+    heard, logger = BufferingHandler(sys.maxsize), logging.getLogger("hpo_cluster.driver.live_tracking")
+    logger.addHandler(heard)
+    try:
+        yield
+    finally:
+        logger.removeHandler(heard)
+        for line in heard.buffer:
+            if "trials_not_logged" in str(line.msg) and isinstance(line.args, tuple):
+                kind, left, command = line.args
+                tell(f"not logged to {kind}: {counted(float(str(left)), 'trial')}. Log them with:  {command}")
+
+
+@_not_logged()
 def drive(config: Config, spec: CampaignSpec, confirmation: Wanted | None = None, again: str = "") -> int:
     """Drive a campaign until it ends, with a display.
 

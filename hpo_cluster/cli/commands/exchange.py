@@ -102,6 +102,8 @@ def _elsewhere(folder: Path, to: str) -> str:
 @contextlib.contextmanager
 def _library_faults(label: str, instead: str) -> Iterator[None]:
     """Say in one sentence what a library could not do; its errors may be of any kind and many pages long."""
+    from hpo_cluster.record.exchange.wandb_runs import WandbError
+
     before, threading.excepthook = threading.excepthook, lambda _: None  # its threads' errors come here as well
     try:
         yield
@@ -109,6 +111,8 @@ def _library_faults(label: str, instead: str) -> Iterator[None]:
         raise ConfigError(error.faults, error.hint or instead) from error
     except HpoClusterError:
         raise
+    except WandbError as error:  # it says what to do
+        raise HpoClusterError(f"{label}: {error}") from error
     except Exception as error:
         what = next((line.strip() for line in str(error).splitlines() if len(line.strip()) > 1), "")
         raise HpoClusterError(
