@@ -437,6 +437,20 @@ def test_what_the_command_never_gets_is_named_next_to_the_faults_of_the_space() 
     assert "space.constraints: objective.command" not in told
 
 
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("campaign=été", """'campaign="été"'"""),
+        ("notify.command=echo {message}", """'notify.command="echo {message}"'"""),
+        ("tasks.test=[a", "put quotes around a value with spaces, commas or brackets"),
+    ],
+)
+def test_a_value_that_cannot_be_read_says_how_to_type_it(word: str, says: str) -> None:
+    assert says in faults_of(word)
+    if "[" not in word:
+        assert "cannot be read" not in faults_of(says.strip("'"), "budget=0")
+
+
 def test_one_wrong_objective_hides_no_other_fault() -> None:
     told = faults_of(
         *("objective=command", "objective.command='train {lr}'", "space={lr: {low: 1e-5, high: 1e-1}}"),
