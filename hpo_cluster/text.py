@@ -84,8 +84,8 @@ def command_line(*words: object) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``did you mean WORD? `` with the known word closest to the one typed; empty if no word is close.
 
-    The last parts of dotted keys must be close too. If no word is close, take a key with the same last part
-    (`optimizer.initial` for `initial`), or a word that begins with the one typed.
+    The last parts of keys with dots or slashes must be close too. If no word is close, take a key with the same last
+    part (`optimizer.initial` for `initial`, `task/acc` for `acc`), or a word that begins with the one typed.
     """
     known = list(known)
     tail = _last_part(word)
@@ -97,7 +97,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def _last_part(key: str) -> str:
-    return key.rpartition(".")[2]
+    return re.split(r"[./]", key)[-1]
 
 
 def _in_plain_signs(error: UnicodeError) -> tuple[str, int]:

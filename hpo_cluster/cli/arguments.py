@@ -377,7 +377,12 @@ def short_path(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+#: Most campaigns that a message names.
+SHOWN = 8
+
+
 def campaigns_nearby() -> str:
     """Return the campaigns below the working directory, for a message."""
     found = sorted(path.parent for path in Path("campaigns").glob("*/campaign.yaml"))
-    return f"; there are: {', '.join(map(str, found[:8]))}" if found else ""
+    more = ", …" if len(found) > SHOWN else ""
+    return f"; there are: {', '.join(map(str, found[:SHOWN]))}{more}" if found else ""

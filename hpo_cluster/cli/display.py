@@ -23,6 +23,9 @@ STATES_SHOWN = ("paused", "failed", "diverged", "infeasible", "cancelled")
 LABEL_WIDTH = 11
 #: Largest number of failed trials that the command to retry them names.
 RETRIED = 10
+
+#: Most metrics on one line.
+SCORES = 8
 #: Largest number of trials of a Pareto front that are listed, and widest lines with their parameters.
 FRONT_ROWS, FRONT_WIDTH = 12, 118
 
@@ -282,7 +285,8 @@ def _scores(trial: Mapping[str, Any], metric: str | None, tests: tuple[str, ...]
     lines = [_labelled("validation" if of_task else "value", value if name == "value" else f"{name} {value}")]
     if tests:
         shown = {key: shown[key] for key in test_metrics(name, tests, shown)}
-    text = "  ".join(f"{key} {number(value)}" for key, value in list(shown.items())[:8])
+    text = "  ".join(f"{key} {number(value)}" for key, value in list(shown.items())[:SCORES])
+    text += "  …" if len(shown) > SCORES else ""
     return [*lines, _labelled("test" if tests else "others", text)] if text else lines
 
 

@@ -23,7 +23,7 @@ examples:
   hpo-cluster run -m 'optimizer=lhs,bo' 'seed=range(3)'
   hpo-cluster compare campaigns/lora-bo-* campaigns/lora-lhs-* reach=0.9 out=bo_or_lhs
   hpo-cluster resume campaigns/first budget=60 workers=8
-  hpo-cluster run objective=command 'objective.command="python train.py --lr {lr}"' \\
+  hpo-cluster run objective=command 'objective.command="python train.py --lr={lr}"' \\
       'space={lr: {low: 1e-5, high: 1e-1, log: true}}'"""
 
 

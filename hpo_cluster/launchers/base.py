@@ -51,6 +51,10 @@ class LauncherSettings(Settings):
     )
     poll_period_s: float = Field(1.0, gt=0, description="seconds between two questions to the scheduler")
 
+    def machine_faults(self) -> list[str]:
+        """Return what this machine lacks for the jobs; empty if nothing, or if they run elsewhere."""
+        return []
+
     @property
     def warning_s(self) -> int:
         """Seconds before its walltime at which a job is signalled."""

@@ -43,6 +43,15 @@ class LocalSettings(LauncherSettings):
     gpu_devices: tuple[int, ...] | None = Field(None, description="GPUs to use; null: all that nvidia-smi lists")
 
     @property
+    def devices(self) -> tuple[int, ...]:
+        """The GPUs that jobs may use."""
+        return self.gpu_devices if self.gpu_devices is not None else _gpus_of_this_machine()
+
+    def machine_faults(self) -> list[str]:
+        """Return the fault if one evaluation needs more GPUs than there are."""
+        return too_few(self.gpus_per_trial, self.devices) if self.gpus_per_trial else []
+
+    @property
     def warning_s(self) -> int:
         """Seconds before its walltime at which a job is signalled."""
         return int(warning_s(SIGNAL_DELAY_S, self.walltime_min))
@@ -106,14 +115,13 @@ class LocalLauncher:
         wanted = self.settings.gpus_per_trial
         if wanted == 0:
             return []
-        listed = self.settings.gpu_devices if self.settings.gpu_devices is not None else _gpus_of_this_machine()
+        listed = self.settings.devices
         self._reap()
         self._alive = [ref for ref in self._alive if self._state(ref) is JobState.RUNNING]  # since the last poll
         taken = {device for ref in self._alive for device in ref.extra.get("devices") or ()}
         free = [device for device in listed if device not in taken]
-        if len(listed) < wanted:
-            message = f"launcher.gpus_per_trial={wanted}, but this machine has {counted(len(listed), 'GPU')}"
-            raise SubmissionError(message, retriable=False)
+        if faults := too_few(wanted, listed):
+            raise SubmissionError(faults[0], retriable=False)
         if len(free) < wanted:
             raise SubmissionError(f"a trial needs {counted(wanted, 'GPU')}; free are {len(free)} of {len(listed)}")
         return free[:wanted]
@@ -175,6 +183,13 @@ class LocalLauncher:
                         return self._ref(os.getpgid(pid), submission, [])  # the lowest: children may form new groups
             time.sleep(pause)
         return None
+
+
+def too_few(wanted: int, listed: Sequence[int]) -> list[str]:
+    """Return the fault if one evaluation needs more GPUs than these."""
+    if len(listed) >= wanted:
+        return []
+    return [f"launcher.gpus_per_trial={wanted}, but this machine has {counted(len(listed), 'GPU')}"]
 
 
 def _gpus_of_this_machine() -> tuple[int, ...]:

@@ -253,9 +253,13 @@ class Objective(Settings, ABC):
             f"fidelity={ladder.kind}: objective={self.kind} cannot be looked at early this way; accepted: {accepted}"
         ]
 
+    def name_faults(self, names: Sequence[str]) -> list[str]:
+        """Return why parameters of these names are not what the objective needs; empty if they may be."""
+        return []
+
     def space_faults(self, space: Space) -> list[str]:
         """Return why this objective cannot be optimised over `space`; empty if it can."""
-        return []
+        return self.name_faults(space.names)
 
     def file_faults(self, resolve: PathResolver) -> list[str]:
         """Return which files the jobs need and lack, each with what to do about it; empty if all are present."""

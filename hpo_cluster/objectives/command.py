@@ -16,7 +16,7 @@ import contextlib
 import decimal
 import shlex
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -75,7 +75,7 @@ class CommandObjective(MetricByName):
                 return [f"fidelity=share: objective.command never uses the share; {how}"]
         return []
 
-    def space_faults(self, space: Space) -> list[str]:
+    def name_faults(self, names: Sequence[str]) -> list[str]:
         """Return placeholders that match no parameter or are malformed, and parameters that the command never uses."""
         try:
             fields = placeholders(self.command)
@@ -83,16 +83,16 @@ class CommandObjective(MetricByName):
             return [f"objective.command: {error}; double the braces meant for the shell: {{{{ and }}}}"]
         faults = []
         for name, extra in fields.items():
-            if name not in space.names and name not in OWN:
-                accepted = f"accepted: {', '.join((*space.names, *OWN))}"
-                hint = did_you_mean(f"{{{name}}}", [f"{{{known}}}" for known in space.names]).strip() or accepted
+            if name not in names and name not in OWN:
+                accepted = f"accepted: {', '.join((*names, *OWN))}"
+                hint = did_you_mean(f"{{{name}}}", [f"{{{known}}}" for known in names]).strip() or accepted
                 own = f"; for braces meant for the shell, write {{{{{name}}}}}"
                 faults.append(f"objective.command: {{{name}}} is not a parameter of the space; {hint}{own}")
             elif extra:
                 faults.append(
                     f"objective.command: write {{{name}}} without {extra!r}: values are always written in full"
                 )
-        for name in space.names:
+        for name in names:
             if name not in fields:
                 faults.append(f"space.{name}: objective.command never uses it; put {{{name}}} in the command")
         return faults

@@ -420,6 +420,10 @@ def main(evaluate: Callable[[Attempt], Mapping[str, Any]], argv: list[str] | Non
     arguments = parser.parse_args(argv)
     directory: Path = arguments.attempt_dir
     if arguments.copy_to is not None:
+        if not (directory / "params.json").is_file():
+            parser.error(f"{directory}: is not an attempt (it has no params.json)")
+        if arguments.copy_to.exists():
+            parser.error(f"--copy-to {arguments.copy_to}: is there already; give a new directory")
         arguments.copy_to.mkdir(parents=True)
         params = {**(read_json(directory / "params.json") or {}), "previous": []}  # start without a checkpoint
         params["trial_checkpoint_dir"] = str(arguments.copy_to.resolve() / "checkpoint")

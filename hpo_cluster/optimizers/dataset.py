@@ -179,9 +179,14 @@ class Dataset:
             previous: an earlier reading in the same space; its unchanged rows are used again.
 
         Raises:
+            TypeError: the history is not a DataFrame.
             ConfigError: there are values but no targets, so that nobody can tell what is better; or a parameter has no
                 column.
         """
+        if not hasattr(history, "columns"):
+            raise TypeError(
+                f"history={history!r:.60}: is not a DataFrame of trials, one each row; without trials:  pd.DataFrame()"
+            )
         several = [*_several(space, history), *_looks(space, history)]
         if history.empty:
             return cls(space, {}, (), several)

@@ -59,10 +59,10 @@ def read_preference(parts: Mapping[str, Any]) -> Preference:
     return Preference(**{key: {str(name): float(n) for name, n in value.items()} for key, value in parts.items()})
 
 
-def with_full_names(preference: Preference, goals: Goals | None) -> Preference:
-    """Return the preference with ``TASK/METRIC`` where only METRIC was typed and one objective has that name."""
+def with_full_names(preference: Preference, names: Sequence[str]) -> Preference:
+    """Return the preference with ``TASK/METRIC`` where only METRIC was typed and one of `names` ends with it."""
     short: dict[str, list[str]] = {}
-    for name in goals.names if goals is not None else ():
+    for name in names:
         short.setdefault(name.rpartition("/")[2], []).append(name)
     full = {key: names[0] for key, names in short.items() if len(names) == 1}
     parts = {key: {full.get(name, name): n for name, n in getattr(preference, key).items()} for key in KEYS}
@@ -119,8 +119,8 @@ def _faults(trials: Sequence[TrialRecord], goals: Goals | None, preference: Pref
     ]
     for goal in goals.metrics if goals is not None else ():
         if goal.sign * preference.weights.get(goal.name, 0.0) < 0:
-            right = "below" if goal.sign < 0 else "above"
-            faults.append(f"weights: {goal.name} is to be {goal.direction}d, so its weight is {right} 0")
+            wanted, right = ("minimised", "below") if goal.sign < 0 else ("maximised", "above")
+            faults.append(f"weights: {goal.name} is to be {wanted}, so its weight is {right} 0")
     return faults
 
 

@@ -86,8 +86,12 @@ def sections(campaign: Campaign) -> dict[str, list[str]]:
 def _goals(campaign: Campaign) -> str:
     """Return what is optimised, in words."""
     if campaign.goals is None or not campaign.several:
-        return f"metric `{campaign.metric}` ({'maximised' if campaign.maximize else 'minimised'})"
-    return "metrics " + ", ".join(f"`{goal.name}` ({goal.direction}d)" for goal in campaign.goals.metrics)
+        return f"metric `{campaign.metric}` ({_directed(campaign.maximize)})"
+    return "metrics " + ", ".join(f"`{goal.name}` ({_directed(goal.sign > 0)})" for goal in campaign.goals.metrics)
+
+
+def _directed(maximize: bool) -> str:
+    return "maximised" if maximize else "minimised"
 
 
 def _constraints(campaign: Campaign) -> list[str]:

@@ -144,8 +144,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "4 faults" in message
     for text in ("top=0: accepted", "replicates=x: accepted", "trials=[a]: accepted", "give one of the two"):
         assert text in message
-    assert main(["confirm", "campaigns/x", "trials=7"]) == 2
-    assert "t0007: only a trial" in capsys.readouterr().err
+    assert main(["confirm", "campaigns/x", "trials=7", "replicats=2"]) == 2
+    message = capsys.readouterr().err
+    assert "t0007: only a trial" in message
+    assert "replicats: is not a key" in message
     assert main(["confirm", "campaigns/x", "replicate=7"]) == 2
     assert "[replicates=...]" in capsys.readouterr().err
     assert main(["confirm", "campaigns/x", "top=1", "dry_run=true"]) == 0

@@ -235,6 +235,28 @@ def test_a_campaign_begins_with_the_evaluations_of_a_file(capsys: pytest.Capture
     assert len(load_history("campaigns/c")) == 4
 
 
+def test_a_column_that_is_missing_hides_no_fault_of_the_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.csv").write_text("lr,kind,remark\n0.1,a,\n7,a,\n0.1,c,\n")
+    assert main(["import", "mine.csv", SPACE, "objective.metric=acc", "campaign=c"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("4 faults:")  # and none for each row of what has no column
+    for fault in (
+        "layers: is a parameter without a column",
+        "value or acc: is a metric without a column",
+        "row 2: lr: 7.0 is outside 0.0001 to 1",
+        "row 3: kind: 'c' ",
+    ):
+        assert fault in error, fault
+    assert "warm_start_skip_bad" not in error  # it would not be enough
+
+
+def test_a_missing_file_is_named_next_to_a_missing_space(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import", "none.csv", "campaign=c"]) == 2
+    error = capsys.readouterr().err
+    assert "none.csv: there is no such file" in error
+    assert "space: objective=elsewhere has no space of its own" in error
+
+
 @pytest.mark.parametrize("name", ["none.csv", "notes.txt"])
 def test_a_file_that_cannot_be_read_is_named(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["import", name, SPACE, "campaign=c"]) == 2

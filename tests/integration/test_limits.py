@@ -67,6 +67,12 @@ def test_after_the_deadline_nothing_is_submitted(capsys: pytest.CaptureFixture[s
     assert main(["resume", str(DIR), "deadline=null", "budget=1"]) == 0
 
 
+def test_gpus_that_this_machine_lacks_are_said_before_anything_is_created(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *QUICK, "launcher.gpus_per_trial=3", "launcher.gpu_devices=[0,1]"]) == 2
+    assert "launcher.gpus_per_trial=3, but this machine has 2 GPUs\nNothing was created" in capsys.readouterr().err
+    assert not DIR.parent.exists()
+
+
 def test_what_runs_at_the_limit_is_waited_for_and_taken_in() -> None:
     words = ["launcher.gpus_per_trial=1", "launcher.gpu_devices=[0,1]", "objective.duration_s=1", "workers=2"]
     assert main(["run", *QUICK, *words, "budget=8", "max_gpu_hours=0.0001"]) == 1

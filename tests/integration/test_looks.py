@@ -70,6 +70,7 @@ def test_a_comparison_counts_and_names_those_looked_at_again(
 def test_the_best_by_a_test_score_is_a_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "c", 2)
     assert main(["best", str(folder), "at_least={val/acc: 0.1}"]) == 0
+    assert main(["best", str(folder), "weights={acc: 1}"]) == 0  # of the task that is optimised
     assert main(["best", str(folder), "weights={test/ac: 1}"]) == 2
     assert not (folder / "test_looks.jsonl").exists()
     capsys.readouterr()

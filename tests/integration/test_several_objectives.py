@@ -134,6 +134,7 @@ def test_a_campaign_is_killed_resumed_and_looked_at(capsys: pytest.CaptureFixtur
     assert "best_by_evaluations.png" not in written
     page = (DIR / "report" / "report.md").read_text()
     assert "Constraints: `memory` at most 6" in page
+    assert "`quality` (maximised), `cost` (minimised)" in page
     assert "cost 1.5" in page  # the reference point that was given
     assert all(f"\n| {trial['trial']} | " in page for trial in status["front"])
 

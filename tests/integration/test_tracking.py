@@ -122,13 +122,19 @@ def test_a_tracker_that_comes_back_is_taken_up_while_the_driver_runs(monkeypatch
     assert log_of_drivers().count("not logged: TimeoutError") == 3
 
 
-def test_a_tracker_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_hangs_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     over = threading.Event()
     use(monkeypatch, Shelf(lambda: over.wait(60) and None))
     assert main([*RUN, *QUICK, "tracking=mlflow", "tracking.close_s=0.5"]) == 0
     stopped = read_events(Path("campaigns/c/events.jsonl"))[-1]
     assert (stopped["event"], stopped["reason"]) == ("stopped", "finished")
     assert "trials_not_logged=4" in log_of_drivers()
+    told = capsys.readouterr().out
+    last = told.splitlines()[-1]
+    assert last.startswith("not logged to mlflow: 4 trials. Log them with:  hpo-cluster export ")
+    assert last.endswith("campaigns/c to=mlflow")
     over.set()
     end = time.monotonic() + 10
     while any(thread.name == "tracking" for thread in threading.enumerate()) and time.monotonic() < end:

@@ -28,7 +28,14 @@ def confirm(arguments: Arguments) -> int:
     maximize, goals = identity["direction"] == "maximize", Goals.of(identity["objective"])
     record = Record.read(layout.events)
     ranking = [] if wanted.trials else _ranking(layout.dir)
-    trials = chosen(record, wanted, goals, maximize=maximize, ranking=ranking)  # before anything is opened
+    try:
+        trials = chosen(record, wanted, goals, maximize=maximize, ranking=ranking)  # before anything is opened
+    except ConfigError as error:
+        try:
+            recorded_config(arguments, overrides, check_files=True)
+        except ConfigError as others:
+            raise ConfigError([*error.faults, *others.faults], others.hint) from None
+        raise
     wanted = dataclasses.replace(wanted, trials=tuple(trial.number for trial in trials))
     labels = ", ".join(trial_label(trial.number) for trial in trials)
     config = recorded_config(arguments, overrides, check_files=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -80,12 +82,13 @@ def _compare(folders: Sequence[Path]) -> None:
 
 
 def _check(configs: Sequence[Config]) -> None:
-    """Read what the jobs of new campaigns will read, each objective once."""
+    """Look whether this machine has what jobs need, and read what those of new campaigns will, each objective once."""
     from hpo_cluster.objectives.base import Objective
 
     seen: set[str] = set()
     faults: list[str] = []
     for config in configs:
+        faults += config.launcher.machine_faults()
         key = config.objective.model_dump_json()
         if key in seen or config.campaign_dir.exists():
             continue
@@ -94,7 +97,7 @@ def _check(configs: Sequence[Config]) -> None:
             tell("reading model, data and tasks as the jobs will (--no-check leaves it out)")
         faults += config.objective.reading_faults(config.resolve)
     if faults:
-        raise ConfigError(faults, "Nothing was created. hpo-cluster run --help")
+        raise ConfigError(list(dict.fromkeys(faults)), "Nothing was created. hpo-cluster run --help")
 
 
 def resume(arguments: Arguments) -> int:
@@ -302,6 +305,22 @@ def campaign_spec(
     )
 
 
+@contextlib.contextmanager
+def _not_logged() -> Iterator[None]:
+    """Say at the end what the driver has logged about trials that a tracker has not taken."""
+    heard, logger = BufferingHandler(sys.maxsize), logging.getLogger("hpo_cluster.driver.live_tracking")
+    logger.addHandler(heard)
+    try:
+        yield
+    finally:
+        logger.removeHandler(heard)
+        for line in heard.buffer:
+            if "trials_not_logged" in str(line.msg) and isinstance(line.args, tuple):
+                kind, left, command = line.args
+                tell(f"not logged to {kind}: {counted(float(str(left)), 'trial')}. Log them with:  {command}")
+
+
+@_not_logged()
 def drive(config: Config, spec: CampaignSpec, confirmation: Wanted | None = None, again: str = "") -> int:
     """Drive a campaign until it ends, with a display.
 

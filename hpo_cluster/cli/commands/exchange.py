@@ -102,6 +102,8 @@ def _elsewhere(folder: Path, to: str) -> str:
 @contextlib.contextmanager
 def _library_faults(label: str, instead: str) -> Iterator[None]:
     """Say in one sentence what a library could not do; its errors may be of any kind and many pages long."""
+    from hpo_cluster.record.exchange.wandb_runs import WandbError
+
     before, threading.excepthook = threading.excepthook, lambda _: None  # its threads' errors come here as well
     try:
         yield
@@ -109,6 +111,8 @@ def _library_faults(label: str, instead: str) -> Iterator[None]:
         raise ConfigError(error.faults, error.hint or instead) from error
     except HpoClusterError:
         raise
+    except WandbError as error:  # it says what to do
+        raise HpoClusterError(f"{label}: {error}") from error
     except Exception as error:
         what = next((line.strip() for line in str(error).splitlines() if len(line.strip()) > 1), "")
         raise HpoClusterError(
@@ -158,7 +162,7 @@ def import_evaluations(arguments: Arguments) -> int:
     """Make a campaign of evaluations that were made elsewhere."""
     from hpo_cluster.cli.commands.drive import campaign_spec
     from hpo_cluster.driver.made_elsewhere import write_campaign
-    from hpo_cluster.record.exchange.evaluations import ACCEPTED, is_readable, read_evaluations
+    from hpo_cluster.record.exchange.evaluations import ACCEPTED, file_and_study, is_readable, read_evaluations
     from hpo_cluster.record.writable import writing
     from hpo_cluster.trial import Origin
 
@@ -170,8 +174,12 @@ def import_evaluations(arguments: Arguments) -> int:
     if len(files) != 1 or not is_readable(Path(files[0])):
         raise ConfigError(arguments.faults, "hpo-cluster import --help")
     path = Path(files[0])
+    if not file_and_study(path)[0].is_file():
+        arguments.faults.append(f"{path}: there is no such file")
     with help_of("import"):
         config = _config_of_import(arguments, path)
+        if arguments.faults:
+            raise ConfigError(arguments.faults)
     settings, objective = config.settings, config.objective
     if config.campaign_dir.exists():
         folder = short_path(config.campaign_dir)
@@ -240,7 +248,7 @@ def _config_of_import(arguments: Arguments, path: Path) -> Config:
     if like and not CampaignLayout(Path(like)).identity.is_file():
         raise ConfigError([*arguments.faults, f"--like {like}: is not a campaign (it has no campaign.yaml)"])
     if not like and not file.is_file():
-        raise ConfigError([*arguments.faults, f"{file}: there is no such file"])
+        raise ConfigError(arguments.faults)
     identity = identity_of_campaign(CampaignLayout(Path(like)).identity) if like else identity_of_study(file, study)
     names = {key: word.partition("=")[2] for key, word in zip(keys, overrides, strict=True)}
     folder = Path(names.pop("campaigns_dir", "campaigns")) / names.pop("campaign", file.stem)

@@ -51,10 +51,12 @@ def best(arguments: Arguments) -> int:
         raise ConfigError(faults, "hpo-cluster best --help")
     identity = identity_of_campaign(layout.identity)
     goals, record = Goals.of(identity["objective"]), Record.read(layout.events)
-    preference = with_full_names(read_preference(parts), goals)
     tests: Sequence[str] = ()
+    needed = goals.names if goals is not None else ()
     with contextlib.suppress(ConfigError):  # perhaps written by another version
-        tests = parse_objective(identity["objective"]).test_tasks or ()
+        objective = parse_objective(identity["objective"])
+        tests, needed = objective.test_tasks or (), needed or (objective.metric or "value",)
+    preference = with_full_names(read_preference(parts), needed)
     measured = {name for trial in record.rows for name in trial.metrics}
     looked = ""
     if any(name in measured and name.startswith(f"{task}/") for name in preference.names for task in tests):

@@ -85,7 +85,11 @@ def parsed(text: str, faults: list[str]) -> Override | None:
         override = parse_override(text)
     except ERRORS as error:
         reason = reason_of(error)
-        faults.append(f"{text!r}: cannot be read ({reason}); put quotes around a value with spaces, commas or brackets")
+        value = text.partition("=")[2]
+        how = "put quotes around a value with spaces, commas or brackets"
+        if value and not set("\"'[]") & set(value) and value[0] not in "{(":  # a text whose quotes the shell has taken
+            how = f"a text needs quotes inside those of the shell:  '{match[0]}\"{value}\"'"
+        faults.append(f"{text!r}: cannot be read ({reason}); {how}")
         return None
     if override.is_hydra_override():
         faults.append(

@@ -39,12 +39,12 @@ from hpo_cluster.launchers.base import LauncherSettings
 from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.optimizers.base import OptimizerSettings
-from hpo_cluster.optimizers.registry import OPTIMIZERS
+from hpo_cluster.optimizers.registry import OPTIMIZERS, constraint_faults, several_faults
 from hpo_cluster.record.exchange.trackers import OFF, Tracking
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CAMPAIGN_NAME_RULE, CampaignLayout, in_campaign_name, is_campaign_name
 from hpo_cluster.settings import Fault, faults_of
-from hpo_cluster.space import Space
+from hpo_cluster.space import SPACE_KEYS, Space
 from hpo_cluster.text import did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
@@ -116,6 +116,10 @@ class _Builder:
                 self.faults += several_objectives_faults(
                     objective.goals, space, str(self.raw["optimizer"].get("name")), typed
                 )
+        elif objective is not None and "space" not in self.broken and isinstance(self.raw.get("space"), Mapping):
+            self.faults += objective.name_faults([name for name in self.raw["space"] if name not in SPACE_KEYS])
+        if objective is None and isinstance(typed, OptimizerSettings):
+            self.faults += self._goals_without_objective(str(self.raw["optimizer"].get("name")), typed)
         self._joint_faults(objective, operation, launcher)
         if isinstance(typed, OptimizerSettings):
             optimizer_name = str(self.raw["optimizer"].get("name"))
@@ -137,6 +141,13 @@ class _Builder:
                 assert optimizer is not None
                 return Config(campaign, settings, operation, space, optimizer, objective, launcher, fidelity, tracking)
         raise ConfigError(list(dict.fromkeys(self.faults)), self.hint)
+
+    def _goals_without_objective(self, optimizer: str, settings: OptimizerSettings) -> list[str]:
+        """Return why the optimizer cannot keep several metrics or constraints, of which some are wrong."""
+        given = self.raw.get("objective") or {}
+        if len(list_of(given.get("metrics"))) > 1:
+            return several_faults(optimizer, settings)
+        return constraint_faults(optimizer, settings) if list_of(given.get("constraints")) else []
 
     def _joint_faults(self, objective: Objective | None, operation: Operation | None, launcher: Any) -> None:
         """Add the faults of combinations of parts."""
@@ -177,11 +188,13 @@ class _Builder:
             found = faults_of(error, cls)
             self.faults += self._sentences(found, cls, section)
             rest = copy.deepcopy(dict(data))
-            for fault in found:
-                _drop(rest, fault.loc)
+            dropped = {_drop(rest, fault.loc) for fault in found} - {""}
             try:
                 return cls.model_validate(rest)
-            except ValidationError:
+            except ValidationError as error:
+                for line in self._sentences((f for f in faults_of(error, cls) if not f.loc), cls, section):
+                    if not any(re.search(rf"\b{re.escape(word)}\b", line) for word in dropped):
+                        self.faults.append(line)  # it does not follow from what was left out
                 return None
 
     def _sentences(self, faults: Iterable[Fault], cls: type[BaseModel], section: str) -> list[str]:
@@ -319,10 +332,27 @@ def known(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in section.items() if value != "???"}
 
 
-def _drop(data: Any, loc: Sequence[str]) -> None:
-    """Remove the value at `loc`, or the first part of the path that is not a mapping."""
+def list_of(entries: Any) -> Sequence[Any]:
+    """Return entries; none if they are not a list."""
+    return entries if isinstance(entries, (list, tuple)) else ()
+
+
+def _drop(data: Any, loc: Sequence[str]) -> str:
+    """Remove the value at `loc`, or the first part of the path that is neither mapping nor entry of a list.
+
+    Returns:
+        the word by which messages call what was removed: its key, or the name of the entry that it was in.
+    """
     if not loc:
-        return  # several values that do not fit together: no single one is wrong
+        return ""  # several values that do not fit together: no single one is wrong
+    if len(loc) == 3 and loc[1].isdecimal() and isinstance(data, dict):
+        section, place, key = loc
+        entries = list(list_of(data.get(section)))
+        entry = entries[int(place)] if int(place) < len(entries) else None
+        if isinstance(entry, dict) and "name" in entry:
+            entries[int(place)] = {name: value for name, value in entry.items() if name != key}
+            data[section] = entries
+            return str(entry["name"])
     for part in loc[:-1]:
         if not isinstance(data, dict) or not isinstance(data.get(part), dict):
             loc = loc[: loc.index(part) + 1]
@@ -332,6 +362,7 @@ def _drop(data: Any, loc: Sequence[str]) -> None:
         data[loc[-1]] = {}  # a section as a whole: its defaults take its place
     elif isinstance(data, dict):
         data.pop(loc[-1], None)
+    return loc[-1]
 
 
 def _leaves(data: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def merge(source: Path, base: Path, precision: str) -> None:
     """Merge the adapter in `source` into the base model and write the weights there, as ``litgpt merge_lora`` does."""
     from litgpt.scripts.merge_lora import merge_lora
 
-    with contextlib.redirect_stdout(sys.stderr):  # LitGPT prints its arguments
+    with contextlib.redirect_stdout(io.StringIO()):  # LitGPT prints its arguments
         merge_lora(source, pretrained_checkpoint_dir=base, precision=precision)
 
 
@@ -88,7 +88,7 @@ def convert_to_hugging_face(source: Path, converted: Path) -> None:
     from litgpt.scripts.convert_lit_checkpoint import convert_lit_checkpoint
     from litgpt.utils import copy_config_files
 
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(io.StringIO()):
         copy_config_files(source, converted)
         convert_lit_checkpoint(source, converted)
     # transformers reads pytorch_model.bin, with weights_only, which LitGPT's writer does not provide for

@@ -137,9 +137,7 @@ def read_evaluations(
     """
     rows = _rows(path)
     reader = _Reader(space, metric, goals, dict(columns or {}))
-    faults = reader.column_faults([row for _, row in rows])
-    if faults:
-        raise ConfigError([f"{path}: {fault}" for fault in faults])
+    faults = [f"{path}: {fault}" for fault in reader.column_faults([row for _, row in rows])]
     reading, seen = Reading(), dict[int, str]()
     for place, (where, raw) in enumerate(rows):
         row = {reader.names.get(key, key): cell for key, cell in raw.items()}
@@ -161,8 +159,10 @@ def read_evaluations(
     reading.unused = reader.unused
     if reading.bad and not skip_bad:
         more = [counted(len(reading.bad) - SHOWN, "more fault")] if len(reading.bad) > SHOWN else []
-        faults = [*(f"{path}, {fault}" for fault in reading.bad[:SHOWN]), *more]
-        raise ConfigError(faults, "To leave these rows out:  warm_start_skip_bad=true")
+        rows_out = "" if faults else "To leave these rows out:  warm_start_skip_bad=true"
+        raise ConfigError([*faults, *(f"{path}, {fault}" for fault in reading.bad[:SHOWN]), *more], rows_out)
+    if faults:
+        raise ConfigError(faults)
     reading.evaluations.sort(key=lambda evaluation: evaluation.number)
     return reading
 
@@ -236,6 +236,7 @@ class _Reader:
         self.own = {*HISTORY_COLUMNS, *TAIL_COLUMNS, *RUNG_COLUMNS, *several_columns(goals), "error_message"}
         self.names: dict[str, str] = {}
         self.unused: list[str] = []
+        self.absent: set[str] = set()  # what has no column, which is not a fault of every row
 
     def column_faults(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """Find out what each column is; return the faults."""
@@ -265,16 +266,18 @@ class _Reader:
         meanings = set(self.names.values())
         conditional = {name for name, parameter in self.space.parameters.items() if parameter.when}
         fixed = {name for name, parameter in self.space.parameters.items() if parameter.fixed}
+        missing = [name for name in self.space.names if name not in meanings | conditional | fixed]
         faults += [
             f"{name}: is a parameter without a column; there are: {', '.join(there)}; name one:  "
             f"warm_start_columns={{COLUMN: {name}}}"
-            for name in self.space.names
-            if name not in meanings | conditional | fixed
+            for name in missing
         ]
         has_value = meanings & {"value", METRIC_PREFIX + self.metric}
         lacking = [name for name in self.needed if METRIC_PREFIX + name not in meanings] if self.goals else []
         if not has_value and not self.goals:
             lacking = ["value" if self.metric == "value" else f"value or {self.metric}"]
+        below = [name for name, p in self.space.parameters.items() if set(p.conditions) & set(missing)]
+        self.absent = {*missing, *below, *lacking, *(["value"] if lacking else [])}
         for name in lacking:
             target = f"metric.{name}" if self.goals else "value"
             faults.append(
@@ -328,7 +331,7 @@ class _Reader:
             try:
                 self.space.check(given)
             except ConfigError as error:
-                faults += error.faults
+                faults += [fault for fault in error.faults if fault.partition(":")[0] not in self.absent]
         metrics = _numbers(row, METRIC_PREFIX, faults)
         sems = _numbers(row, "value_sem_", faults)
         for name in [goal.name for goal in self.goals.metrics] if self.goals else []:
@@ -337,12 +340,13 @@ class _Reader:
         value = _cell(row, "value", faults)
         if value is None:
             value = metrics.get(self.metric)
-        if state is None and value is None and not faults:
+        known = "value" not in self.absent
+        if state is None and value is None and not faults and known:
             faults.append(f"value: is missing (a trial without one needs a state: {', '.join(_ENDS)})")
-        if state is State.COMPLETED and value is None and origin is not Origin.BASELINE:
+        if state is State.COMPLETED and value is None and origin is not Origin.BASELINE and known:
             faults.append("value: is missing")
         lacking = [name for name in self.needed if name not in metrics] if value is not None else []
-        faults += [f"{name}: is missing" for name in lacking]
+        faults += [f"{name}: is missing" for name in lacking if name not in self.absent]
         number, seed = _whole(row.get("trial")), _whole(row.get("seed"))
         times = {name: _time(row, name, faults) for name in ("submitted_at", "started_at", "ended_at")}
         if faults:

@@ -197,12 +197,13 @@ class _Runs:
         self.project: str = settings.project or theirs.project or PROJECT
         self.entity: str | None = settings.entity or theirs.entity
         if theirs.mode == "disabled":
-            raise WandbError("nothing is logged while WANDB_MODE=disabled; give tracking.mode=offline or online")
+            raise WandbError("nothing is logged while WANDB_MODE=disabled; export WANDB_MODE=offline or online")
         self.online = theirs.mode not in ("offline", "dryrun")
         if self.online and not wandb.login(prompt=False, verify=False):
             raise WandbError(
-                f"there is no API key for {theirs.base_url}; type  wandb login  or export WANDB_API_KEY=..., or give "
-                "tracking.mode=offline and upload the runs later with  wandb sync"
+                f"there is no API key for {theirs.base_url}; type  wandb login  or export WANDB_API_KEY=..., or "
+                "export WANDB_MODE=offline (in a campaign tracking.mode=offline) and upload the runs later with "
+                " wandb sync"
             )
         self.place = f"{theirs.base_url} {self._project}" if self.online else str(self.dir / "wandb")
 

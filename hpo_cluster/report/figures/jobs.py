@@ -119,7 +119,7 @@ def _without_pauses(stays: list[Stay]) -> tuple[list[Stay], list[float]]:
     busy = end - math.fsum(begin - before for before, begin in pauses)
     pauses = [(before, begin) for before, begin in pauses if begin - before > busy > 0]
     rest = GAP * busy
-    kept, cuts = list(stays), []
+    kept, cuts = list(stays), list[float]()
     for before, begin in reversed(pauses):
         cut = begin - before - rest
         kept = [s._replace(start=s.start - cut, end=s.end - cut) if s.start >= begin else s for s in kept]

@@ -190,9 +190,9 @@ def importance(campaign: Campaign) -> Figure | None:
     )
     reading = (
         "The share of the variation over the whole space that is left if everything but this parameter is known (total "
-        "effect), as the model sees it. What parameters do together counts for each of them, so that the bars may add up "
-        "to more than 1. The thin "
-        "line goes from the 10 % to the 90 % quantile over draws from the model: if it is long, the trials do not tell."
+        "effect), as the model sees it. What parameters do together counts for each of them, so that the bars may add "
+        "up to more than 1. The thin line goes from the 10 % to the 90 % quantile over draws from the model: if it is "
+        "long, the trials do not tell."
     )
     return Figure("Importance of the parameters", reading, [panel])
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from hpo_cluster.cli import display
-from hpo_cluster.cli.arguments import COMMANDS
+from hpo_cluster.cli.arguments import COMMANDS, campaigns_nearby
 from hpo_cluster.cli.config.groups import GROUPS, conf_dir, options
 from hpo_cluster.cli.main import main
 
@@ -247,6 +247,17 @@ def test_a_campaign_from_start_to_report(here: Path, capsys: pytest.CaptureFixtu
     assert yaml.safe_load(capsys.readouterr().out)["budget"] == 4
     assert main(["status", "campaigns/frist"]) == 2
     assert "there are: campaigns/first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("count", "ends"), [(8, "campaigns/c7"), (9, "campaigns/c7, …")])
+def test_a_list_of_campaigns_that_is_cut_says_so(
+    count: int, ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(count):
+        (tmp_path / "campaigns" / f"c{number}").mkdir(parents=True)
+        (tmp_path / "campaigns" / f"c{number}" / "campaign.yaml").touch()
+    assert campaigns_nearby().endswith(f", {ends}")
 
 
 def test_the_design_keeps_its_size_when_the_budget_grows() -> None:

@@ -421,6 +421,53 @@ def test_combinations_have_folders_of_their_own() -> None:
     ]
 
 
+def test_what_the_command_never_gets_is_named_next_to_the_faults_of_the_space() -> None:
+    told = faults_of(
+        "objective=command",
+        "objective.command='train --lr={lrr} --x={y}'",
+        "space={lr: {low: 1e-5, high: 1e-1, log: tru}, b: {low: 3, hgh: 4}, constraints: ['b < 4']}",
+    )
+    for fault in (
+        "space.lr: log='tru' must be true or false",
+        "space.b: hgh: unknown",
+        "{lrr} is not a parameter of the space; did you mean {lr}?",
+        "{y} is not a parameter of the space",
+    ):
+        assert fault in told, fault
+    assert "space.constraints: objective.command" not in told
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("campaign=été", """'campaign="été"'"""),
+        ("notify.command=echo {message}", """'notify.command="echo {message}"'"""),
+        ("tasks.test=[a", "put quotes around a value with spaces, commas or brackets"),
+    ],
+)
+def test_a_value_that_cannot_be_read_says_how_to_type_it(word: str, says: str) -> None:
+    assert says in faults_of(word)
+    if "[" not in word:
+        assert "cannot be read" not in faults_of(says.strip("'"), "budget=0")
+
+
+def test_one_wrong_objective_hides_no_other_fault() -> None:
+    told = faults_of(
+        *("objective=command", "objective.command='train {lr}'", "space={lr: {low: 1e-5, high: 1e-1}}"),
+        "objective.metrics=[accuracy, {name: latency_ms, direction: minimise}]",
+        "objective.constraints=[{name: mem}]",
+        "optimizer=soo",
+    )
+    for fault in (
+        "objective.metrics.1.direction='minimise': accepted: 'maximize' or 'minimize'",
+        "nothing says whether more or less accuracy is better",
+        "objective.constraints: mem needs a number",
+        "optimizer=soo: has one objective only",
+    ):
+        assert fault in told, fault
+    assert "4 faults:" in told  # and none that follows from another
+
+
 def test_combinations_are_all_checked_before_the_first_starts() -> None:
     with pytest.raises(ConfigError) as caught:
         compose_all(expand(["experiment=quick", "optimizer=lhs,boo", "seed=0,-1"]))

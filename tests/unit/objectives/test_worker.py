@@ -30,6 +30,21 @@ def attempt_dir(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_copy_of_what_is_no_attempt_creates_nothing(
+    attempt_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    for folder, to, fault in (
+        (tmp_path / "nope", copy, "nope: is not an attempt (it has no params.json)"),
+        (attempt_dir, tmp_path, "is there already; give a new directory"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            worker.main(lambda _: {"value": 1.0}, [str(folder), "--copy-to", str(to)])
+        assert ended.value.code == 2
+        assert fault in capsys.readouterr().err
+    assert not copy.exists()
+
+
 def fails_with(error: BaseException) -> Callable[[worker.Attempt], dict[str, Any]]:
     def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
         raise error

@@ -81,6 +81,12 @@ def test_random_points_follow_the_priors() -> None:
     assert drawn.sum(axis=1).max() <= 1.5
 
 
+def test_what_is_no_history_is_refused_with_what_to_give() -> None:
+    with pytest.raises(TypeError, match=r"history=None: is not a DataFrame .* without trials:  pd.DataFrame\(\)"):
+        Dataset.read(Space({"x": Float(0, 1)}), None)  # type: ignore[arg-type]
+    assert Dataset.read(Space({"x": Float(0, 1)}), pd.DataFrame()).rows == ()
+
+
 def test_rows_that_are_left_out_are_told() -> None:
     space = Space({"x": Float(0.0, 1.0)})
     history = pd.DataFrame({"x": [0.5, 7.0, 0.25], "value": [1.0, 2.0, 3.0], "target": [1.0, 2.0, 3.0]})

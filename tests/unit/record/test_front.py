@@ -159,7 +159,8 @@ def test_of_trials_equally_good_the_best_is_one_that_no_other_dominates(parts: d
 @pytest.mark.parametrize(
     ("parts", "fault"),
     [
-        ({"weights": {"acc": 1, "cost": 0.01}}, "cost is to be minimized, so its weight is below 0"),
+        ({"weights": {"acc": 1, "cost": 0.01}}, "cost is to be minimised, so its weight is below 0"),
+        ({"at_most": {"task/cost": 3}}, "no trial has the metric task/cost; did you mean cost?"),
         ({"at_most": {"cots": 3}}, "no trial has the metric cots; did you mean cost? accepted: acc, cost, memory"),
         ({"at_most": {"cost": 3}}, "none of 4 trials is within the bounds: cost goes from 10 to 40"),
         ({"weights": [1, 2]}, "weights=[1, 2]: give a number for each metric"),
@@ -174,12 +175,12 @@ def test_a_preference_that_cannot_be(log: Log, parts: dict[str, Any], fault: str
 
 
 def test_a_task_need_not_be_typed() -> None:
-    goals = Goals((Goal("val/acc"), Goal("val/f1"), Goal("cost")), (Bound("test/f1", at_most=1.0),))
+    names = ("val/acc", "val/f1", "cost", "test/f1")
     typed = Preference(weights={"acc": 1.0, "cost": -2.0, "f1": 3.0}, at_most={"f1": 1.0, "acc": 0.5})
-    full = with_full_names(typed, goals)
+    full = with_full_names(typed, names)
     assert full.weights == {"val/acc": 1.0, "cost": -2.0, "f1": 3.0}  # two have the name f1
     assert full.at_most == {"f1": 1.0, "val/acc": 0.5}
-    assert with_full_names(typed, None) == typed
+    assert with_full_names(typed, ()) == typed
 
 
 def test_without_several_objectives_the_best_is_the_best_value(log: Log) -> None:

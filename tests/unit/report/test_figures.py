@@ -25,9 +25,7 @@ SPACE = Space({"x": Float(1e-6, 1.0, log=True), "n": Integer(1, 64), "kind": Cat
 OBJECTIVE = {"kind": "command", "command": "train {x} {n} {kind}", "metric": "score", "direction": "maximize"}
 
 
-def campaign_of(
-    folder: Path, ends: list[Mapping[str, Any]], objective: Mapping[str, Any] = OBJECTIVE
-) -> Campaign:
+def campaign_of(folder: Path, ends: list[Mapping[str, Any]], objective: Mapping[str, Any] = OBJECTIVE) -> Campaign:
     random = np.random.default_rng(0)
     trials = [
         {"number": i, "parameters": SPACE.decode(random.random(3)), "gpus": 1, "end": end} for i, end in enumerate(ends)
@@ -114,7 +112,9 @@ def test_long_choices_stand_at_an_angle_and_no_number_is_to_be_added() -> None:
     drawn.draw_without_rendering()
     assert [axes.get_xticklabels()[0].get_rotation() for axes in drawn.axes] == [30.0, 0.0]
     assert [axes.yaxis.get_offset_text().get_text() for axes in drawn.axes] == ["", ""]
-    boxes = [label.get_window_extent().transformed(drawn.transFigure.inverted()) for label in drawn.axes[1].get_xticklabels()]
+    boxes = [
+        label.get_window_extent().transformed(drawn.transFigure.inverted()) for label in drawn.axes[1].get_xticklabels()
+    ]
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
