@@ -81,7 +81,12 @@ def repair(campaign_dir: Path) -> Repair:
         )
         pairs = zip(events, rebuilding.events, strict=False)
         sound = next((number for number, (old, new) in enumerate(pairs) if {**new, **old} != new), len(events))
-        told: dict[str, Any] = {"damaged": damaged.name, "lost_lines": lost, "rebuilt": sorted(rebuilding.rebuilt), "sound": sound}
+        told: dict[str, Any] = {
+            "damaged": damaged.name,
+            "lost_lines": lost,
+            "rebuilt": sorted(rebuilding.rebuilt),
+            "sound": sound,
+        }
         rebuilding.add("repaired", epoch=lock.epoch, **told)
         _replace(layout.events, damaged, rebuilding.events)
         record = rebuilding.record
