@@ -21,10 +21,10 @@ from hpo_cluster.trial import Origin, trial_label
 BAR_WIDTH = 24
 STATES_SHOWN = ("paused", "failed", "diverged", "infeasible", "cancelled")
 LABEL_WIDTH = 11
-#: Most metrics on one line.
-SCORES = 8
 #: Largest number of trials of a Pareto front that are listed, and widest lines with their parameters.
 FRONT_ROWS, FRONT_WIDTH = 12, 118
+#: Most metrics on one line.
+SCORES = 8
 
 
 def status_lines(status: Mapping[str, Any]) -> list[str]:
