@@ -212,7 +212,7 @@ def test_one_objective_with_constraints(capsys: pytest.CaptureFixture[str]) -> N
 def test_constraints_that_no_trial_satisfies_are_said_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
     one = "objective.metrics=[{name: quality, direction: maximize}]"
     bounds = "objective.constraints=[{name: memory, at_most: -1}]"
-    assert main(["run", *COMMAND, one, bounds, "optimizer=random", "budget=2"]) == 0
+    assert main(["run", *COMMAND, one, bounds, "optimizer=random", "budget=2"]) == 1
     told = capsys.readouterr().out
     assert main(["status", str(DIR)]) == 0
     shown = capsys.readouterr().out
