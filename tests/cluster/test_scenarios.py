@@ -369,7 +369,7 @@ def test_result_files_that_are_cut_or_somebody_elses(campaign: Make, reference: 
 @pytest.mark.only("slurm")
 @pytest.mark.parametrize("way", ["gone", "hanging"])
 def test_accounting_out_of_order(cluster: Slurm, campaign: Make, reference: Reference, way: str) -> None:
-    one = campaign(steps={"t0000/a0": FOR_EVER, "t0001/a0": "exit 7"})
+    one = campaign(steps={"t0000/a0": FOR_EVER, "t0001/a0": "exit 7"}, operation={"failures": {"code": "failed"}})
     one.start()
     pid = one.claim()["pid"]
     cluster.stop_accounting() if way == "gone" else cluster.freeze_accounting()
