@@ -61,8 +61,12 @@ class AttemptRecord:
         The driver may have noted it long after: it was away, or busy. Clocks of nodes may differ from the driver's.
         """
         self.over, self.noted_at = True, event["at"]
-        end = min(event.get("ended_at") or event["at"], event["at"], key=moment)
-        self.ended_at = max(end, self.started_at or end, key=moment)
+        end = event["at"]
+        if event.get("ended_at"):
+            end = min(event["ended_at"], end, key=moment)
+        if self.started_at:
+            end = max(self.started_at, end, key=moment)
+        self.ended_at = end
 
     @property
     def may_be_followed(self) -> bool:
