@@ -111,8 +111,9 @@ def _library_faults(label: str, instead: str) -> Iterator[None]:
         raise ConfigError(error.faults, error.hint or instead) from error
     except HpoClusterError:
         raise
-    except WandbError as error:  # it says what to do
-        raise HpoClusterError(f"{label}: {error}") from error
+    except WandbError as error:
+        hint = "" if "WANDB_MODE" in str(error) else f"\n{instead}"  # of its settings it says itself what to do
+        raise HpoClusterError(f"{label}: {error}{hint}") from error
     except Exception as error:
         what = next((line.strip() for line in str(error).splitlines() if len(line.strip()) > 1), "")
         raise HpoClusterError(
