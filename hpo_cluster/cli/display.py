@@ -23,7 +23,6 @@ STATES_SHOWN = ("paused", "failed", "diverged", "infeasible", "cancelled")
 LABEL_WIDTH = 11
 #: Largest number of failed trials that the command to retry them names.
 RETRIED = 10
-
 #: Most metrics on one line.
 SCORES = 8
 #: Largest number of trials of a Pareto front that are listed, and widest lines with their parameters.

@@ -31,6 +31,8 @@ from hpo_cluster.record.watched import JobSeen, Look
 from hpo_cluster.text import BLOCKS, command_line, counted, in_blocks, visible
 from hpo_cluster.trial import State, trial_label
 
+#: States of trials whose job has not begun.
+QUEUED = (State.PROPOSED, State.SUBMITTED)
 #: Signs from low to high for terminals whose encoding has no blocks.
 PLAIN_BLOCKS = "_.-~=+*#"
 #: Fewest and most columns of a learning curve, and columns of the best value so far.
@@ -89,8 +91,8 @@ def frame(look: Look, width: int | None = None, height: int | None = None, *, bl
         blocks: the signs of which curves are drawn, from low to high.
     """
     status, wide = look.status, width or WIDE
-    queue = [row for row in status["running"] if row["state"] in (State.PROPOSED, State.SUBMITTED)]
-    running = [row for row in status["running"] if row not in queue]
+    queue = [row for row in status["running"] if row["state"] in QUEUED]
+    running = [row for row in status["running"] if row["state"] not in QUEUED]
     sections = [
         Section([Line(f"{status['campaign']}: {state_text(status)}", "bold")], 1, 0),
         Section([Line(progress_line(status))], 1, 1),

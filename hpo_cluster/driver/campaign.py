@@ -73,6 +73,7 @@ class Campaign:
         spec: what the campaign is, and how it is run now.
         opened: folder, lock, journal and record of the campaign.
         reason: why the driver stops before the budget is spent; empty if it does not.
+        tracking: logs trials to a tracker as they end.
     """
 
     def __init__(self, spec: CampaignSpec) -> None:
@@ -88,8 +89,8 @@ class Campaign:
             maximize = spec.objective.direction == "maximize"
             self._table = HistoryTable(self.record, spec.space.names, maximize=maximize, goals=spec.objective.goals)
             outline = outline_of(self.opened.layout, spec.identity, self.record, spec.objective.metric)
-            self._tracking = LiveTracking(spec.tracking, outline, self.record, at_once=not spec.tick)
-            undo.callback(self._tracking.close)
+            self.tracking = LiveTracking(spec.tracking, outline, self.record, at_once=not spec.tick)
+            undo.callback(self.tracking.close)
             self._undo = undo.pop_all()
         self._failed = False  # whether an exception ended the driver
         self._confirming = False  # whether the driver waits for what is under way, and proposes nothing
@@ -155,7 +156,7 @@ class Campaign:
                 self.propose()
             self.submit()
         self._end_idle_jobs()
-        self._tracking.look()
+        self.tracking.look()
         self._write_history()
 
     def _tick_or_pause(self) -> None:

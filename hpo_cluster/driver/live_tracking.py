@@ -33,13 +33,16 @@ class LiveTracking:
         outline: the campaign.
         record: its state, which only the driver's thread changes.
         at_once: whether trials that ended before this start are looked through at once; if not, when the next one ends.
+
+    Attributes:
+        left: number of trials that are still to be logged.
     """
 
     def __init__(self, tracking: Tracking, outline: Outline, record: Record, *, at_once: bool) -> None:
         self.tracking, self.outline, self.record = tracking, outline, record
         self._trials: queue.Queue[TrialRecord | None] = queue.Queue()
         self._closing = threading.Event()
-        self._left = 0  # trials that are still to be logged
+        self.left = 0
         self._thread: threading.Thread | None = None
         self._in_flight: set[int] = set()
         self._next, self._seq = 0, -1
@@ -64,7 +67,7 @@ class LiveTracking:
 
     def _hand_over(self, ended: Iterable[int]) -> None:
         numbers, self._earlier = [*self._earlier, *ended], []
-        self._left += len(numbers)
+        self.left += len(numbers)
         for number in numbers:
             self._trials.put(copy.deepcopy(self.record.trials[number]))
         if numbers and self._thread is None:
@@ -92,12 +95,17 @@ class LiveTracking:
                         return
                     self._closing.wait(wait_s)
                     wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-            self._left -= 1
+            self.left -= 1
         if tracker is not None:
             try:
                 tracker.close(ended=(self.record.stopped or {}).get("reason") == "finished")
             except Exception as error:
                 log.warning("tracking=%s not closed: %s: %s", self.tracking.kind, type(error).__name__, error)
+
+    @property
+    def export_command(self) -> str:
+        """The command that logs what is left."""
+        return command_line("export", self.outline.dir, *self.tracking.of_export)
 
     def close(self) -> None:
         """Wait a while for what is still to be logged, and leave the rest."""
@@ -106,8 +114,8 @@ class LiveTracking:
         self._closing.set()
         self._trials.put(None)
         self._thread.join(self.tracking.close_s)
-        if self._left:
+        if self.left:
             log.warning(
                 "tracking=%s trials_not_logged=%d: the next start logs them, or %s",
-                self.tracking.kind, self._left, command_line("export", self.outline.dir, *self.tracking.of_export),
+                self.tracking.kind, self.left, self.export_command,
             )  # fmt: skip

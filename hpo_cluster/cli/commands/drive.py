@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from logging.handlers import BufferingHandler
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -305,22 +303,6 @@ def campaign_spec(
     )
 
 
-@contextlib.contextmanager
-def _not_logged() -> Iterator[None]:
-    """Say at the end what the driver has logged about trials that a tracker has not taken."""
-    heard, logger = BufferingHandler(sys.maxsize), logging.getLogger("hpo_cluster.driver.live_tracking")
-    logger.addHandler(heard)
-    try:
-        yield
-    finally:
-        logger.removeHandler(heard)
-        for line in heard.buffer:
-            if "trials_not_logged" in str(line.msg) and isinstance(line.args, tuple):
-                kind, left, command = line.args
-                tell(f"not logged to {kind}: {counted(float(str(left)), 'trial')}. Log them with:  {command}")
-
-
-@_not_logged()
 def drive(config: Config, spec: CampaignSpec, confirmation: Wanted | None = None, again: str = "") -> int:
     """Drive a campaign until it ends, with a display.
 
@@ -362,7 +344,11 @@ def drive(config: Config, spec: CampaignSpec, confirmation: Wanted | None = None
             if interrupts.count > 1:
                 campaign.cancel_jobs()
         status = campaign.status()
-    return _finish(config, campaign, status, interrupts, again)
+    ended = _finish(config, campaign, status, interrupts, again)
+    if left := campaign.tracking.left:
+        export = campaign.tracking.export_command
+        tell(f"not logged to {config.tracking.kind}: {counted(left, 'trial')}. Log them with:  {export}")
+    return ended
 
 
 def _tell_warm_start(spec: CampaignSpec) -> None:

@@ -102,7 +102,7 @@ def _elsewhere(folder: Path, to: str) -> str:
 @contextlib.contextmanager
 def _library_faults(label: str, instead: str) -> Iterator[None]:
     """Say in one sentence what a library could not do; its errors may be of any kind and many pages long."""
-    from hpo_cluster.record.exchange.wandb_runs import WandbError
+    from hpo_cluster.record.exchange.wandb_runs import WandbError, WandbSettingsError
 
     before, threading.excepthook = threading.excepthook, lambda _: None  # its threads' errors come here as well
     try:
@@ -111,9 +111,10 @@ def _library_faults(label: str, instead: str) -> Iterator[None]:
         raise ConfigError(error.faults, error.hint or instead) from error
     except HpoClusterError:
         raise
+    except WandbSettingsError as error:
+        raise HpoClusterError(f"{label}: {error}") from error
     except WandbError as error:
-        hint = "" if "WANDB_MODE" in str(error) else f"\n{instead}"  # of its settings it says itself what to do
-        raise HpoClusterError(f"{label}: {error}{hint}") from error
+        raise HpoClusterError(f"{label}: {error}\n{instead}") from error
     except Exception as error:
         what = next((line.strip() for line in str(error).splitlines() if len(line.strip()) > 1), "")
         raise HpoClusterError(

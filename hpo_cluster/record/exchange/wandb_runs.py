@@ -60,6 +60,10 @@ class WandbError(Exception):
     """What wandb could not do, with its message."""
 
 
+class WandbSettingsError(WandbError):
+    """wandb cannot be used as it is set; the message says what to type."""
+
+
 class WandbTimeoutError(WandbError):
     """wandb has not answered in time."""
 
@@ -109,7 +113,7 @@ class WandbTracker:
 
     def _ask(self, what: Any) -> Any:
         """Send something to the process and return its answer; end it if there is none in time, or a fault."""
-        good, answer = False, "its process ended unexpectedly"
+        good, answer = False, WandbError("its process ended unexpectedly")
         try:
             with contextlib.suppress(EOFError, OSError):
                 self._pipe.send(what)
@@ -120,7 +124,7 @@ class WandbTracker:
             if not good:
                 self._end()
         if not good:
-            raise WandbError(answer)
+            raise answer
         return answer
 
     def _end(self) -> None:
@@ -161,7 +165,7 @@ def serve(descriptor: int) -> None:
     runs: _Runs | None = None
     with Connection(descriptor) as pipe, contextlib.suppress(EOFError, OSError):  # the other end is gone
         while (given := pipe.recv()) is not None:
-            answer: tuple[bool, bool | str]
+            answer: tuple[bool, bool | str | WandbError]
             try:
                 if runs is None:
                     runs = _Runs(*given)
@@ -169,15 +173,14 @@ def serve(descriptor: int) -> None:
                 else:
                     answer = (True, runs.log(given))
             except Exception as error:
-                answer = (False, _message(error))
+                answer = (
+                    False,
+                    error if isinstance(error, WandbError) else WandbError(f"{type(error).__name__}: {error}"),
+                )
             pipe.send(answer)
     import wandb
 
     wandb.teardown()
-
-
-def _message(error: Exception) -> str:
-    return str(error) if isinstance(error, WandbError) else f"{type(error).__name__}: {error}"
 
 
 class _Runs:
@@ -197,10 +200,10 @@ class _Runs:
         self.project: str = settings.project or theirs.project or PROJECT
         self.entity: str | None = settings.entity or theirs.entity
         if theirs.mode == "disabled":
-            raise WandbError("nothing is logged while WANDB_MODE=disabled; export WANDB_MODE=offline or online")
+            raise WandbSettingsError("nothing is logged while WANDB_MODE=disabled; export WANDB_MODE=offline or online")
         self.online = theirs.mode not in ("offline", "dryrun")
         if self.online and not wandb.login(prompt=False, verify=False):
-            raise WandbError(
+            raise WandbSettingsError(
                 f"there is no API key for {theirs.base_url}; type  wandb login  or export WANDB_API_KEY=..., or "
                 "export WANDB_MODE=offline (in a campaign tracking.mode=offline) and upload the runs later with "
                 " wandb sync"
