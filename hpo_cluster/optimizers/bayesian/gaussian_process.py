@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ from torch import Tensor
 from hpo_cluster.optimizers.bayesian.encoding import likeliest_scale
 
 Array: TypeAlias = NDArray[np.float64]
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 #: Upper bounds of the length-scales and of the noise variance in a fit, and the most steps it takes.
 MOST_SCALE, MOST_NOISE, STEPS = 100.0, 1.0, 60
@@ -137,7 +138,7 @@ class Process:
         gp = _made(inputs, np.stack([y] * starts, axis=1), units, least)
         gp.covar_module.lengthscale = torch.full((starts, 1, columns), min(max(mode, least.scale), MOST_SCALE))
         gp.likelihood.noise = torch.tensor([[max(math.exp(start), least.noise)] for start in NOISE_STARTS])
-        mll = ExactMarginalLogLikelihood(gp.likelihood, gp)
+        mll = _freeable(ExactMarginalLogLikelihood(gp.likelihood, gp))
         with computing(0):
             fit_gpytorch_mll(
                 mll,
@@ -263,7 +264,7 @@ def together(processes: Sequence[Process]) -> SingleTaskGP | ModelListGP:
     """
     first = processes[0]
     if len(processes) == 1 or not all(np.array_equal(process.inputs, first.inputs) for process in processes[1:]):
-        return ModelListGP(*(process.gp for process in processes))
+        return _freeable(ModelListGP(*(process.gp for process in processes)))
     gp = _made(first.inputs, np.stack([process.outcomes for process in processes], axis=1), first.units, LEAST)
     gp.covar_module.lengthscale = torch.stack([process._lengthscale for process in processes])[:, None]
     gp.likelihood.noise = torch.tensor([[process.noise] for process in processes], dtype=torch.float64)
@@ -304,7 +305,17 @@ def _made(inputs: Array, y: Array, units: Array | None, least: Least) -> SingleT
             outcome_transform=None,
             input_transform=transform,
         )
-    return gp.double()
+    return _freeable(gp.double())
+
+
+def _freeable(module: Module) -> Module:
+    """Return a module of GPyTorch that is freed, with its matrices, as soon as nothing refers to it.
+
+    GPyTorch gives each module a hook for loading a state, which refers to the module. With it hundreds of processes,
+    several megabytes each, would wait for the garbage collector.
+    """
+    module._load_state_dict_pre_hooks.clear()
+    return module
 
 
 def _between(low: float, high: float) -> LogTransformedInterval:

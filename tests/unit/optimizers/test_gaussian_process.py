@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from botorch.models import ModelListGP, SingleTaskGP
 
-from hpo_cluster.optimizers.bayesian.gaussian_process import LEAST, MOST_NOISE, MOST_SCALE, Process, computing
+from hpo_cluster.optimizers.bayesian.gaussian_process import (
+    LEAST,
+    MOST_NOISE,
+    MOST_SCALE,
+    Process,
+    computing,
+    tensor,
+    together,
+)
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.space import Float, Space
 
@@ -161,6 +171,27 @@ def test_a_tiny_cell_is_seen_in_its_units() -> None:
     at = np.random.default_rng(8).random((90, 3))
     assert tiny.posterior(0.5 + 1e-6 * at)[0] == pytest.approx(plain.posterior(at)[0], abs=0.02)
     assert np.isfinite(tiny.believing(0.5 + 1e-6 * at).posterior(0.5 + 1e-6 * at)[0]).all()
+
+
+def living() -> int:
+    """How many models have not been freed."""
+    return sum(issubclass(type(found), (SingleTaskGP, ModelListGP)) for found in gc.get_objects())
+
+
+def test_models_are_freed_without_the_garbage_collector(process: Process) -> None:
+    """They hold large matrices, and the collector of a driver with many objects runs rarely."""
+    x = np.random.default_rng(6).random((12, 3))
+    gc.disable()
+    try:
+        before = living()
+        one, other = Process.fitted(x, waves(x)), process.believing(x)
+        lists = together([one, other])
+        lists.posterior(tensor(x))
+        assert living() == before + 3  # that with the two starts of the fit is gone
+        del one, other, lists
+        assert living() == before
+    finally:
+        gc.enable()
 
 
 def test_what_goes_wrong_in_the_libraries_is_an_arithmetic_error() -> None:
