@@ -147,7 +147,7 @@ def geometric(low: float, eta: float) -> tuple[float, ...]:
 
 
 #: Correlation from which two rungs count as agreeing, and the trials that are taken to have shown it before any did.
-ENOUGH, PRIOR_TRIALS = 0.7, 5
+ENOUGH, PRIOR_TRIALS = 0.7, 3
 
 #: Fewest trials whose values are correlated, and the largest correlation that they can show.
 FEWEST, CERTAIN = 4, 0.99

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from benchmarks.optimizers.cache import Key, latest
+from benchmarks.optimizers.statistics import wilcoxon
 from benchmarks.rungs.run import CONTESTANTS, PROBLEMS, RESULTS, problem
 from hpo_cluster.objectives.forest import Array
 
@@ -25,6 +26,9 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 #: Where regrets are read, in whole evaluations; and the optimizer without rungs that the others are to reach sooner.
 SPENT = (5, 10, 15, 30, 50)
 AIM, AIM_SPENT = "bo", 50
+
+#: Optimizers that there are with rungs alone: they are compared with random search.
+NEED_RUNGS = ("asha", "hyperband", "bohb")
 
 #: By contestant, for each seed: the run.
 Runs: TypeAlias = Mapping[str, Mapping[int, Mapping[str, Any]]]
@@ -58,10 +62,32 @@ def chosen(found: Mapping[Key, Mapping[str, Any]], workers: int, where: str) -> 
     return {name: out[name] for name in [*CONTESTANTS, *sorted(set(out) - set(CONTESTANTS))] if name in out}
 
 
+def without_rungs(name: str) -> str:
+    """Return the contestant with which one with rungs is compared; empty for one without rungs."""
+    if name.startswith("peer:"):
+        sampler, _, pruner = name.removeprefix("peer:optuna-").partition("-")
+        return ("random" if sampler == "random" else f"peer:optuna-{sampler}") if pruner else ""
+    optimizer, _, rule = name.partition("+")
+    return ("random" if optimizer in NEED_RUNGS else optimizer) if rule else ""
+
+
+def against(runs: Runs, name: str, best: float) -> str:
+    """Return a contestant's median regret at the end, in those of its counterpart, with the p-value over the seeds."""
+    other = runs.get(without_rungs(name), {})
+    common = sorted(set(runs[name]) & set(other))
+    if not common:
+        return ""
+    mine, theirs = ({s: regret_at(runs[n][s], AIM_SPENT, best) for s in common} for n in (name, without_rungs(name)))
+    ratio = float(np.median(list(mine.values())) / np.median(list(theirs.values())))
+    p = wilcoxon(mine, theirs, 0.0)
+    return f"{ratio:.2f}" if math.isnan(p) else f"{ratio:.2f} (p = {p:.2g})"
+
+
 def table(runs: Runs, best: float) -> Iterator[str]:
     """Yield the rows of a table: median regrets with quartiles by what was spent, and how many trials there were."""
-    yield "| contestant | seeds | begun, whole | " + " | ".join(f"{spent}" for spent in SPENT) + " |"
-    yield "|---" * (3 + len(SPENT)) + "|"
+    spents = " | ".join(f"{spent}" for spent in SPENT)
+    yield f"| contestant | seeds | begun, whole | {spents} | {AIM_SPENT}, against without rungs |"
+    yield "|---" * (4 + len(SPENT)) + "|"
     for name, seeds in runs.items():
         cells = []
         for spent in SPENT:
@@ -70,7 +96,7 @@ def table(runs: Runs, best: float) -> Iterator[str]:
             cells.append(f"{median} ({low}, {high})" if len(values) else "")
         reached = [run["reached"] for run in seeds.values()]
         counts = f"{np.median([max(r) for r in reached]):.0f}, {np.median([r[-1] for r in reached]):.0f}"
-        yield f"| `{name}` | {len(seeds)} | {counts} | " + " | ".join(cells) + " |"
+        yield f"| `{name}` | {len(seeds)} | {counts} | " + " | ".join([*cells, against(runs, name, best)]) + " |"
 
 
 def _number(value: float) -> str:
@@ -124,7 +150,11 @@ def measured(found: Mapping[Key, Mapping[str, Any]]) -> Iterator[str]:
     yield "This part was written by `benchmarks/rungs/report.py`; run it again rather than edit it."
     for workers in sorted({key.workers for key in found}, key=lambda workers: (workers != 8, workers)):
         yield from ("", f"### {workers} {'worker' if workers == 1 else 'workers'}", "")
-        yield "Median regret at the top (quartiles) by whole evaluations spent; – : nothing was whole yet."
+        yield (
+            "Median regret at the top (quartiles) by whole evaluations spent; – : nothing was whole yet. Last: the "
+            f"median after {AIM_SPENT} in those of the same optimizer without rungs (`asha`, `hyperband`, `bohb`: "
+            "of random search), and Wilcoxon's p over the seeds that both have."
+        )
         for where in PROBLEMS:
             runs = chosen(found, workers, where)
             if runs:

@@ -116,3 +116,30 @@ def test_the_report_reads_regrets_by_what_was_spent(tmp_path: Path) -> None:
     assert "| `random` | 1 | 9, 2 | 2.72 (2.72, 2.72)" in text
     assert "Spent until it is as low" in text
     assert report.quartiles(np.array([1.0, 2.0, math.inf])) == (1.0, 2.0, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("random", ""),
+        ("bo+careful@1/3", "bo"),
+        ("random+asha", "random"),
+        ("hyperband+careful", "random"),
+        ("peer:optuna-tpe", ""),
+        ("peer:optuna-tpe-halving", "peer:optuna-tpe"),
+        ("peer:optuna-random-hyperband", "random"),
+    ],
+)
+def test_each_contestant_is_compared_with_itself_without_rungs(name: str, other: str) -> None:
+    assert report.without_rungs(name) == other
+
+
+def test_regrets_are_compared_over_the_seeds_of_both() -> None:
+    def run(regret: float) -> dict[str, object]:
+        return {"spent": [1.0], "observed": [0.0], "true": [1 - regret], "budget": 50.0}
+
+    without = {seed: run(0.1 + seed / 100) for seed in range(9)}
+    runs = {"random": without, "random+asha": {seed: run(0.05 + seed / 200) for seed in range(7)}}
+    assert report.against(runs, "random+asha", 1.0) == "0.50 (p = 0.016)"
+    assert report.against(runs, "random", 1.0) == ""
+    assert report.against({"random": {0: without[0]}, "random+asha": {0: run(0.11)}}, "random+asha", 1.0) == "1.10"

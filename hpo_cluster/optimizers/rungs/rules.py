@@ -11,10 +11,9 @@ tenth of the steps. For each rung it measures how well the values there and at t
 correlation ``r`` of their normal scores over the trials that have got there. These were chosen by their values at the
 rung, which makes the correlation smaller than it is over all trials; Thorndike's formula puts that right. Few trials
 say little, so `PRIOR_TRIALS` trials that agree as `ENOUGH` are counted in. With the smallest of the correlations the
-share that goes on is ``eta ** -x``, ``x = (1 + r / ENOUGH) / 2`` between 0 and 1: one in ``eta`` while the rungs
-agree, one in its square root where they have nothing to do with each other, everybody where the order is turned
-round. So with rungs at 1/9, 1/3 and 1 that say nothing, seven tenths of the trials that would be whole without rungs
-still are.
+share that goes on is ``eta ** -x``, ``x = 1 - (1 - r / ENOUGH)^2`` with ``r`` between 0 and `ENOUGH`: one in ``eta``
+while the rungs agree, hardly more while they agree in part, and everybody where they have nothing to do with each
+other or the order is turned round. So what misleading rungs cost is what was spent until they were found out.
 ``docs/benchmarks/rungs.md`` has the measurements.
 
 Reference: L. Li, K. Jamieson, A. Rostamizadeh, E. Gonina, J. Ben-tzur, M. Hardt, B. Recht and A. Talwalkar, "A System
@@ -149,7 +148,7 @@ class _Compared:
         if fidelity.rule == "asha":
             return int(len(values) / fidelity.eta + TINY), ""
         found = self.agreement(rung)
-        share = fidelity.eta ** -min(max((1 + found / ENOUGH) / 2, 0.0), 1.0)
+        share = fidelity.eta ** ((1 - max(found, 0.0) / ENOUGH) ** 2 - 1)
         why = "" if found >= ENOUGH else f", which says little (correlation {found:.2f}): {share:.0%} go on"
         return max(int(len(values) * share + TINY), 1), why
 

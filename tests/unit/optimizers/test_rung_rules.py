@@ -128,14 +128,12 @@ def test_careful_lets_more_go_on_where_a_rung_says_little(seed: int) -> None:
     assert "which says little (correlation" in careful[0].why
 
 
-def test_rungs_that_say_nothing_leave_seven_tenths_of_the_whole_evaluations() -> None:
-    share = 3 ** -((1 + 0 / ENOUGH) / 2)
-    begun = 1 / (1 / 9 + share * 2 / 9 + share**2 * 2 / 3)  # trials for the price of one whole evaluation
-    assert begun * share**2 > 0.7
+def test_everybody_goes_on_where_the_rungs_have_nothing_to_do_with_each_other() -> None:
     climbers = [Climber(i, 0, 1, (float(i % 7), float(i % 5))) for i in range(35 * 60)]
-    waiting = at(0, *np.linspace(-3, 9, 35 * 60), start=len(climbers))
+    waiting = at(0, *np.linspace(-3, 9, 200), start=len(climbers))
     told = [p for p in promotions([*climbers, *waiting], LADDER, rule("careful")) if p.rung == 1]
-    assert "58% go on" in told[0].why
+    assert len(told) > 190
+    assert "100% go on" in told[0].why
 
 
 def test_careful_lets_nearly_everybody_go_on_where_the_order_is_turned_round() -> None:
