@@ -377,7 +377,7 @@ def short_path(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-#: Most campaigns that a message names.
+#: Most campaigns or trials that a message names.
 SHOWN = 8
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hpo_cluster.cli.arguments import COMMANDS, Arguments, short_path
+from hpo_cluster.cli.arguments import COMMANDS, SHOWN, Arguments, short_path
 from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say, tell
 from hpo_cluster.errors import ConfigError, LockedError
 from hpo_cluster.text import command_line, counted, did_you_mean
+from hpo_cluster.trial import trial_label
 
 if TYPE_CHECKING:
     from hpo_cluster.cli.config.schema import Config
@@ -175,7 +176,7 @@ def post(arguments: Arguments) -> int:
     from hpo_cluster.record.lock import owner_lives, read_lock
     from hpo_cluster.record.trial_record import may_be_retried
     from hpo_cluster.report.trial import find_trial
-    from hpo_cluster.trial import State, trial_label
+    from hpo_cluster.trial import State
 
     folder = arguments.folder()
     layout = CampaignLayout(folder)
@@ -214,7 +215,6 @@ def _serve(arguments: Arguments, *, driven: bool) -> int:
     from hpo_cluster.driver.campaign import Campaign
     from hpo_cluster.record import inbox
     from hpo_cluster.record.layout import CampaignLayout
-    from hpo_cluster.trial import trial_label
 
     resume = command_line("resume", arguments.words[0])
     stops = f"submits nothing more and ends; jobs run on. Go on with:  {resume}"
@@ -336,6 +336,8 @@ def drive(config: Config, spec: CampaignSpec, confirmation: Wanted | None = None
             tell(f"left out of the journal: {counted(lines, 'line')} whose driver had lost the campaign")
         if dead := campaign.opened.lock.taken_over:
             tell(f"taken over from the driver that died: process {dead['pid']} on {dead.get('host')}")
+        if confirmation is None:
+            _tell_who_goes_on(campaign)
         with _Interrupts(campaign) as interrupts:
             with display:
                 for status in campaign.drive():
@@ -351,6 +353,26 @@ def drive(config: Config, spec: CampaignSpec, confirmation: Wanted | None = None
     return ended
 
 
+def _tell_who_goes_on(campaign: Campaign) -> None:
+    """Say that paused trials are taken up first, which a larger budget or another rule makes room for."""
+    going_on, cost = campaign.climbing.going_on()
+    if not going_on:
+        return
+    spec = campaign.spec
+    left = max(0.0, spec.operation.budget - campaign.record.committed)
+    many = len(going_on) > 1
+    tell(
+        f"{counted(len(going_on), 'paused trial')} {'go' if many else 'goes'} on before new configurations are tried: "
+        f"{'they are' if many else 'it is'} among the best at {'their rungs' if many else 'its rung'} "
+        f"(fidelity.rule={spec.fidelity.rule}), and the budget has room for {'them' if many else 'it'} now "
+        f"({cost:.3g} of the {counted(float(left), 'whole evaluation')} left)"
+    )
+    for promotion in going_on[:SHOWN]:
+        tell(f"  {trial_label(promotion.trial)} goes on to rung {promotion.rung}: {promotion.why}")
+    if len(going_on) > SHOWN:
+        tell(f"  ... and {len(going_on) - SHOWN} more")
+
+
 def _tell_warm_start(spec: CampaignSpec) -> None:
     for source in spec.warm_start.sources:
         tell(f"warm start: {source.message}")
@@ -361,6 +383,9 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
     from hpo_cluster.cli.display import parameters_text
     from hpo_cluster.driver.dry_run import preview
     from hpo_cluster.record import clock
+    from hpo_cluster.record.campaign_state import Record
+    from hpo_cluster.record.layout import CampaignLayout
+    from hpo_cluster.trial import State
 
     if not config.campaign_dir.exists():
         _tell_warm_start(spec)
@@ -377,6 +402,8 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
             f"each trial is looked at after {looks} of a whole evaluation (fidelity={ladder.kind}) and goes on or is "
             f"paused (fidelity.rule={spec.fidelity.rule}); budget={spec.operation.budget} counts whole evaluations"
         )
+        if Record.read(CampaignLayout(spec.dir).events).counts[State.PAUSED]:
+            say("paused trials that deserve it by then go on before new ones are tried")
     if notice := spec.hours.reason_to_wait(clock.now()):
         say(notice)
     return OK
