@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import did_you_mean, instead_of
 
 #: Columns of the help.
 WIDTH = 118
@@ -22,6 +22,13 @@ SIMULATION_KEYS = (
     *("repeats", "duration_s", "spread", "waiting_s", "places", "failure_rate", "preemptions_per_hour", "checkpoints"),
     *("proposal_scale", "start"),
 )
+#: Keys that say what a campaign is, or where, and that one which exists does not accept.
+SETTLED_KEYS = (
+    *("campaign", "campaigns_dir", "seed", "warm_start", "warm_start_other_objective", "warm_start_columns"),
+    "warm_start_skip_bad",
+)
+#: Groups from which a campaign that exists may choose another option.
+OPEN_GROUPS = ("launcher", "tracking")
 LOOK = ("--cfg", "--package", "--resolve")
 
 
@@ -44,6 +51,11 @@ class Command:
     def takes_folder(self) -> bool:
         """Whether the command's first word is a campaign's folder."""
         return self.words.startswith("DIR")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the command goes on with a campaign that exists, of which not every key may change."""
+        return self.takes_folder and self.takes_overrides
 
     @property
     def takes_folders(self) -> bool:
@@ -245,13 +257,20 @@ class Arguments:
         given = {"config_dir": self.option("--config-dir"), "config_name": self.option("--config-name")}
         return {key: Path(value) if key == "config_dir" else value for key, value in given.items() if value}
 
-    def folder(self) -> Path:
-        """Return the campaign's folder, the first word. Raises ConfigError if it is missing, or anything is wrong."""
+    def folder(self, *, later: bool = False) -> Path:
+        """Return the campaign's folder, the first word. Raises ConfigError if it is missing, or anything is wrong.
+
+        Args:
+            later: whether the caller names the faults that are known already, with those that it finds in the campaign.
+        """
         faults, command = list(self.faults), COMMANDS[self.command]
         if not self.words or "=" in self.words[0]:
             faults.append(f"{self.command} needs the campaign's folder, such as campaigns/first")
         elif not (Path(self.words[0]) / "campaign.yaml").is_file():
-            faults.append(f"{self.words[0]}: is not a campaign (it has no campaign.yaml){campaigns_nearby()}")
+            nearby = campaigns_nearby(self.words[0])
+            faults.append(f"{self.words[0]}: is not a campaign (it has no campaign.yaml){nearby}")
+        elif later:
+            return Path(self.words[0])
         if command.takes_trials:
             wrong = [word for word in self.words[1:] if trial_number(word) is None]
             faults += [f"{word!r}: is not the number of a trial" for word in wrong]
@@ -262,7 +281,10 @@ class Arguments:
             accepted = ", ".join(re.findall(r"\w+=[^]]+?(?=]|$| \[)", command.words))
             faults += [f"{word!r}: is not what {self.command} takes; accepted: {accepted}" for word in wrong]
         elif not command.takes_overrides:
-            faults += [f"{word!r}: {self.command} takes nothing but a folder" for word in self.words[1:]]
+            faults += [
+                f"{word!r}: {did_you_mean(word, command.options)}{self.command} takes nothing but a folder"
+                for word in self.words[1:]
+            ]
         if faults:
             raise ConfigError(faults, f"hpo-cluster {self.command} --help")
         return Path(self.words[0])
@@ -324,7 +346,7 @@ def parse(words: list[str]) -> Arguments:
         if "=" in command:
             fault = f"{command!r}: a command comes first; did you mean: hpo-cluster run {command}?"
         else:
-            fault = f"{command!r}: is not a command; {did_you_mean(command, COMMANDS)}accepted: {', '.join(COMMANDS)}"
+            fault = f"{command!r}: is not a command; {instead_of(command, [*COMMANDS, 'help'])}"
         raise ConfigError([fault], "Commands and options: hpo-cluster --help")
     accepted = [*COMMANDS[command].options, "--help"]
     spellings = {spelling for option in accepted for spelling in (option, *OPTIONS[option][0])}
@@ -348,10 +370,30 @@ def parse(words: list[str]) -> Arguments:
         elif told := next((told for names, told in NOT_OURS.items() if flag in names), None):
             arguments.faults.append(f"{word}: is an option of Hydra's that is not needed here; {told}")
         else:
-            close = did_you_mean(flag, accepted)
-            arguments.faults.append(f"{word}: is not an option of {command}; {close}accepted: {', '.join(accepted)}")
+            arguments.faults.append(f"{word}: is not an option of {command}; {instead_of(flag, accepted)}")
+    _check_own_keys(arguments)
     _check_values(arguments)
     return arguments
+
+
+def _check_own_keys(arguments: Arguments) -> None:
+    """Take out the words that misspell a key of the command's own, and add a fault for each."""
+    own = COMMANDS[arguments.command].keys
+    for word in [word for word in arguments.words if "=" in word and own]:
+        key = word.lstrip("+").partition("=")[0]
+        if key in own or not re.fullmatch(r"[A-Za-z_][\w.]*", key) or not (close := did_you_mean(key, own)):
+            continue
+        if COMMANDS[arguments.command].takes_overrides and _is_of_campaign(key):
+            continue
+        arguments.words.remove(word)
+        arguments.faults.append(f"{key}: is not a key; {close.strip()}")
+
+
+def _is_of_campaign(key: str) -> bool:
+    """Return whether a key, or its section, is one of a campaign's configuration."""
+    from hpo_cluster.cli.config.schema import GROUPS, TOP_KEYS  # pydantic, which the TAB key need not import
+
+    return key.partition(".")[0] in (*TOP_KEYS, *GROUPS)
 
 
 def _check_values(arguments: Arguments) -> None:
@@ -368,7 +410,7 @@ def _check_values(arguments: Arguments) -> None:
         arguments.options.info = "all"
     elif info and info not in INFO:
         own = "; Hydra's plugins are not used" if info.startswith("plugins") else ""
-        arguments.faults.append(f"--info {info}: {did_you_mean(info, INFO)}accepted: {', '.join(INFO)}{own}")
+        arguments.faults.append(f"--info {info}: {instead_of(info, INFO)}{own}")
 
 
 def short_path(path: Path) -> Path:
@@ -381,8 +423,9 @@ def short_path(path: Path) -> Path:
 SHOWN = 8
 
 
-def campaigns_nearby() -> str:
-    """Return the campaigns below the working directory, for a message."""
-    found = sorted(path.parent for path in Path("campaigns").glob("*/campaign.yaml"))
+def campaigns_nearby(word: str = "") -> str:
+    """Return the campaigns below the working directory, for a message; first the one that a word may mean."""
+    found = sorted(str(path.parent) for path in Path("campaigns").glob("*/campaign.yaml"))
     more = ", …" if len(found) > SHOWN else ""
-    return f"; there are: {', '.join(map(str, found[:SHOWN]))}{more}" if found else ""
+    close = did_you_mean(word, found) if word else ""
+    return f"; {close}there are: {', '.join(found[:SHOWN])}{more}" if found else ""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hpo_cluster.cli.arguments import COMMANDS, SHOWN, Arguments, short_path
 from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say, tell
 from hpo_cluster.errors import ConfigError, LockedError
-from hpo_cluster.text import command_line, counted, did_you_mean
+from hpo_cluster.text import command_line, counted, instead_of
 from hpo_cluster.trial import trial_label
 
 if TYPE_CHECKING:
@@ -109,14 +109,18 @@ def resume(arguments: Arguments) -> int:
 
 
 def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_files: bool) -> Config:
-    """Return the configuration of an existing campaign as it last ran, changed by `overrides`."""
+    """Return the configuration of an existing campaign as it last ran, changed by `overrides`.
+
+    Raises:
+        ConfigError: with the faults of the command line that are known already, and all others.
+    """
     from hpo_cluster.cli.config.recorded import compose_resume
     from hpo_cluster.record.campaign_state import Record
     from hpo_cluster.record.identity import SIMULATION, read_identity
     from hpo_cluster.record.layout import CampaignLayout
     from hpo_cluster.record.places import move_of
 
-    folder = arguments.folder()
+    folder = arguments.folder(later=True)
     layout = CampaignLayout(folder)
     if SIMULATION in (read_identity(layout.identity) or {}):
         raise ConfigError([f"{folder}: is a simulated campaign, which nothing real can continue"], SIMULATE_AGAIN)
@@ -138,6 +142,7 @@ def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_fil
             campaign_dir=folder,
             check_files=check_files,
             here=move.here,
+            faults=arguments.faults,
             **arguments.files,
         )
     except ConfigError as error:
@@ -254,8 +259,8 @@ def print_configs(arguments: Arguments, configs: Sequence[Config]) -> int:
         for key in package.split(".") if package != "_global_" else ():
             accepted = list(part) if isinstance(part, dict) else []
             if key not in accepted:
-                fault = f"--package {package}: there is no {key}; {did_you_mean(key, accepted)}"
-                raise ConfigError([f"{fault}accepted: {', '.join(accepted)}"], "hpo-cluster run --cfg job")
+                fault = f"--package {package}: there is no {key}; {instead_of(key, accepted)}"
+                raise ConfigError([fault], "hpo-cluster run --cfg job")
             part = part[key]
         header = "" if package == "_global_" else f"# @package {package}\n"
         pages.append(header + to_yaml(part).removesuffix("...\n"))

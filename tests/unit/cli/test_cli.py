@@ -15,9 +15,11 @@ import pytest
 import yaml
 
 from hpo_cluster.cli import display
-from hpo_cluster.cli.arguments import COMMANDS, campaigns_nearby
+from hpo_cluster.cli.arguments import COMMANDS, OPEN_GROUPS, SETTLED_KEYS, campaigns_nearby
 from hpo_cluster.cli.config.groups import GROUPS, conf_dir, options
+from hpo_cluster.cli.config.schema import OPERATIONAL, TOP_KEYS
 from hpo_cluster.cli.main import main
+from hpo_cluster.driver.spec import OPERATIONAL_FIDELITY
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = ["experiment=quick", "poll_s=0.05"]
@@ -70,6 +72,21 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.startswith(f"usage: hpo-cluster {command}")
 
 
+@pytest.mark.parametrize("command", [name for name, command in COMMANDS.items() if command.goes_on])
+def test_help_names_the_keys_that_a_campaign_accepts_when_it_goes_on(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    keys = {line.split()[0] for line in said.partition("keys that may change")[2].splitlines() if line[:3].strip()}
+    assert keys >= {*OPERATIONAL, "code", "dry_run"}
+    assert not keys & {*SETTLED_KEYS}
+    assert {*SETTLED_KEYS} == {*TOP_KEYS} - {*OPERATIONAL, "code", "dry_run"}
+    groups = {line.strip().partition(":")[0] for line in said.splitlines() if line.strip().partition(":")[0] in GROUPS}
+    assert groups == {*OPEN_GROUPS}
+    assert all(name in said.partition("fidelity.KEY")[2].splitlines()[0] for name in OPERATIONAL_FIDELITY)
+
+
 def test_version_and_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("hpo-cluster 0.")
@@ -88,7 +105,7 @@ def test_version_and_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--multirun=3"], "--multirun=3: accepted: --multirun"),
         (["run", "-p", "optimizer"], "--package: goes with --cfg job"),
         (["run", "--resolve"], "--resolve: goes with --cfg job"),
-        (["run", "--cfg", "job", "-p", "optimiser"], "there is no optimiser; did you mean optimizer? accepted: "),
+        (["run", "--cfg", "job", "-p", "optimiser"], "there is no optimiser; did you mean optimizer?"),
         (["run", "--info", "default"], "--info default: did you mean defaults? accepted: all, config, defaults"),
         (["run", "--info", "plugins"], "Hydra's plugins are not used"),
         (["run", "-sc", "install=bash"], "-sc: is an option of Hydra's that is not needed here; type: eval \"$(hpo"),

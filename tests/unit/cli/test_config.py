@@ -680,7 +680,7 @@ def test_resuming_changes_operational_keys_only() -> None:
         )  # fmt: skip
     text = str(caught.value)
     assert text.startswith("6 faults:")
-    assert "seed=1: belongs to the campaign's identity and cannot change; accepted: storage_dir, budget" in text
+    assert "seed=1: belongs to the campaign's identity and cannot change; accepted: launcher, tracking, budget" in text
     assert "hpo-cluster run optimizer=lhs campaign=NEW_NAME" in text
     assert "wrokers: is not a key; did you mean workers?" in text
 
