@@ -391,7 +391,8 @@ def _check_own_keys(arguments: Arguments) -> None:
 
 def _is_of_campaign(key: str) -> bool:
     """Return whether a key, or its section, is one of a campaign's configuration."""
-    from hpo_cluster.cli.config.schema import GROUPS, TOP_KEYS  # pydantic, which the TAB key need not import
+    from hpo_cluster.cli.config.groups import GROUPS
+    from hpo_cluster.cli.config.schema import TOP_KEYS  # pydantic, which the TAB key need not import
 
     return key.partition(".")[0] in (*TOP_KEYS, *GROUPS)
 

@@ -232,9 +232,12 @@ def _band(layer: Band, axes: Any, order: float) -> None:
 
 @_layer.register
 def _contours(layer: Contours, axes: Any, order: float) -> None:
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
     areas = axes.contourf(layer.x, layer.y, layer.z, levels=layer.levels, cmap="cividis", zorder=order)
     axes.contour(layer.x, layer.y, layer.z, levels=layer.levels, colors="white", linewidths=0.4, zorder=order)
-    axes.figure.colorbar(areas, ax=axes)
+    bar = axes.figure.colorbar(areas, ax=axes, ticks=MaxNLocator(6), format=ScalarFormatter(useOffset=False))
+    bar.minorticks_off()
 
 
 @_layer.register

@@ -126,6 +126,22 @@ def test_slices_have_one_scale(tmp_path: Path) -> None:
     assert figure.panels[0].y.low is not None
 
 
+@pytest.mark.parametrize("rise", [1e-10, 1e-4])
+def test_labels_of_a_flat_model_have_no_offset_and_few_digits(tmp_path: Path, rise: float) -> None:
+    campaign = campaign_of(tmp_path / "c", [completed(0.4 + rise * i) for i in range(8)])
+    made = {name: FIGURES[name](campaign) for name in ("slices", "contours", "parameters", "best_by_evaluations")}
+    figures = [figure for figure in made.values() if figure is not None]
+    assert (made["contours"] is None) == (rise == 1e-10)
+    assert len(figures) > 2
+    for figure in figures:
+        drawn = still._drawn(figure, "heading")
+        drawn.draw_without_rendering()
+        assert {axes.yaxis.get_offset_text().get_text() for axes in drawn.axes} == {""}
+        labels = [label.get_text() for axes in drawn.axes for label in axes.get_yticklabels()]
+        assert len(labels) > 3
+        assert max(map(len, labels)) <= len("0.40025")
+
+
 @pytest.mark.parametrize(("value", "label"), [(1e-4, "10⁻⁴"), (1e12, "10¹²"), (1.0, "10⁰")])
 def test_labels_of_powers(value: float, label: str) -> None:
     assert still.power(value) == label
