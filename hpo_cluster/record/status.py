@@ -95,12 +95,11 @@ def summarise(
     budget = operation.get("budget", 0)
     in_flight = record.in_flight
     exhausted = exhausted or (not in_flight and bool((record.stopped or {}).get("exhausted")))
-    finished = not in_flight and (record.stopped or {}).get("reason") == "finished"
     view = scheduler_view(read(layout.scheduler))
     ends = {} if driver_alive or simulated else unnoticed_ends(record, layout)
     running = [_running(trial, layout, view.get("jobs", {}), read, ends.get(trial.number)) for trial in in_flight]
     hours = record.gpu_hours(clock.now(), {number: end.at for number, end in ends.items()})
-    state = "running" if driver_alive else "finished" if finished else "stopped"
+    state = "running" if driver_alive else "finished" if record.is_finished else "stopped"
     return {
         "campaign": layout.dir.name,
         "dir": str(layout.dir),

@@ -201,10 +201,12 @@ def post(arguments: Arguments) -> int:
             )
         if arguments.command == "promote" and trial.state is not State.PAUSED:
             faults.append(f"{trial_label(number)} is {trial.state}: only one that is paused at a rung can be promoted")
-    if faults:
-        raise ConfigError(faults, command_line("status", folder))
     owner = read_lock(layout.lock)
     driven = owner is not None and owner_lives(layout.lock, owner)
+    if arguments.command == "stop" and record.is_finished and not driven:
+        faults.append(f"{folder}: is finished: nothing is left to stop")
+    if faults:
+        raise ConfigError(faults, command_line("status", folder))
     for meant in trials or [None]:
         inbox.post(layout.inbox_dir, inbox.verb(arguments.command), meant)
     return _serve(arguments, driven=driven)
@@ -341,6 +343,7 @@ def drive(config: Config, spec: CampaignSpec, confirmation: Wanted | None = None
             tell(f"left out of the journal: {counted(lines, 'line')} whose driver had lost the campaign")
         if dead := campaign.opened.lock.taken_over:
             tell(f"taken over from the driver that died: process {dead['pid']} on {dead.get('host')}")
+        spent_before = campaign.record.spent
         if confirmation is None:
             _tell_who_goes_on(campaign)
         with _Interrupts(campaign) as interrupts:
@@ -352,6 +355,11 @@ def drive(config: Config, spec: CampaignSpec, confirmation: Wanted | None = None
                 campaign.cancel_jobs()
         status = campaign.status()
     ended = _finish(config, campaign, status, interrupts, again)
+    nothing_done = campaign.record.spent == spent_before and not campaign.opened.is_new and not status["exhausted"]
+    if nothing_done and ended == OK and not campaign.reason and confirmation is None:
+        budget = campaign.spec.operation.budget
+        more = command_line("resume", short_path(config.campaign_dir), f"budget={2 * budget}")
+        tell(f"The budget of {budget} was spent before. A larger one goes on:  {more}")
     if left := campaign.tracking.left:
         export = campaign.tracking.export_command
         tell(f"not logged to {config.tracking.kind}: {counted(left, 'trial')}. Log them with:  {export}")

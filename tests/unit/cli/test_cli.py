@@ -293,6 +293,25 @@ def test_a_budget_that_is_spent_already_ends_the_campaign() -> None:
     assert "3/2 done" in done.stdout
 
 
+def test_a_finished_campaign_says_how_to_go_on_and_stays_finished(here: Path) -> None:
+    quick = [*QUICK, "optimizer=random", "campaign=done", "budget=2"]
+    assert run("run", *quick).returncode == 0
+    again = run("resume", "campaigns/done")
+    assert again.returncode == 0
+    assert "The budget of 2 was spent before. A larger one goes on:  hpo-cluster resume campaigns/done budget=4" in (
+        again.stdout
+    )
+    stopped = run("stop", "campaigns/done")
+    assert stopped.returncode == 2
+    assert "campaigns/done: is finished: nothing is left to stop" in stopped.stderr
+    assert "done: finished" in run("status", "campaigns/done").stdout
+    more = run("resume", "campaigns/done", "budget=3", "workers=1,2")
+    assert "workers=1,2: lists several values; give one value, or quotes for a text" in more.stderr
+    more = run("resume", "campaigns/done", "budget=3")
+    assert "3/3 done" in more.stdout
+    assert "spent before" not in more.stdout
+
+
 def test_several_campaigns_one_after_another() -> None:
     done = run("run", "-m", *QUICK, "optimizer=random,sobol", "budget=1")
     assert done.returncode == 0, done.stderr
