@@ -242,7 +242,7 @@ def _running(
         "job": None if attempt is None else attempt.job_id,
         "turn": None if attempt is None else attempt.turn,
         "node": None if attempt is None else attempt.node,
-        "scheduler": _scheduler_says(jobs.get(attempt.job_name)) if attempt is not None else None,
+        "scheduler": _scheduler_says(jobs.get(attempt.job_name)) if attempt is not None and end is None else None,
         "unknown_since": (jobs.get(attempt.job_name) or {}).get("unknown_since") if attempt is not None else None,
         **_sound(progress),
         **_climb(trial.climb),
