@@ -428,5 +428,5 @@ def campaigns_nearby(word: str = "") -> str:
     """Return the campaigns below the working directory, for a message; first the one that a word may mean."""
     found = sorted(str(path.parent) for path in Path("campaigns").glob("*/campaign.yaml"))
     more = ", …" if len(found) > SHOWN else ""
-    close = did_you_mean(word, found) if word else ""
+    close = "" if Path(word).exists() else did_you_mean(word, found)
     return f"; {close}there are: {', '.join(found[:SHOWN])}{more}" if found else ""

@@ -18,7 +18,7 @@ def completion(arguments: Arguments) -> int:
         return OK
     faults = list(arguments.faults)
     if shell not in SCRIPTS:
-        what = f"{shell!r}: is not a shell that is known; " if shell else ""
+        what = f"{shell!r}: is not a shell that is known; " if shell else "completion needs a shell; "
         faults.append(f"{what}{instead_of(shell, SCRIPTS)}")
     if faults:
         raise ConfigError(faults, 'In ~/.bashrc: eval "$(hpo-cluster completion bash)"')

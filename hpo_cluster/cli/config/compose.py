@@ -106,9 +106,6 @@ def parsed(text: str, faults: list[str]) -> Override | None:
 class Composition:
     """One composition, which collects faults and goes on with everything that can still be checked."""
 
-    #: What to type in place of a list of values.
-    ONE_EACH = "add -m for one campaign each, or quotes for a text"
-
     def __init__(
         self, cwd: Path | None, config_dir: Path | None, config_name: str = PRIMARY, faults: Sequence[str] = ()
     ) -> None:
@@ -174,7 +171,9 @@ class Composition:
                 continue
             section, _, key = override.key_or_group.partition(".")
             if override.is_sweep_override():
-                self.faults.append(f"{text}: lists several values; {self.ONE_EACH}")
+                self.faults.append(
+                    f"{text}: lists several values; run -m starts a campaign for each; a text needs quotes"
+                )
                 self.broken.add(section)
                 continue
             value = None if override.is_delete() else override.value()

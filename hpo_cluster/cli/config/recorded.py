@@ -58,8 +58,6 @@ def compose_resume(
 class _Recorded(Composition):
     """A composition that begins with what is recorded."""
 
-    ONE_EACH = "give one value, or quotes for a text"
-
     def resume(
         self,
         identity: Mapping[str, Any],

@@ -306,7 +306,7 @@ def test_a_finished_campaign_says_how_to_go_on_and_stays_finished(here: Path) ->
     assert "campaigns/done: is finished: nothing is left to stop" in stopped.stderr
     assert "done: finished" in run("status", "campaigns/done").stdout
     more = run("resume", "campaigns/done", "budget=3", "workers=1,2")
-    assert "workers=1,2: lists several values; give one value, or quotes for a text" in more.stderr
+    assert "workers=1,2: lists several values; run -m starts a campaign for each; a text needs quotes" in more.stderr
     more = run("resume", "campaigns/done", "budget=3")
     assert "3/3 done" in more.stdout
     assert "spent before" not in more.stdout
