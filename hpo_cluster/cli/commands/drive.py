@@ -406,7 +406,8 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
     for trials, script in preview(spec):
         count += len(trials)
         say(*(f"{label}  {parameters_text(parameters)}" for label, parameters in trials), script, sep="\n")
-    say(f"{config.campaign}: {counted(count, 'trial')} would be submitted first; nothing was created")
+    why = "" if count else ": its budget is spent, or as many are under way as there may be"
+    say(f"{config.campaign}: {counted(count, 'trial')} would be submitted first{why}; nothing was created")
     if (several := spec.launcher_settings.trials_per_job) > 1:
         say(f"each job goes on with other trials when one has ended: up to {several} in all (launcher.trials_per_job)")
     if ladder := spec.fidelity.ladder:

@@ -301,6 +301,7 @@ def test_a_finished_campaign_says_how_to_go_on_and_stays_finished(here: Path) ->
     assert "The budget of 2 was spent before. A larger one goes on:  hpo-cluster resume campaigns/done budget=4" in (
         again.stdout
     )
+    assert "0 trials would be submitted first: its budget is spent" in run("run", *quick, "dry_run=true").stdout
     stopped = run("stop", "campaigns/done")
     assert stopped.returncode == 2
     assert "campaigns/done: is finished: nothing is left to stop" in stopped.stderr
