@@ -123,7 +123,8 @@ def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_fil
     folder = arguments.folder(later=True)
     layout = CampaignLayout(folder)
     if SIMULATION in (read_identity(layout.identity) or {}):
-        raise ConfigError([f"{folder}: is a simulated campaign, which nothing real can continue"], SIMULATE_AGAIN)
+        fault = f"{folder}: is a simulated campaign, which nothing real can continue"
+        raise ConfigError([*arguments.faults, fault], SIMULATE_AGAIN)
     record = Record.read(layout.events)
     starts = record.starts
     operation = {**starts[-1]["operation"], **starts[-1].get("settings", {})} if starts else {}
