@@ -15,7 +15,7 @@ from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.report import read_campaign
 from hpo_cluster.report.data import Campaign
 from hpo_cluster.report.figures import FIGURES, jobs, model, objectives, progress, still
-from hpo_cluster.report.figures.description import STYLES, Axis, Bars, Figure, Panel, Points, Spans
+from hpo_cluster.report.figures.description import STYLES, Axis, Bars, Figure, Lines, Panel, Points, Spans
 from hpo_cluster.report.figures.model import total_effects
 from hpo_cluster.report.figures.shared import MOST_POINTS, thinned
 from hpo_cluster.report.html import html_page
@@ -116,6 +116,22 @@ def test_long_choices_stand_at_an_angle_and_no_number_is_to_be_added() -> None:
         label.get_window_extent().transformed(drawn.transFigure.inverted()) for label in drawn.axes[1].get_xticklabels()
     ]
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_the_ends_of_a_range_are_the_ends_of_its_line_in_parallel_coordinates(tmp_path: Path) -> None:
+    space = Space({"rank": Integer(2, 32, log=True), "depth": Integer(1, 4), "x": Float(1e-4, 1e-2, log=True)})
+    rows = [{"rank": 2, "depth": 1, "x": 1e-4}, {"rank": 32, "depth": 4, "x": 1e-2}, {"rank": 8, "depth": 2, "x": 1e-3}]
+    trials = [{"number": i, "parameters": row, "gpus": 1, "end": completed(i / 2)} for i, row in enumerate(rows)]
+    figure = FIGURES["parallel_coordinates"](
+        read_campaign(make_campaign(tmp_path / "c", OBJECTIVE, space, trials, "maximize"))
+    )
+    assert figure is not None
+    lines = figure.panels[0].layers[0]
+    assert isinstance(lines, Lines)
+    heights = dict(zip(lines.trials, lines.ys, strict=True))
+    assert heights[0] == pytest.approx([0, 0, 0, 0])
+    assert heights[1] == pytest.approx([1, 1, 1, 0.5])
+    assert heights[2] == pytest.approx([0.5, 1 / 3, 0.5, 1])
 
 
 def test_slices_have_one_scale(tmp_path: Path) -> None:
