@@ -40,7 +40,8 @@ class Command:
     runs: str  # module of `hpo_cluster.cli.commands` and function
     words: str
     options: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()  # accepted as KEY=VALUE after a folder, or besides overrides
+    #: What it accepts as KEY=VALUE after a folder, or besides overrides, each with its line of description.
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def takes_overrides(self) -> bool:
@@ -98,13 +99,21 @@ COMMANDS: Mapping[str, Command] = {
         "look.best",
         "DIR [weights={METRIC: NUMBER}] [at_most={METRIC: NUMBER}] [at_least={METRIC: NUMBER}]",
         ("--json",),
-        ("weights", "at_most", "at_least"),
+        {
+            "weights": "by metric, what one more of it is worth; below zero if less is better",
+            "at_most": "by metric, the largest value that is accepted",
+            "at_least": "by metric, the smallest value that is accepted",
+        },
     ),
     "compare": Command(
         "compare campaigns over seeds: table, tests, figures, what is within the noise; DIR may hold many campaigns",
         "compare.compare",
         "DIR [DIR ...] [reach=VALUE] [reference={METRIC: NUMBER}] [out=FOLDER]",
-        keys=("reach", "reference", "out"),
+        keys={
+            "reach": "a value of the metric: the table says what it took to reach it",
+            "reference": "with several objectives, by metric, the worst value of interest",
+            "out": "folder to write; if none is given, comparison, next to the first campaign",
+        },
     ),
     "cancel": Command("end trials; they do not count for the budget", "drive.post", "DIR TRIAL [TRIAL ...]"),
     "retry": Command("try trials again that failed, diverged or were cancelled", "drive.post", "DIR TRIAL [TRIAL ...]"),
@@ -134,7 +143,11 @@ COMMANDS: Mapping[str, Command] = {
         "confirm.confirm",
         f"DIR [top=3] [replicates=3] [trials=[7,3]] {OVERRIDES}",
         ("--config-dir", "--take-over"),
-        ("top", "replicates", "trials"),
+        {
+            "top": "how many of the best configurations are evaluated again",
+            "replicates": "evaluations of each, each with a new seed",
+            "trials": "the trials whose configurations are evaluated again, in place of the best ones",
+        },
     ),
     "repair": Command(
         "rebuild a journal that was cut or damaged, from its whole lines and the jobs' files", "check.repair", "DIR"
@@ -150,7 +163,11 @@ COMMANDS: Mapping[str, Command] = {
         "exchange.export",
         "DIR to=csv|parquet|optuna|mlflow|tensorboard|wandb [path=FILE, FOLDER or URL] [name=NAME]",
         (),
-        ("to", "path", "name"),
+        {
+            "to": "the format: csv or parquet (a table), optuna (a study), mlflow, tensorboard, wandb",
+            "path": "file, folder or URL; if none is given, a file in the campaign's folder, or the tool's own place",
+            "name": "of the study (optuna), the experiment (mlflow) or the project (wandb)",
+        },
     ),
     "import": Command(
         "make a finished campaign of evaluations that were made elsewhere: a table, JSON lines or an Optuna study",
@@ -163,7 +180,7 @@ COMMANDS: Mapping[str, Command] = {
         "simulate.simulate",
         f"{OVERRIDES} [simulate.KEY=VALUE ...]",
         ("--multirun", *FILES),
-        tuple(f"simulate.{key}" for key in SIMULATION_KEYS),
+        {f"simulate.{key}": "" for key in SIMULATION_KEYS},  # the settings have their descriptions
     ),
     "doctor": Command(
         "check commands, storage, clock, queue, files, and run one tiny job", "check.doctor", OVERRIDES, FILES

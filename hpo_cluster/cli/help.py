@@ -46,6 +46,8 @@ def main_help(cwd: Path) -> str:
 def command_help(command: str, cwd: Path, config_dir: Path | None = None) -> str:
     """Return the help of one command: usage, options and, if overrides are accepted, keys and groups."""
     lines = [make_parser()[1][command].format_help().rstrip()]
+    if any(COMMANDS[command].keys.values()):
+        lines += ["", "the command's own keys:", *_table(COMMANDS[command].keys)]
     if COMMANDS[command].takes_overrides:
         keys, dirs = key_lines(conf_dir() / "config.yaml"), search_dirs(cwd, config_dir)
         if COMMANDS[command].goes_on:

@@ -69,7 +69,10 @@ def test_help_lists_every_command_and_every_file_of_conf(capsys: pytest.CaptureF
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
-    assert capsys.readouterr().out.startswith(f"usage: hpo-cluster {command}")
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: hpo-cluster {command}")
+    described = [line.split()[0].partition("=")[0] for line in said.splitlines() if len(line.split()) > 3]
+    assert {*COMMANDS[command].keys} <= {*described}
 
 
 @pytest.mark.parametrize("command", [name for name, command in COMMANDS.items() if command.goes_on])
