@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,22 @@ def test_the_ends_of_a_range_are_the_ends_of_its_line_in_parallel_coordinates(tm
     assert heights[0] == pytest.approx([0, 0, 0, 0])
     assert heights[1] == pytest.approx([1, 1, 1, 0.5])
     assert heights[2] == pytest.approx([0.5, 1 / 3, 0.5, 1])
+
+
+def test_a_character_that_the_font_lacks_is_told_once_and_in_words(caplog: pytest.LogCaptureFixture) -> None:
+    ticks = ((0.0, "日本"), (1.0, "β"))
+    figure = Figure("title", "", [Panel(Axis("kind", ticks=ticks), Axis("y"), [Points((0.0,), (1.0,), "seen", "")])])
+    still._tell_missing.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        png, pdf = still.draw(figure, "heading")
+        still.draw(figure, "heading")
+    assert png.startswith(b"\x89PNG")
+    assert pdf.startswith(b"%PDF")
+    assert [record.getMessage()[:39] for record in caplog.records] == [
+        "figures (PNG, PDF) show a box for 日, wh",
+        "figures (PNG, PDF) show a box for 本, wh",
+    ]
 
 
 def test_slices_have_one_scale(tmp_path: Path) -> None:
