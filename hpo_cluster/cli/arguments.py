@@ -396,7 +396,7 @@ def parse(words: list[str]) -> Arguments:
 def _check_own_keys(arguments: Arguments) -> None:
     """Take out the words that misspell a key of the command's own, and add a fault for each."""
     own = COMMANDS[arguments.command].keys
-    for word in [word for word in arguments.words if "=" in word and own]:
+    for word in [word for word in arguments.words if "=" in word and own and not Path(word).exists()]:
         key = word.lstrip("+").partition("=")[0]
         if key in own or not re.fullmatch(r"[A-Za-z_][\w.]*", key) or not (close := did_you_mean(key, own)):
             continue

@@ -103,7 +103,10 @@ def test_a_misspelt_key_of_a_command_names_the_one_that_is_meant(command: str, k
     assert arguments.words == ["campaigns/x", f"{key}=3", "budget=3"]
 
 
-def test_a_key_of_a_campaign_is_no_misspelt_key_of_a_command(tmp_path: Path) -> None:
+def test_a_key_of_a_campaign_is_no_misspelt_key_of_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r=1").mkdir()
+    assert parse(["compare", "r=1"]).faults == []
     assert {"confirm", "best", "compare", "export", "simulate"} == {command for command, _ in OWN_KEYS}
     words = ["objective=synthetic", "space.start=[]", "workers=3", "campaign=top2"]
     for command in ("confirm", "simulate"):
