@@ -106,7 +106,8 @@ def some_of(names: Iterable[str]) -> str:
     whole = ", ".join(listed)
     if len(whole) <= LIST_WIDTH:
         return whole
-    return f"{whole[:LIST_WIDTH].rpartition(', ')[0]}, … ({len(listed)} in all)"
+    begun = whole[:LIST_WIDTH]
+    return f"{begun.rpartition(', ')[0] or begun}, … ({len(listed)} in all)"
 
 
 def instead_of(word: str, known: Iterable[str], label: str = "accepted") -> str:

@@ -86,9 +86,8 @@ class _Recorded(Composition):
                 allowed.append(override)
             elif top in GROUPS or top in TOP_KEYS:
                 other = command_line("run", text, "campaign=NEW_NAME")
-                alike = sorted(
-                    accepted, key=lambda key: key.partition(".")[0] != top
-                )  # those of the same section first
+                # those of the same section first
+                alike = sorted(accepted, key=lambda key: key.partition(".")[0] != top)
                 what = f"cannot change; accepted: {some_of(alike)}; for another campaign: {other}"
                 what = instead(text) if instead else f"belongs to the campaign's identity and {what}"
                 self.faults.append(f"{text}: {what}")
