@@ -87,13 +87,44 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     The last parts of keys with dots or slashes must be close too. If no word is close, take a key with the same last
     part (`optimizer.initial` for `initial`, `task/acc` for `acc`), or a word that begins with the one typed.
     """
-    known = list(known)
+    known = list(known) if word else []
     tail = _last_part(word)
     alike = difflib.get_close_matches(word, known, n=3)
     close = [other for other in alike if difflib.get_close_matches(tail, [_last_part(other)])] or [
         other for other in known if _last_part(other) == tail or other.startswith(word)
     ]
     return f"did you mean {close[0]}? " if close else ""
+
+
+#: Most characters of a list of names in a message: some three lines of a terminal.
+LIST_WIDTH = 220
+
+
+def some_of(names: Iterable[str]) -> str:
+    """Return ``a, b, c``; of a list that is too long for a message its first names, and how many there are."""
+    listed = list(names)
+    whole = ", ".join(listed)
+    if len(whole) <= LIST_WIDTH:
+        return whole
+    begun = whole[:LIST_WIDTH]
+    return f"{begun.rpartition(', ')[0] or begun}, … ({len(listed)} in all)"
+
+
+def instead_of(word: str, known: Iterable[str], label: str = "accepted") -> str:
+    """Return what to type in place of a word: ``did you mean WORD? accepted: WORD, OTHER``.
+
+    A list that is too long for a message is left out if a word is close, and cut if none is.
+
+    Args:
+        word: as it was typed.
+        known: the words that are accepted, in the order in which they are listed.
+        label: what stands before the list.
+    """
+    known = list(known)
+    close = did_you_mean(word, known)
+    if close and len(", ".join(known)) > LIST_WIDTH:
+        return close.strip()
+    return f"{close}{label}: {some_of(known)}"
 
 
 def _last_part(key: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import did_you_mean, instead_of
 
 #: Columns of the help.
 WIDTH = 118
@@ -22,6 +22,13 @@ SIMULATION_KEYS = (
     *("repeats", "duration_s", "spread", "waiting_s", "places", "failure_rate", "preemptions_per_hour", "checkpoints"),
     *("proposal_scale", "start"),
 )
+#: Keys that say what a campaign is, or where, and that one which exists does not accept.
+SETTLED_KEYS = (
+    *("campaign", "campaigns_dir", "seed", "warm_start", "warm_start_other_objective", "warm_start_columns"),
+    "warm_start_skip_bad",
+)
+#: Groups from which a campaign that exists may choose another option.
+OPEN_GROUPS = ("launcher", "tracking")
 LOOK = ("--cfg", "--package", "--resolve")
 
 
@@ -33,7 +40,8 @@ class Command:
     runs: str  # module of `hpo_cluster.cli.commands` and function
     words: str
     options: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()  # accepted as KEY=VALUE after a folder, or besides overrides
+    #: What it accepts as KEY=VALUE after a folder, or besides overrides, each with its line of description.
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def takes_overrides(self) -> bool:
@@ -44,6 +52,11 @@ class Command:
     def takes_folder(self) -> bool:
         """Whether the command's first word is a campaign's folder."""
         return self.words.startswith("DIR")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the command goes on with a campaign that exists, of which not every key may change."""
+        return self.takes_folder and self.takes_overrides
 
     @property
     def takes_folders(self) -> bool:
@@ -86,13 +99,21 @@ COMMANDS: Mapping[str, Command] = {
         "look.best",
         "DIR [weights={METRIC: NUMBER}] [at_most={METRIC: NUMBER}] [at_least={METRIC: NUMBER}]",
         ("--json",),
-        ("weights", "at_most", "at_least"),
+        {
+            "weights": "by metric, what one more of it is worth; below zero if less is better",
+            "at_most": "by metric, the largest value that is accepted",
+            "at_least": "by metric, the smallest value that is accepted",
+        },
     ),
     "compare": Command(
         "compare campaigns over seeds: table, tests, figures, what is within the noise; DIR may hold many campaigns",
         "compare.compare",
         "DIR [DIR ...] [reach=VALUE] [reference={METRIC: NUMBER}] [out=FOLDER]",
-        keys=("reach", "reference", "out"),
+        keys={
+            "reach": "a value of the metric: the table says what it took to reach it",
+            "reference": "with several objectives, by metric, the worst value of interest",
+            "out": "folder to write; if none is given, comparison, next to the first campaign",
+        },
     ),
     "cancel": Command("end trials; they do not count for the budget", "drive.post", "DIR TRIAL [TRIAL ...]"),
     "retry": Command("try trials again that failed, diverged or were cancelled", "drive.post", "DIR TRIAL [TRIAL ...]"),
@@ -122,7 +143,11 @@ COMMANDS: Mapping[str, Command] = {
         "confirm.confirm",
         f"DIR [top=3] [replicates=3] [trials=[7,3]] {OVERRIDES}",
         ("--config-dir", "--take-over"),
-        ("top", "replicates", "trials"),
+        {
+            "top": "how many of the best configurations are evaluated again",
+            "replicates": "evaluations of each, each with a new seed",
+            "trials": "the trials whose configurations are evaluated again, in place of the best ones",
+        },
     ),
     "repair": Command(
         "rebuild a journal that was cut or damaged, from its whole lines and the jobs' files", "check.repair", "DIR"
@@ -138,7 +163,11 @@ COMMANDS: Mapping[str, Command] = {
         "exchange.export",
         "DIR to=csv|parquet|optuna|mlflow|tensorboard|wandb [path=FILE, FOLDER or URL] [name=NAME]",
         (),
-        ("to", "path", "name"),
+        {
+            "to": "the format: csv or parquet (a table), optuna (a study), mlflow, tensorboard, wandb",
+            "path": "file, folder or URL; if none is given, a file in the campaign's folder, or the tool's own place",
+            "name": "of the study (optuna), the experiment (mlflow) or the project (wandb)",
+        },
     ),
     "import": Command(
         "make a finished campaign of evaluations that were made elsewhere: a table, JSON lines or an Optuna study",
@@ -151,7 +180,7 @@ COMMANDS: Mapping[str, Command] = {
         "simulate.simulate",
         f"{OVERRIDES} [simulate.KEY=VALUE ...]",
         ("--multirun", *FILES),
-        tuple(f"simulate.{key}" for key in SIMULATION_KEYS),
+        {f"simulate.{key}": "" for key in SIMULATION_KEYS},  # the settings have their descriptions
     ),
     "doctor": Command(
         "check commands, storage, clock, queue, files, and run one tiny job", "check.doctor", OVERRIDES, FILES
@@ -245,13 +274,20 @@ class Arguments:
         given = {"config_dir": self.option("--config-dir"), "config_name": self.option("--config-name")}
         return {key: Path(value) if key == "config_dir" else value for key, value in given.items() if value}
 
-    def folder(self) -> Path:
-        """Return the campaign's folder, the first word. Raises ConfigError if it is missing, or anything is wrong."""
+    def folder(self, *, later: bool = False) -> Path:
+        """Return the campaign's folder, the first word. Raises ConfigError if it is missing, or anything is wrong.
+
+        Args:
+            later: whether the caller names the faults that are known already, with those that it finds in the campaign.
+        """
         faults, command = list(self.faults), COMMANDS[self.command]
         if not self.words or "=" in self.words[0]:
             faults.append(f"{self.command} needs the campaign's folder, such as campaigns/first")
         elif not (Path(self.words[0]) / "campaign.yaml").is_file():
-            faults.append(f"{self.words[0]}: is not a campaign (it has no campaign.yaml){campaigns_nearby()}")
+            nearby = campaigns_nearby(self.words[0])
+            faults.append(f"{self.words[0]}: is not a campaign (it has no campaign.yaml){nearby}")
+        elif later:
+            return Path(self.words[0])
         if command.takes_trials:
             wrong = [word for word in self.words[1:] if trial_number(word) is None]
             faults += [f"{word!r}: is not the number of a trial" for word in wrong]
@@ -262,7 +298,10 @@ class Arguments:
             accepted = ", ".join(re.findall(r"\w+=[^]]+?(?=]|$| \[)", command.words))
             faults += [f"{word!r}: is not what {self.command} takes; accepted: {accepted}" for word in wrong]
         elif not command.takes_overrides:
-            faults += [f"{word!r}: {self.command} takes nothing but a folder" for word in self.words[1:]]
+            faults += [
+                f"{word!r}: {did_you_mean(word, command.options)}{self.command} takes nothing but a folder"
+                for word in self.words[1:]
+            ]
         if faults:
             raise ConfigError(faults, f"hpo-cluster {self.command} --help")
         return Path(self.words[0])
@@ -324,7 +363,7 @@ def parse(words: list[str]) -> Arguments:
         if "=" in command:
             fault = f"{command!r}: a command comes first; did you mean: hpo-cluster run {command}?"
         else:
-            fault = f"{command!r}: is not a command; {did_you_mean(command, COMMANDS)}accepted: {', '.join(COMMANDS)}"
+            fault = f"{command!r}: is not a command; {instead_of(command, [*COMMANDS, 'help'])}"
         raise ConfigError([fault], "Commands and options: hpo-cluster --help")
     accepted = [*COMMANDS[command].options, "--help"]
     spellings = {spelling for option in accepted for spelling in (option, *OPTIONS[option][0])}
@@ -348,10 +387,31 @@ def parse(words: list[str]) -> Arguments:
         elif told := next((told for names, told in NOT_OURS.items() if flag in names), None):
             arguments.faults.append(f"{word}: is an option of Hydra's that is not needed here; {told}")
         else:
-            close = did_you_mean(flag, accepted)
-            arguments.faults.append(f"{word}: is not an option of {command}; {close}accepted: {', '.join(accepted)}")
+            arguments.faults.append(f"{word}: is not an option of {command}; {instead_of(flag, accepted)}")
+    _check_own_keys(arguments)
     _check_values(arguments)
     return arguments
+
+
+def _check_own_keys(arguments: Arguments) -> None:
+    """Take out the words that misspell a key of the command's own, and add a fault for each."""
+    own = COMMANDS[arguments.command].keys
+    for word in [word for word in arguments.words if "=" in word and own and not Path(word).exists()]:
+        key = word.lstrip("+").partition("=")[0]
+        if key in own or not re.fullmatch(r"[A-Za-z_][\w.]*", key) or not (close := did_you_mean(key, own)):
+            continue
+        if COMMANDS[arguments.command].takes_overrides and _is_of_campaign(key):
+            continue
+        arguments.words.remove(word)
+        arguments.faults.append(f"{key}: is not a key; {close.strip()}")
+
+
+def _is_of_campaign(key: str) -> bool:
+    """Return whether a key, or its section, is one of a campaign's configuration."""
+    from hpo_cluster.cli.config.groups import GROUPS
+    from hpo_cluster.cli.config.schema import TOP_KEYS  # pydantic, which the TAB key need not import
+
+    return key.partition(".")[0] in (*TOP_KEYS, *GROUPS)
 
 
 def _check_values(arguments: Arguments) -> None:
@@ -368,7 +428,7 @@ def _check_values(arguments: Arguments) -> None:
         arguments.options.info = "all"
     elif info and info not in INFO:
         own = "; Hydra's plugins are not used" if info.startswith("plugins") else ""
-        arguments.faults.append(f"--info {info}: {did_you_mean(info, INFO)}accepted: {', '.join(INFO)}{own}")
+        arguments.faults.append(f"--info {info}: {instead_of(info, INFO)}{own}")
 
 
 def short_path(path: Path) -> Path:
@@ -377,12 +437,13 @@ def short_path(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-#: Most campaigns that a message names.
+#: Most campaigns or trials that a message names.
 SHOWN = 8
 
 
-def campaigns_nearby() -> str:
-    """Return the campaigns below the working directory, for a message."""
-    found = sorted(path.parent for path in Path("campaigns").glob("*/campaign.yaml"))
+def campaigns_nearby(word: str = "") -> str:
+    """Return the campaigns below the working directory, for a message; first the one that a word may mean."""
+    found = sorted(str(path.parent) for path in Path("campaigns").glob("*/campaign.yaml"))
     more = ", …" if len(found) > SHOWN else ""
-    return f"; there are: {', '.join(map(str, found[:SHOWN]))}{more}" if found else ""
+    close = "" if Path(word).exists() else did_you_mean(word, found)
+    return f"; {close}there are: {', '.join(found[:SHOWN])}{more}" if found else ""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hpo_cluster.cli.arguments import COMMANDS, INFO, OPTIONS, Command
+from hpo_cluster.cli.arguments import COMMANDS, INFO, OPEN_GROUPS, OPTIONS, SETTLED_KEYS, Command
 from hpo_cluster.cli.config.groups import (
     GROUPS,
     conf_dir,
@@ -109,9 +109,9 @@ def _words(
     if command.takes_trials:
         return [f"{path.name} " for path in sorted((Path(given[0]) / "trials").glob("[tc][0-9]*"))]
     if name == "import" and not given and "=" not in word:
-        return [*_paths(word), *_overrides(typed, word, dirs)]
+        return [*_paths(word), *_overrides(command, typed, word, dirs)]
     keys = [f"{key}=" for key in command.keys]
-    return [*_overrides(typed, word, dirs), *keys] if command.takes_overrides else keys
+    return [*_overrides(command, typed, word, dirs), *keys] if command.takes_overrides else keys
 
 
 def _matching(word: str, offered: Iterable[str]) -> list[str]:
@@ -158,7 +158,7 @@ def _campaigns(word: str) -> list[str]:
     return near if not word and near else [*near, *folders]
 
 
-def _overrides(typed: Sequence[str], word: str, dirs: Sequence[Path]) -> list[str]:
+def _overrides(command: Command, typed: Sequence[str], word: str, dirs: Sequence[Path]) -> list[str]:
     key, equals, value = word.partition("=")
     sign = key[: len(key) - len(key.lstrip("+~"))]
     key = key.lstrip("+~")
@@ -171,9 +171,11 @@ def _overrides(typed: Sequence[str], word: str, dirs: Sequence[Path]) -> list[st
         return [f"~space.{name} " for name in _section_keys("space", typed, dirs)]
     section, dot, rest = key.partition(".")
     if not dot:
+        groups, sections = (OPEN_GROUPS, (*OPEN_GROUPS, "fidelity")) if command.goes_on else (GROUPS, GROUPS)
         top = [name for name, _, _ in key_lines(conf_dir() / "config.yaml")]
-        sections = [f"{sign}{group}." for group in GROUPS if group != "experiment"]
-        return [*(f"{sign}{name}=" for name in (*GROUPS, *top)), *sections]
+        top = [name for name in top if not (command.goes_on and name in SETTLED_KEYS)]
+        below = [f"{sign}{section}." for section in sections if section != "experiment"]
+        return [*(f"{sign}{name}=" for name in (*groups, *top)), *below]
     keys = _section_keys(section, typed, dirs)
     if section == "space" and "." in rest:
         return [f"{sign}space.{rest.partition('.')[0]}.{field}=" for field in PARAMETER_FIELDS]

@@ -110,7 +110,8 @@ def running_line(row: Mapping[str, Any]) -> str:
     if row["step"] is not None:
         parts.append(f"step {row['step']}" + (f"/{row['total']}" if row["total"] is not None else ""))
     if "goal" in row:
-        parts.append(f"to rung {row['goal']}")
+        why = f", paused before: {row['taken_up']}" if row.get("taken_up") else ""
+        parts.append(f"to rung {row['goal']}{why}")
     if row["loss"] is not None:
         parts.append(f"loss {number(row['loss'])}")
     if row["elapsed_s"] is not None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from hpo_cluster.cli.arguments import COMMANDS, WIDTH, make_parser
+from hpo_cluster.cli.arguments import COMMANDS, OPEN_GROUPS, SETTLED_KEYS, WIDTH, make_parser
 from hpo_cluster.cli.config.groups import GROUPS, conf_dir, key_lines, options, search_dirs
 
 SECTION_KEYS = {
     "space.PARAMETER.high": "likewise low, log, choices, when, prior; ~space.NAME removes one, +space.NAME={} adds one",
     "space.constraints": "what is allowed: ['a + b <= 1']; space.start: configurations to begin with",
     "optimizer.KEY": "a setting of the chosen optimizer; likewise objective, model, data, tasks, train, launcher",
+}
+
+#: The same for a campaign that exists.
+OPEN_SECTIONS = {
+    "launcher.KEY": "a setting of the launcher; likewise tracking, failures, notify",
+    "fidelity.KEY": "eta, rule, linger_s and keep, in a campaign with rungs",
+    "objective.KEY": "what changes no result, such as where files are; likewise model, data, tasks, train",
 }
 
 EXAMPLES = """\
@@ -39,12 +46,19 @@ def main_help(cwd: Path) -> str:
 def command_help(command: str, cwd: Path, config_dir: Path | None = None) -> str:
     """Return the help of one command: usage, options and, if overrides are accepted, keys and groups."""
     lines = [make_parser()[1][command].format_help().rstrip()]
+    if any(COMMANDS[command].keys.values()):
+        lines += ["", "the command's own keys:", *_table(COMMANDS[command].keys)]
     if COMMANDS[command].takes_overrides:
-        lines += ["", "keys (KEY=VALUE; here with their defaults; --cfg job prints all values):"]
-        keys = {f"{key}={value}": text for key, value, text in key_lines(conf_dir() / "config.yaml")}
-        lines += _table({**keys, **SECTION_KEYS})
-        lines += simulation_help() if command == "simulate" else []
-        lines += ["", *groups_help(search_dirs(cwd, config_dir))]
+        keys, dirs = key_lines(conf_dir() / "config.yaml"), search_dirs(cwd, config_dir)
+        if COMMANDS[command].goes_on:
+            lines += ["", "keys that may change (KEY=VALUE; the others say what the campaign is):"]
+            lines += _table({key: text for key, _, text in keys if key not in SETTLED_KEYS} | OPEN_SECTIONS)
+            lines += ["", *groups_help(dirs, OPEN_GROUPS)]
+        else:
+            lines += ["", "keys (KEY=VALUE; here with their defaults; --cfg job prints all values):"]
+            lines += _table({f"{key}={value}": text for key, value, text in keys} | SECTION_KEYS)
+            lines += simulation_help() if command == "simulate" else []
+            lines += ["", *groups_help(dirs)]
     return "\n".join([*lines, "", EXAMPLES] if command == "run" else lines)
 
 
@@ -59,11 +73,11 @@ def simulation_help() -> list[str]:
     return ["", "the simulated cluster:", *_table(rows)]
 
 
-def groups_help(dirs: list[Path]) -> list[str]:
-    """Return every option of every group with its line of description."""
+def groups_help(dirs: list[Path], groups: Iterable[str] = GROUPS) -> list[str]:
+    """Return every option of these groups with its line of description."""
     lines = ["groups (GROUP=OPTION; a file of your own in ./conf/GROUP/ is an option too):"]
-    for group, purpose in GROUPS.items():
-        lines.append(f"  {group}: {purpose}")
+    for group in groups:
+        lines.append(f"  {group}: {GROUPS[group]}")
         lines += _table({name: option.description for name, option in options(group, dirs).items()}, indent=4)
     return lines
 

@@ -139,6 +139,21 @@ class Climbing:
         deserving = (promotion for promotion in self._deserving() if self._is_paused(promotion))
         return any(map(self._is_affordable, deserving)) or self._finisher() is not None
 
+    def going_on(self) -> tuple[list[Promotion], float]:
+        """Return the paused trials that are taken up now, before anything is proposed, and what they cost together.
+
+        The cost is in whole evaluations. There are some if a start has a larger budget than the one before, or another
+        rule; the trials may climb further when the rungs that they reach are known.
+        """
+        found, cost, ladder = list[Promotion](), 0.0, self._record.ladder
+        if ladder is None or not self._record.counts[State.PAUSED]:
+            return found, cost
+        for promotion in self._deserving():
+            if self._is_paused(promotion) and self._is_affordable(promotion, cost):
+                found.append(promotion)
+                cost += ladder.cost(promotion.rung) - self._record.trials[promotion.trial].committed
+        return found, cost
+
     def promote_by_hand(self, trial: TrialRecord) -> None:
         """Let a paused trial climb to the top, whatever the rule and the budget say."""
         assert trial.climb is not None
@@ -147,11 +162,16 @@ class Climbing:
     def _is_paused(self, promotion: Promotion) -> bool:
         return self._record.trials[promotion.trial].state is State.PAUSED
 
-    def _is_affordable(self, promotion: Promotion) -> bool:
-        """Return whether the budget allows a promotion, and what is left then still takes one trial to the top."""
+    def _is_affordable(self, promotion: Promotion, others: float = 0.0) -> bool:
+        """Return whether the budget allows a promotion, and what is left then still takes one trial to the top.
+
+        Args:
+            promotion: the trial and its rung.
+            others: whole evaluations that trials before it take.
+        """
         ladder, trial = self._record.ladder, self._record.trials[promotion.trial]
         assert ladder is not None
-        left = self._left - (ladder.cost(promotion.rung) - trial.committed)
+        left = self._left - others - (ladder.cost(promotion.rung) - trial.committed)
         if self._record.counts[State.COMPLETED]:
             return left >= -SLACK
         highest = max(promotion.rung, self._highest_goal())

@@ -30,7 +30,7 @@ from hpo_cluster.record.attempt_files import document_of, is_finite_number, resu
 from hpo_cluster.record.files import refresh
 from hpo_cluster.record.rung_files import rung_file, rung_name
 from hpo_cluster.record.trial_record import ENERGY, AttemptRecord, Place, TrialRecord
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import did_you_mean, some_of
 from hpo_cluster.trial import ErrorKind, State
 
 log = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ class Collector:
         except KeyError as error:
             there, names = sorted(result["metrics"]), list(map(str, error.args))
             missing, close = ", ".join(map(repr, names)), "".join(did_you_mean(name, there) for name in names)
-            message = f"the result has no metric {missing}; {close}it has {', '.join(there)}"
+            message = f"the result has no metric {missing}; {close}it has {some_of(there)}"
             self._take_failure(trial, attempt, Failure(ErrorKind.BAD_RESULT, message, result))
             return
         if rung is not None and rung < attempt.goal:

@@ -27,7 +27,7 @@ from typing import Any
 
 from hpo_cluster.driver.check_proposals import Difference, derive
 from hpo_cluster.driver.code_snapshot import current_code, hash_of_copy
-from hpo_cluster.errors import ConfigError
+from hpo_cluster.errors import ConfigError, JournalError
 from hpo_cluster.goals import Goals
 from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.base import Objective
@@ -35,7 +35,7 @@ from hpo_cluster.objectives.worker import package_versions
 from hpo_cluster.optimizers.libraries import libraries_of
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.record.attempt_files import result_faults
-from hpo_cluster.record.campaign_state import Record
+from hpo_cluster.record.campaign_state import Record, refuse_if_emptied
 from hpo_cluster.record.confirmation import REPLICATE, confirmation_seed
 from hpo_cluster.record.files import is_there, read_json
 from hpo_cluster.record.history import METRIC_PREFIX
@@ -45,7 +45,7 @@ from hpo_cluster.record.journal import Event, read_journal
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
 from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.space import Space
-from hpo_cluster.text import Progress, command_line, untold
+from hpo_cluster.text import Progress, untold
 from hpo_cluster.trial import BASELINE, Origin, State, derive_seed
 
 #: Number of an optimizer's libraries, the first ones, whose absence from the record says that they were not used.
@@ -131,10 +131,11 @@ class Verification:
 
     def run(self, progress: Progress = untold) -> None:
         """Verify everything, the proposals last, since they may take long."""
-        if not self.events and any(self.layout.trials_dir.glob("*/a*")):
-            self._fault(
-                RESULTS, f"the journal is empty, but there are attempts: {command_line('repair', self.layout.dir)}"
-            )
+        try:
+            if not self.events:
+                refuse_if_emptied(self.layout)
+        except JournalError as error:
+            self._fault(RESULTS, str(error))
         self._check_code()
         self._check_seeds()
         self._check_files(progress)

@@ -16,7 +16,7 @@ from hpo_cluster.objectives.lora.settings import LoraObjective
 from hpo_cluster.objectives.surrogate import SurrogateObjective
 from hpo_cluster.objectives.synthetic import SyntheticObjective
 from hpo_cluster.settings import faults_of
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import instead_of
 
 #: The class of each objective, by its `objective.kind`.
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -37,8 +37,7 @@ def parse_objective(data: Mapping[str, Any]) -> Objective:
     """
     kind = data.get("kind")
     if kind not in OBJECTIVES:
-        close = did_you_mean(str(kind), OBJECTIVES)
-        raise ConfigError([f"objective.kind={kind!r} is unknown; {close}accepted: {', '.join(OBJECTIVES)}"])
+        raise ConfigError([f"objective.kind={kind!r} is unknown; {instead_of(str(kind), OBJECTIVES)}"])
     try:
         return OBJECTIVES[kind].model_validate(without(data, OBJECTIVES[kind].FORMER))
     except ValidationError as error:

@@ -26,7 +26,7 @@ from hpo_cluster.fidelity import Ladder
 from hpo_cluster.objectives.base import MetricByName, PathResolver
 from hpo_cluster.objectives.black_box import CHECKPOINT, FIDELITY
 from hpo_cluster.space import Space, Value
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import instead_of
 
 SEED = "seed"
 
@@ -84,8 +84,7 @@ class CommandObjective(MetricByName):
         faults = []
         for name, extra in fields.items():
             if name not in names and name not in OWN:
-                accepted = f"accepted: {', '.join((*names, *OWN))}"
-                hint = did_you_mean(f"{{{name}}}", [f"{{{known}}}" for known in names]).strip() or accepted
+                hint = instead_of(f"{{{name}}}", [f"{{{known}}}" for known in (*names, *OWN)])
                 own = f"; for braces meant for the shell, write {{{{{name}}}}}"
                 faults.append(f"objective.command: {{{name}}} is not a parameter of the space; {hint}{own}")
             elif extra:

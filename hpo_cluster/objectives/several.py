@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hpo_cluster.goals import Bound, Goal
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import did_you_mean, instead_of
 
 
 def entry_of(entry: Any, full_name: Callable[[str], str]) -> Any:
@@ -24,11 +24,7 @@ def entry_of(entry: Any, full_name: Callable[[str], str]) -> Any:
 def key_faults(section: str, entries: Sequence[Any], accepted: Sequence[str]) -> list[str]:
     """Return the keys of entries (plain data) that do not exist."""
     unknown = [key for entry in entries if isinstance(entry, dict) for key in entry if key not in accepted]
-    listed = ", ".join(accepted)
-    return [
-        f"objective.{section}: {key} is not a key of an entry; {did_you_mean(str(key), accepted)}accepted: {listed}"
-        for key in unknown
-    ]
+    return [f"objective.{section}: {key} is not a key of an entry; {instead_of(str(key), accepted)}" for key in unknown]
 
 
 def goal_faults(goals: Sequence[Goal], known: Sequence[str], *, constrained: bool) -> list[str]:

@@ -30,7 +30,7 @@ from hpo_cluster.objectives.regression import (
 )
 from hpo_cluster.objectives.synthetic import noise_of
 from hpo_cluster.space import Space, Value
-from hpo_cluster.text import counted, did_you_mean, listed
+from hpo_cluster.text import counted, instead_of, listed
 from hpo_cluster.trial import ErrorKind, State, derive_seed
 
 #: The kind of error with which a job reports that it ends in a state.
@@ -265,8 +265,7 @@ def _filled(data: dict[str, Any], evaluations: Evaluations) -> dict[str, Any]:
     metric = data.get("metric", evaluations.metric)
     accepted = sorted({*evaluations.names, GPU_SECONDS})
     if metric not in accepted:
-        close = did_you_mean(metric, accepted)
-        raise ConfigError([f"it has no metric {metric}; {close}accepted: {', '.join(accepted)}"])
+        raise ConfigError([f"it has no metric {metric}; {instead_of(metric, accepted)}"])
     same = metric == evaluations.metric
     if "direction" not in data and not same and metric != GPU_SECONDS and not data.get("metrics"):
         raise ConfigError([f"give objective.direction=maximize or minimize for the metric {metric}"])

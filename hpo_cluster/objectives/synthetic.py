@@ -16,6 +16,7 @@ from hpo_cluster.errors import AttemptError
 from hpo_cluster.goals import Direction
 from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.space import Space, Value
+from hpo_cluster.text import instead_of
 from hpo_cluster.trial import ErrorKind, derive_seed
 
 #: Share of a parameter's range by which the function would be moved if nothing of an evaluation were done.
@@ -44,7 +45,7 @@ class SyntheticObjective(Objective):
         from hpo_cluster.objectives.benchmark_functions import FUNCTIONS, SEVERAL
 
         if function not in FUNCTIONS and function not in SEVERAL:
-            raise ValueError(f"is not a test function; accepted: {', '.join(sorted((*FUNCTIONS, *SEVERAL)))}")
+            raise ValueError(f"is not a test function; {instead_of(function, sorted((*FUNCTIONS, *SEVERAL)))}")
         return function
 
     @classmethod

@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -31,6 +32,7 @@ from hpo_cluster.errors import ConfigError
 from hpo_cluster.fidelity import as_share
 from hpo_cluster.space import Categorical, Configuration, Float, Integer, Space, Value
 from hpo_cluster.space.sampling import Key, key_of
+from hpo_cluster.text import instead_of
 from hpo_cluster.trial import Origin, State
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ NUMBERS = ("value", "target", "asked_seq", "ended_seq")
 #: The same with rungs, besides a column `LOOK` and a share for each rung below the top.
 RUNG_NUMBERS = ("rung_value", "rung_target", "paused_seq", "paused_value")
 LOOK = "value@"
+#: Beginnings of the names of columns that are maximised.
+TARGETS = ("target", "rung_target")
 WORDS: Mapping[str, str] = {"state": State.COMPLETED, "origin": Origin.EVALUATED}
 
 
@@ -170,27 +174,33 @@ class Dataset:
         self._timed = not found or bool(np.isfinite(columns["asked_seq"]).all())
 
     @classmethod
-    def read(cls, space: Space, history: pd.DataFrame, previous: Dataset | None = None) -> Dataset:
+    def read(cls, space: Space, history: pd.DataFrame, previous: Dataset | None = None, n: int = 1) -> Dataset:
         """Read a history, whatever the order of its rows; the baseline (trial -1) is left out.
 
         Args:
             space: the campaign's.
             history: as `hpo_cluster.optimizers.base.Optimizer.ask` takes it.
             previous: an earlier reading in the same space; its unchanged rows are used again.
+            n: number of proposals wanted, which is checked with the history.
 
         Raises:
             TypeError: the history is not a DataFrame.
-            ConfigError: there are values but no targets, so that nobody can tell what is better; or a parameter has no
-                column.
+            ConfigError: with every fault: `n` is not a whole number above 0; there are values but no targets, so that
+                nobody can tell what is better; a parameter has no column; a trial has several rows, or a number that is
+                not whole; a target is infinite or no number; a state or an origin does not exist.
         """
         if not hasattr(history, "columns"):
             raise TypeError(
                 f"history={history!r:.60}: is not a DataFrame of trials, one each row; without trials:  pd.DataFrame()"
             )
         several = [*_several(space, history), *_looks(space, history)]
+        whole = isinstance(n, Integral) and not isinstance(n, bool) and n > 0
+        faults = [] if whole else [f"n={n!r}: is the number of proposals wanted; accepted: a whole number, 1 or more"]
         if history.empty:
+            if faults:
+                raise ConfigError(faults)
             return cls(space, {}, (), several)
-        columns = _columns(space, history, several)
+        columns = _columns(space, history, several, faults)
         count = len(columns["trial"])
         found, changed = list[Row | None]([None] * count), np.ones(count, dtype=np.bool_)
         if previous is not None and previous._continued_by(space, columns):
@@ -211,9 +221,8 @@ class Dataset:
                 if row["origin"] != Origin.IMPORTED:
                     left_out.append(f"trial {row['trial']} ({'; '.join(getattr(error, 'faults', [str(error)]))})")
         if left_out:
-            more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
             fault = "rows of the history are not configurations of the space and are left out"
-            warnings.warn(f"{len(left_out)} {fault}: {', '.join(left_out[:3])}{more}", stacklevel=2)
+            warnings.warn(f"{len(left_out)} {fault}: {_some(left_out)}", stacklevel=2)
         return cls(space, columns, found, several)
 
     def _continued_by(self, space: Space, columns: Columns) -> bool:
@@ -389,20 +398,34 @@ def _sign(columns: Columns) -> float:
     return -1.0 if any(((values == -targets) & (values != 0)).any() for values, targets in both) else 1.0
 
 
-def _columns(space: Space, history: pd.DataFrame, several: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Return copies of the columns that rows are read from, in trial order and without the baseline."""
+def _columns(
+    space: Space, history: pd.DataFrame, several: Sequence[str], faults: Sequence[str]
+) -> dict[str, NDArray[Any]]:
+    """Return copies of the columns that rows are read from, in trial order and without the baseline.
+
+    Raises ConfigError with `faults`, which are known already, and those of the history.
+    """
     import pandas as pd
 
-    _check_columns(space, history)
+    found, hint = _missing_columns(space, history)
+    found = [*faults, *found]
     count = len(history)
     columns: dict[str, NDArray[Any]] = {"trial": np.arange(count)}  # a frame made by hand: its rows are the trials
     if "trial" in history.columns:
-        columns["trial"] = np.array(history["trial"].to_numpy(dtype=np.int64))
+        numbers = pd.to_numeric(history["trial"], errors="coerce").to_numpy(dtype=np.float64, na_value=math.nan)
+        whole = np.isfinite(numbers) & (numbers == np.floor(numbers))
+        if wrong := history["trial"][~whole].tolist():
+            found.append(f"history: {_some(f'trial={value!r}' for value in wrong)}: is not a whole number")
+        columns["trial"] = np.where(whole, numbers, -1).astype(np.int64)
     rungs = RUNG_NUMBERS if any(name.startswith(LOOK) for name in several) else ()
-    for name in (*NUMBERS, *several, *rungs):
+    names = (*NUMBERS, *several, *rungs)
+    targets = [name for name in names if name.startswith(TARGETS)]
+    for name in names:
         columns[name] = np.full(count, math.nan)
         if name in history.columns:
             numbers = pd.to_numeric(history[name], errors="coerce")
+            if name in targets and (wrong := history[name][numbers.isna() & history[name].notna()].tolist()):
+                found.append(f"history: {_some(f'{name}={value!r}' for value in wrong)}: is not a number")
             columns[name] = np.array(numbers.to_numpy(dtype=np.float64, na_value=math.nan))
     for name, usual in WORDS.items():
         columns[name] = _cells(history[name]) if name in history.columns else np.full(count, usual, dtype=object)
@@ -412,7 +435,32 @@ def _columns(space: Space, history: pd.DataFrame, several: Sequence[str]) -> dic
         order = np.argsort(trials, kind="stable")
         order = order[trials[order] >= 0]
         columns = {name: cells[order] for name, cells in columns.items()}
+    if found := [*found, *_wrong_cells(columns, targets)]:
+        raise ConfigError(found, hint)
     return columns
+
+
+def _wrong_cells(columns: Columns, targets: Sequence[str]) -> list[str]:
+    """Return the faults of cells that an optimizer would misread, each with the trials that have it."""
+    trials, faults = columns["trial"], list[str]()
+    if twice := sorted({*trials[1:][trials[1:] == trials[:-1]].tolist()}):
+        faults.append(f"history: several rows of {_some(f'trial {number}' for number in twice)}; a trial has one")
+    for name in targets:
+        if where := np.flatnonzero(np.isinf(columns[name])).tolist():
+            some = _some(f"{name}={columns[name][i]} of trial {trials[i]}" for i in where)
+            how = "accepted: a finite number, or NaN with the state diverged or failed for a trial without a value"
+            faults.append(f"history: {some}: is not finite; {how}")
+    for name, words in (("state", State), ("origin", Origin)):
+        known = [str(word) for word in words]
+        wrong = {cell for cell in columns[name] if isinstance(cell, str)} - {*known}
+        faults += [f"history: {name}={word!r}: is not known; {instead_of(word, known)}" for word in sorted(wrong)]
+    return faults
+
+
+def _some(texts: Iterable[str]) -> str:
+    """Return the first three texts, and how many more there are."""
+    listed = list(texts)
+    return f"{', '.join(listed[:3])} and {len(listed) - 3} more" if len(listed) > 3 else ", ".join(listed)
 
 
 def _cells(column: pd.Series) -> NDArray[Any]:
@@ -428,19 +476,15 @@ def _differ(now: NDArray[Any], before: NDArray[Any]) -> NDArray[np.bool_]:
     return differ & ((now == now) | (before == before)).astype(np.bool_) if differ.any() else differ
 
 
-def _check_columns(space: Space, history: pd.DataFrame) -> None:
-    """Raise ConfigError if a frame made by hand lacks a column that its rows are read from."""
+def _missing_columns(space: Space, history: pd.DataFrame) -> tuple[list[str], str]:
+    """Return the columns that rows are read from and that a frame made by hand lacks, and what to do about it."""
     always = [name for name, parameter in space.parameters.items() if not parameter.conditions]
     missing = [name for name in always if name not in history.columns]
     faults = [f"history: has no column {name}, which is a parameter of the space" for name in missing]
-    hint = ""
-    if "value" in history.columns and "target" not in history.columns:
-        faults.append(
-            "history: has a column value but no column target, the value with the sign that makes more better"
-        )
-        hint = "add it: history.assign(target=history.value), or -history.value"
-    if faults:
-        raise ConfigError(faults, hint)
+    if "value" not in history.columns or "target" in history.columns:
+        return faults, ""
+    faults.append("history: has a column value but no column target, the value with the sign that makes more better")
+    return faults, "add it: history.assign(target=history.value), or -history.value"
 
 
 def _row(space: Space, cells: Mapping[str, Any], several: Sequence[str], sign: float) -> Row:

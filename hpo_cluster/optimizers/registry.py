@@ -32,7 +32,7 @@ from hpo_cluster.optimizers.rungs.hyperband import Hyperband, HyperbandSettings
 from hpo_cluster.optimizers.starting_points import Started
 from hpo_cluster.settings import faults_of
 from hpo_cluster.space import Space
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import instead_of
 
 
 class Entry(NamedTuple):
@@ -126,19 +126,17 @@ def _those_of_several() -> str:
 def make_settings(name: str, settings: Mapping[str, Any]) -> OptimizerSettings:
     """Return the typed settings of the optimizer of that name. Raises ConfigError with every fault."""
     if name not in OPTIMIZERS:
-        close = did_you_mean(name, OPTIMIZERS)
-        raise ConfigError([f"optimizer: {name!r} is unknown; {close}accepted: {', '.join(OPTIMIZERS)}"])
+        raise ConfigError([f"optimizer: {name!r} is unknown; {instead_of(name, OPTIMIZERS)}"])
     cls = OPTIMIZERS[name].settings
     try:
         return cls(**settings)
     except ValidationError as error:
         accepted = list(cls.model_fields)
-        some = f"accepted: {', '.join(accepted)}" if accepted else "it has none"
         faults = []
         for fault in faults_of(error, cls, "optimizer"):
             if fault.kind == "extra_forbidden":
-                close = did_you_mean(fault.loc[-1], accepted)
-                faults.append(f"{fault.key}: is not a setting of {name}; {close}{some}")
+                some = instead_of(fault.loc[-1], accepted) if accepted else "it has none"
+                faults.append(f"{fault.key}: is not a setting of {name}; {some}")
             else:
                 faults.append(str(fault))
         raise ConfigError(faults) from None

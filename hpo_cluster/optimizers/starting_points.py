@@ -31,7 +31,7 @@ class Started:
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        data = self._data = Dataset.read(self.space, history, self._data)
+        data = self._data = Dataset.read(self.space, history, self._data, n)
         taken, left = data.taken(), list[Configuration]()
         for configuration in self.space.start:
             key = key_of(self.space, self.space.encode(configuration))

@@ -270,6 +270,11 @@ class Record:
         return (self.stopped or {}).get("reason") == BETWEEN_TICKS
 
     @property
+    def is_finished(self) -> bool:
+        """Whether the last driver has spent the budget, and nothing is under way."""
+        return (self.stopped or {}).get("reason") == "finished" and not self.in_flight
+
+    @property
     def rows(self) -> list[TrialRecord]:
         """The trials in the order of their numbers; confirmations and the baseline come first."""
         return [*self._rows]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hpo_cluster.trial import trial_label
 
-CAMPAIGN_NAME_RULE = "letters, digits, dots, dashes and underscores"
+CAMPAIGN_NAME_RULE = "letters a to z, digits, dots, dashes and underscores"
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 PACKAGE_DIR = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from hpo_cluster.errors import ConfigError
 from hpo_cluster.goals import Bound, Goals, dominates
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.trial_record import TrialRecord
-from hpo_cluster.text import counted, did_you_mean
+from hpo_cluster.text import counted, instead_of
 from hpo_cluster.trial import State
 
 #: The parts of a preference, as they are typed.
@@ -51,7 +51,7 @@ def read_preference(parts: Mapping[str, Any]) -> Preference:
     faults = []
     for key, value in parts.items():
         if key not in KEYS:
-            faults.append(f"{key}: is not a key; {did_you_mean(key, KEYS)}accepted: {', '.join(KEYS)}")
+            faults.append(f"{key}: is not a key; {instead_of(key, KEYS)}")
         elif not isinstance(value, Mapping) or not value or not all(_is_finite(n) for n in value.values()):
             faults.append(f"{key}={value!r}: give a number for each metric, such as {key}='{{gpu_seconds: -0.01}}'")
     if faults:
@@ -112,7 +112,7 @@ def _faults(trials: Sequence[TrialRecord], goals: Goals | None, preference: Pref
     """Return the metrics that no trial has, and the weights that prefer what is worse."""
     there = sorted({name for trial in trials for name in trial.metrics})
     faults = [
-        f"{key}: no trial has the metric {name}; {did_you_mean(name, there)}accepted: {', '.join(there)}"
+        f"{key}: no trial has the metric {name}; {instead_of(name, there)}"
         for key in KEYS
         for name in getattr(preference, key)
         if name not in there

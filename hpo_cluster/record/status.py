@@ -15,7 +15,7 @@ from hpo_cluster.goals import Goals
 from hpo_cluster.record import clock
 from hpo_cluster.record.attempt_files import document_of
 from hpo_cluster.record.campaign_state import BY_STOP, Record
-from hpo_cluster.record.climb import room_for, rung_table, saved
+from hpo_cluster.record.climb import Climb, room_for, rung_table, saved
 from hpo_cluster.record.clock import is_time, moment, seconds_between, seconds_since
 from hpo_cluster.record.confirmation import confirmation_cost, confirmation_status
 from hpo_cluster.record.confirmed_front import confirmed_front
@@ -95,12 +95,11 @@ def summarise(
     budget = operation.get("budget", 0)
     in_flight = record.in_flight
     exhausted = exhausted or (not in_flight and bool((record.stopped or {}).get("exhausted")))
-    finished = not in_flight and (record.stopped or {}).get("reason") == "finished"
     view = scheduler_view(read(layout.scheduler))
     ends = {} if driver_alive or simulated else unnoticed_ends(record, layout)
     running = [_running(trial, layout, view.get("jobs", {}), read, ends.get(trial.number)) for trial in in_flight]
     hours = record.gpu_hours(clock.now(), {number: end.at for number, end in ends.items()})
-    state = "running" if driver_alive else "finished" if finished else "stopped"
+    state = "running" if driver_alive else "finished" if record.is_finished else "stopped"
     return {
         "campaign": layout.dir.name,
         "dir": str(layout.dir),
@@ -243,13 +242,21 @@ def _running(
         "job": None if attempt is None else attempt.job_id,
         "turn": None if attempt is None else attempt.turn,
         "node": None if attempt is None else attempt.node,
-        "scheduler": _scheduler_says(jobs.get(attempt.job_name)) if attempt is not None else None,
+        "scheduler": _scheduler_says(jobs.get(attempt.job_name)) if attempt is not None and end is None else None,
         "unknown_since": (jobs.get(attempt.job_name) or {}).get("unknown_since") if attempt is not None else None,
         **_sound(progress),
-        **({} if trial.climb is None else {"rung": trial.climb.reached, "goal": trial.climb.goal}),
+        **_climb(trial.climb),
         "silent_s": _silent_s(trial, progress) if end is None else None,
         "elapsed_s": None if attempt is None or attempt.started_at is None else _elapsed(attempt.started_at, end),
     }
+
+
+def _climb(climb: Climb | None) -> dict[str, Any]:
+    """Return how far a trial has climbed; of one that was paused before, also why it goes on."""
+    if climb is None:
+        return {}
+    why = climb.why if climb.paused_seq is not None else None
+    return {"rung": climb.reached, "goal": climb.goal, "taken_up": why}
 
 
 def _elapsed(started_at: str, end: End | None) -> float:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import instead_of
 
 Kind: TypeAlias = Literal["number", "bool", "text", "mixed", "unknown"]
 _Compute: TypeAlias = Callable[[Mapping[str, Any]], Any]
@@ -176,8 +176,8 @@ class _Reader:
 
     def _name(self, name: str) -> tuple[_Compute, Kind]:
         if name not in self.kinds:
-            close = did_you_mean(name, [name.title()] if name in ("true", "false") else self.kinds)
-            hint = close.strip() or f"accepted: {', '.join(self.kinds)}"
+            truth = name in ("true", "false")
+            hint = f"did you mean {name.title()}?" if truth else instead_of(name, self.kinds)
             self.faults.append(f"{name!r} is not a parameter; {hint}")
             return _nothing, "unknown"
         self.names[name] = None

@@ -40,7 +40,7 @@ from hpo_cluster.space.parameters import (
     parameter_to_json,
     same,
 )
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import instead_of
 
 Configuration: TypeAlias = dict[str, Value]
 
@@ -561,5 +561,4 @@ def _condition(parameter: Parameter) -> str:
 
 
 def _unknown(name: str, names: Mapping[str, Any] | Sequence[str]) -> str:
-    close = did_you_mean(name, names).strip()
-    return f"{name}: is not a parameter of the space" + (f"; {close}" if close else "")
+    return f"{name}: is not a parameter of the space; {instead_of(name, names)}"

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hpo_cluster.errors import ConfigError
 from hpo_cluster.optimizers.base import Optimizer
 from hpo_cluster.space import Categorical, Configuration, Float, Integer, Prior, Space
 from hpo_cluster.trial import Ask
@@ -341,6 +342,18 @@ class OptimizerContract:
         assert len(ask.proposals) == 2
         known = [parameters(space, r) for r in rows]
         assert not any(configuration in known for configuration in configurations(ask))
+
+    def test_a_wrong_history_or_number_is_one_error_with_all_faults(self, make: Make, space: Space) -> None:
+        rows = completed(space, 3)
+        rows[2] |= {"trial": 1, "target": math.inf}
+        with pytest.raises(ConfigError) as error:
+            make(space).ask(frame(space, rows), 0)
+        said = str(error.value)
+        assert said.startswith("3 faults:")
+        for part in ("n=0: is the number of proposals wanted", "several rows of trial 1", "target=inf of trial 1"):
+            assert part in said
+        with pytest.raises(ConfigError, match="n=0"):
+            make(space).ask(pd.DataFrame(), 0)
 
     def test_a_history_read_back_from_csv_means_the_same(
         self, make: Make, space: Space, first: First, tmp_path: Path

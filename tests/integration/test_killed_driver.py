@@ -72,6 +72,7 @@ def test_the_time_without_a_driver_is_not_a_trials(tmp_path: Path) -> None:
     status = campaign_status(directory)  # without a driver
     assert [row["state"] for row in status["running"]] == ["ended", "ended"]
     assert all((row["elapsed_s"] or 0.0) < 1.9 for row in status["running"])
+    assert all(row["scheduler"] is None for row in status["running"])  # what it said before is no longer so
     assert "0 running · 2 ended, to be collected" in progress_line(status)
     kept = (folders[0] / "result.json").rename(folders[0] / "kept")
     assert [row["state"] for row in campaign_status(directory)["running"]] == ["gone", "ended"]

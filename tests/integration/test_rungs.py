@@ -15,7 +15,7 @@ from support import climbing
 from support.waiting import wait
 
 from hpo_cluster import load_curves, load_history, optimize
-from hpo_cluster.cli.display import status_lines
+from hpo_cluster.cli.display import running_line, status_lines
 from hpo_cluster.cli.main import main
 from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.driver.check_proposals import replay
@@ -201,12 +201,49 @@ def test_a_larger_budget_and_a_smaller_eta_take_up_paused_trials(tmp_path: Path)
     assert first.counts[State.PAUSED] >= 4
     kept = {path.parents[2].name for path in directory.glob("trials/*/*/checkpoint/*")}
     assert kept == {f"t{trial.number:04d}" for trial in first.rows if trial.state is State.PAUSED}
-    again = climbing.drive(directory, operation={"budget": 3, "workers": 2}, fidelity={"eta": 2})
+    larger = {"operation": {"budget": 3, "workers": 2}, "fidelity": {"eta": 2}}
+    with Campaign(climbing.spec(directory, larger)) as campaign:
+        going_on, cost = campaign.climbing.going_on()
+        campaign.stop("enough")
+    assert 0 < cost <= 3 - first.committed + 1e-6
+    again = climbing.drive(directory, **larger)
     check_climbs(again)
+    asked = [event["trial"] if event["event"] == "promoted" else "new" for event in _after(directory, first.seq)]
+    assert asked[: len(going_on)] == [promotion.trial for promotion in going_on]  # whatever is new comes later
     assert again.spent > 2.5
     old = [again.trials[trial.number] for trial in first.rows if trial.state is State.PAUSED]
     assert any(len(trial.attempts) > 1 for trial in old)
     assert len({start["settings"]["fidelity"]["eta"] for start in again.starts}) == 2
+
+
+def _after(directory: Path, seq: int) -> list[Any]:
+    """Return the decisions of the driver that the journal holds after an event: what was proposed, and promoted."""
+    events = read_events(directory / "events.jsonl")
+    return [event for event in events if event["seq"] > seq and event["event"] in ("asked", "promoted")]
+
+
+def test_a_larger_budget_says_who_goes_on_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = ["objective=synthetic", "optimizer=random", "fidelity=share", "fidelity.rungs=[1/4,1]"]
+    overrides += ["fidelity.rule=asha", "fidelity.eta=9", "poll_s=0.1", "budget=2", "campaign=c"]
+    assert main(["run", *overrides]) == 0
+    assert "go on before" not in capsys.readouterr().out
+    assert record_of(Path("campaigns/c")).counts[State.PAUSED]
+    larger = ["resume", "campaigns/c", "budget=3", "fidelity.eta=2"]
+    assert main([*larger, "dry_run=true"]) == 0
+    assert "paused trials that deserve it by then go on before new ones are tried" in capsys.readouterr().out
+    assert main(larger) == 0
+    said = capsys.readouterr().out
+    assert "paused trial goes on before new configurations are tried" in said
+    assert "(fidelity.rule=asha), and the budget has room for it now (0.75 of the 1 whole evaluation left)" in said
+    (number,) = re.findall(r"\n  t(\d+) goes on to rung 1: \d of \d at rung 0\n", said)
+    assert f"trial=t{number} state=completed" in said
+    goes_on = {"trial": int(number), "step": None, "loss": None, "elapsed_s": None, "job": None, "attempt": 1}
+    assert running_line({**goes_on, "goal": 1, "taken_up": "2 of 4 at rung 0"}).endswith(
+        "to rung 1, paused before: 2 of 4 at rung 0  attempt 1"
+    )
 
 
 def test_promoted_by_hand(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_every_fault_is_named_and_nothing_is_written(capsys: pytest.CaptureFixtu
     words = ["simulate", "optimizer=nosuch", "objective=synthetic", "simulate.repeat=3", "simulate.failure_rate=2"]
     assert main(words) == 2
     err = capsys.readouterr().err
-    for part in ("optimizer=nosuch", "did you mean repeats", "simulate.failure_rate=2: must be at most 1"):
+    for part in ("optimizer=nosuch", "did you mean simulate.repeats", "simulate.failure_rate=2: must be at most 1"):
         assert part in err
     assert "hpo-cluster simulate --help" in err
     assert main(["simulate", "baseline=true"]) == 2

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo_cluster.text import PLAIN_SIGNS, did_you_mean, in_code, in_markdown, visible
+from hpo_cluster.text import LIST_WIDTH, PLAIN_SIGNS, did_you_mean, in_code, in_markdown, instead_of, visible
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,15 @@ def test_no_command_ends_because_of_a_locale(tmp_path: Path, variables: dict[str
 )
 def test_the_word_that_is_meant(word: str, known: list[str], meant: str) -> None:
     assert did_you_mean(word, known) == meant
+
+
+def test_a_list_that_fits_no_message_is_cut_or_left_out() -> None:
+    known = [f"parameter_{number}" for number in range(40)]
+    assert instead_of("b", ["a", "b", "c"]).endswith("accepted: a, b, c")
+    assert instead_of("xyz", ["a", "b"], "there are") == "there are: a, b"
+    cut = instead_of("xyz", known)
+    assert cut.startswith("accepted: parameter_0, parameter_1, ")
+    assert cut.endswith(", … (40 in all)")
+    assert len(cut) < LIST_WIDTH + 40
+    assert instead_of("paramter_7", known) == "did you mean parameter_7?"
+    assert did_you_mean("", known) == ""

@@ -81,7 +81,7 @@ def _campaigns(words: Sequence[str], faults: list[str]) -> list[Path]:
             what = "no folder matches" if any(sign in word for sign in "*?[") else "is not a folder"
             keys = ", ".join(f"{key}=..." for key in COMMANDS["compare"].keys)
             accepted = f"; accepted: {keys}" if "=" in word else ""
-            faults.append(f"{word}: {what}{accepted or campaigns_nearby()}")
+            faults.append(f"{word}: {what}{accepted or campaigns_nearby(word)}")
         for folder in folders:
             inside = campaigns_in(folder)
             below = {} if inside else folders_of_campaigns(folder)
@@ -92,7 +92,7 @@ def _campaigns(words: Sequence[str], faults: list[str]) -> list[Path]:
                 some = " or ".join([*each[:SHOWN], *(["..."] if each[SHOWN:] else [])])
                 faults.append(f"{folder}: holds campaigns in its folders alone; type  {some}")
             elif not inside and not (folder / PAGE).is_file():  # the comparison of before is no fault
-                faults.append(f"{folder}: is not a campaign, and holds none{campaigns_nearby()}")
+                faults.append(f"{folder}: is not a campaign, and holds none{campaigns_nearby(word)}")
             for campaign in inside:
                 found.setdefault(campaign.resolve(), campaign)
     return list(found.values())

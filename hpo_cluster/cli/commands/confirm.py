@@ -20,25 +20,23 @@ def confirm(arguments: Arguments) -> int:
     from hpo_cluster.record.confirmation import chosen, missing_rows
     from hpo_cluster.record.identity import identity_of_campaign
     from hpo_cluster.record.layout import CampaignLayout
+    from hpo_cluster.record.trial_record import TrialRecord
     from hpo_cluster.trial import trial_label
 
     wanted, overrides = _read(arguments)
-    layout = CampaignLayout(Path(arguments.words[0]))
+    layout = CampaignLayout(arguments.folder(later=True))
     identity = identity_of_campaign(layout.identity)
     maximize, goals = identity["direction"] == "maximize", Goals.of(identity["objective"])
     record = Record.read(layout.events)
-    ranking = [] if wanted.trials else _ranking(layout.dir)
-    try:
-        trials = chosen(record, wanted, goals, maximize=maximize, ranking=ranking)  # before anything is opened
+    trials, ranking = list[TrialRecord](), list[int]()
+    try:  # before anything is opened
+        ranking = [] if wanted.trials or arguments.faults else _ranking(layout.dir)
+        trials = chosen(record, wanted, goals, maximize=maximize, ranking=ranking)
     except ConfigError as error:
-        try:
-            recorded_config(arguments, overrides, check_files=True)
-        except ConfigError as others:
-            raise ConfigError([*error.faults, *others.faults], others.hint) from None
-        raise
+        arguments.faults += error.faults
+    config = recorded_config(arguments, overrides, check_files=True)
     wanted = dataclasses.replace(wanted, trials=tuple(trial.number for trial in trials))
     labels = ", ".join(trial_label(trial.number) for trial in trials)
-    config = recorded_config(arguments, overrides, check_files=True)
     spec = campaign_spec(config, overrides, take_over=arguments.option("--take-over"), other_places=True)
     if config.settings.dry_run:
         missing = missing_rows(record, trials, wanted.replicates, spec.seed)
@@ -57,7 +55,7 @@ def _ranking(folder: Path) -> list[int]:
 
 
 def _read(arguments: Arguments) -> tuple[Wanted, list[str]]:
-    """Return what is to be confirmed, and the overrides. Raises ConfigError, naming all faults."""
+    """Return what is to be confirmed, and the overrides; add a fault for each value that is wrong."""
     given, counts = arguments.given, {}
     for key, default in (("top", TOP), ("replicates", REPLICATES)):
         text = given.get(key, str(default))
@@ -70,9 +68,5 @@ def _read(arguments: Arguments) -> tuple[Wanted, list[str]]:
         arguments.faults.append(f"trials={given['trials']}: accepted: numbers of trials, such as trials=[7,3]")
     if "trials" in given and "top" in given:
         arguments.faults.append("top and trials: give one of the two")
-    try:
-        arguments.folder()
-    except ConfigError as error:
-        raise ConfigError(error.faults, "hpo-cluster confirm --help") from None
     numbers = tuple(dict.fromkeys(number for number in trials if number is not None))
     return Wanted(**counts, trials=numbers), arguments.others[1:]

@@ -12,10 +12,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hpo_cluster.cli.arguments import COMMANDS, Arguments, short_path
+from hpo_cluster.cli.arguments import COMMANDS, SHOWN, Arguments, short_path
 from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say, tell
 from hpo_cluster.errors import ConfigError, LockedError
-from hpo_cluster.text import command_line, counted, did_you_mean
+from hpo_cluster.text import command_line, counted, instead_of
+from hpo_cluster.trial import trial_label
 
 if TYPE_CHECKING:
     from hpo_cluster.cli.config.schema import Config
@@ -108,17 +109,22 @@ def resume(arguments: Arguments) -> int:
 
 
 def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_files: bool) -> Config:
-    """Return the configuration of an existing campaign as it last ran, changed by `overrides`."""
+    """Return the configuration of an existing campaign as it last ran, changed by `overrides`.
+
+    Raises:
+        ConfigError: with the faults of the command line that are known already, and all others.
+    """
     from hpo_cluster.cli.config.recorded import compose_resume
     from hpo_cluster.record.campaign_state import Record
     from hpo_cluster.record.identity import SIMULATION, read_identity
     from hpo_cluster.record.layout import CampaignLayout
     from hpo_cluster.record.places import move_of
 
-    folder = arguments.folder()
+    folder = arguments.folder(later=True)
     layout = CampaignLayout(folder)
     if SIMULATION in (read_identity(layout.identity) or {}):
-        raise ConfigError([f"{folder}: is a simulated campaign, which nothing real can continue"], SIMULATE_AGAIN)
+        fault = f"{folder}: is a simulated campaign, which nothing real can continue"
+        raise ConfigError([*arguments.faults, fault], SIMULATE_AGAIN)
     record = Record.read(layout.events)
     starts = record.starts
     operation = {**starts[-1]["operation"], **starts[-1].get("settings", {})} if starts else {}
@@ -137,6 +143,7 @@ def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_fil
             campaign_dir=folder,
             check_files=check_files,
             here=move.here,
+            faults=arguments.faults,
             **arguments.files,
         )
     except ConfigError as error:
@@ -175,7 +182,7 @@ def post(arguments: Arguments) -> int:
     from hpo_cluster.record.lock import owner_lives, read_lock
     from hpo_cluster.record.trial_record import may_be_retried
     from hpo_cluster.report.trial import find_trial
-    from hpo_cluster.trial import State, trial_label
+    from hpo_cluster.trial import State
 
     folder = arguments.folder()
     layout = CampaignLayout(folder)
@@ -195,10 +202,12 @@ def post(arguments: Arguments) -> int:
             )
         if arguments.command == "promote" and trial.state is not State.PAUSED:
             faults.append(f"{trial_label(number)} is {trial.state}: only one that is paused at a rung can be promoted")
-    if faults:
-        raise ConfigError(faults, command_line("status", folder))
     owner = read_lock(layout.lock)
     driven = owner is not None and owner_lives(layout.lock, owner)
+    if arguments.command == "stop" and record.is_finished and not driven:
+        faults.append(f"{folder}: is finished: nothing is left to stop")
+    if faults:
+        raise ConfigError(faults, command_line("status", folder))
     for meant in trials or [None]:
         inbox.post(layout.inbox_dir, inbox.verb(arguments.command), meant)
     return _serve(arguments, driven=driven)
@@ -214,7 +223,6 @@ def _serve(arguments: Arguments, *, driven: bool) -> int:
     from hpo_cluster.driver.campaign import Campaign
     from hpo_cluster.record import inbox
     from hpo_cluster.record.layout import CampaignLayout
-    from hpo_cluster.trial import trial_label
 
     resume = command_line("resume", arguments.words[0])
     stops = f"submits nothing more and ends; jobs run on. Go on with:  {resume}"
@@ -254,8 +262,8 @@ def print_configs(arguments: Arguments, configs: Sequence[Config]) -> int:
         for key in package.split(".") if package != "_global_" else ():
             accepted = list(part) if isinstance(part, dict) else []
             if key not in accepted:
-                fault = f"--package {package}: there is no {key}; {did_you_mean(key, accepted)}"
-                raise ConfigError([f"{fault}accepted: {', '.join(accepted)}"], "hpo-cluster run --cfg job")
+                fault = f"--package {package}: there is no {key}; {instead_of(key, accepted)}"
+                raise ConfigError([fault], "hpo-cluster run --cfg job")
             part = part[key]
         header = "" if package == "_global_" else f"# @package {package}\n"
         pages.append(header + to_yaml(part).removesuffix("...\n"))
@@ -336,6 +344,9 @@ def drive(config: Config, spec: CampaignSpec, confirmation: Wanted | None = None
             tell(f"left out of the journal: {counted(lines, 'line')} whose driver had lost the campaign")
         if dead := campaign.opened.lock.taken_over:
             tell(f"taken over from the driver that died: process {dead['pid']} on {dead.get('host')}")
+        spent_before = campaign.record.spent
+        if confirmation is None:
+            _tell_who_goes_on(campaign)
         with _Interrupts(campaign) as interrupts:
             with display:
                 for status in campaign.drive():
@@ -345,10 +356,35 @@ def drive(config: Config, spec: CampaignSpec, confirmation: Wanted | None = None
                 campaign.cancel_jobs()
         status = campaign.status()
     ended = _finish(config, campaign, status, interrupts, again)
+    nothing_done = campaign.record.spent == spent_before and not campaign.opened.is_new and not status["exhausted"]
+    if nothing_done and ended == OK and not campaign.reason and confirmation is None:
+        budget = campaign.spec.operation.budget
+        more = command_line("resume", short_path(config.campaign_dir), f"budget={2 * budget}")
+        tell(f"The budget of {budget} was spent before. A larger one goes on:  {more}")
     if left := campaign.tracking.left:
         export = campaign.tracking.export_command
         tell(f"not logged to {config.tracking.kind}: {counted(left, 'trial')}. Log them with:  {export}")
     return ended
+
+
+def _tell_who_goes_on(campaign: Campaign) -> None:
+    """Say that paused trials are taken up first, which a larger budget or another rule makes room for."""
+    going_on, cost = campaign.climbing.going_on()
+    if not going_on:
+        return
+    spec = campaign.spec
+    left = max(0.0, spec.operation.budget - campaign.record.committed)
+    many = len(going_on) > 1
+    tell(
+        f"{counted(len(going_on), 'paused trial')} {'go' if many else 'goes'} on before new configurations are tried: "
+        f"{'they are' if many else 'it is'} among the best at {'their rungs' if many else 'its rung'} "
+        f"(fidelity.rule={spec.fidelity.rule}), and the budget has room for {'them' if many else 'it'} now "
+        f"({cost:.3g} of the {counted(float(left), 'whole evaluation')} left)"
+    )
+    for promotion in going_on[:SHOWN]:
+        tell(f"  {trial_label(promotion.trial)} goes on to rung {promotion.rung}: {promotion.why}")
+    if len(going_on) > SHOWN:
+        tell(f"  ... and {len(going_on) - SHOWN} more")
 
 
 def _tell_warm_start(spec: CampaignSpec) -> None:
@@ -361,6 +397,9 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
     from hpo_cluster.cli.display import parameters_text
     from hpo_cluster.driver.dry_run import preview
     from hpo_cluster.record import clock
+    from hpo_cluster.record.campaign_state import Record
+    from hpo_cluster.record.layout import CampaignLayout
+    from hpo_cluster.trial import State
 
     if not config.campaign_dir.exists():
         _tell_warm_start(spec)
@@ -368,7 +407,8 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
     for trials, script in preview(spec):
         count += len(trials)
         say(*(f"{label}  {parameters_text(parameters)}" for label, parameters in trials), script, sep="\n")
-    say(f"{config.campaign}: {counted(count, 'trial')} would be submitted first; nothing was created")
+    why = "" if count else ": its budget is spent, or as many are under way as there may be"
+    say(f"{config.campaign}: {counted(count, 'trial')} would be submitted first{why}; nothing was created")
     if (several := spec.launcher_settings.trials_per_job) > 1:
         say(f"each job goes on with other trials when one has ended: up to {several} in all (launcher.trials_per_job)")
     if ladder := spec.fidelity.ladder:
@@ -377,6 +417,8 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
             f"each trial is looked at after {looks} of a whole evaluation (fidelity={ladder.kind}) and goes on or is "
             f"paused (fidelity.rule={spec.fidelity.rule}); budget={spec.operation.budget} counts whole evaluations"
         )
+        if Record.read(CampaignLayout(spec.dir).events).counts[State.PAUSED]:
+            say("paused trials that deserve it by then go on before new ones are tried")
     if notice := spec.hours.reason_to_wait(clock.now()):
         say(notice)
     return OK

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hpo_cluster.cli.arguments import Arguments, short_path
 from hpo_cluster.cli.commands import OK, help_of, say
 from hpo_cluster.errors import ConfigError, HpoClusterError
-from hpo_cluster.text import command_line, counted, did_you_mean
+from hpo_cluster.text import command_line, counted, instead_of
 
 if TYPE_CHECKING:
     from hpo_cluster.cli.config.schema import Config
@@ -47,8 +47,8 @@ def export(arguments: Arguments) -> int:
     given = arguments.given
     to, path = given.get("to", ""), given.get("path", "")
     if to not in FORMATS:
-        seen = f"to={to}: is not a format; {did_you_mean(to, FORMATS)}" if to else "export needs a format: to=; "
-        arguments.faults.append(f"{seen}accepted: {', '.join(FORMATS)}")
+        seen = f"to={to}: is not a format" if to else "export needs a format: to="
+        arguments.faults.append(f"{seen}; {instead_of(to, FORMATS)}")
     elif fault := library_fault(to):
         arguments.faults.append(f"to={fault}")
     if to in ("csv", "parquet") and path and path.rpartition(".")[2] != to:

@@ -6,7 +6,7 @@ from hpo_cluster.cli.arguments import Arguments
 from hpo_cluster.cli.commands import OK, say
 from hpo_cluster.cli.completion import SCRIPTS, candidates
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import instead_of
 
 
 def completion(arguments: Arguments) -> int:
@@ -18,8 +18,8 @@ def completion(arguments: Arguments) -> int:
         return OK
     faults = list(arguments.faults)
     if shell not in SCRIPTS:
-        what = f"{shell!r}: is not a shell that is known; {did_you_mean(shell, SCRIPTS)}" if shell else ""
-        faults.append(f"{what}accepted: {', '.join(SCRIPTS)}")
+        what = f"{shell!r}: is not a shell that is known; " if shell else "completion needs a shell; "
+        faults.append(f"{what}{instead_of(shell, SCRIPTS)}")
     if faults:
         raise ConfigError(faults, 'In ~/.bashrc: eval "$(hpo-cluster completion bash)"')
     say(SCRIPTS[shell].strip())

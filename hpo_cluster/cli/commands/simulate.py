@@ -13,7 +13,7 @@ from hpo_cluster.cli.arguments import Arguments, short_path
 from hpo_cluster.cli.commands import BAD_END, OK, help_of, say, tell
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record.layout import in_campaign_name
-from hpo_cluster.text import command_line, counted, did_you_mean
+from hpo_cluster.text import command_line, counted, instead_of
 
 if TYPE_CHECKING:
     from hpo_cluster.cli.config.schema import Config
@@ -87,8 +87,7 @@ def _settings(words: Sequence[str], faults: list[str]) -> SimulationSettings:
                 continue
             key = override.key_or_group.partition(".")[2]
             if key not in known:
-                close = did_you_mean(key, known).strip() or f"accepted: {', '.join(known)}"
-                faults.append(f"{OWN}.{key}: is not a key; {close}")
+                faults.append(f"{OWN}.{key}: is not a key; {instead_of(key, known)}")
             elif override.is_sweep_override() or override.is_delete():
                 faults.append(f"{word}: give one value; -m lists values of the campaign's own keys")
             else:

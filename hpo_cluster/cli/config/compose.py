@@ -37,7 +37,7 @@ from hpo_cluster.errors import ConfigError
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.record.identity import flatten
 from hpo_cluster.space import PARAMETER_FIELDS, SPACE_KEYS, parameter_names
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import did_you_mean, instead_of
 
 #: What is accepted as a value with `${`.
 LITERAL = r"accepted: ${KEY} of the configuration, ${oc.env:VARIABLE} of the shell; \${ is the text itself"
@@ -124,8 +124,8 @@ class Composition:
         if not any((folder / f"{self.name}.yaml").is_file() for folder in self.dirs):
             names = config_names(self.dirs)
             self.faults.append(
-                f"--config-name {config_name}: there is no such file; {did_you_mean(self.name, names)}accepted: "
-                f"{', '.join(names)}, from {', '.join(map(str, self.dirs))}"
+                f"--config-name {config_name}: there is no such file; {instead_of(self.name, names)}, "
+                f"from {', '.join(map(str, self.dirs))}"
             )
             self.name = PRIMARY
 
@@ -171,7 +171,9 @@ class Composition:
                 continue
             section, _, key = override.key_or_group.partition(".")
             if override.is_sweep_override():
-                self.faults.append(f"{text}: lists several values; add -m for one campaign each, or quotes for a text")
+                self.faults.append(
+                    f"{text}: lists several values; run -m starts a campaign for each; a text needs quotes"
+                )
                 self.broken.add(section)
                 continue
             value = None if override.is_delete() else override.value()
@@ -208,10 +210,7 @@ class Composition:
                 self.faults.append(f"{text}: {other} has the name of an option of the package; rename it")
             return
         also = f"; or a file conf/{group}/{name}.yaml, --config-dir DIR" if re.fullmatch(r"[\w.-]+", name) else ""
-        self.faults.append(
-            f"{group}={name}: is not an option of {group}; {did_you_mean(name, accepted)}"
-            f"accepted: {', '.join(accepted)}{also}"
-        )
+        self.faults.append(f"{group}={name}: is not an option of {group}; {instead_of(name, accepted)}{also}")
         self.broken.add(group)
 
     def _can_be_removed(self, override: Override) -> bool:
@@ -312,11 +311,10 @@ class Composition:
         for name in names:
             fields = entries[name] if isinstance(entries[name], Mapping) else ()
             known += [f"space.{name}.{field}" for field in fields]
-        close = did_you_mean(key, known).strip()
-        if len(rest) == 1 and isinstance(value, (Mapping, str, bool, int, float)) and not close:
+        if len(rest) == 1 and isinstance(value, (Mapping, str, bool, int, float)) and not did_you_mean(key, known):
             self.faults.append(f"{key}: is not a parameter of the space; to add it: '+{text_of(override)}'")
         else:
-            self.faults.append(f"{key}: is not a key; {close or 'accepted: ' + ', '.join(known)}")
+            self.faults.append(f"{key}: is not a key; {instead_of(key, known)}")
         return False
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpo_cluster.cli.arguments import OPEN_GROUPS
 from hpo_cluster.cli.config.compose import Composition, plain, section_of, text_of
 from hpo_cluster.cli.config.groups import GROUPS
 from hpo_cluster.cli.config.schema import NESTED, OPERATIONAL, PATH_KEYS, TOP_KEYS, Config
@@ -15,7 +16,7 @@ from hpo_cluster.driver.spec import OPERATIONAL_FIDELITY
 from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import joined, without
 from hpo_cluster.record.warm_start import IDENTITY_KEY
-from hpo_cluster.text import command_line, did_you_mean
+from hpo_cluster.text import command_line, instead_of, some_of
 
 
 def compose_resume(
@@ -29,6 +30,7 @@ def compose_resume(
     check_files: bool = True,
     here: Callable[[str], str] = str,
     instead: Callable[[str], str] | None = None,
+    faults: Sequence[str] = (),
 ) -> Config:
     """Return the configuration of a campaign that exists, with operational keys changed.
 
@@ -42,11 +44,12 @@ def compose_resume(
         check_files: whether model, data and tasks must exist.
         here: returns the present place of a recorded path.
         instead: returns what to say of an override that would change the identity; None: to run another campaign.
+        faults: faults that are known already.
 
     Raises:
         ConfigError: with all faults; an override of an identity key is one.
     """
-    composition = _Recorded(cwd, config_dir)
+    composition = _Recorded(cwd, config_dir, faults=faults)
     with searching(composition.dirs):
         raw = composition.resume(identity, operation, overrides, campaign_dir, here, instead)
     return composition.build(raw, check_files)
@@ -73,7 +76,7 @@ class _Recorded(Composition):
         ]
         if identity.get("fidelity"):
             theirs += [f"fidelity.{name}" for name in OPERATIONAL_FIDELITY]
-        accepted = [*OPERATIONAL, "code", "dry_run", "launcher", "tracking", *theirs]
+        accepted = [*OPEN_GROUPS, *OPERATIONAL, "code", "dry_run", *theirs]
         allowed = []
         for override in self.overrides(overrides):
             text, top = text_of(override), section_of(override)
@@ -83,16 +86,18 @@ class _Recorded(Composition):
                 allowed.append(override)
             elif top in GROUPS or top in TOP_KEYS:
                 other = command_line("run", text, "campaign=NEW_NAME")
-                what = f"cannot change; accepted: {', '.join(accepted)}; for another campaign: {other}"
+                # those of the same section first
+                alike = sorted(accepted, key=lambda key: key.partition(".")[0] != top)
+                what = f"cannot change; accepted: {some_of(alike)}; for another campaign: {other}"
                 what = instead(text) if instead else f"belongs to the campaign's identity and {what}"
                 self.faults.append(f"{text}: {what}")
             else:
-                close = did_you_mean(override.key_or_group, accepted) or f"accepted: {', '.join(accepted)}"
-                self.faults.append(f"{override.key_or_group}: is not a key; {close.strip()}")
+                key = override.key_or_group
+                self.faults.append(f"{key}: is not a key; {instead_of(key, accepted)}")
         choices, values = self.choices(allowed)
         raw = _recorded(identity, operation, campaign_dir, here)
         self.known_command = (raw.get("notify") or {}).get("command")
-        for group in {"launcher", "tracking"} & set(choices):
+        for group in {*OPEN_GROUPS} & {*choices}:
             del raw[group]
         self.name = store_recorded(raw, choices)
         raw, unresolved = plain(self.apply([], values))
@@ -107,7 +112,7 @@ def _recorded(
     objective = joined(copy.deepcopy(dict(identity["objective"])), operation.get("objective") or {})
     objective = without(objective, OBJECTIVES[str(objective.get("kind"))].FORMER)
     sections = {name: objective.pop(name) for name in NESTED if name in objective}
-    kept = {key: value for key, value in operation.items() if key in (*OPERATIONAL, "launcher", "tracking")}
+    kept = {key: value for key, value in operation.items() if key in (*OPERATIONAL, *OPEN_GROUPS)}
     raw = copy.deepcopy(
         {
             "launcher": {"kind": "local"},

@@ -85,7 +85,7 @@ class CampaignSettings(Settings):
 
 
 #: Keys that may change when a campaign is resumed, in addition to `launcher`.
-OPERATIONAL = ("storage_dir", *Operation.model_fields)
+OPERATIONAL = (*Operation.model_fields, "storage_dir")
 
 #: The top-level keys that belong to no group.
 TOP_KEYS = (*Operation.model_fields, *CampaignSettings.model_fields)

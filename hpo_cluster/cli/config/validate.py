@@ -45,7 +45,7 @@ from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CAMPAIGN_NAME_RULE, CampaignLayout, in_campaign_name, is_campaign_name
 from hpo_cluster.settings import Fault, faults_of
 from hpo_cluster.space import SPACE_KEYS, Space
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import did_you_mean, instead_of, some_of
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -225,7 +225,7 @@ class _Builder:
         siblings = [other for other in self.known if other.startswith(f"{section}.")] if dot else []
         if dot and not siblings and section in self.raw:
             return f"{section} has no settings"
-        return f"accepted: {', '.join(siblings)}" if siblings else "accepted: see hpo-cluster run --help"
+        return f"accepted: {some_of(siblings)}" if siblings else "accepted: see hpo-cluster run --help"
 
     def _top(self, cls: type[BaseModel]) -> dict[str, Any]:
         return {key: value for key, value in known(self.raw).items() if key in cls.model_fields}
@@ -252,7 +252,7 @@ class _Builder:
         if cls is None:
             if "objective" not in self.broken:
                 kind = (self.raw.get("objective") or {}).get("kind")
-                self.faults.append(f"objective.kind={kind!r}: accepted: {', '.join(OBJECTIVES)}")
+                self.faults.append(f"objective.kind={kind!r}: {instead_of(str(kind), OBJECTIVES)}")
             return None
         data = known(self.raw.get("objective") or {})
         nested = [name for name in NESTED if name in cls.model_fields]
@@ -291,7 +291,7 @@ class _Builder:
             accepted = {"optimizer": OPTIMIZERS, "launcher": LAUNCHERS}[section]
             key = DISCRIMINATORS[section]
             value = (self.raw.get(section) or {}).get(key)
-            self.faults.append(f"{section}.{key}={value!r}: accepted: {', '.join(accepted)}")
+            self.faults.append(f"{section}.{key}={value!r}: {instead_of(str(value), accepted)}")
             return None
         data = known(self.raw[section])
         if section == "optimizer":

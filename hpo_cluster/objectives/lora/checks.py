@@ -30,7 +30,7 @@ from hpo_cluster.objectives.lora.settings import (
 )
 from hpo_cluster.objectives.lora.tasks import names_in
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import did_you_mean, instead_of
 from hpo_cluster.trial import ErrorKind
 
 CHECK_TIMEOUT_S = 300.0
@@ -245,8 +245,7 @@ def prompt_faults(objective: LoraObjective) -> list[AttemptError]:
     style = objective.data.prompt_style
     if style in prompt_styles:
         return []
-    meant = did_you_mean(style, prompt_styles)
-    message = f"data.prompt_style={style}: LitGPT has no such style; {meant}accepted: {', '.join(prompt_styles)}"
+    message = f"data.prompt_style={style}: LitGPT has no such style; {instead_of(style, prompt_styles)}"
     return [AttemptError(ErrorKind.BAD_CONFIG, message)]
 
 

@@ -21,7 +21,7 @@ from hpo_cluster.objectives.lora.instruction_data import Field as Column
 from hpo_cluster.objectives.lora.instruction_data import files_of
 from hpo_cluster.settings import Settings
 from hpo_cluster.space import Categorical, Parameter, Space, Value
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import instead_of
 
 #: Matrices that LoRA can adapt; each has a setting ``lora_<name>``.
 LORA_MATRICES = ("query", "key", "value", "projection", "mlp", "head")
@@ -413,7 +413,7 @@ class LoraObjective(Objective):
         fields = [name for name in TrainSettings.model_fields if name not in FIXED_SETTINGS]
         for name, parameter in space.parameters.items():
             if name not in fields:
-                hint = did_you_mean(name, fields).strip() or f"accepted: {', '.join(fields)}"
+                hint = instead_of(name, fields)
                 faults.append(f"space.{name}: objective=lora has no training setting of that name; {hint}")
                 continue
             for value in ends(parameter):

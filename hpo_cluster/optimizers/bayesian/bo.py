@@ -153,7 +153,7 @@ class BO:
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        data = self._data = Dataset.read(self.space, history, self._data)
+        data = self._data = Dataset.read(self.space, history, self._data, n)
         observations = self._models.observations(data, infeasible=False)
         batch = Batch(data, n)
         decision: dict[str, Any] = {

@@ -187,7 +187,7 @@ class Mosaic:
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        data = self._data = Dataset.read(self.space, history, self._data)
+        data = self._data = Dataset.read(self.space, history, self._data, n)
         observations = Observations.of(data, infeasible=False)
         feasibility = self._feasibility.of(data)
         credit = self._replay.of(data)

@@ -30,7 +30,7 @@ from hpo_cluster.optimizers.batch import Batch, Found
 from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.space import Categorical, Space
 from hpo_cluster.space.sampling import Key, axis_values, key_of
-from hpo_cluster.text import did_you_mean
+from hpo_cluster.text import instead_of
 from hpo_cluster.trial import Ask, derive_seed
 
 if TYPE_CHECKING:
@@ -75,12 +75,11 @@ class Grid:
         named = settings.levels if isinstance(settings.levels, dict) else {}
         default = settings.levels if isinstance(settings.levels, int) else DEFAULT_LEVELS
         faults = []
-        names = ", ".join(space.names)
         for name in named:
             if name not in space.parameters:
-                close = did_you_mean(name, space.names).strip()
-                meant = f"; {close}" if close else ""
-                faults.append(f"optimizer.levels.{name}: is not a parameter of the space ({names}){meant}")
+                faults.append(
+                    f"optimizer.levels.{name}: is not a parameter of the space; {instead_of(name, space.names)}"
+                )
         for name, levels in [("", default), *named.items()]:
             if levels < 1:
                 faults.append(f"optimizer.levels{'.' if name else ''}{name}: must be at least 1, not {levels}")
@@ -124,7 +123,7 @@ class Grid:
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        data = self._data = Dataset.read(self.space, history, self._data)
+        data = self._data = Dataset.read(self.space, history, self._data, n)
         batch = Batch(data, n)
         if self._order is None:
             rng = np.random.default_rng(derive_seed(self.seed, "design"))

@@ -64,5 +64,5 @@ class LatinHypercube:
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        data = self._data = Dataset.read(self.space, history, self._data)
+        data = self._data = Dataset.read(self.space, history, self._data, n)
         return self._design.ask(data, n, {"optimizer": "lhs", "points": self.points})

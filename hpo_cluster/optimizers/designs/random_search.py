@@ -49,7 +49,7 @@ class RandomSearch:
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        data = self._data = Dataset.read(self.space, history, self._data)
+        data = self._data = Dataset.read(self.space, history, self._data, n)
         batch = Batch(data, n)
         for trial in batch.trials:
             rng = np.random.default_rng(derive_seed(self.seed, "ask", trial))

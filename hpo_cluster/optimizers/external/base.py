@@ -78,7 +78,7 @@ class External:
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        data = self._data = Dataset.read(self.space, history, self._data)
+        data = self._data = Dataset.read(self.space, history, self._data, n)
         batch = Batch(data, n)
         for trial in batch.trials:
             with quiet(derive_seed(self.seed, self.name)):

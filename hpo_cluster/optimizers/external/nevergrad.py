@@ -10,7 +10,6 @@ Deviations from the papers: those of `hpo_cluster.optimizers.external.base`.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import gc
 import math
 import threading
@@ -25,6 +24,7 @@ from hpo_cluster.optimizers.batch import Points
 from hpo_cluster.optimizers.dataset import Dataset, Row
 from hpo_cluster.optimizers.external.base import External, Library, quiet
 from hpo_cluster.space import Space
+from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import Ask, derive_seed
 
 if TYPE_CHECKING:
@@ -64,14 +64,9 @@ class Nevergrad(External):
 
             known = sorted(nevergrad.optimizers.registry)
         if settings.algorithm not in known:
-            close = difflib.get_close_matches(settings.algorithm, known, 3) or [
-                "CMA",
-                "OnePlusOne",
-                "TwoPointsDE",
-                "PSO",
-            ]
+            close = did_you_mean(settings.algorithm, known).strip() or "some are: CMA, OnePlusOne, TwoPointsDE, PSO"
             fault = f"optimizer.algorithm: {settings.algorithm!r} is not one of Nevergrad's {len(known)} algorithms"
-            raise ConfigError([f"{fault}; some are: {', '.join(close)}"])
+            raise ConfigError([f"{fault}; {close}"])
         if nevergrad.optimizers.registry[settings.algorithm].no_parallelization:
             fault = f"optimizer.algorithm: {settings.algorithm} cannot have several trials in flight, nor lose one"
             raise ConfigError([f"{fault}; CMA, TwoPointsDE and PSO can"])

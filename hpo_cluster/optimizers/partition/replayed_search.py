@@ -265,7 +265,7 @@ class SearchOptimizer(Generic[S]):
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        data = self._data = Dataset.read(self.space, history, self._data)
+        data = self._data = Dataset.read(self.space, history, self._data, n)
         search, proposals, settled = self._replay.ask(data, n)
         settled = [dataclasses.replace(row, value=data.sign * (row.value or 0.0)) for row in settled]
         decision = {"optimizer": self.name, **search.describe()}

@@ -73,7 +73,7 @@ class BOHB:
 
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
-        data = self._data = Dataset.read(self.space, history, self._data)
+        data = self._data = Dataset.read(self.space, history, self._data, n)
         rung, scored = self._scored(data)
         batch = Batch(data, n)
         for trial in batch.trials:

@@ -16,7 +16,7 @@ from hpo_cluster.record.exchange.optuna_study import JOURNAL_ENDS, rows_of_study
 from hpo_cluster.record.exchange.study_of_2025 import is_of_2025, row_of_2025
 from hpo_cluster.record.history import HISTORY_COLUMNS, METRIC_PREFIX, RUNG_COLUMNS, TAIL_COLUMNS, several_columns
 from hpo_cluster.space import Categorical, Configuration, Integer, Parameter, Space
-from hpo_cluster.text import counted, did_you_mean
+from hpo_cluster.text import counted, did_you_mean, instead_of, some_of
 from hpo_cluster.trial import Origin, State
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -244,14 +244,14 @@ class _Reader:
         if not rows:
             return ["holds no evaluation"]
         faults = [
-            f"columns: there is no {name}; {did_you_mean(name, there)}there are: {', '.join(there)}"
+            f"columns: there is no {name}; {instead_of(name, there, 'there are')}"
             for name in self.columns
             if name not in there
         ]
         known = [*self.space.names, *self.own]
         faults += [
             f"columns: {name} is to be {target}, which is not a parameter; {did_you_mean(target, known)}accepted: "
-            f"{', '.join(self.space.names)}, value, a column of a history, or metric.NAME"
+            f"{some_of(self.space.names)}, value, a column of a history, or metric.NAME"
             for name, target in self.columns.items()
             if target not in known and not target.startswith(METRIC_PREFIX)
         ]
@@ -259,16 +259,15 @@ class _Reader:
             self.names[name] = self._meaning(name)
         unknown = [name for name in there if self.names[name].startswith("params.")]
         faults += [
-            f"{name.partition('.')[2]}: is not a parameter of the space; "
-            f"{did_you_mean(name.partition('.')[2], self.space.names)}accepted: {', '.join(self.space.names)}"
-            for name in unknown
+            f"{name}: is not a parameter of the space; {instead_of(name, self.space.names)}"
+            for name in (name.partition(".")[2] for name in unknown)
         ]
         meanings = set(self.names.values())
         conditional = {name for name, parameter in self.space.parameters.items() if parameter.when}
         fixed = {name for name, parameter in self.space.parameters.items() if parameter.fixed}
         missing = [name for name in self.space.names if name not in meanings | conditional | fixed]
         faults += [
-            f"{name}: is a parameter without a column; there are: {', '.join(there)}; name one:  "
+            f"{name}: is a parameter without a column; there are: {some_of(there)}; name one:  "
             f"warm_start_columns={{COLUMN: {name}}}"
             for name in missing
         ]
@@ -281,7 +280,7 @@ class _Reader:
         for name in lacking:
             target = f"metric.{name}" if self.goals else "value"
             faults.append(
-                f"{name}: is a metric without a column; there are: {', '.join(there)}; name one:  "
+                f"{name}: is a metric without a column; there are: {some_of(there)}; name one:  "
                 f"warm_start_columns={{COLUMN: {target}}}"
             )
         texts = [name for name in there if self.names[name] == name and not self._is_known(name)]

@@ -18,6 +18,7 @@ from hpo_cluster.record.exchange.facts import RUNG_VALUE, TRAIN_LOSS, Outline, T
 from hpo_cluster.record.exchange.libraries import need
 from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.space import Categorical, Float, Integer, Parameter, Space
+from hpo_cluster.text import instead_of
 from hpo_cluster.trial import BASELINE, Origin, State
 
 #: Attributes of a study that say which campaign it holds.
@@ -267,7 +268,8 @@ def _study(file: Path, name: str | None) -> Iterator[Any]:
         names = [study.study_name for study in storage.get_all_studies()]
         if name not in names and (name is not None or len(names) != 1):
             what = f"has no study {name}" if name else "has not one study but several" if names else "has no study"
-            hint = f"; there are: {', '.join(f'{file}#{other}' for other in names)}" if names else ""
+            there = [f"{file}#{other}" for other in names]
+            hint = f"; {instead_of(f'{file}#{name}', there, 'there are')}" if names else ""
             raise ConfigError([f"{file}: {what}{hint}"])
         yield optuna.load_study(study_name=name or names[0], storage=storage)
 

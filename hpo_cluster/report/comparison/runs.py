@@ -147,7 +147,7 @@ class Run:
         budget, done = self.operation.get("budget"), self.record.spent
         if budget is None:
             return "it has not been started"
-        ended = (self.record.stopped or {}).get("reason") == "finished" and not self.record.in_flight
+        ended = self.record.is_finished
         return None if done >= budget or ended else f"{done:.4g} of {budget:g} evaluations"
 
     @property

@@ -17,7 +17,7 @@ import numpy as np
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.goals import Goals, Point, dominates, gain, reference_of
 from hpo_cluster.report.comparison.runs import Curve, Run
-from hpo_cluster.text import counted, did_you_mean, listed
+from hpo_cluster.text import counted, instead_of, listed
 
 #: What is compared, and the name of the number of points of the front.
 HYPERVOLUME, FRONT = "hypervolume", "front"
@@ -146,8 +146,7 @@ def _full_names(chosen: Mapping[str, float], goals: Goals) -> dict[str, float]:
         if len(meant) == 1:
             found[meant[0]] = edge
         else:
-            hint = did_you_mean(name, names)
-            faults.append(f"reference: {name} is not one of the objectives; {hint}accepted: {', '.join(names)}")
+            faults.append(f"reference: {name} is not one of the objectives; {instead_of(name, names)}")
     if faults:
         raise ConfigError(faults, "hpo-cluster compare --help")
     return found

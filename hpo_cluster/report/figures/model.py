@@ -35,7 +35,7 @@ from hpo_cluster.report.figures.description import (
     Points,
 )
 from hpo_cluster.report.figures.parameters import columns_for
-from hpo_cluster.report.figures.shared import MOST_SMALL, numbers, parameter_axis, thinned, with_margins
+from hpo_cluster.report.figures.shared import MOST_SMALL, ROUNDING, numbers, parameter_axis, thinned, with_margins
 from hpo_cluster.space import Categorical, Parameter
 from hpo_cluster.trial import State
 
@@ -132,7 +132,7 @@ def _over(campaign: Campaign, model: Surrogate, base: NDArray[np.float64], pair:
         points[:, axis] = grid.ravel()
         values.append(numbers(_value(parameter, u) for u in np.linspace(0, 1, CELLS)))
     mean = model.mean(points) * (1.0 if campaign.maximize else -1.0)
-    if not np.ptp(mean) > 0:
+    if not np.ptp(mean) > ROUNDING * np.abs(mean).max():
         return None
     rows = tuple(numbers(row) for row in mean.reshape(CELLS, CELLS))
     levels = numbers(np.linspace(mean.min(), mean.max(), LEVELS))

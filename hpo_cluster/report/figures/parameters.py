@@ -136,8 +136,10 @@ def _shares(campaign: Campaign, name: str, values: list[object]) -> list[float]:
         last = max(len(parameter.choices) - 1, 1)
         at = {choice: i / last for i, choice in enumerate(parameter.choices)}
         return [math.nan if gone else at[value] for value, gone in zip(values, missing, strict=True)]  # type: ignore[index]
+    scale = math.log if parameter.log else float
+    low, high = scale(parameter.low), scale(parameter.high)  # the unit cube has integers in the middles of their cells
     return [
-        math.nan if gone else parameter.encode(value)  # type: ignore[arg-type]
+        math.nan if gone else (scale(value) - low) / ((high - low) or 1.0)  # type: ignore[arg-type]
         for value, gone in zip(values, missing, strict=True)
     ]
 

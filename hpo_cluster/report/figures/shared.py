@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 MOST_POINTS, MOST_SMALL = 1500, 600
 #: Height of the strip for trials without a value, and of the margins, as shares of the span of the values.
 STRIP, MARGIN = 0.12, 0.08
+#: Share of their size by which values differ that are equal but for rounding; an axis over it would be all digits.
+ROUNDING = 1e-6
 #: Largest value over the smallest from which on values to minimise have a logarithmic axis.
 DECADES = 1000
 #: Share of the distance between two choices over which trials are spread.
@@ -61,7 +63,7 @@ class ValueAxis:
             return
         log = not campaign.maximize and min(every) > 0 and max(values) > DECADES * min(values)
         low, high = (math.log(min(every)), math.log(max(every))) if log else (min(every), max(every))
-        span = high - low or abs(high) or 1.0
+        span = span_of(low, high)
         bottom, top = low - MARGIN * span, high + MARGIN * span
         self.layers = ()
         self.strip = math.nan
@@ -73,12 +75,18 @@ class ValueAxis:
         self.axis = Axis(label, log, *((math.exp(bottom), math.exp(top)) if log else (bottom, top)))
 
 
+def span_of(low: float, high: float) -> float:
+    """Return the span of which an axis has its margins: that of the values, or their size if they are all equal."""
+    size = max(abs(low), abs(high))
+    return high - low if high - low > ROUNDING * size else size or 1.0
+
+
 def with_margins(values: Sequence[float], *, log: bool) -> tuple[float | None, float | None]:
     """Return the ends of an axis that leaves room around the values; None without values."""
     if not values:
         return None, None
     low, high = (math.log(min(values)), math.log(max(values))) if log else (min(values), max(values))
-    margin = MARGIN * (high - low) or MARGIN * abs(high) or 1.0
+    margin = MARGIN * span_of(low, high)
     return (math.exp(low - margin), math.exp(high + margin)) if log else (low - margin, high + margin)
 
 

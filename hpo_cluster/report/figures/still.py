@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import logging
 import math
+import re
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import singledispatch
@@ -26,6 +30,8 @@ from hpo_cluster.report.figures.description import (
     Strip,
     smaller,
 )
+
+log = logging.getLogger(__name__)
 
 #: Smallest width of a figure, in inches: its title and legend need that much.
 MIN_WIDTH = 6.4
@@ -69,10 +75,22 @@ def plain_text() -> AbstractContextManager[None]:
 def saved(drawn: Any, dpi: float | None = None) -> tuple[bytes, bytes]:
     """Return a figure of matplotlib as PNG and as PDF; `dpi` in place of its own."""
     png, pdf = io.BytesIO(), io.BytesIO()
-    drawn.savefig(png, format="png", dpi=dpi or "figure", metadata={"Software": "hpo_cluster"})
-    drawn.set_layout_engine("none")  # it is laid out
-    drawn.savefig(pdf, format="pdf", dpi=dpi or "figure", metadata={"Creator": "hpo_cluster", "CreationDate": None})
+    with warnings.catch_warnings(record=True, action="always") as found:
+        drawn.savefig(png, format="png", dpi=dpi or "figure", metadata={"Software": "hpo_cluster"})
+        drawn.set_layout_engine("none")  # it is laid out
+        drawn.savefig(pdf, format="pdf", dpi=dpi or "figure", metadata={"Creator": "hpo_cluster", "CreationDate": None})
+    glyphs = [(warning, re.match(r"Glyph (\d+) .*missing", str(warning.message))) for warning in found]
+    for missing in sorted({chr(int(glyph[1])) for _, glyph in glyphs if glyph}):
+        _tell_missing(missing)
+    for warning in [warning for warning, glyph in glyphs if not glyph]:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return png.getvalue(), pdf.getvalue()
+
+
+@functools.cache
+def _tell_missing(character: str) -> None:
+    """Say once that a character of a name or a choice cannot be drawn."""
+    log.warning("figures (PNG, PDF) show a box for %s, which their font lacks; an HTML page shows it", character)
 
 
 def _drawn(figure: Figure, heading: str) -> Any:
@@ -232,9 +250,12 @@ def _band(layer: Band, axes: Any, order: float) -> None:
 
 @_layer.register
 def _contours(layer: Contours, axes: Any, order: float) -> None:
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
     areas = axes.contourf(layer.x, layer.y, layer.z, levels=layer.levels, cmap="cividis", zorder=order)
     axes.contour(layer.x, layer.y, layer.z, levels=layer.levels, colors="white", linewidths=0.4, zorder=order)
-    axes.figure.colorbar(areas, ax=axes)
+    bar = axes.figure.colorbar(areas, ax=axes, ticks=MaxNLocator(6), format=ScalarFormatter(useOffset=False))
+    bar.minorticks_off()
 
 
 @_layer.register

@@ -15,9 +15,11 @@ import pytest
 import yaml
 
 from hpo_cluster.cli import display
-from hpo_cluster.cli.arguments import COMMANDS, campaigns_nearby
+from hpo_cluster.cli.arguments import COMMANDS, OPEN_GROUPS, SETTLED_KEYS, campaigns_nearby
 from hpo_cluster.cli.config.groups import GROUPS, conf_dir, options
+from hpo_cluster.cli.config.schema import OPERATIONAL, TOP_KEYS
 from hpo_cluster.cli.main import main
+from hpo_cluster.driver.spec import OPERATIONAL_FIDELITY
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = ["experiment=quick", "poll_s=0.05"]
@@ -67,7 +69,25 @@ def test_help_lists_every_command_and_every_file_of_conf(capsys: pytest.CaptureF
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
-    assert capsys.readouterr().out.startswith(f"usage: hpo-cluster {command}")
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: hpo-cluster {command}")
+    described = [line.split()[0].partition("=")[0] for line in said.splitlines() if len(line.split()) > 3]
+    assert {*COMMANDS[command].keys} <= {*described}
+
+
+@pytest.mark.parametrize("command", [name for name, command in COMMANDS.items() if command.goes_on])
+def test_help_names_the_keys_that_a_campaign_accepts_when_it_goes_on(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    keys = {line.split()[0] for line in said.partition("keys that may change")[2].splitlines() if line[:3].strip()}
+    assert keys >= {*OPERATIONAL, "code", "dry_run"}
+    assert not keys & {*SETTLED_KEYS}
+    assert {*SETTLED_KEYS} == {*TOP_KEYS} - {*OPERATIONAL, "code", "dry_run"}
+    groups = {line.strip().partition(":")[0] for line in said.splitlines() if line.strip().partition(":")[0] in GROUPS}
+    assert groups == {*OPEN_GROUPS}
+    assert all(name in said.partition("fidelity.KEY")[2].splitlines()[0] for name in OPERATIONAL_FIDELITY)
 
 
 def test_version_and_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +108,7 @@ def test_version_and_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--multirun=3"], "--multirun=3: accepted: --multirun"),
         (["run", "-p", "optimizer"], "--package: goes with --cfg job"),
         (["run", "--resolve"], "--resolve: goes with --cfg job"),
-        (["run", "--cfg", "job", "-p", "optimiser"], "there is no optimiser; did you mean optimizer? accepted: "),
+        (["run", "--cfg", "job", "-p", "optimiser"], "there is no optimiser; did you mean optimizer?"),
         (["run", "--info", "default"], "--info default: did you mean defaults? accepted: all, config, defaults"),
         (["run", "--info", "plugins"], "Hydra's plugins are not used"),
         (["run", "-sc", "install=bash"], "-sc: is an option of Hydra's that is not needed here; type: eval \"$(hpo"),
@@ -274,6 +294,26 @@ def test_a_budget_that_is_spent_already_ends_the_campaign() -> None:
     done = run("resume", "campaigns/first", "budget=2")
     assert done.returncode == 0, done.stderr
     assert "3/2 done" in done.stdout
+
+
+def test_a_finished_campaign_says_how_to_go_on_and_stays_finished(here: Path) -> None:
+    quick = [*QUICK, "optimizer=random", "campaign=done", "budget=2"]
+    assert run("run", *quick).returncode == 0
+    again = run("resume", "campaigns/done")
+    assert again.returncode == 0
+    assert "The budget of 2 was spent before. A larger one goes on:  hpo-cluster resume campaigns/done budget=4" in (
+        again.stdout
+    )
+    assert "0 trials would be submitted first: its budget is spent" in run("run", *quick, "dry_run=true").stdout
+    stopped = run("stop", "campaigns/done")
+    assert stopped.returncode == 2
+    assert "campaigns/done: is finished: nothing is left to stop" in stopped.stderr
+    assert "done: finished" in run("status", "campaigns/done").stdout
+    more = run("resume", "campaigns/done", "budget=3", "workers=1,2")
+    assert "workers=1,2: lists several values; run -m starts a campaign for each; a text needs quotes" in more.stderr
+    more = run("resume", "campaigns/done", "budget=3")
+    assert "3/3 done" in more.stdout
+    assert "spent before" not in more.stdout
 
 
 def test_several_campaigns_one_after_another() -> None:

@@ -311,7 +311,7 @@ def test_all_faults_are_named_at_once() -> None:
         (["optimizer=lhs", "optimizer=bo"], "optimizer is chosen twice"),
         (["optimizer=grid", "optimizer.levels.lora_ranc=3"], "did you mean lora_rank?"),
         (["optimizer=grid", "optimizer.levels=100"], "lower optimizer.levels"),
-        (["optimizer=lhs,bo"], "lists several values; add -m"),
+        (["optimizer=lhs,bo"], "lists several values; run -m starts a campaign for each"),
         (["~optimizer"], "a group cannot be removed"),
         (["~budget"], "cannot be removed; only a parameter can"),
         (["space.lora_rank.hihg=3"], "did you mean space.lora_rank.high?"),
@@ -595,7 +595,7 @@ def test_a_shuffled_sweep_has_every_value_once() -> None:
 def test_sweeps_that_are_none(text: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(expected)):
         expand([text, "seed=0"])
-    assert "lists several values; add -m" in faults_of(text)
+    assert "lists several values; run -m starts a campaign for each" in faults_of(text)
 
 
 def test_combinations_that_share_a_folder_are_told_how_to_get_one_each() -> None:
@@ -680,7 +680,7 @@ def test_resuming_changes_operational_keys_only() -> None:
         )  # fmt: skip
     text = str(caught.value)
     assert text.startswith("6 faults:")
-    assert "seed=1: belongs to the campaign's identity and cannot change; accepted: storage_dir, budget" in text
+    assert "seed=1: belongs to the campaign's identity and cannot change; accepted: launcher, tracking, budget" in text
     assert "hpo-cluster run optimizer=lhs campaign=NEW_NAME" in text
     assert "wrokers: is not a key; did you mean workers?" in text
 

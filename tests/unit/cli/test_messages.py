@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.compared import campaign
 
-from hpo_cluster.cli.arguments import COMMANDS
+from hpo_cluster.cli.arguments import COMMANDS, parse
 from hpo_cluster.cli.completion import candidates
 from hpo_cluster.cli.main import main
 from hpo_cluster.text import command_line, counted
@@ -90,3 +90,55 @@ def test_help_of_something_else_names_the_nearest_command(capsys: pytest.Capture
     assert main(["help"]) == 0
     assert "usage: hpo-cluster COMMAND" in capsys.readouterr().out
     assert candidates("hpo-cluster help comp") == ["compare ", "completion "]
+
+
+OWN_KEYS = [(name, key) for name, command in COMMANDS.items() for key in command.keys]
+
+
+@pytest.mark.parametrize(("command", "key"), OWN_KEYS)
+def test_a_misspelt_key_of_a_command_names_the_one_that_is_meant(command: str, key: str) -> None:
+    wrong = key[:-1]
+    arguments = parse([command, "campaigns/x", f"{wrong}=3", f"{key}=3", "budget=3"])
+    assert arguments.faults == [f"{wrong}: is not a key; did you mean {key}?"]
+    assert arguments.words == ["campaigns/x", f"{key}=3", "budget=3"]
+
+
+def test_a_key_of_a_campaign_is_no_misspelt_key_of_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r=1").mkdir()
+    assert parse(["compare", "r=1"]).faults == []
+    assert {"confirm", "best", "compare", "export", "simulate"} == {command for command, _ in OWN_KEYS}
+    words = ["objective=synthetic", "space.start=[]", "workers=3", "campaign=top2"]
+    for command in ("confirm", "simulate"):
+        assert (parsed := parse([command, *words])).words == words
+        assert not parsed.faults
+    assert parse(["compare", "campaigns/out=3"]).faults == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["status", "campagns/x"],
+            "campagns/x: is not a campaign (it has no campaign.yaml); did you mean campaigns/x?",
+        ),
+        (["compare", "campagns/x"], "campagns/x: is not a folder; did you mean campaigns/x? there are: campaigns/x"),
+        (["report", "campaigns/x", "json"], "'json': report takes nothing but a folder"),
+        (["status", "campaigns/x", "json"], "'json': did you mean --json? status takes nothing but a folder"),
+        (["resume", "campaigns/x", "--tke-over", "retry=3"], "retry: is not a key; did you mean retries?"),
+        (["resume", "campaigns/x", "--tke-over", "retry=3"], "did you mean --take-over?"),
+        (["resume", "campaigns/x", "colour=3"], " in all)"),
+        (["confirm", "campaigns/x", "replicate=3", "budgt=4"], "budgt: is not a key; did you mean budget?"),
+        (["confirm", "campaigns/x", "replicate=3", "budgt=4"], "replicate: is not a key; did you mean replicates?"),
+        (["hlp"], "'hlp': is not a command; did you mean help?"),
+    ],
+)
+def test_what_is_close_is_named_whatever_the_command(
+    words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    campaign(Path("campaigns/x"), [1.0])
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert expected in said
+    assert max(map(len, said.splitlines())) < 420

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hpo_cluster.errors import ConfigError
 from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.space import Categorical, Configuration, Float, Integer, Prior, Space
 from hpo_cluster.space.sampling import free_point, key_of, remaining_points
@@ -94,6 +95,43 @@ def test_rows_that_are_left_out_are_told() -> None:
         data = Dataset.read(space, history)
     assert [row.trial for row in data] == [0, 2]
     assert data.outside == 1
+
+
+def test_all_faults_of_a_history_made_by_hand_are_one_error() -> None:
+    space = Space({"x": Float(0.0, 1.0), "target_modules": Categorical(("all", "mlp"))})
+    history = pd.DataFrame(
+        {
+            "trial": [0, 1, 1, 3, 3, 5, 5.5, -1, -1],
+            "state": ["completed", "done", "done", "failed", "diverged", None, "completed", "completed", "completed"],
+            "target": ["high", 1.0, math.inf, math.nan, None, -math.inf, 2.0, 0.0, 0.0],
+            "value": 1.0,
+            "target_modules": "all",
+        }
+    )
+    with pytest.raises(ConfigError) as error:
+        Dataset.read(space, history, n=True)
+    assert error.value.faults == (
+        "n=True: is the number of proposals wanted; accepted: a whole number, 1 or more",
+        "history: has no column x, which is a parameter of the space",
+        "history: trial=5.5: is not a whole number",
+        "history: target='high': is not a number",
+        "history: several rows of trial 1, trial 3; a trial has one",
+        "history: target=inf of trial 1, target=-inf of trial 5: is not finite; accepted: a finite number, or NaN with "
+        "the state diverged or failed for a trial without a value",
+        "history: state='done': is not known; accepted: proposed, submitted, running, completed, diverged, infeasible, "
+        "failed, cancelled, paused",
+    )
+    sound = history.assign(x=0.5, trial=range(len(history)), state="completed", target=[1.0, math.nan, None] * 3)
+    assert [row.observed for row in Dataset.read(space, sound, n=np.int64(2))] == [True, False, False] * 3
+
+
+def test_the_infinite_targets_of_several_objectives_are_named() -> None:
+    space = Space({"x": Float(0.0, 1.0)})
+    history = pd.DataFrame({"x": [0.1, 0.2, 0.3, 0.4, 0.5], "target_a": [1.0, -math.inf, 2.0, 3.0, math.nan]})
+    history["target_b"] = math.inf
+    with pytest.raises(ConfigError, match=r"target_a=-inf of trial 1: is not finite") as error:
+        Dataset.read(space, history)
+    assert "target_b=inf of trial 0, target_b=inf of trial 1, target_b=inf of trial 2 and 2 more" in str(error.value)
 
 
 LINE = Space({"x": Float(0.0, 1.0), "c": Categorical(("a", "b"), when={"on": True}), "on": Categorical((False, True))})

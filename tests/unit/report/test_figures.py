@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.report import read_campaign
 from hpo_cluster.report.data import Campaign
 from hpo_cluster.report.figures import FIGURES, jobs, model, objectives, progress, still
-from hpo_cluster.report.figures.description import STYLES, Axis, Bars, Figure, Panel, Points, Spans
+from hpo_cluster.report.figures.description import STYLES, Axis, Bars, Figure, Lines, Panel, Points, Spans
 from hpo_cluster.report.figures.model import total_effects
 from hpo_cluster.report.figures.shared import MOST_POINTS, thinned
 from hpo_cluster.report.html import html_page
@@ -118,12 +119,60 @@ def test_long_choices_stand_at_an_angle_and_no_number_is_to_be_added() -> None:
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
+def test_the_ends_of_a_range_are_the_ends_of_its_line_in_parallel_coordinates(tmp_path: Path) -> None:
+    space = Space({"rank": Integer(2, 32, log=True), "depth": Integer(1, 4), "x": Float(1e-4, 1e-2, log=True)})
+    rows = [{"rank": 2, "depth": 1, "x": 1e-4}, {"rank": 32, "depth": 4, "x": 1e-2}, {"rank": 8, "depth": 2, "x": 1e-3}]
+    trials = [{"number": i, "parameters": row, "gpus": 1, "end": completed(i / 2)} for i, row in enumerate(rows)]
+    figure = FIGURES["parallel_coordinates"](
+        read_campaign(make_campaign(tmp_path / "c", OBJECTIVE, space, trials, "maximize"))
+    )
+    assert figure is not None
+    lines = figure.panels[0].layers[0]
+    assert isinstance(lines, Lines)
+    heights = dict(zip(lines.trials, lines.ys, strict=True))
+    assert heights[0] == pytest.approx([0, 0, 0, 0])
+    assert heights[1] == pytest.approx([1, 1, 1, 0.5])
+    assert heights[2] == pytest.approx([0.5, 1 / 3, 0.5, 1])
+
+
+def test_a_character_that_the_font_lacks_is_told_once_and_in_words(caplog: pytest.LogCaptureFixture) -> None:
+    ticks = ((0.0, "日本"), (1.0, "β"))
+    figure = Figure("title", "", [Panel(Axis("kind", ticks=ticks), Axis("y"), [Points((0.0,), (1.0,), "seen", "")])])
+    still._tell_missing.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        png, pdf = still.draw(figure, "heading")
+        still.draw(figure, "heading")
+    assert png.startswith(b"\x89PNG")
+    assert pdf.startswith(b"%PDF")
+    assert [record.getMessage()[:39] for record in caplog.records] == [
+        "figures (PNG, PDF) show a box for 日, wh",
+        "figures (PNG, PDF) show a box for 本, wh",
+    ]
+
+
 def test_slices_have_one_scale(tmp_path: Path) -> None:
     figure = model.slices(campaign_of(tmp_path / "c", [completed(25 + i / 10) for i in range(6)]))
     assert figure is not None
     assert len(figure.panels) == 3
     assert len({(panel.y.low, panel.y.high) for panel in figure.panels}) == 1
     assert figure.panels[0].y.low is not None
+
+
+@pytest.mark.parametrize("rise", [1e-10, 1e-4])
+def test_labels_of_a_flat_model_have_no_offset_and_few_digits(tmp_path: Path, rise: float) -> None:
+    campaign = campaign_of(tmp_path / "c", [completed(0.4 + rise * i) for i in range(8)])
+    made = {name: FIGURES[name](campaign) for name in ("slices", "contours", "parameters", "best_by_evaluations")}
+    figures = [figure for figure in made.values() if figure is not None]
+    assert (made["contours"] is None) == (rise == 1e-10)
+    assert len(figures) > 2
+    for figure in figures:
+        drawn = still._drawn(figure, "heading")
+        drawn.draw_without_rendering()
+        assert {axes.yaxis.get_offset_text().get_text() for axes in drawn.axes} == {""}
+        labels = [label.get_text() for axes in drawn.axes for label in axes.get_yticklabels()]
+        assert len(labels) > 3
+        assert max(map(len, labels)) <= len("0.40025")
 
 
 @pytest.mark.parametrize(("value", "label"), [(1e-4, "10⁻⁴"), (1e12, "10¹²"), (1.0, "10⁰")])
