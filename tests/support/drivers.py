@@ -1,7 +1,7 @@
 """Drivers to run, and to kill, in processes of their own.
 
     python drivers.py CAMPAIGN_DIR OPTIONS_JSON
-    python drivers.py    # one for each line of standard input; the answer to a line is how its process has ended
+    python drivers.py    # `forks.serve`
 
 `kill_at` ends the process with SIGKILL around the append of the journal event of that number: ``before`` (half of its
 line is on disk) or ``after`` (all of it is).
@@ -10,16 +10,15 @@ line is on disk) or ``after`` (all of it is).
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hpo_cluster.driver import submit
 from hpo_cluster.driver.campaign import Campaign
@@ -36,10 +35,9 @@ from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
 from hpo_cluster.record.next_attempt import Next
 from hpo_cluster.space import Float, Integer, Space
 from hpo_cluster.trial import trial_label
+from support import forks
 
 SPACE = Space({"x": Float(-5.0, 5.0), "k": Integer(1, 8)})
-#: Optimizers that import torch.
-MODEL_BASED = ("bo", "turbo", "mosaic", "bamsoo")
 
 
 def spec(directory: Path, options: dict[str, Any]) -> CampaignSpec:
@@ -109,40 +107,7 @@ def kill_when_named(trial: int) -> None:
 def run(directory: Path, **options: Any) -> int:
     """Run a driver in a process of its own; returns its exit status (negative: the signal that ended it)."""
     environment = {**os.environ, **options.pop("environment", {})}
-    server = _server()
-    assert server.stdin is not None
-    assert server.stdout is not None
-    server.stdin.write(json.dumps([str(directory), options, environment]) + "\n")
-    server.stdin.flush()
-    if not select.select([server.stdout], [], [], 120)[0]:
-        server.kill()
-        _server.cache_clear()
-        raise TimeoutError(f"the driver of {directory} did not end in 120 s")
-    return int(server.stdout.readline())
-
-
-@functools.cache
-def _server() -> subprocess.Popen[str]:
-    """Start the process that drivers are forked from: it has imported the package, which takes half a second."""
-    command, root = [sys.executable, __file__], Path(__file__).resolve().parents[2]
-    return subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def serve() -> None:
-    """Fork a process for each line of standard input, let it drive, and print how it has ended."""
-    while line := sys.stdin.readline():
-        directory, options, environment = json.loads(line)
-        if options.get("optimizer") in MODEL_BASED:
-            importlib.import_module("botorch")
-        if (pid := os.fork()) == 0:
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(2, 1)
-            os.environ.clear()
-            os.environ.update(environment)
-            return drive(Path(directory), options)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
-        sys.stdout.flush()
-    return None
+    return forks.run(__file__, directory, options, environment)
 
 
 def start(directory: Path, **options: Any) -> subprocess.Popen[bytes]:
@@ -185,4 +150,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         drive(Path(sys.argv[1]), json.loads(sys.argv[2]))
     else:
-        serve()
+        forks.serve(drive)
