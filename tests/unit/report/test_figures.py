@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from support.campaigns import make_campaign
 
 from hpo_cluster.record.journal import Journal
@@ -116,6 +117,14 @@ def test_long_choices_stand_at_an_angle_and_no_number_is_to_be_added() -> None:
         label.get_window_extent().transformed(drawn.transFigure.inverted()) for label in drawn.axes[1].get_xticklabels()
     ]
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_fonts_in_a_pdf_have_no_tables_that_lay_out_text() -> None:
+    panel = Panel(Axis("x"), Axis("y"), [Points((0.0, 1.0), (1.0, 2.0), "completed", "")])
+    with rc_context({"pdf.compression": 0}):
+        _, pdf = still.draw(Figure("title", "", [panel]), "heading")
+    assert b"glyf" in pdf
+    assert not [table for table in (b"GDEF", b"GPOS", b"GSUB") if table in pdf]
 
 
 def test_slices_have_one_scale(tmp_path: Path) -> None:
