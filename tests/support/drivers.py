@@ -106,8 +106,9 @@ def kill_when_named(trial: int) -> None:
 
 def run(directory: Path, **options: Any) -> int:
     """Run a driver in a process of its own; returns its exit status (negative: the signal that ended it)."""
-    environment = {**os.environ, **options.pop("environment", {})}
-    return forks.run(__file__, directory, options, environment)
+    if "environment" in options:  # which may be one that an interpreter reads when it starts
+        return start(directory, **options).wait(timeout=120)
+    return forks.run(__file__, directory, options, os.environ)
 
 
 def start(directory: Path, **options: Any) -> subprocess.Popen[bytes]:
