@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-#: Optimizers that import torch.
-MODEL_BASED = ("bo", "turbo", "mosaic", "bamsoo")
+#: What optimizers import when they are asked.
+IMPORTS = {"lhs": ("scipy.stats",), "sobol": ("scipy.stats",)}
+IMPORTS |= dict.fromkeys(("bo", "turbo", "mosaic", "bamsoo"), ("botorch",))
 
 
 def run(script: str, directory: Path, options: Mapping[str, Any], environment: Mapping[str, str]) -> int:
@@ -41,8 +42,8 @@ def serve(drive: Callable[[Path, dict[str, Any]], object]) -> None:
     """Fork a process for each line of standard input, let it drive, and answer with how it has ended."""
     while line := sys.stdin.readline():
         directory, options, environment = json.loads(line)
-        if options.get("optimizer") in MODEL_BASED:
-            importlib.import_module("botorch")
+        for name in ("pandas", *IMPORTS.get(options.get("optimizer"), ())):
+            importlib.import_module(name)
         if (pid := os.fork()) == 0:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(2, 1)
