@@ -207,7 +207,9 @@ class Attempt:
     def remove_checkpoints(self) -> None:
         """Remove the checkpoints of all attempts of the trial, once there is a result."""
         for folder in (self.files.dir, *self.previous):
-            shutil.rmtree(AttemptLayout(folder).checkpoint_dir, ignore_errors=True)
+            checkpoint_dir = AttemptLayout(folder).checkpoint_dir
+            if checkpoint_dir.is_dir():  # at a pipe, rmtree would wait for ever
+                shutil.rmtree(checkpoint_dir, ignore_errors=True)
         if self._trial_checkpoint is not None:
             shutil.rmtree(self._trial_checkpoint, ignore_errors=True)
 
