@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-WORKERS ?= 2
+WORKERS ?= 3
 BENCH ?= quick
 CAMPAIGN ?=
 MODEL ?= village
@@ -35,7 +35,7 @@ run: $(VENV)/installed  ## install, then run the default campaign: 16 real fine-
 	$(BIN)/hpo-cluster run
 
 test: $(VENV)/installed-dev  ## install, then run all tests
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --quiet
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder --quiet
 
 test-page: $(VENV)/installed-dev  ## as root on Debian: install a browser, look at a report's page with it
 	tests/page/install

@@ -20,7 +20,7 @@ from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.black_box import CHECKPOINT, needed_metrics, read_output, reported_error
 from hpo_cluster.objectives.climbing import at_each_rung
-from hpo_cluster.objectives.command import placeholders, render
+from hpo_cluster.objectives.command_line import placeholders, render
 from hpo_cluster.record.processes import process_start
 from hpo_cluster.trial import ErrorKind
 

@@ -29,7 +29,7 @@ from hpo_cluster.driver.simulate import SimulationSettings  # noqa: E402
 from hpo_cluster.driver.spec import OPERATIONAL_FIDELITY  # noqa: E402
 from hpo_cluster.fidelity import Fidelity  # noqa: E402
 from hpo_cluster.launchers import LAUNCHERS, oar, slurm  # noqa: E402
-from hpo_cluster.objectives import OBJECTIVES  # noqa: E402
+from hpo_cluster.objectives.registry import OBJECTIVES  # noqa: E402
 from hpo_cluster.optimizers.registry import OPTIMIZERS  # noqa: E402
 from hpo_cluster.record.exchange.trackers import Tracking  # noqa: E402
 from hpo_cluster.space import parameter_names  # noqa: E402

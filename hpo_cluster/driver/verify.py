@@ -29,8 +29,8 @@ from hpo_cluster.driver.check_proposals import Difference, derive
 from hpo_cluster.driver.code_snapshot import current_code, hash_of_copy
 from hpo_cluster.errors import ConfigError, JournalError
 from hpo_cluster.goals import Goals
-from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.base import Objective
+from hpo_cluster.objectives.registry import parse_objective
 from hpo_cluster.objectives.worker import package_versions
 from hpo_cluster.optimizers.libraries import libraries_of
 from hpo_cluster.optimizers.registry import make_optimizer

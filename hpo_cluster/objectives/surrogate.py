@@ -236,7 +236,7 @@ def _failed(found: Prediction, seed: int) -> State | None:
 
 def _own_metric(folder: Path) -> str:
     """Return the name of the value of a campaign's objective."""
-    from hpo_cluster.objectives import parse_objective
+    from hpo_cluster.objectives.registry import parse_objective
     from hpo_cluster.record.identity import identity_of_campaign
     from hpo_cluster.record.layout import CampaignLayout
 

@@ -207,7 +207,9 @@ class Attempt:
     def remove_checkpoints(self) -> None:
         """Remove the checkpoints of all attempts of the trial, once there is a result."""
         for folder in (self.files.dir, *self.previous):
-            shutil.rmtree(AttemptLayout(folder).checkpoint_dir, ignore_errors=True)
+            checkpoint_dir = AttemptLayout(folder).checkpoint_dir
+            if checkpoint_dir.is_dir():  # at a pipe, rmtree would wait for ever
+                shutil.rmtree(checkpoint_dir, ignore_errors=True)
         if self._trial_checkpoint is not None:
             shutil.rmtree(self._trial_checkpoint, ignore_errors=True)
 
@@ -345,6 +347,7 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
             "versions": package_versions(),
             **result,
         }
+        attempt.looks = True  # the work is done: a signal now ends the job before its next attempt, not this attempt
         reserve.publish_once(attempt.files.result, dumps(document))
         if attempt.climb is None or "rung" not in result:  # the trial may go on after a rung
             attempt.remove_checkpoints()
@@ -451,8 +454,10 @@ def run_one_after_another(attempt: Attempt, evaluate: Callable[[Attempt], Mappin
                 if signals:
                     return 0  # the attempt is not claimed, so the driver gives it to another job
                 status = run(attempt, evaluate)
-            if attempt.interrupted or not has_another_turn(attempt.params) or not job_goes_on(attempt.files):
+            if not has_another_turn(attempt.params) or not job_goes_on(attempt.files):
                 return status
+            if attempt.interrupted:  # since its result
+                signals.append(signal.Signals[attempt.interrupted])
             following = next_attempt(attempt.files, float(attempt.params["linger_s"]), signals)
             if following is None or signals:
                 return 0

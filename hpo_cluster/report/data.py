@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.goals import Goals, dominates, gain, reference_of, undominated
-from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.base import Objective
+from hpo_cluster.objectives.registry import parse_objective
 from hpo_cluster.record.attempt_files import curve_losses, is_finite_number
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.climb import rung_table, saved

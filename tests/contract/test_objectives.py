@@ -12,8 +12,8 @@ import pytest
 from hpo_cluster.cli.config.compose import compose
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.fidelity import Ladder
-from hpo_cluster.objectives import OBJECTIVES, parse_objective
 from hpo_cluster.objectives.base import Objective
+from hpo_cluster.objectives.registry import OBJECTIVES, parse_objective
 from hpo_cluster.record.layout import resources_dir
 from hpo_cluster.space import Float, Space
 

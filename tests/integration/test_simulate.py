@@ -19,6 +19,7 @@ from hpo_cluster.cli.config.compose import compose
 from hpo_cluster.cli.main import main
 from hpo_cluster.driver.simulate import SimulationSettings, simulate
 from hpo_cluster.errors import HpoClusterError
+from hpo_cluster.launchers import simulated
 from hpo_cluster.objectives.regression import cross_validation
 from hpo_cluster.objectives.surrogate import SurrogateObjective
 from hpo_cluster.record import clock
@@ -205,7 +206,8 @@ def test_every_fault_is_named_and_nothing_is_written(capsys: pytest.CaptureFixtu
     assert not Path("campaigns").exists()
 
 
-def test_a_simulation_that_would_not_end_says_so() -> None:
+def test_a_simulation_that_would_not_end_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulated, "MOST_ATTEMPTS", 30)
     with pytest.raises(HpoClusterError, match="never came to its end"):
         played("endless", "budget=1", duration_s=36_000, preemptions_per_hour=2, checkpoints=False)
 

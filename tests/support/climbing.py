@@ -1,14 +1,9 @@
-"""Campaigns with rungs, whose jobs are `climbing_job.py`; drivers in processes of their own, which may be killed.
-
-python climbing.py CAMPAIGN_DIR OPTIONS_JSON
-"""
+"""Campaigns with rungs, whose jobs are `climbing_job.py`; drivers in processes of their own, which may be killed."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +25,7 @@ from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
 from hpo_cluster.space import Float, Space
-from support import drivers
+from support import drivers, forks
 
 JOB = Path(__file__).with_name("climbing_job.py")
 SPACE = Space({"x": Float(0.0, 0.9)})
@@ -95,8 +90,7 @@ def drive(directory: Path, until: Callable[[Campaign], bool] = lambda _: False, 
 
 def run(directory: Path, **options: Any) -> int:
     """Run a driver in a process of its own; returns its exit status (negative: the signal that ended it)."""
-    command = [sys.executable, __file__, str(directory), json.dumps(options)]
-    return subprocess.run(command, cwd=Path(__file__).resolve().parents[2], timeout=120, check=False).returncode
+    return forks.run(__file__, directory, options, os.environ)
 
 
 def lines(directory: Path, word: str) -> list[str]:
@@ -117,8 +111,7 @@ def kill_before_word() -> None:
     climbing.publish_word = deadly
 
 
-def main() -> None:
-    directory, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+def drive_and_die(directory: Path, options: dict[str, Any]) -> None:
     if options.get("kill_before_word"):
         kill_before_word()
     if "kill_at" in options:
@@ -127,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    forks.serve(drive_and_die)

@@ -1,6 +1,7 @@
 """Drivers to run, and to kill, in processes of their own.
 
     python drivers.py CAMPAIGN_DIR OPTIONS_JSON
+    python drivers.py    # `forks.serve`
 
 `kill_at` ends the process with SIGKILL around the append of the journal event of that number: ``before`` (half of its
 line is on disk) or ``after`` (all of it is).
@@ -17,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from hpo_cluster.driver import submit
 from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.driver.run_settings import Operation
@@ -32,6 +35,7 @@ from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
 from hpo_cluster.record.next_attempt import Next
 from hpo_cluster.space import Float, Integer, Space
 from hpo_cluster.trial import trial_label
+from support import forks
 
 SPACE = Space({"x": Float(-5.0, 5.0), "k": Integer(1, 8)})
 
@@ -102,7 +106,9 @@ def kill_when_named(trial: int) -> None:
 
 def run(directory: Path, **options: Any) -> int:
     """Run a driver in a process of its own; returns its exit status (negative: the signal that ended it)."""
-    return start(directory, **options).wait(timeout=120)
+    if "environment" in options:  # which may be one that an interpreter reads when it starts
+        return start(directory, **options).wait(timeout=120)
+    return forks.run(__file__, directory, options, os.environ)
 
 
 def start(directory: Path, **options: Any) -> subprocess.Popen[bytes]:
@@ -128,8 +134,8 @@ def evaluations(directory: Path) -> list[str]:
     return log.read_text().split() if log.exists() else []
 
 
-def main() -> None:
-    directory, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+def drive(directory: Path, options: dict[str, Any]) -> None:
+    """Drive a campaign to its end in this process, or as far as the options say."""
     if "kill_at" in options:
         kill_around(options["kill_at"], options["when"])
     if "kill_when_named" in options:
@@ -142,4 +148,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        drive(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    else:
+        forks.serve(drive)

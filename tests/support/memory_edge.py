@@ -14,7 +14,7 @@ from hpo_cluster.trial import Ask
 
 SQUARE = Space({"x": Float(0.0, 1.0), "y": Float(0.0, 1.0)})
 
-#: Random trials before the optimizer's, and those of its own.
+#: Random trials before the optimizer's, and the most of its own.
 RANDOM, ASKED = 12, 20
 
 
@@ -25,8 +25,11 @@ def row(trial: int, x: float, y: float) -> dict[str, Any]:
     return {"trial": trial, "state": state, "origin": "evaluated", "value": target, "target": target, "x": x, "y": y}
 
 
-def search(name: str, **settings: Any) -> tuple[list[dict[str, Any]], Ask]:
-    """The rows of a sequential campaign, and the last answer."""
+def search(name: str, least: float, completed: int, **settings: Any) -> tuple[list[dict[str, Any]], Ask]:
+    """The rows of a sequential campaign, and the last answer.
+
+    It ends once so many of the optimizer's trials are completed and one of them has a target above the least.
+    """
     rng = np.random.default_rng(0)
     rows = [row(trial, *(float(u) for u in rng.random(2))) for trial in range(RANDOM)]
     optimizer = make_optimizer(name, SQUARE, initial=4, **settings)
@@ -34,4 +37,7 @@ def search(name: str, **settings: Any) -> tuple[list[dict[str, Any]], Ask]:
         ask = optimizer.ask(pd.DataFrame(rows), 1)
         at = ask.proposals[0].parameters
         rows.append(row(len(rows), float(at["x"]), float(at["y"])))
+        found = [r["target"] for r in rows[RANDOM:] if r["state"] == "completed"]
+        if len(found) >= completed and max(found) > least:
+            break
     return rows, ask

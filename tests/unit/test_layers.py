@@ -139,6 +139,16 @@ def test_importing_is_cheap(module: str) -> None:
     assert done.stdout.strip() == ""
 
 
+def test_the_job_of_a_command_starts_with_the_standard_library_alone() -> None:
+    """A campaign starts thousands of them, and on a cluster each reads what it imports from shared storage."""
+    program = PACKAGE.parent / "jobs" / "command.py"
+    code = f"import runpy, sys; runpy.run_path({str(program)!r}); print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "hpo_cluster.objectives.worker" in loaded
+    assert not loaded & {"numpy", "pydantic", "yaml"}
+
+
 def calls(name: str) -> list[tuple[Path, ast.Call]]:
     """Every call of a function or method of that name in the package and the jobs."""
     paths = [*MODULES, *sorted((PACKAGE.parent / "jobs").glob("*.py"))]

@@ -37,7 +37,7 @@ PLACES = {"optuna": "study.db", "mlflow": "sqlite:///runs.db", "tensorboard": "t
 
 def export(arguments: Arguments) -> int:
     """Write the trials of a campaign for another tool."""
-    from hpo_cluster.objectives import parse_objective
+    from hpo_cluster.objectives.registry import parse_objective
     from hpo_cluster.record.exchange.facts import read_outline
     from hpo_cluster.record.exchange.libraries import library_fault
     from hpo_cluster.record.identity import identity_of_campaign

@@ -30,7 +30,7 @@ def best(arguments: Arguments) -> int:
 
     from hpo_cluster.cli.display import number, parameters_text
     from hpo_cluster.goals import Goals
-    from hpo_cluster.objectives import parse_objective
+    from hpo_cluster.objectives.registry import parse_objective
     from hpo_cluster.record.campaign_state import Record
     from hpo_cluster.record.identity import identity_of_campaign
     from hpo_cluster.record.layout import CampaignLayout

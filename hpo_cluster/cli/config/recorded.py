@@ -13,8 +13,8 @@ from hpo_cluster.cli.config.groups import GROUPS
 from hpo_cluster.cli.config.schema import NESTED, OPERATIONAL, PATH_KEYS, TOP_KEYS, Config
 from hpo_cluster.cli.config.with_hydra import searching, store_recorded
 from hpo_cluster.driver.spec import OPERATIONAL_FIDELITY
-from hpo_cluster.objectives import OBJECTIVES
 from hpo_cluster.objectives.base import joined, without
+from hpo_cluster.objectives.registry import OBJECTIVES
 from hpo_cluster.record.warm_start import IDENTITY_KEY
 from hpo_cluster.text import command_line, instead_of, some_of
 

@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.objectives import OBJECTIVES
+from hpo_cluster.objectives.registry import OBJECTIVES
 from hpo_cluster.record.identity import ABSENT, flatten
 from hpo_cluster.record.warm_start import SHOWN_DIFFERENCES
 from hpo_cluster.report.comparison.runs import Run

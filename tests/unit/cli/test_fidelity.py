@@ -12,7 +12,7 @@ from hpo_cluster.cli.config.recorded import compose_resume
 from hpo_cluster.cli.config.schema import to_plain
 from hpo_cluster.driver.spec import OPERATIONAL_FIDELITY
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.objectives import OBJECTIVES
+from hpo_cluster.objectives.registry import OBJECTIVES
 from hpo_cluster.optimizers import registry
 
 COMMAND = ("objective=command", "objective.command='train {x}'", "space={x: {low: 0.0, high: 1.0}}", "optimizer=random")

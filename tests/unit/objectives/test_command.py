@@ -10,9 +10,10 @@ import pytest
 
 from hpo_cluster.errors import AttemptError, ConfigError
 from hpo_cluster.fidelity import Ladder
-from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.black_box import read_output
-from hpo_cluster.objectives.command import CommandObjective, render
+from hpo_cluster.objectives.command import CommandObjective
+from hpo_cluster.objectives.command_line import render
+from hpo_cluster.objectives.registry import parse_objective
 from hpo_cluster.record.layout import AttemptLayout, resources_dir
 from hpo_cluster.record.processes import process_start
 from hpo_cluster.record.rung_files import publish_word

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.function import FunctionObjective
+from hpo_cluster.objectives.registry import parse_objective
 from hpo_cluster.record.layout import resources_dir
 
 USER_MODULE = """

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.goals import Bound, Goal, Goals
-from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.black_box import needed_metrics, read_output
 from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.objectives.function import FunctionObjective
 from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.objectives.registry import parse_objective
 from hpo_cluster.objectives.synthetic import SyntheticObjective
 from hpo_cluster.trial import ErrorKind
 

@@ -12,7 +12,7 @@ from support.finished import SPACE, START_S, campaign, score
 from hpo_cluster.cli.main import main
 from hpo_cluster.errors import AttemptError, ConfigError
 from hpo_cluster.fidelity import Ladder
-from hpo_cluster.objectives import parse_objective
+from hpo_cluster.objectives.registry import parse_objective
 from hpo_cluster.objectives.regression import LEAST, Evaluations, cross_validation
 from hpo_cluster.objectives.surrogate import SurrogateObjective
 from hpo_cluster.record.layout import resources_dir

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.objectives import parse_objective
 from hpo_cluster.objectives.benchmark_functions import FUNCTIONS, SEVERAL
+from hpo_cluster.objectives.registry import parse_objective
 from hpo_cluster.objectives.synthetic import SyntheticObjective, fails, moved, noise_of
 from hpo_cluster.record.layout import resources_dir
 from hpo_cluster.space import Float, Space
