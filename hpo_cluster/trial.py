@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hpo_cluster.space import Configuration
+if TYPE_CHECKING:
+    from hpo_cluster.space import Configuration
 
 #: Number of the baseline trial (the model before fine-tuning). It is outside the budget, so it has no ordinary number.
 BASELINE = -1
