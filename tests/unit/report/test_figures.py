@@ -14,7 +14,7 @@ from hpo_cluster.record.journal import Journal
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.report import read_campaign
 from hpo_cluster.report.data import Campaign
-from hpo_cluster.report.figures import FIGURES, jobs, model, objectives, progress, still
+from hpo_cluster.report.figures import FIGURES, jobs, model, objectives, parameters, progress, still
 from hpo_cluster.report.figures.description import STYLES, Axis, Bars, Figure, Panel, Points, Spans
 from hpo_cluster.report.figures.model import total_effects
 from hpo_cluster.report.figures.shared import MOST_POINTS, thinned
@@ -213,6 +213,39 @@ def test_of_many_trials_the_best_and_some_others_are_drawn(tmp_path: Path) -> No
     assert set(many.nlargest(MOST_POINTS // 2, "value")["trial"]) <= set(kept["trial"])
     assert kept["value"].isna().sum() > 50
     assert len(thinned(campaign, many.head(MOST_POINTS))) == MOST_POINTS
+
+
+def test_choices_over_the_campaign_are_spread_if_there_are_many_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = campaign_of(tmp_path / "c", [completed(0.1 * i) for i in range(40)])
+
+    def places() -> set[float]:
+        figure = parameters.parameters_over_time(campaign)
+        assert figure is not None
+        return {y for layer in figure.panels[2].layers if isinstance(layer, Points) for y in layer.y}
+
+    assert places() == {0.0, 1.0}
+    monkeypatch.setattr(parameters, "MOST_SMALL", 30)
+    assert len(places()) > 20
+    assert all(min(abs(y), abs(y - 1)) < 0.2 for y in places())
+
+
+@pytest.mark.parametrize(("count", "crowded"), [(3, False), (20, True)])
+def test_many_parallel_coordinates_have_labels_at_an_angle(tmp_path: Path, count: int, crowded: bool) -> None:
+    space = Space({f"parameter_{i}": Float(0.0, 1.0) for i in range(count)})
+    objective = {**OBJECTIVE, "command": " ".join(["train", *(f"{{{name}}}" for name in space.names)])}
+    trials = [
+        {"number": i, "parameters": space.decode([0.1 * i] * count), "end": completed(float(i))} for i in range(3)
+    ]
+    campaign = read_campaign(make_campaign(tmp_path / "c", objective, space, trials, "maximize"))
+    figure = parameters.parallel_coordinates(campaign)
+    assert figure is not None
+    assert figure.panels[0].x.crowded == crowded
+    (drawn,) = [axes for axes in still._drawn(figure, "c").axes if axes.get_xlabel() == ""]
+    labels = [label for label in drawn.get_xticklabels() if label.get_text()]
+    assert len(labels) == count + 1
+    assert {label.get_rotation() > 0 for label in labels} == {crowded}
 
 
 def test_the_page_of_500_trials_is_small(tmp_path: Path) -> None:
