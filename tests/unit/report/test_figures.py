@@ -14,8 +14,8 @@ from hpo_cluster.record.journal import Journal
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.report import read_campaign
 from hpo_cluster.report.data import Campaign
-from hpo_cluster.report.figures import FIGURES, jobs, model, objectives, parameters, progress, still
-from hpo_cluster.report.figures.description import STYLES, Axis, Bars, Figure, Panel, Points, Spans
+from hpo_cluster.report.figures import FIGURES, jobs, live, model, objectives, parameters, progress, still
+from hpo_cluster.report.figures.description import CROWDED, STYLES, Axis, Bars, Figure, Panel, Points, Spans
 from hpo_cluster.report.figures.model import total_effects
 from hpo_cluster.report.figures.shared import MOST_POINTS, thinned
 from hpo_cluster.report.html import html_page
@@ -213,6 +213,16 @@ def test_of_many_trials_the_best_and_some_others_are_drawn(tmp_path: Path) -> No
     assert set(many.nlargest(MOST_POINTS // 2, "value")["trial"]) <= set(kept["trial"])
     assert kept["value"].isna().sum() > 50
     assert len(thinned(campaign, many.head(MOST_POINTS))) == MOST_POINTS
+
+
+@pytest.mark.parametrize(("count", "edges"), [(CROWDED, True), (CROWDED + 1, False)])
+def test_very_many_markers_have_no_edges_that_hide_one_another(count: int, edges: bool) -> None:
+    points = Points((0.0,) * count, (0.0,) * count, "completed", "evaluated", tuple(range(count)))
+    panel = Panel(Axis("x"), Axis("y"), [points])
+    (drawn,) = still._drawn(Figure("f", "", [panel]), "c").axes[0].get_lines()
+    assert (drawn.get_markeredgewidth() > 0) == edges
+    (mark,) = live._plot(panel).renderers
+    assert (mark.glyph.line_color == "#ffffff") == edges
 
 
 def test_choices_over_the_campaign_are_spread_if_there_are_many_trials(
