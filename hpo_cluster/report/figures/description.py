@@ -34,7 +34,7 @@ ON_DARK: Mapping[str, str] = {
 #: Characters that have room below a small panel.
 ROOM = 36
 #: Numbers of markers in a layer above which they are smaller, and above which they have no white edges.
-MANY, CROWDED = 200, 2000
+MANY, CROWDED = 200, 1000
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from hpo_cluster.report.figures.shared import (
     MOST_SMALL,
     ValueAxis,
     baseline_rule,
+    faint,
     numbers,
     parameter_axis,
     parameter_positions,
@@ -102,7 +103,7 @@ def parallel_coordinates(campaign: Campaign) -> Figure | None:
     table = np.array(heights).T
     lines = [_without_gaps(row) for row in table]
     trials = tuple(int(trial) for trial in ranked["trial"])
-    strength = np.linspace(0.85, 0.12, len(lines)) * min(1.0, (40 / len(lines)) ** 0.5)  # many lines cover one another
+    strength = np.linspace(0.85, 0.12, len(lines)) * faint(len(lines))
     layers: list[Layer] = [
         Lines(
             tuple(x for x, _ in reversed(lines)),
