@@ -27,10 +27,10 @@ from hpo_cluster.driver.notify import Notify  # noqa: E402
 from hpo_cluster.driver.run_settings import Operation  # noqa: E402
 from hpo_cluster.driver.simulate import SimulationSettings  # noqa: E402
 from hpo_cluster.driver.spec import OPERATIONAL_FIDELITY  # noqa: E402
-from hpo_cluster.fidelity import Fidelity  # noqa: E402
 from hpo_cluster.launchers import LAUNCHERS, oar, slurm  # noqa: E402
 from hpo_cluster.objectives.registry import OBJECTIVES  # noqa: E402
 from hpo_cluster.optimizers.registry import OPTIMIZERS  # noqa: E402
+from hpo_cluster.optimizers.rungs.settings import Fidelity  # noqa: E402
 from hpo_cluster.record.exchange.trackers import Tracking  # noqa: E402
 from hpo_cluster.space import parameter_names  # noqa: E402
 from hpo_cluster.trial import DRIVER_KINDS  # noqa: E402

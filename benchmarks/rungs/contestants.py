@@ -21,10 +21,11 @@ from benchmarks.optimizers.contestants import parse
 from benchmarks.optimizers.contestants import versions as versions_of_ours
 from benchmarks.rungs.problems import LADDER, WHOLE
 from benchmarks.rungs.simulate import Asked, Contestant
-from hpo_cluster.fidelity import Fidelity, Ladder
+from hpo_cluster.fidelity import Ladder
 from hpo_cluster.optimizers.registry import OPTIMIZERS, make_optimizer
 from hpo_cluster.optimizers.rungs import rules
 from hpo_cluster.optimizers.rungs.rules import Climber, promotions
+from hpo_cluster.optimizers.rungs.settings import Fidelity
 from hpo_cluster.space import Categorical, Configuration, Integer, Space
 
 #: Samplers and pruners of Optuna that take part.

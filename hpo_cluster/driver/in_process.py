@@ -30,11 +30,11 @@ from pydantic import ValidationError
 from hpo_cluster.driver.failures import Failures
 from hpo_cluster.driver.run_settings import Operation
 from hpo_cluster.errors import ConfigError, HpoClusterError
-from hpo_cluster.fidelity import Fidelity
 from hpo_cluster.goals import GPU_SECONDS, Direction
 from hpo_cluster.objectives.black_box import needed_metrics, read_output
 from hpo_cluster.objectives.function import FunctionObjective, more_arguments
 from hpo_cluster.objectives.worker import classify
+from hpo_cluster.optimizers.rungs.settings import Fidelity
 from hpo_cluster.record.campaign_state import Record, asked_rows
 from hpo_cluster.record.climb import room_for
 from hpo_cluster.record.clock import utc_now

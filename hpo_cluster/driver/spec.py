@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpo_cluster.driver.run_settings import Operation
-from hpo_cluster.fidelity import Fidelity
 from hpo_cluster.goals import Goals
 from hpo_cluster.launchers import make_launcher
 from hpo_cluster.launchers.base import Launcher, LauncherSettings
 from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.optimizers.base import Optimizer, OptimizerSettings
 from hpo_cluster.optimizers.registry import OPTIMIZERS, build_optimizer, constraint_faults, several_faults
+from hpo_cluster.optimizers.rungs.settings import Fidelity
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.exchange.trackers import OFF, Tracking
 from hpo_cluster.record.history import rung_columns, several_columns

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.errors import AttemptError
+from hpo_cluster.fidelity import Ladder
 from hpo_cluster.goals import GPU_SECONDS
 from hpo_cluster.objectives.one_after_another import look_for
 from hpo_cluster.record.attempt_files import SCHEMA, is_finite_number, result_faults
@@ -25,8 +26,7 @@ from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.record.rung_files import publish_rung, publish_word, read_word, rung_file
 from hpo_cluster.trial import ErrorKind
 
-if TYPE_CHECKING:  # fidelity imports pydantic, which most jobs do without
-    from hpo_cluster.fidelity import Ladder
+if TYPE_CHECKING:
     from hpo_cluster.objectives.worker import Attempt
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,6 @@ class Climb:
         rungs: Mapping[str, Any] | None = attempt.params.get("rungs")
         if not rungs or attempt.baseline:
             return None
-        from hpo_cluster.fidelity import Ladder
-
         ladder = Ladder(rungs["kind"], tuple(map(float, rungs["shares"])))
         start = min(max(int(rungs["goal"]), int(rungs["first"])), ladder.top)
         return cls(attempt, ladder, start, float(rungs["linger_s"]))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hpo_cluster.job import JobRef
 from hpo_cluster.record.climb import RUNG_EVENTS, Climb, Score, rest, sem_of, take
 from hpo_cluster.record.clock import moment, seconds_between
 from hpo_cluster.record.journal import Event
-from hpo_cluster.space import Configuration
 from hpo_cluster.trial import BASELINE, Origin, State
+
+if TYPE_CHECKING:
+    from hpo_cluster.space import Configuration
 
 #: The metric of a result that holds the energy of its attempt.
 ENERGY = "energy_wh"

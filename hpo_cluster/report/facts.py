@@ -10,9 +10,9 @@ from typing import Any
 
 import hpo_cluster
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.fidelity import Fidelity
 from hpo_cluster.goals import Goals
 from hpo_cluster.objectives.registry import OBJECTIVES, parse_objective
+from hpo_cluster.optimizers.rungs.settings import Fidelity
 from hpo_cluster.record import clock
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.clock import seconds_between

@@ -215,7 +215,8 @@ def _counts(campaign: Campaign) -> list[str]:
     if len(campaign.ended) > MOST_POINTS:
         lines += [
             "",
-            f"Figures with a marker for each trial show {MOST_POINTS} or fewer: half of them the best.",
+            f"Figures with a marker for each trial show {MOST_POINTS} or fewer, half of them the best (the depths of "
+            "a tree: all).",
         ]
     return lines
 

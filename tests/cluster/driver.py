@@ -19,9 +19,9 @@ from support import drivers
 
 from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.driver.spec import CampaignSpec
-from hpo_cluster.fidelity import Fidelity
 from hpo_cluster.launchers import LAUNCHERS, commands, make_launcher
 from hpo_cluster.objectives.command import CommandObjective
+from hpo_cluster.optimizers.rungs.settings import Fidelity
 
 
 def command(log: Path, options: dict[str, Any]) -> str:

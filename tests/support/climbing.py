@@ -17,10 +17,10 @@ from hpo_cluster.driver import climbing
 from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.driver.run_settings import Operation
 from hpo_cluster.driver.spec import CampaignSpec, choose_optimizer, make_spec
-from hpo_cluster.fidelity import Fidelity
 from hpo_cluster.launchers import LocalSettings
 from hpo_cluster.objectives.base import Objective, PathResolver
 from hpo_cluster.optimizers.registry import make_settings
+from hpo_cluster.optimizers.rungs.settings import Fidelity
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout

@@ -19,12 +19,12 @@ from hpo_cluster.driver.failures import Failures
 from hpo_cluster.driver.notify import Notify
 from hpo_cluster.driver.run_settings import Operation
 from hpo_cluster.driver.spec import WHOLE, ChosenOptimizer, identity_of
-from hpo_cluster.fidelity import Fidelity
 from hpo_cluster.launchers import LAUNCHERS
 from hpo_cluster.launchers.base import LauncherSettings
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.objectives.registry import OBJECTIVES
 from hpo_cluster.optimizers.registry import OPTIMIZERS
+from hpo_cluster.optimizers.rungs.settings import Fidelity
 from hpo_cluster.record import layout
 from hpo_cluster.record.exchange.trackers import OFF, Tracking
 from hpo_cluster.settings import Settings

@@ -33,13 +33,13 @@ from hpo_cluster.driver.spec import (
     several_objectives_faults,
 )
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.fidelity import Fidelity
 from hpo_cluster.launchers import LAUNCHERS
 from hpo_cluster.launchers.base import LauncherSettings
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.objectives.registry import OBJECTIVES
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.registry import OPTIMIZERS, constraint_faults, several_faults
+from hpo_cluster.optimizers.rungs.settings import Fidelity
 from hpo_cluster.record.exchange.trackers import OFF, Tracking
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CAMPAIGN_NAME_RULE, CampaignLayout, in_campaign_name, is_campaign_name

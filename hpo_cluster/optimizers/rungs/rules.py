@@ -33,7 +33,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.fidelity import ENOUGH, Fidelity, Ladder, agreement
+from hpo_cluster.fidelity import ENOUGH, Ladder, agreement
+from hpo_cluster.optimizers.rungs.settings import Fidelity
 
 Array: TypeAlias = NDArray[np.float64]
 

@@ -179,6 +179,7 @@ def _curve(events: list[Event], goals: Goals | None, sign: float) -> tuple[Curve
     record, best = Record(), -math.inf
     scored: set[int] = set()
     first: datetime.datetime | None = None
+    times: list[datetime.datetime] = []
     points: list[tuple[float, ...]] = []
     measured: list[Mapping[str, float] | None] = []
     for event in events:
@@ -201,9 +202,29 @@ def _curve(events: list[Event], goals: Goals | None, sign: float) -> tuple[Curve
                 best = max(best, sign * trial.value) if good else best
             hours = (now - (first or now)).total_seconds() / 3600
             spent = len(scored) if elsewhere else record.spent
-            points.append((len(scored), spent, record.gpu_hours(now), max(hours, 0.0), best))
-    columns = np.array(points, dtype=np.float64).reshape(len(points), len(COSTS) + 1).T
-    hours_used = columns[COSTS.index("gpu_hours")]  # jobs that had ended and were not yet noted counted as running
-    hours_used[:] = np.minimum.accumulate(hours_used[::-1])[::-1]
-    costs = {name: np.maximum.accumulate(columns[i]) for i, name in enumerate(COSTS)} if points else {}
-    return Curve(costs or {name: np.empty(0) for name in COSTS}, columns[-1] if points else np.empty(0)), measured
+            times.append(now)
+            points.append((len(scored), spent, max(hours, 0.0), best))
+    evaluations, equivalents, waited, reached = np.array(points, dtype=np.float64).reshape(len(points), 4).T
+    columns = (evaluations, equivalents, _gpu_hours_at(times, record), waited)
+    costs = {name: np.maximum.accumulate(column) for name, column in zip(COSTS, columns, strict=True)}
+    return Curve(costs, reached), measured
+
+
+def _gpu_hours_at(times: list[datetime.datetime], record: Record) -> Array:
+    """Return the GPU-hours that all attempts had used at each of some times, as is known afterwards.
+
+    At a time, each attempt that had begun counts from its beginning, less what has passed since its end. These are
+    sums over sorted times: to add up the attempts for each time would take as long as evaluations times workers.
+    """
+    began = [a for trial in record.rows for a in trial.attempts if a.gpus and a.occupied_since]
+    edges = [(moment(a.occupied_since or ""), a.gpus) for a in began]
+    edges += [(moment(a.ended_at), -a.gpus) for a in began if a.ended_at]
+    edges.sort()
+    if not times or not edges:
+        return np.zeros(len(times))
+    until, since = (np.array([(at - times[0]).total_seconds() for at in ats]) for ats in (times, [e[0] for e in edges]))
+    gpus = np.array([count for _, count in edges], dtype=np.float64)
+    counts, seconds = (np.concatenate([[0.0], np.cumsum(values)]) for values in (gpus, gpus * since))
+    before = np.searchsorted(since, until, side="right")
+    hours: Array = (counts[before] * until - seconds[before]) / 3600
+    return hours

@@ -8,7 +8,7 @@ from typing import Any
 
 from hpo_cluster.report.data import Campaign
 from hpo_cluster.report.figures.description import Axis, Bars, Figure, Layer, Lines, Panel, Points
-from hpo_cluster.report.figures.shared import DECADES, numbers
+from hpo_cluster.report.figures.shared import DECADES, faint, numbers
 from hpo_cluster.trial import Origin
 
 #: Most curves drawn; of more, the last ones.
@@ -33,7 +33,7 @@ def rungs(campaign: Campaign) -> Figure | None:
     for what, style in (("paused or under way", "low_rung"), ("at the top", "top_rung"), ("best", "best")):
         if mine := found.get(what):
             trials, xs, ys = zip(*mine, strict=True)
-            layers.append(Lines(xs, ys, style, what, trials, (0.8,) * len(xs), dots=True))
+            layers.append(Lines(xs, ys, style, what, trials, (0.8 * faint(len(xs)),) * len(xs), dots=True))
     values = numbers(curves["value"])
     log = not campaign.maximize and min(values) > 0 and max(values) > DECADES * min(values)
     ticks = tuple(zip(shares, (row["label"] for row in campaign.rungs.table), strict=True))
@@ -66,7 +66,7 @@ def losses(campaign: Campaign) -> Figure | None:
         if chosen:
             xs = tuple(tuple(x for x, _ in points) for points in chosen.values())
             ys = tuple(tuple(y for _, y in points) for points in chosen.values())
-            opacity = (1.0 if label == "best" else 0.5,) * len(xs)
+            opacity = (1.0 if label == "best" else 0.5 * faint(len(xs)),) * len(xs)
             layers.append(Lines(xs, ys, style, label, tuple(int(str(trial)) for trial in chosen), opacity))
     every = [y for points in thin.values() for _, y in points]
     log = min(every) > 0 and max(every) > 20 * min(every)

@@ -33,8 +33,8 @@ ON_DARK: Mapping[str, str] = {
 
 #: Characters that have room below a small panel.
 ROOM = 36
-#: Number of markers in a layer from which on they are smaller.
-MANY = 200
+#: Numbers of markers in a layer above which they are smaller, and above which they have no white edges.
+MANY, CROWDED = 200, 1000
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,11 @@ STYLES: Mapping[str, Style] = {
 def smaller(count: int) -> float:
     """Return by how much markers shrink if there are many."""
     return min(1.0, max(0.45, math.sqrt(MANY / max(count, 1))))
+
+
+def have_edges(count: int) -> bool:
+    """Return whether markers have white edges: those of very many hide one another, and what is dense looks pale."""
+    return count <= CROWDED
 
 
 @dataclass(frozen=True)

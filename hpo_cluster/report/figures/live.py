@@ -44,6 +44,7 @@ from hpo_cluster.report.figures.description import (
     Rule,
     Spans,
     Strip,
+    have_edges,
     smaller,
 )
 
@@ -171,7 +172,7 @@ def _points(layer: Points, plot: Any) -> list[Any]:
         marker=MARKERS[look.marker],
         size=1.35 * look.size * smaller(len(layer.x)),
         fill_color=None if hollow else look.colour,
-        line_color=look.colour if stroked else "#ffffff",
+        line_color="#ffffff" if have_edges(len(layer.x)) and not stroked else look.colour,
         line_width=look.width if stroked else 0.5,
         fill_alpha=0.8,
     )

@@ -93,7 +93,7 @@ def validation_test(campaign: Campaign) -> Figure | None:
     names = [name for name in campaign.others if ranked[METRIC_PREFIX + name].notna().any()]
     if not names:
         return None
-    panels = [_against(campaign, thinned(campaign, ranked), name) for name in names]
+    panels = [_against(campaign, ranked, name) for name in names]
     bars = " The bars are one standard error." if any(campaign.sems.values()) else ""
     reading = (
         "Each marker is one trial. Pearson's correlation says how close the markers lie to a straight line, Spearman's "
@@ -106,7 +106,8 @@ def validation_test(campaign: Campaign) -> Figure | None:
 def _against(campaign: Campaign, ranked: pd.DataFrame, name: str) -> Panel:
     column = METRIC_PREFIX + name
     best = (campaign.front if campaign.several else campaign.ranked).head(1)
-    others = ranked[~ranked["trial"].isin(best["trial"])]
+    drawn = thinned(campaign, ranked)
+    others = drawn[~drawn["trial"].isin(best["trial"])]
     within = campaign.acceptable(others)
     layers = [
         *_measured(campaign, within, name, "completed", "trials"),

@@ -9,9 +9,11 @@ import numpy as np
 from hpo_cluster.report.data import Campaign, shorten
 from hpo_cluster.report.figures.description import Axis, Figure, Layer, Line, Lines, Panel, Points
 from hpo_cluster.report.figures.shared import (
+    JITTER,
     MOST_SMALL,
     ValueAxis,
     baseline_rule,
+    faint,
     numbers,
     parameter_axis,
     parameter_positions,
@@ -20,8 +22,8 @@ from hpo_cluster.report.figures.shared import (
 )
 from hpo_cluster.space import Categorical
 
-#: Most lines of the parallel coordinates.
-MOST_LINES = 400
+#: Most lines of the parallel coordinates, and most characters that have room next to one another below them.
+MOST_LINES, MOST_LEVEL = 400, 84
 
 
 def columns_for(panels: int) -> int:
@@ -67,9 +69,10 @@ def parameters_over_time(campaign: Campaign) -> Figure | None:
     drawn, panels = thinned(campaign, campaign.ended, MOST_SMALL), []
     last = int(campaign.ended["trial"].max())
     axis = Axis("trial", low=-0.5 - 0.02 * last, high=last + 0.5 + 0.02 * last, integers=True)
+    jitter = JITTER if len(drawn) < len(campaign.ended) else 0.0  # so many markers on one line hide one another
     for name, parameter in campaign.space:
         ended = drawn[drawn[name].notna()]
-        y = parameter_positions(parameter, list(ended[name]), jitter=0.0)
+        y = parameter_positions(parameter, list(ended[name]), jitter)
         trials, states = [int(trial) for trial in ended["trial"]], list(ended["state"])
         layers: list[Layer] = []
         for state in dict.fromkeys(states):
@@ -100,7 +103,7 @@ def parallel_coordinates(campaign: Campaign) -> Figure | None:
     table = np.array(heights).T
     lines = [_without_gaps(row) for row in table]
     trials = tuple(int(trial) for trial in ranked["trial"])
-    strength = np.linspace(0.85, 0.12, len(lines)) * min(1.0, (40 / len(lines)) ** 0.5)  # many lines cover one another
+    strength = np.linspace(0.85, 0.12, len(lines)) * faint(len(lines))
     layers: list[Layer] = [
         Lines(
             tuple(x for x, _ in reversed(lines)),
@@ -112,10 +115,12 @@ def parallel_coordinates(campaign: Campaign) -> Figure | None:
         ),
         Line(*lines[0], "best", f"best: trial {trials[0]}", trial=trials[0]),
     ]
-    ticks = []
-    for place, name in enumerate(names):
-        ends = f"{low:.3g} … {high:.3g}" if name is None else _ends(campaign, name)
-        ticks.append((float(place), f"{shorten(campaign.metric if name is None else name, 18)}\n{ends}"))
+    labels = [shorten(campaign.metric if name is None else name, 18) for name in names]
+    ends = [f"{low:.3g} … {high:.3g}" if name is None else _ends(campaign, name) for name in names]
+    level = sum(max(map(len, both)) + 1 for both in zip(labels, ends, strict=True)) <= MOST_LEVEL
+    between = "\n" if level else "  "  # labels of one line stand at an angle
+    ticks = [(float(place), between.join(both)) for place, both in enumerate(zip(labels, ends, strict=True))]
+    for place in range(len(names)):
         layers.append(Line((place, place), (0.0, 1.0), "low_rung"))
     axis = Axis("", low=-0.3, high=len(names) - 0.7, ticks=tuple(ticks))
     top = "its highest" if campaign.maximize else "its lowest"

@@ -23,6 +23,8 @@ STRIP, MARGIN = 0.12, 0.08
 ROUNDING = 1e-6
 #: Largest value over the smallest from which on values to minimise have a logarithmic axis.
 DECADES = 1000
+#: Number of lines in a panel above which they are fainter.
+MANY_LINES = 40
 #: Share of the distance between two choices over which trials are spread.
 JITTER = 0.3
 
@@ -41,6 +43,11 @@ def thinned(campaign: Campaign, frame: pd.DataFrame, most: int = MOST_POINTS) ->
     others = np.flatnonzero(~best.to_numpy())
     spaced[others[np.linspace(0, len(others) - 1, most - int(best.sum())).astype(int)]] = True
     return frame[best.to_numpy() | spaced]
+
+
+def faint(lines: int) -> float:
+    """Return by how much lines fade if there are many, which cover one another."""
+    return min(1.0, math.sqrt(MANY_LINES / max(lines, 1)))
 
 
 class ValueAxis:

@@ -28,6 +28,7 @@ from hpo_cluster.report.figures.description import (
     Rule,
     Spans,
     Strip,
+    have_edges,
     smaller,
 )
 
@@ -200,6 +201,8 @@ def _points(layer: Points, axes: Any, order: float) -> None:
 
     marker = _marker(layer.style)
     marker["markersize"] *= smaller(len(layer.x))
+    if "markeredgecolor" in marker and not have_edges(len(layer.x)):
+        marker["markeredgewidth"] = 0.0
     if layer.x_sem or layer.y_sem:
         pale = tuple(0.55 + 0.45 * channel for channel in to_rgb(STYLES[layer.style].colour))
         bars = {"fmt": "none", "ecolor": pale, "elinewidth": 0.9, "zorder": order}

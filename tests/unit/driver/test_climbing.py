@@ -11,7 +11,8 @@ import pytest
 
 from hpo_cluster.driver.climbing import REST, Climbing, climbers
 from hpo_cluster.driver.run_settings import Operation
-from hpo_cluster.fidelity import Fidelity, Ladder
+from hpo_cluster.fidelity import Ladder
+from hpo_cluster.optimizers.rungs.settings import Fidelity
 from hpo_cluster.record.climb import room_for, within_budget
 from hpo_cluster.record.history import MemoryJournal
 from hpo_cluster.record.layout import CampaignLayout

@@ -10,8 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from hpo_cluster.fidelity import Fidelity, Ladder
+from hpo_cluster.fidelity import Ladder
 from hpo_cluster.optimizers.rungs.rules import ENOUGH, Climber, Promotion, promotions
+from hpo_cluster.optimizers.rungs.settings import Fidelity
 
 LADDER = Ladder("steps", (1 / 9, 1 / 3, 1.0))
 NAN = math.nan

@@ -15,7 +15,9 @@ from support.compared import LORA, campaign
 
 from hpo_cluster.cli.main import main
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.report.comparison import compare_campaigns
+from hpo_cluster.record import campaign_state
+from hpo_cluster.record.clock import moment
+from hpo_cluster.report.comparison import compare_campaigns, runs
 from hpo_cluster.report.comparison.figures import as_files, band, draw_best
 from hpo_cluster.report.comparison.runs import read_run
 from hpo_cluster.report.comparison.table import cost_text
@@ -50,6 +52,23 @@ def test_gpu_hours_do_not_hold_the_time_in_which_ended_jobs_waited_for_the_drive
     ordered = [*(event for event in events if event["event"] != "ended"), *late]
     journal.write_text("".join(json.dumps({**event, "seq": seq}) + "\n" for seq, event in enumerate(ordered)))
     assert read_run(tmp_path / "a").curve.costs["gpu_hours"] * 60 == pytest.approx([2, 2])
+
+
+def test_the_times_read_for_a_curve_grow_with_the_attempts_and_not_with_those_that_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    for evaluations in (20, 40):
+        journal = campaign(tmp_path / f"of-{evaluations}", [0.1] * evaluations) / "events.jsonl"
+        events = [json.loads(line) for line in journal.read_text().splitlines()]
+        ordered = sorted(events, key=lambda event: event["event"] in ("ended", "stopped"))  # all run at once
+        journal.write_text("".join(json.dumps({**event, "seq": seq}) + "\n" for seq, event in enumerate(ordered)))
+        read: list[str] = []
+        for module in (runs, campaign_state):
+            monkeypatch.setattr(module, "moment", lambda at, read=read: read.append(at) or moment(at))
+        assert read_run(journal.parent).curve.costs["gpu_hours"][-1] * 60 == pytest.approx(evaluations)
+        counts.append(len(read))
+    assert 0 < counts[1] <= 2 * counts[0]
 
 
 def test_what_is_minimised_is_best_where_it_is_low(tmp_path: Path) -> None:

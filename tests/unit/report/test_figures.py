@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from support.campaigns import make_campaign
 
 from hpo_cluster.record.journal import Journal
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.report import read_campaign
 from hpo_cluster.report.data import Campaign
-from hpo_cluster.report.figures import FIGURES, jobs, model, objectives, progress, still
-from hpo_cluster.report.figures.description import STYLES, Axis, Bars, Figure, Lines, Panel, Points, Spans
+from hpo_cluster.report.figures import FIGURES, curves, jobs, live, model, objectives, parameters, progress, still
+from hpo_cluster.report.figures.description import CROWDED, STYLES, Axis, Bars, Figure, Lines, Panel, Points, Spans
 from hpo_cluster.report.figures.model import total_effects
 from hpo_cluster.report.figures.shared import MOST_POINTS, thinned
 from hpo_cluster.report.html import html_page
@@ -262,6 +263,80 @@ def test_of_many_trials_the_best_and_some_others_are_drawn(tmp_path: Path) -> No
     assert set(many.nlargest(MOST_POINTS // 2, "value")["trial"]) <= set(kept["trial"])
     assert kept["value"].isna().sum() > 50
     assert len(thinned(campaign, many.head(MOST_POINTS))) == MOST_POINTS
+
+
+@pytest.mark.parametrize(("count", "edges"), [(CROWDED, True), (CROWDED + 1, False)])
+def test_very_many_markers_have_no_edges_that_hide_one_another(count: int, edges: bool) -> None:
+    points = Points((0.0,) * count, (0.0,) * count, "completed", "evaluated", tuple(range(count)))
+    panel = Panel(Axis("x"), Axis("y"), [points])
+    (drawn,) = still._drawn(Figure("f", "", [panel]), "c").axes[0].get_lines()
+    assert (drawn.get_markeredgewidth() > 0) == edges
+    (mark,) = live._plot(panel).renderers
+    assert (mark.glyph.line_color == "#ffffff") == edges
+
+
+def test_correlations_are_those_of_all_trials_and_not_of_those_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [10.0, 0.0, *range(1, 9)]  # of the four best alone, the correlation is perfect
+    ends = [
+        {"state": "completed", "value": 1.0 * i, "metrics": {"score": 1.0 * i, "other": others[i]}} for i in range(10)
+    ]
+    campaign = campaign_of(tmp_path / "c", ends)
+    monkeypatch.setattr(objectives, "thinned", lambda _, frame: frame.head(4))
+    figure = objectives.validation_test(campaign)
+    assert figure is not None
+    assert sum(len(layer.trials) for layer in figure.panels[0].layers if isinstance(layer, Points)) == 4
+    assert figure.panels[0].note.endswith(f"Spearman {stats.spearmanr(range(10), others)[0]:.2f} over 10 trials")
+
+
+def test_many_curves_are_fainter(tmp_path: Path) -> None:
+    def opacity(count: int) -> float:
+        campaign = campaign_of(tmp_path / f"of-{count}", [completed(1.0)])
+        curve = {"curve": [{"step": step, "train_loss": 1.0 + step} for step in range(3)]}
+        campaign.__dict__["results"] = dict.fromkeys(range(1, count + 1), curve)  # what it would read from the files
+        figure = curves.losses(campaign)
+        assert figure is not None
+        (lines,) = figure.panels[0].layers
+        assert isinstance(lines, Lines)
+        assert len(lines.xs) == count
+        return lines.opacity[0]
+
+    assert opacity(30) == opacity(40) == 0.5
+    assert opacity(160) == 0.25
+
+
+def test_choices_over_the_campaign_are_spread_if_there_are_many_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = campaign_of(tmp_path / "c", [completed(0.1 * i) for i in range(40)])
+
+    def places() -> set[float]:
+        figure = parameters.parameters_over_time(campaign)
+        assert figure is not None
+        return {y for layer in figure.panels[2].layers if isinstance(layer, Points) for y in layer.y}
+
+    assert places() == {0.0, 1.0}
+    monkeypatch.setattr(parameters, "MOST_SMALL", 30)
+    assert len(places()) > 20
+    assert all(min(abs(y), abs(y - 1)) < 0.2 for y in places())
+
+
+@pytest.mark.parametrize(("count", "crowded"), [(3, False), (20, True)])
+def test_many_parallel_coordinates_have_labels_at_an_angle(tmp_path: Path, count: int, crowded: bool) -> None:
+    space = Space({f"parameter_{i}": Float(0.0, 1.0) for i in range(count)})
+    objective = {**OBJECTIVE, "command": " ".join(["train", *(f"{{{name}}}" for name in space.names)])}
+    trials = [
+        {"number": i, "parameters": space.decode([0.1 * i] * count), "end": completed(float(i))} for i in range(3)
+    ]
+    campaign = read_campaign(make_campaign(tmp_path / "c", objective, space, trials, "maximize"))
+    figure = parameters.parallel_coordinates(campaign)
+    assert figure is not None
+    assert figure.panels[0].x.crowded == crowded
+    (drawn,) = [axes for axes in still._drawn(figure, "c").axes if axes.get_xlabel() == ""]
+    labels = [label for label in drawn.get_xticklabels() if label.get_text()]
+    assert len(labels) == count + 1
+    assert {label.get_rotation() > 0 for label in labels} == {crowded}
 
 
 def test_the_page_of_500_trials_is_small(tmp_path: Path) -> None:
