@@ -186,7 +186,8 @@ def draw(groups: Mapping[str, Sequence[Run]], path: Path, metric: str) -> None:
     left.set(
         xlabel=f"wall time ({unit})", ylabel=f"best {metric}", title="Best value (median, 10th to 90th percentile)"
     )
-    left.legend(fontsize="small")
+    if left.get_legend_handles_labels()[0]:  # none where no campaign has a value
+        left.legend(fontsize="small")
     right.set_yticks(range(len(groups)), list(groups))
     right.invert_yaxis()
     right.set_xlim(0, 1.4 * max(longest / unit_s, 1e-9))
