@@ -415,16 +415,12 @@ def _rank(trial: TrialRecord, maximize: bool) -> tuple[float, int]:
 
 @contextlib.contextmanager
 def _keeping_everything() -> Iterator[None]:
-    """Do not search for garbage while the context lasts: a long journal makes many objects, and none of them is any.
-
-    Later searches leave out what was made, too: the first one would take as long as a tenth of the reading.
-    """
+    """Do not search for garbage while the context lasts: a long journal makes many objects, and none of them is any."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         if enabled:
             gc.enable()
 

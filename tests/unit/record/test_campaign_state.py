@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import datetime
-import gc
 import random
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pandas.testing import assert_frame_equal
-from support.compared import campaign
 
 from hpo_cluster.driver.failures import fruitless_kinds
 from hpo_cluster.record.campaign_state import Record
@@ -291,12 +288,3 @@ def test_gpu_hours_of_a_job_with_several_attempts_have_no_gaps() -> None:
     now = datetime.datetime(2027, 2, 1, tzinfo=datetime.UTC)
     assert log.record.gpu_hours(now) == 2 * 2.5  # from 18:30 to 21:00, with the wait from 19:00 to 20:30
     assert log.record.longest_evaluation_s == 1800
-
-
-def test_searches_for_garbage_leave_out_what_was_read(tmp_path: Path) -> None:
-    campaign(tmp_path / "a", [0.1] * 5)
-    record = Record.read(tmp_path / "a" / "events.jsonl")
-    kept = {id(trial) for trial in record.rows}
-    assert len(kept) == 5
-    assert not kept & {id(searched) for searched in gc.get_objects()}
-    assert gc.isenabled()
