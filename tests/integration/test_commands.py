@@ -168,10 +168,12 @@ def test_why_tells_the_story_and_tail_the_log(capsys: pytest.CaptureFixture[str]
 
 def test_a_stop_lasts_over_ticks_until_somebody_resumes() -> None:
     assert main(["run", *QUICK, "budget=1"]) == 0
+    more = ["budget=3", "workers=1"]
+    assert main(["tick", str(DIR), *more]) == 0  # begins the second one
     assert main(["stop", str(DIR)]) == 0
-    assert main(["tick", str(DIR), "budget=3"]) == 0
-    assert len(states()) == 1
-    assert main(["resume", str(DIR), "budget=3"]) == 0
+    assert main(["tick", str(DIR), *more]) == 0
+    assert len(states()) == 2
+    assert main(["resume", str(DIR), *more]) == 0
     assert len(states()) == 3
 
 
