@@ -10,30 +10,23 @@ evaluations, unless it names a `campaign`.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-import multiprocessing
-import multiprocessing.connection
-import random
-import sys
-import tempfile
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from hpo_cluster.driver.failures import Failures
+from hpo_cluster.driver.function_calls import Alone, Answer, Crew, Function, call_function
 from hpo_cluster.driver.run_settings import Operation
 from hpo_cluster.errors import ConfigError, HpoClusterError
-from hpo_cluster.goals import GPU_SECONDS, Direction
-from hpo_cluster.objectives.black_box import needed_metrics, read_output
-from hpo_cluster.objectives.function import FunctionObjective, more_arguments
-from hpo_cluster.objectives.worker import classify
+from hpo_cluster.goals import Direction
+from hpo_cluster.objectives.black_box import needed_metrics
+from hpo_cluster.objectives.function import FunctionObjective
 from hpo_cluster.optimizers.rungs.settings import Fidelity
 from hpo_cluster.record.campaign_state import Record, asked_rows
 from hpo_cluster.record.climb import room_for
@@ -44,7 +37,7 @@ from hpo_cluster.record.layout import CAMPAIGN_NAME_RULE, CampaignLayout, is_cam
 from hpo_cluster.settings import faults_of
 from hpo_cluster.space import Configuration, Space
 from hpo_cluster.text import counted
-from hpo_cluster.trial import ErrorKind, Origin, State
+from hpo_cluster.trial import Origin, State
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,11 +46,6 @@ if TYPE_CHECKING:
     from hpo_cluster.optimizers.base import Optimizer
 
 log = logging.getLogger(__name__)
-
-#: The function to optimise: called as ``fn(**parameters)``, it returns the value or a dictionary with key ``value``.
-Function: TypeAlias = Callable[..., Any]
-#: A call of the function with one configuration.
-Call: TypeAlias = "Callable[[Configuration], _Answer]"
 
 #: Actions that differ from a campaign's: each call is made once, and a call that takes too long is infeasible.
 FAILURES = {"walltime": "infeasible"}
@@ -225,8 +213,8 @@ def optimize(
 
     alone = workers == 1 and trial_timeout_s is None
     # fork before anything else, while this process has no threads
-    call = functools.partial(_call, fn, needed_metrics(shape.model_dump()))
-    crew = _Alone(call) if alone else _Crew(call, workers, trial_timeout_s)
+    call = functools.partial(call_function, fn, needed_metrics(shape.model_dump()))
+    crew = Alone(call) if alone else Crew(call, workers, trial_timeout_s)
     journal = _Journal(space, shape, seed, policy, raises=failures == "raise")
     end = None if timeout_s is None else time.monotonic() + timeout_s
     try:
@@ -236,7 +224,7 @@ def optimize(
     return _result(journal.record, journal.history(), shape, journal.first_trace)
 
 
-def _loop(optimizer: Optimizer, journal: _Journal, crew: _Crew | _Alone, budget: int, end: float | None) -> None:
+def _loop(optimizer: Optimizer, journal: _Journal, crew: Crew | Alone, budget: int, end: float | None) -> None:
     """Run a campaign's loop, with calls instead of jobs, until `end` (on the monotonic clock)."""
     record = journal.record
     while True:
@@ -300,175 +288,6 @@ def _in_campaign(
     return _result(campaign.record, load_history(directory), objective)
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """The outcome of a call: `result` as `read_output` returns it, or the kind, message and traceback of an error."""
-
-    result: Mapping[str, Any] | None = None
-    kind: str = ""
-    message: str = ""
-    trace: str = ""
-
-
-def _call(fn: Function, needed: Sequence[str], parameters: Configuration) -> _Answer:
-    """Call the function; `needed` are the fields of its result that are optimised or constrained."""
-    began = time.monotonic()
-    try:
-        with contextlib.ExitStack() as stack:
-            folder = tempfile.TemporaryDirectory
-            more = more_arguments(
-                fn, parameters, None, lambda: Path(stack.enter_context(folder(prefix="hpo-cluster-")))
-            )
-            output = fn(**parameters, **more)
-        result = read_output(output if isinstance(output, Mapping) else {needed[0]: output}, *needed)
-        return _Answer({**result, GPU_SECONDS: round(time.monotonic() - began, 6)})
-    except Exception as error:
-        return _Answer(None, str(classify(error)), str(error) or type(error).__name__, traceback.format_exc())
-
-
-class _Alone:
-    """A worker that calls the function in this process, inside `wait`."""
-
-    def __init__(self, call: Call) -> None:
-        self.call = call
-        self._next: tuple[int, Configuration] | None = None
-
-    @property
-    def busy(self) -> bool:
-        return self._next is not None
-
-    @property
-    def free(self) -> int:
-        return 0 if self.busy else 1
-
-    def start(self, number: int, parameters: Configuration, seed: int) -> None:
-        self._next = (number, parameters)
-
-    def wait(self, end: float | None) -> list[tuple[int, _Answer]]:
-        assert self._next is not None
-        number, parameters = self._next
-        answer = self.call(dict(parameters))
-        self._next = None
-        return [(number, answer)]
-
-    def close(self) -> None:
-        pass
-
-
-class _Member:
-    """A forked process that calls the function for one trial after another."""
-
-    def __init__(self, call: Call, others: Sequence[_Member]) -> None:
-        context = multiprocessing.get_context("fork")
-        self.connection, theirs = context.Pipe()
-        # A fork inherits the parent's ends of the pipes. Left open, they would hide from members that the parent died.
-        inherited = [self.connection, *(other.connection for other in others)]
-        self.process = context.Process(target=_serve, args=(call, theirs, inherited))
-        self.process.start()
-        theirs.close()
-        self.trial: int | None = None
-        self.since = 0.0  # when the call of the trial began
-
-
-def _serve(
-    call: Call,
-    connection: multiprocessing.connection.Connection,
-    inherited: Sequence[multiprocessing.connection.Connection],
-) -> None:
-    for end in inherited:
-        end.close()
-    while True:
-        try:
-            parameters, seed = connection.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        random.seed(seed)
-        if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed(seed)
-        try:
-            connection.send(call(parameters))
-        except (BrokenPipeError, KeyboardInterrupt):
-            return
-
-
-class _Crew:
-    """A group of forked workers; one that dies loses only its own trial, and is replaced."""
-
-    def __init__(self, call: Call, workers: int, trial_timeout_s: float | None = None) -> None:
-        self.call, self._trial_timeout_s = call, trial_timeout_s
-        self.members: list[_Member] = []
-        for _ in range(workers):
-            self.members.append(_Member(call, self.members))
-
-    @property
-    def busy(self) -> bool:
-        return any(member.trial is not None for member in self.members)
-
-    @property
-    def free(self) -> int:
-        return sum(member.trial is None for member in self.members)
-
-    def start(self, number: int, parameters: Configuration, seed: int) -> None:
-        member = next(member for member in self.members if member.trial is None)
-        member.trial, member.since = number, time.monotonic()
-        try:
-            member.connection.send((parameters, seed))
-        except BrokenPipeError:
-            log.debug("trial=%d worker died before it began", number)  # `wait` notices the closed pipe
-
-    def wait(self, end: float | None) -> list[tuple[int, _Answer]]:
-        """Return the trials that have ended, in the order of their numbers; none if no trial ends before `end`."""
-        busy = {id(member.connection): member for member in self.members if member.trial is not None}
-        moments = [
-            member.since + self._trial_timeout_s for member in busy.values() if self._trial_timeout_s is not None
-        ]
-        first = min([*moments, *([] if end is None else [end])], default=None)
-        patience = None if first is None else max(0.0, first - time.monotonic())
-        ready = multiprocessing.connection.wait([member.connection for member in busy.values()], patience)
-        answers = self._overdue([member for member in busy.values() if member.connection not in ready])
-        for connection in ready:
-            member = busy[id(connection)]
-            assert member.trial is not None
-            answers.append((member.trial, self._receive(member)))
-            member.trial = None
-        return sorted(answers, key=lambda entry: entry[0])
-
-    def _overdue(self, members: Sequence[_Member]) -> list[tuple[int, _Answer]]:
-        """End the calls that have taken too long, and return their answers."""
-        answers = []
-        for member in members:
-            limit = self._trial_timeout_s
-            if limit is not None and member.trial is not None and time.monotonic() >= member.since + limit:
-                message = f"the call was ended after trial_timeout_s={limit:g}"
-                answers.append((member.trial, _Answer(None, ErrorKind.WALLTIME, message, message)))
-                member.process.kill()
-                self._replace(member)
-        return answers
-
-    def _replace(self, member: _Member) -> None:
-        member.process.join()
-        member.connection.close()
-        others = [other for other in self.members if other is not member]
-        self.members[self.members.index(member)] = _Member(self.call, others)
-
-    def _receive(self, member: _Member) -> _Answer:
-        try:
-            answer: _Answer = member.connection.recv()
-        except (EOFError, ConnectionResetError):
-            self._replace(member)
-            message = f"the process of the function ended with exit code {member.process.exitcode}"
-            return _Answer(None, ErrorKind.CODE, message, message)
-        return answer
-
-    def close(self) -> None:
-        for member in self.members:
-            if member.trial is not None:
-                member.process.terminate()
-            member.connection.close()
-        for member in self.members:
-            member.process.join()
-
-
 class _Journal(MemoryJournal):
     """The journal of a search, in memory: the events with which its calls begin and end."""
 
@@ -490,7 +309,7 @@ class _Journal(MemoryJournal):
         self.append("intent", trial=number, attempt=0, token="", code="")
         self.append("running", trial=number, attempt=0, started_at=now)
 
-    def end(self, number: int, answer: _Answer) -> None:
+    def end(self, number: int, answer: Answer) -> None:
         """Note the outcome of a call."""
         if answer.result is not None:
             outcome = self._objective.outcome(answer.result)
