@@ -128,19 +128,21 @@ def figure(found: Mapping[Key, Mapping[str, Any]], workers: int, path: Path) -> 
 
     shown = [where for where in PROBLEMS if chosen(found, workers, where)]
     names = list(dict.fromkeys(name for where in PROBLEMS for name in chosen(found, workers, where)))
-    figure_, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.8), squeeze=False, layout="constrained")
+    lines: dict[str, Any] = {}
+    figure_, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 4.6), squeeze=False, layout="constrained")
     for axis, where in zip(axes.flat, shown, strict=True):
         best = problem(where).best
         for name, seeds in chosen(found, workers, where).items():
             most = min(run["budget"] for run in seeds.values())
             x = np.arange(1, most + 0.1, 0.5)
             medians = [float(np.median(regrets(seeds, s, best))) for s in x]
-            style, colour = "-" if "+" in name else "--", f"C{names.index(name)}"
-            axis.plot(x, medians, style, color=colour, label=name, linewidth=1.4)
+            style, colour = "-" if "+" in name else "--", mpl.colormaps["tab20"](names.index(name) % 20)
+            (lines[name],) = axis.plot(x, medians, style, color=colour, linewidth=1.4)
         axis.set(title=where, xlabel="whole evaluations spent", yscale="log")
         axis.grid(alpha=0.3)
     axes.flat[0].set_ylabel(f"median regret, {workers} workers")
-    axes.flat[0].legend(fontsize=7, frameon=False)
+    legend = {"loc": "outside lower center", "ncols": 7, "fontsize": 8, "frameon": False}
+    figure_.legend([lines[name] for name in names], names, **legend)
     figure_.savefig(path, dpi=90, metadata={"Software": None})
     plt.close(figure_)
 
