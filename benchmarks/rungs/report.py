@@ -15,9 +15,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from benchmarks.optimizers.cache import Key, latest
+from benchmarks.optimizers.contestants import parse
 from benchmarks.optimizers.statistics import wilcoxon
 from benchmarks.rungs.run import CONTESTANTS, PROBLEMS, RESULTS, problem
 from hpo_cluster.objectives.forest import Array
+from hpo_cluster.optimizers.registry import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, FIGURE = ROOT / "docs" / "benchmarks" / "rungs.md", "rungs.png"
@@ -26,9 +28,6 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 #: Where regrets are read, in whole evaluations; and the optimizer without rungs that the others are to reach sooner.
 SPENT = (5, 10, 15, 30, 50)
 AIM, AIM_SPENT = "bo", 50
-
-#: Optimizers that there are with rungs alone: they are compared with random search.
-NEED_RUNGS = ("asha", "hyperband", "bohb")
 
 #: By contestant, for each seed: the run.
 Runs: TypeAlias = Mapping[str, Mapping[int, Mapping[str, Any]]]
@@ -68,7 +67,7 @@ def without_rungs(name: str) -> str:
         sampler, _, pruner = name.removeprefix("peer:optuna-").partition("-")
         return ("random" if sampler == "random" else f"peer:optuna-{sampler}") if pruner else ""
     optimizer, _, rule = name.partition("+")
-    return ("random" if optimizer in NEED_RUNGS else optimizer) if rule else ""
+    return ("random" if OPTIMIZERS[parse(optimizer)[0]].needs_fidelity else optimizer) if rule else ""
 
 
 def against(runs: Runs, name: str, best: float) -> str:
