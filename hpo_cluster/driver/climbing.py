@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from typing import NamedTuple
 
 from hpo_cluster.driver.open_campaign import OpenCampaign
@@ -16,6 +15,7 @@ from hpo_cluster.optimizers.rungs.rules import Climber, Promotion, promotions
 from hpo_cluster.record import clock
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.climb import SLACK, lingers_at, room_for
+from hpo_cluster.record.files import remove_folder
 from hpo_cluster.record.rung_files import publish_word
 from hpo_cluster.record.trial_record import AttemptRecord, TrialRecord
 from hpo_cluster.trial import State
@@ -243,9 +243,9 @@ class Climbing:
         layout = self._campaign.layout
         over = [layout.attempt(trial.number, attempt.number) for attempt in trial.attempts if attempt.over]
         for files in over:
-            shutil.rmtree(files.checkpoint_dir, ignore_errors=True)
+            remove_folder(files.checkpoint_dir)
         if over and len(over) == len(trial.attempts):
-            shutil.rmtree(over[0].trial_checkpoint_dir, ignore_errors=True)
+            remove_folder(over[0].trial_checkpoint_dir)
 
     def _tidy_all(self) -> None:
         """Remove what an earlier driver, or a job that was killed, has left."""

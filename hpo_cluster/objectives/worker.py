@@ -56,7 +56,16 @@ from hpo_cluster.record.attempt_files import (
     result_faults,
 )
 from hpo_cluster.record.clock import utc_now
-from hpo_cluster.record.files import STORAGE, Reserve, dumps, publish_once, read_json, redact, replace_text
+from hpo_cluster.record.files import (
+    STORAGE,
+    Reserve,
+    dumps,
+    publish_once,
+    read_json,
+    redact,
+    remove_folder,
+    replace_text,
+)
 from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.record.next_attempt import has_another_turn, job_goes_on
 from hpo_cluster.trial import ErrorKind
@@ -207,11 +216,9 @@ class Attempt:
     def remove_checkpoints(self) -> None:
         """Remove the checkpoints of all attempts of the trial, once there is a result."""
         for folder in (self.files.dir, *self.previous):
-            checkpoint_dir = AttemptLayout(folder).checkpoint_dir
-            if checkpoint_dir.is_dir():  # at a pipe, rmtree would wait for ever
-                shutil.rmtree(checkpoint_dir, ignore_errors=True)
+            remove_folder(AttemptLayout(folder).checkpoint_dir)
         if self._trial_checkpoint is not None:
-            shutil.rmtree(self._trial_checkpoint, ignore_errors=True)
+            remove_folder(self._trial_checkpoint)
 
     def seconds(self) -> dict[str, float]:
         """Return the wall-clock seconds of each phase so far."""

@@ -8,6 +8,7 @@ import fnmatch
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -172,6 +173,12 @@ def matching(directory: Path, pattern: str) -> list[Path]:
 def is_there(path: Path) -> bool:
     """Return whether `path` exists; False without access rights, for which `Path.exists` raises."""
     return os.path.exists(path)  # noqa: PTH110
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder and what is in it, as far as possible; anything else is left: at a pipe, rmtree would wait."""
+    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where the folder above may not be searched)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def dumps(data: Any) -> str:

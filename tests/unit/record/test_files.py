@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,14 @@ def test_a_file_is_read_again_only_when_it_was_replaced(tmp_path: Path, monkeypa
     assert len(reads) == 2
     path.unlink()
     assert reread(path) is None
+
+
+def test_a_folder_is_removed_and_a_pipe_in_its_place_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    files.remove_folder(tmp_path / "folder")
+    files.remove_folder(tmp_path / "folder")  # nothing there
+    assert not (tmp_path / "folder").exists()
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: pytest.fail("it would wait at the pipe"))
+    files.remove_folder(tmp_path / "pipe")
+    assert (tmp_path / "pipe").exists()
