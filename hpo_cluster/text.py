@@ -110,6 +110,12 @@ def some_of(names: Iterable[str]) -> str:
     return f"{begun.rpartition(', ')[0] or begun}, … ({len(listed)} in all)"
 
 
+def few_of(texts: Iterable[str]) -> str:
+    """Return the first three texts, and how many more there are: a list of which a few say what is wrong with all."""
+    listed = list(texts)
+    return f"{', '.join(listed[:3])} and {len(listed) - 3} more" if len(listed) > 3 else ", ".join(listed)
+
+
 def instead_of(word: str, known: Iterable[str], label: str = "accepted") -> str:
     """Return what to type in place of a word: ``did you mean WORD? accepted: WORD, OTHER``.
 

@@ -23,31 +23,31 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.fidelity import as_share
+from hpo_cluster.optimizers.columns import (
+    LOOK,
+    WORDS,
+    Columns,
+    columns_of_goals,
+    columns_of_looks,
+    differ,
+    read_columns,
+    reference_of,
+    sign_of,
+)
 from hpo_cluster.space import Categorical, Configuration, Float, Integer, Space, Value
 from hpo_cluster.space.sampling import Key, key_of
-from hpo_cluster.text import instead_of
+from hpo_cluster.text import few_of
 from hpo_cluster.trial import Origin, State
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Columns: TypeAlias = Mapping[str, NDArray[Any]]
-
-#: Columns of numbers, with NaN for a missing one, and columns of words, with the word for a missing one.
-NUMBERS = ("value", "target", "asked_seq", "ended_seq")
-#: The same with rungs, besides a column `LOOK` and a share for each rung below the top.
-RUNG_NUMBERS = ("rung_value", "rung_target", "paused_seq", "paused_value")
-LOOK = "value@"
-#: Beginnings of the names of columns that are maximised.
-TARGETS = ("target", "rung_target")
-WORDS: Mapping[str, str] = {"state": State.COMPLETED, "origin": Origin.EVALUATED}
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Dataset:
     ) -> None:
         self.space, self._columns, self._found = space, columns, found
         self.objectives = tuple(name.removeprefix("target_") for name in several if name.startswith("target_"))
-        self.references = tuple(_reference(columns, name) for name in self.objectives)
+        self.references = tuple(reference_of(columns, name) for name in self.objectives)
         self.shares = tuple(float(as_share(name.removeprefix(LOOK))) for name in several if name.startswith(LOOK))
         self.rows = tuple([row for row in found if row is not None])
         self.outside = len(found) - len(self.rows)
@@ -193,24 +193,24 @@ class Dataset:
             raise TypeError(
                 f"history={history!r:.60}: is not a DataFrame of trials, one each row; without trials:  pd.DataFrame()"
             )
-        several = [*_several(space, history), *_looks(space, history)]
+        several = [*columns_of_goals(space, history), *columns_of_looks(space, history)]
         whole = isinstance(n, Integral) and not isinstance(n, bool) and n > 0
         faults = [] if whole else [f"n={n!r}: is the number of proposals wanted; accepted: a whole number, 1 or more"]
         if history.empty:
             if faults:
                 raise ConfigError(faults)
             return cls(space, {}, (), several)
-        columns = _columns(space, history, several, faults)
+        columns = read_columns(space, history, several, faults)
         count = len(columns["trial"])
         found, changed = list[Row | None]([None] * count), np.ones(count, dtype=np.bool_)
         if previous is not None and previous._continued_by(space, columns):
             both = min(count, len(previous._found))
             found[:both] = previous._found[:both]
             pairs = [(cells[:both], previous._columns[name][:both]) for name, cells in columns.items()]
-            changed[:both] = np.logical_or.reduce([_differ(now, before) for now, before in pairs])
+            changed[:both] = np.logical_or.reduce([differ(now, before) for now, before in pairs])
         indices = np.flatnonzero(changed)
         cells = {name: column[indices].tolist() for name, column in columns.items()}
-        sign = _sign(columns)
+        sign = sign_of(columns)
         left_out = list[str]()
         for i, index in enumerate(indices.tolist()):
             row = {name: column[i] for name, column in cells.items()}
@@ -222,13 +222,13 @@ class Dataset:
                     left_out.append(f"trial {row['trial']} ({'; '.join(getattr(error, 'faults', [str(error)]))})")
         if left_out:
             fault = "rows of the history are not configurations of the space and are left out"
-            warnings.warn(f"{len(left_out)} {fault}: {_some(left_out)}", stacklevel=2)
+            warnings.warn(f"{len(left_out)} {fault}: {few_of(left_out)}", stacklevel=2)
         return cls(space, columns, found, several)
 
     def _continued_by(self, space: Space, columns: Columns) -> bool:
         """Return whether the rows of other columns that are equal to these mean the same."""
         alike = self.space is space and self._columns.keys() == columns.keys()
-        return alike and (not self.shares or _sign(self._columns) == _sign(columns))
+        return alike and (not self.shares or sign_of(self._columns) == sign_of(columns))
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -296,7 +296,7 @@ class Dataset:
     @property
     def sign(self) -> float:
         """The factor from a target to a value in the user's direction: 1 or -1."""
-        return _sign(self._columns) if self._found else 1.0
+        return sign_of(self._columns) if self._found else 1.0
 
     def taken(self) -> set[Key]:
         """Return the keys of the configurations that need not be evaluated again: all but those of cancelled trials."""
@@ -365,126 +365,6 @@ class Dataset:
     def _end(self, row: Row) -> tuple[Any, ...]:
         """Return how a row ended; equal for rows that mean the same."""
         return row.state, None if math.isnan(row.target) else row.target, self._ended_at(row)
-
-
-def _several(space: Space, history: pd.DataFrame) -> list[str]:
-    """Return the columns of objectives and constraints, in their order; none with one objective and no constraint."""
-    names = [name for name in map(str, history.columns) if name not in space.parameters]
-    targets = [name for name in names if name.startswith("target_")]
-    if len(targets) < 2 and not (targets and any(name.startswith("slack_") for name in names)):
-        return []
-    sems = [f"value_sem_{name.removeprefix('target_')}" for name in targets]
-    return [*targets, *sems, *(name for name in names if name.startswith(("slack_", "reference_")))]
-
-
-def _reference(columns: Columns, objective: str) -> float:
-    """Return the worst target of interest of an objective; NaN if none was given."""
-    cells = columns.get(f"reference_{objective}", np.empty(0))
-    known = cells[np.isfinite(cells)]
-    return float(known[0]) if len(known) else math.nan
-
-
-def _looks(space: Space, history: pd.DataFrame) -> list[str]:
-    """Return the columns of what was seen at the rungs below the top, from the lowest on; none without rungs."""
-    if "rung_value" not in history.columns or "rung_value" in space.parameters:
-        return []
-    return [name for name in map(str, history.columns) if name.startswith(LOOK) and name not in space.parameters]
-
-
-def _sign(columns: Columns) -> float:
-    """Return the factor from a target to a value in the user's direction: 1 or -1."""
-    pairs = [("value", "target"), ("rung_value", "rung_target")]
-    both = [(columns[value], columns[target]) for value, target in pairs if target in columns]
-    return -1.0 if any(((values == -targets) & (values != 0)).any() for values, targets in both) else 1.0
-
-
-def _columns(
-    space: Space, history: pd.DataFrame, several: Sequence[str], faults: Sequence[str]
-) -> dict[str, NDArray[Any]]:
-    """Return copies of the columns that rows are read from, in trial order and without the baseline.
-
-    Raises ConfigError with `faults`, which are known already, and those of the history.
-    """
-    import pandas as pd
-
-    found, hint = _missing_columns(space, history)
-    found = [*faults, *found]
-    count = len(history)
-    columns: dict[str, NDArray[Any]] = {"trial": np.arange(count)}  # a frame made by hand: its rows are the trials
-    if "trial" in history.columns:
-        numbers = pd.to_numeric(history["trial"], errors="coerce").to_numpy(dtype=np.float64, na_value=math.nan)
-        whole = np.isfinite(numbers) & (numbers == np.floor(numbers))
-        if wrong := history["trial"][~whole].tolist():
-            found.append(f"history: {_some(f'trial={value!r}' for value in wrong)}: is not a whole number")
-        columns["trial"] = np.where(whole, numbers, -1).astype(np.int64)
-    rungs = RUNG_NUMBERS if any(name.startswith(LOOK) for name in several) else ()
-    names = (*NUMBERS, *several, *rungs)
-    targets = [name for name in names if name.startswith(TARGETS)]
-    for name in names:
-        columns[name] = np.full(count, math.nan)
-        if name in history.columns:
-            numbers = pd.to_numeric(history[name], errors="coerce")
-            if name in targets and (wrong := history[name][numbers.isna() & history[name].notna()].tolist()):
-                found.append(f"history: {_some(f'{name}={value!r}' for value in wrong)}: is not a number")
-            columns[name] = np.array(numbers.to_numpy(dtype=np.float64, na_value=math.nan))
-    for name, usual in WORDS.items():
-        columns[name] = _cells(history[name]) if name in history.columns else np.full(count, usual, dtype=object)
-    columns |= {name: _cells(history[name]) for name in space.names if name in history.columns}
-    trials = columns["trial"]
-    if trials[0] < 0 or not (trials[1:] > trials[:-1]).all():
-        order = np.argsort(trials, kind="stable")
-        order = order[trials[order] >= 0]
-        columns = {name: cells[order] for name, cells in columns.items()}
-    if found := [*found, *_wrong_cells(columns, targets)]:
-        raise ConfigError(found, hint)
-    return columns
-
-
-def _wrong_cells(columns: Columns, targets: Sequence[str]) -> list[str]:
-    """Return the faults of cells that an optimizer would misread, each with the trials that have it."""
-    trials, faults = columns["trial"], list[str]()
-    if twice := sorted({*trials[1:][trials[1:] == trials[:-1]].tolist()}):
-        faults.append(f"history: several rows of {_some(f'trial {number}' for number in twice)}; a trial has one")
-    for name in targets:
-        if where := np.flatnonzero(np.isinf(columns[name])).tolist():
-            some = _some(f"{name}={columns[name][i]} of trial {trials[i]}" for i in where)
-            how = "accepted: a finite number, or NaN with the state diverged or failed for a trial without a value"
-            faults.append(f"history: {some}: is not finite; {how}")
-    for name, words in (("state", State), ("origin", Origin)):
-        known = [str(word) for word in words]
-        wrong = {cell for cell in columns[name] if isinstance(cell, str)} - {*known}
-        faults += [f"history: {name}={word!r}: is not known; {instead_of(word, known)}" for word in sorted(wrong)]
-    return faults
-
-
-def _some(texts: Iterable[str]) -> str:
-    """Return the first three texts, and how many more there are."""
-    listed = list(texts)
-    return f"{', '.join(listed[:3])} and {len(listed) - 3} more" if len(listed) > 3 else ", ".join(listed)
-
-
-def _cells(column: pd.Series) -> NDArray[Any]:
-    """Return a copy of a column: numbers and bools as they are, anything else as objects, NaN if missing."""
-    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf":
-        return np.array(column.to_numpy())
-    return np.array(column.to_numpy(dtype=object, na_value=math.nan))
-
-
-def _differ(now: NDArray[Any], before: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return where two columns of equal length differ; NaN equals NaN."""
-    differ = np.asarray(now != before, dtype=np.bool_)
-    return differ & ((now == now) | (before == before)).astype(np.bool_) if differ.any() else differ
-
-
-def _missing_columns(space: Space, history: pd.DataFrame) -> tuple[list[str], str]:
-    """Return the columns that rows are read from and that a frame made by hand lacks, and what to do about it."""
-    always = [name for name, parameter in space.parameters.items() if not parameter.conditions]
-    missing = [name for name in always if name not in history.columns]
-    faults = [f"history: has no column {name}, which is a parameter of the space" for name in missing]
-    if "value" not in history.columns or "target" in history.columns:
-        return faults, ""
-    faults.append("history: has a column value but no column target, the value with the sign that makes more better")
-    return faults, "add it: history.assign(target=history.value), or -history.value"
 
 
 def _row(space: Space, cells: Mapping[str, Any], several: Sequence[str], sign: float) -> Row:

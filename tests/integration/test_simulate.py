@@ -13,9 +13,9 @@ from support.finished import campaign
 
 from hpo_cluster import load_history
 from hpo_cluster.cli.arguments import SIMULATION_KEYS
-from hpo_cluster.cli.commands.drive import campaign_spec
 from hpo_cluster.cli.completion import candidates
 from hpo_cluster.cli.config.compose import compose
+from hpo_cluster.cli.config.spec import campaign_spec
 from hpo_cluster.cli.main import main
 from hpo_cluster.driver.simulate import SimulationSettings, simulate
 from hpo_cluster.errors import HpoClusterError

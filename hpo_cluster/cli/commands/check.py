@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hpo_cluster.cli.arguments import Arguments
 from hpo_cluster.cli.commands import BAD_END, OK, say
-from hpo_cluster.cli.commands.drive import campaign_spec, print_configs
+from hpo_cluster.cli.commands.drive import print_configs
+from hpo_cluster.cli.config.spec import campaign_spec
 from hpo_cluster.text import command_line
 
 

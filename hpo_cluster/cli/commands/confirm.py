@@ -14,7 +14,9 @@ from hpo_cluster.text import command_line, counted
 
 def confirm(arguments: Arguments) -> int:
     """Evaluate what is missing of a confirmation, and print what it says."""
-    from hpo_cluster.cli.commands.drive import campaign_spec, drive, recorded_config
+    from hpo_cluster.cli.commands.drive import recorded_config
+    from hpo_cluster.cli.config.spec import campaign_spec
+    from hpo_cluster.cli.driving import drive
     from hpo_cluster.goals import Goals
     from hpo_cluster.record.campaign_state import Record
     from hpo_cluster.record.confirmation import chosen, missing_rows

@@ -162,7 +162,7 @@ def _log_all(outline: Outline, record: Record, to: str, place: str, name: str | 
 
 def import_evaluations(arguments: Arguments) -> int:
     """Make a campaign of evaluations that were made elsewhere."""
-    from hpo_cluster.cli.commands.drive import campaign_spec
+    from hpo_cluster.cli.config.spec import campaign_spec
     from hpo_cluster.driver.made_elsewhere import write_campaign
     from hpo_cluster.record.exchange.evaluations import ACCEPTED, file_and_study, is_readable, read_evaluations
     from hpo_cluster.record.writable import writing

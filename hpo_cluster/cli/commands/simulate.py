@@ -143,7 +143,7 @@ def _repeated(config: Config, settings: SimulationSettings, stem: Path) -> Itera
 
 def _spec(config: Config, seed: int, folder: Path) -> CampaignSpec:
     """Return the campaign of a configuration with another seed, in another folder."""
-    from hpo_cluster.cli.commands.drive import campaign_spec
+    from hpo_cluster.cli.config.spec import campaign_spec
     from hpo_cluster.driver.spec import choose_optimizer
 
     chosen, operation = config.optimizer, config.operation

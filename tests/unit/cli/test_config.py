@@ -16,11 +16,11 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 
-from hpo_cluster.cli.commands.drive import campaign_spec
 from hpo_cluster.cli.config.compose import compose
 from hpo_cluster.cli.config.groups import GROUPS, conf_dir, key_comments, lineage, options
 from hpo_cluster.cli.config.recorded import compose_resume
 from hpo_cluster.cli.config.schema import CampaignSettings, Config, to_plain, to_yaml
+from hpo_cluster.cli.config.spec import campaign_spec
 from hpo_cluster.cli.config.sweep import compose_all, expand
 from hpo_cluster.driver.run_settings import Operation
 from hpo_cluster.driver.spec import _objective_as, choose_optimizer
