@@ -22,17 +22,17 @@ def command(cluster: Cluster, directory: Path) -> list[str | Path]:
     return [cluster.python, "-c", MAIN, "run", f"launcher={cluster.kind}", *settings, *campaign]
 
 
-def test_twelve_fine_tunings(cluster: Cluster) -> None:
+def test_six_fine_tunings(cluster: Cluster) -> None:
     directory = cluster.folder() / "real"
-    cluster.as_user(*command(cluster, directory), "budget=12", "workers=2", timeout=900)
+    cluster.as_user(*command(cluster, directory), "budget=6", "workers=2", timeout=900)
     history = load_history(directory)
-    assert list(history.trial) == list(range(12))
+    assert list(history.trial) == list(range(6))
     assert (history.state == "completed").all()
     assert (history.attempts == 1).all()
     assert history.value.between(0, 1).all()
     assert history.value.max() > history.value.min()
-    assert history.job.nunique() == 12
-    assert sum(event["event"] == "submitted" for event in read_events(directory / "events.jsonl")) == 12
+    assert history.job.nunique() == 6
+    assert sum(event["event"] == "submitted" for event in read_events(directory / "events.jsonl")) == 6
 
 
 def test_drivers_that_are_jobs_follow_each_other(cluster: Cluster) -> None:
