@@ -43,10 +43,12 @@ from hpo_cluster.objectives.lora.inputs import (
     count_without_labels,
     load_examples,
 )
+from hpo_cluster.objectives.lora.metrics import OF_VALIDATION
+from hpo_cluster.objectives.lora.objective import LoraObjective
 from hpo_cluster.objectives.lora.ranks import Ranks
 from hpo_cluster.objectives.lora.rungs import branched, some_rows, stops, undisturbed
 from hpo_cluster.objectives.lora.schedule import branch_end, learning_rate, make_plan, micro_batch_order
-from hpo_cluster.objectives.lora.settings import OF_VALIDATION, LoraObjective, TrainSettings, effective_train
+from hpo_cluster.objectives.lora.settings import TrainSettings, effective_train
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 from hpo_cluster.objectives.worker import Attempt
 from hpo_cluster.trial import ErrorKind

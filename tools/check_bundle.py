@@ -33,7 +33,8 @@ from scipy.stats import qmc, spearmanr
 from hpo_cluster.cli.config.compose import compose
 from hpo_cluster.cli.config.schema import Config
 from hpo_cluster.errors import AttemptError
-from hpo_cluster.objectives.lora.settings import LORA_MATRICES, LoraObjective
+from hpo_cluster.objectives.lora.objective import LoraObjective
+from hpo_cluster.objectives.lora.settings import LORA_MATRICES
 from hpo_cluster.objectives.worker import Attempt
 from hpo_cluster.record.attempt_files import SCHEMA
 from hpo_cluster.record.files import dumps, replace_text

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from benchmarks.job.cases import Case
-from hpo_cluster.objectives.lora.settings import LORA_MATRICES, LoraObjective
+from hpo_cluster.objectives.lora.objective import LoraObjective
+from hpo_cluster.objectives.lora.settings import LORA_MATRICES
 from hpo_cluster.record.layout import AttemptLayout, resources_dir
 from hpo_cluster.record.next_attempt import Next, publish_next
 

@@ -22,8 +22,9 @@ from hpo_cluster.cli.config.compose import compose
 from hpo_cluster.cli.config.schema import Config
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives.lora.inputs import checked_checkpoint, load_examples
+from hpo_cluster.objectives.lora.objective import LoraObjective
 from hpo_cluster.objectives.lora.schedule import make_plan, rung_step
-from hpo_cluster.objectives.lora.settings import LoraObjective, effective_train
+from hpo_cluster.objectives.lora.settings import effective_train
 from hpo_cluster.objectives.worker import Attempt
 from hpo_cluster.space import Value
 from hpo_cluster.trial import ErrorKind

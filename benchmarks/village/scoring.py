@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hpo_cluster.objectives.lora import checks
 from hpo_cluster.objectives.lora.language_model import LitLM, TokenRequest
-from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.objectives.lora.objective import LoraObjective
 from hpo_cluster.objectives.lora.tasks import score
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 

@@ -12,7 +12,7 @@ from hpo_cluster.objectives.base import Objective, without
 from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.objectives.elsewhere import ElsewhereObjective
 from hpo_cluster.objectives.function import FunctionObjective
-from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.objectives.lora.objective import LoraObjective
 from hpo_cluster.objectives.surrogate import SurrogateObjective
 from hpo_cluster.objectives.synthetic import SyntheticObjective
 from hpo_cluster.settings import faults_of

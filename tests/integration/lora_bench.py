@@ -18,7 +18,7 @@ from litgpt.finetune import lora as theirs
 
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.lora import checkpoint
-from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.objectives.lora.objective import LoraObjective
 from hpo_cluster.record.layout import resources_dir
 
 BUNDLE = resources_dir() / "bundle" / "village"

@@ -36,7 +36,7 @@ from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.objectives.lora import language_model, progress
-from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.objectives.lora.objective import LoraObjective
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.status import campaign_status
 from hpo_cluster.record.trial_record import TrialRecord

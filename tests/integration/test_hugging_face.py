@@ -27,8 +27,8 @@ from hpo_cluster.errors import ConfigError
 from hpo_cluster.objectives.lora import convert as lit_convert
 from hpo_cluster.objectives.lora.convert import ConversionError, convert
 from hpo_cluster.objectives.lora.hugging_face import ORIGIN, converted_dir
+from hpo_cluster.objectives.lora.objective import LoraObjective
 from hpo_cluster.objectives.lora.prepare import prepare
-from hpo_cluster.objectives.lora.settings import LoraObjective
 
 SIZES = {
     "hidden_size": 32,

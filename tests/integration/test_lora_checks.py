@@ -16,7 +16,8 @@ from hpo_cluster import load_history
 from hpo_cluster.cli.main import main
 from hpo_cluster.objectives.lora import tasks as lm_tasks
 from hpo_cluster.objectives.lora.checks import faults_of_settings
-from hpo_cluster.objectives.lora.settings import MEASURES, LoraObjective
+from hpo_cluster.objectives.lora.metrics import MEASURES
+from hpo_cluster.objectives.lora.objective import LoraObjective
 
 Change = Callable[[dict[str, Any], Path], None]
 

@@ -17,7 +17,7 @@ from lora_bench import BUNDLE, PROGRAM, objective, run_attempt, write_attempt, w
 from hpo_cluster import load_history, load_items
 from hpo_cluster.cli.main import main
 from hpo_cluster.errors import JournalError
-from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.objectives.lora.objective import LoraObjective
 from hpo_cluster.record.items import Items, read_items
 from hpo_cluster.record.layout import AttemptLayout, resources_dir
 from hpo_cluster.record.status import campaign_status

@@ -14,7 +14,7 @@ from lora_bench import PROGRAM, adapter, learned, max_difference, write_attempt,
 from lora_bench import objective as village_objective
 
 from hpo_cluster.objectives.lora import kept
-from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.objectives.lora.objective import LoraObjective
 from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.record.next_attempt import Next, publish_next
 

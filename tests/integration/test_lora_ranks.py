@@ -28,7 +28,7 @@ from support import two_ranks
 from support.light_ranks import living
 
 from hpo_cluster.objectives import worker
-from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.objectives.lora.objective import LoraObjective
 from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.record.rung_files import publish_word
 

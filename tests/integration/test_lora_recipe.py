@@ -33,10 +33,11 @@ from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.lora import tasks as lm_tasks
 from hpo_cluster.objectives.lora.base_model import load_model
+from hpo_cluster.objectives.lora.metrics import MEASURES, OF_TRAINING
 from hpo_cluster.objectives.lora.progress import State
 from hpo_cluster.objectives.lora.ranks import Ranks
 from hpo_cluster.objectives.lora.run import Run
-from hpo_cluster.objectives.lora.settings import LORA_MATRICES, MEASURES, OF_TRAINING, TrainSettings
+from hpo_cluster.objectives.lora.settings import LORA_MATRICES, TrainSettings
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 
 SCORES = [f"village_{split}/{metric}" for split in ("val", "test") for metric in ("acc", "acc_norm")]

@@ -19,8 +19,8 @@ import torch
 from lora_bench import train_sentencepiece
 
 from hpo_cluster.errors import ConfigError
+from hpo_cluster.objectives.lora.objective import LoraObjective
 from hpo_cluster.objectives.lora.prepare import prepare
-from hpo_cluster.objectives.lora.settings import LoraObjective
 from hpo_cluster.record.layout import resources_dir
 
 CHECKPOINT = resources_dir() / "bundle" / "village" / "checkpoint"

@@ -15,8 +15,8 @@ from test_hugging_face import log_likelihoods
 from hpo_cluster.objectives.lora import forward
 from hpo_cluster.objectives.lora.base_model import load_model
 from hpo_cluster.objectives.lora.language_model import LitLM
+from hpo_cluster.objectives.lora.objective import LoraObjective
 from hpo_cluster.objectives.lora.run import Run
-from hpo_cluster.objectives.lora.settings import LoraObjective
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 
 CHECKPOINT = BUNDLE / "checkpoint"

@@ -15,7 +15,8 @@ from benchmarks.optimizers import catalogue
 from benchmarks.village import make, surrogate, table
 from benchmarks.village.make import ROUNDS, SEEDS, Key, Plan, key_of
 from hpo_cluster.cli.config.compose import compose
-from hpo_cluster.objectives.lora.settings import LoraObjective, effective_train
+from hpo_cluster.objectives.lora.objective import LoraObjective
+from hpo_cluster.objectives.lora.settings import effective_train
 from hpo_cluster.space import Space
 
 

@@ -15,7 +15,8 @@ import yaml
 from litgpt.lora import lora_filter
 from litgpt.prompts import PromptStyle, save_prompt_style
 
-from hpo_cluster.objectives.lora.settings import LORA_MATRICES, LoraObjective, TrainSettings
+from hpo_cluster.objectives.lora.objective import LoraObjective
+from hpo_cluster.objectives.lora.settings import LORA_MATRICES, TrainSettings
 
 
 def lora_settings(train: TrainSettings) -> dict[str, Any]:

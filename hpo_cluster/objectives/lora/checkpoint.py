@@ -18,7 +18,8 @@ from litgpt.lora import lora_filter
 
 from hpo_cluster.objectives.lora.adamw import AdamW
 from hpo_cluster.objectives.lora.instruction_data import files_of
-from hpo_cluster.objectives.lora.settings import LoraObjective, TrainSettings
+from hpo_cluster.objectives.lora.objective import LoraObjective
+from hpo_cluster.objectives.lora.settings import TrainSettings
 
 FILE = "state.pt"
 FORMAT = 1

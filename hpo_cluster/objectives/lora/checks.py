@@ -20,14 +20,8 @@ from typing import Any
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives.lora.imports import import_packages
 from hpo_cluster.objectives.lora.instruction_data import files_of, read_data
-from hpo_cluster.objectives.lora.settings import (
-    MEASURES,
-    OF_VALIDATION,
-    LoraObjective,
-    Wanted,
-    lower_is_better,
-    refused_test,
-)
+from hpo_cluster.objectives.lora.metrics import MEASURES, OF_VALIDATION, lower_is_better
+from hpo_cluster.objectives.lora.objective import LoraObjective, Wanted, refused_test
 from hpo_cluster.objectives.lora.tasks import names_in
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 from hpo_cluster.text import did_you_mean, instead_of

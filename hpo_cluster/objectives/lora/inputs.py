@@ -9,7 +9,9 @@ from typing import Any
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.objectives.lora import kept
 from hpo_cluster.objectives.lora.hugging_face import missing_files
-from hpo_cluster.objectives.lora.settings import OF_TRAINING, LoraObjective, TrainSettings
+from hpo_cluster.objectives.lora.metrics import OF_TRAINING
+from hpo_cluster.objectives.lora.objective import LoraObjective
+from hpo_cluster.objectives.lora.settings import TrainSettings
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 from hpo_cluster.trial import ErrorKind
 

@@ -21,7 +21,7 @@ from hpo_cluster.objectives.lora.tasks import names_in
 from hpo_cluster.record.items import Items, TaskItems, write_items
 
 if TYPE_CHECKING:
-    from hpo_cluster.objectives.lora.settings import LoraObjective
+    from hpo_cluster.objectives.lora.objective import LoraObjective
     from hpo_cluster.objectives.worker import Attempt
 
 log = logging.getLogger("lora")

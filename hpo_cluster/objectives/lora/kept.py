@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
 
 if TYPE_CHECKING:
-    from hpo_cluster.objectives.lora.settings import DataSettings, LoraObjective
+    from hpo_cluster.objectives.lora.objective import LoraObjective
+    from hpo_cluster.objectives.lora.settings import DataSettings
     from hpo_cluster.objectives.lora.tokenized_data import Rows
 
 T = TypeVar("T")

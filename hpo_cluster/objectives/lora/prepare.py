@@ -36,7 +36,7 @@ from hpo_cluster.objectives.lora.hugging_face import (
     origin,
     write_origin,
 )
-from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.objectives.lora.objective import LoraObjective
 from hpo_cluster.record.files import redact
 from hpo_cluster.record.layout import PACKAGE_DIR
 from hpo_cluster.record.processes import process_start

@@ -26,7 +26,8 @@ from hpo_cluster.driver.run_settings import Operation
 from hpo_cluster.driver.spec import _objective_as, choose_optimizer
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.launchers import LAUNCHERS
-from hpo_cluster.objectives.lora.settings import LORA_MATRICES, LoraObjective, TrainSettings
+from hpo_cluster.objectives.lora.objective import LoraObjective
+from hpo_cluster.objectives.lora.settings import LORA_MATRICES, TrainSettings
 from hpo_cluster.objectives.registry import OBJECTIVES, parse_objective
 from hpo_cluster.optimizers.registry import OPTIMIZERS, make_settings
 from hpo_cluster.space import Categorical, Float, Integer, Prior, Space

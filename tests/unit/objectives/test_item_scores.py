@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hpo_cluster.objectives.lora.item_scores import items_of, watched
-from hpo_cluster.objectives.lora.settings import Wanted
+from hpo_cluster.objectives.lora.objective import Wanted
 
 
 def task(*filters: str, scores: Any) -> Any:

@@ -15,7 +15,7 @@ from hpo_cluster.goals import Bound, Goal, Goals
 from hpo_cluster.objectives.black_box import needed_metrics, read_output
 from hpo_cluster.objectives.command import CommandObjective
 from hpo_cluster.objectives.function import FunctionObjective
-from hpo_cluster.objectives.lora.settings import LoraObjective
+from hpo_cluster.objectives.lora.objective import LoraObjective
 from hpo_cluster.objectives.registry import parse_objective
 from hpo_cluster.objectives.synthetic import SyntheticObjective
 from hpo_cluster.trial import ErrorKind
