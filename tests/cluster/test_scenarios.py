@@ -5,6 +5,7 @@ Each ends with the right history, and with no evaluation lost or made twice: `Ca
 
 from __future__ import annotations
 
+import itertools
 import signal
 import time
 from collections.abc import Callable
@@ -263,11 +264,11 @@ def test_the_controller_is_down_while_jobs_wait_and_run(
 EVENTS = 22
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
 def test_the_driver_is_killed_at_an_event_of_its_journal(
-    cluster: Cluster, campaign: Make, reference: Reference, when: str
+    cluster: Cluster, campaign: Make, reference: Reference
 ) -> None:
-    def scenario(kill_at: int) -> str:
+    def scenario(at: tuple[int, str]) -> str:
+        kill_at, when = at
         one = campaign(operation={"workers": 2})
         try:
             assert one.run(kill_at=kill_at, when=when) in (-9, 0), one.story()
@@ -279,8 +280,9 @@ def test_the_driver_is_killed_at_an_event_of_its_journal(
             return f"killed {when} event {kill_at}: {error}\n"
         return ""
 
-    with ThreadPoolExecutor(6) as pool:
-        faults = list(pool.map(scenario, range(0, EVENTS, cluster.kill_at_each)))
+    moments = itertools.product(range(0, EVENTS, cluster.kill_at_each), ("before", "after"))
+    with ThreadPoolExecutor(8) as pool:
+        faults = list(pool.map(scenario, moments))
     assert "".join(faults) == ""
 
 
