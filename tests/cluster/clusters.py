@@ -78,7 +78,7 @@ class Cluster(ABC):
         checkout: copy of the project that this cluster's user can read.
         preemption_settings: launcher settings of jobs that others may push aside.
         big_job: launcher settings of a job that has a node for itself.
-        kill_at_each: 1 for drivers killed around every event of their journal, 4 for every fourth.
+        kill_at_each: 1 for drivers killed before and after every event of their journal, 7 for a seventh of them.
         forgets_s: what is younger than that, a controller that is killed has not saved, and forgets.
         set_down_kind: what the scheduler says of a job whose node was taken out.
     """
@@ -301,7 +301,7 @@ class Oar(Cluster):
 
     kind = "oar"
     submit_command = "oarsub"
-    kill_at_each = 4  # its jobs take seconds to start: a sample
+    kill_at_each = 7  # its jobs take seconds to start: a sample
     forgets_s = 0.0
     set_down_kind = "cancelled"  # by root: the same as if root had called oardel
     states: ClassVar = {"waiting": "pending", "tolaunch": "pending", "tohold": "pending", "launching": "pending"}

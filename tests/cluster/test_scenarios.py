@@ -280,9 +280,9 @@ def test_the_driver_is_killed_at_an_event_of_its_journal(
             return f"killed {when} event {kill_at}: {error}\n"
         return ""
 
-    moments = itertools.product(range(0, EVENTS, cluster.kill_at_each), ("before", "after"))
+    moments = list(itertools.product(range(EVENTS), ("before", "after")))
     with ThreadPoolExecutor(8) as pool:
-        faults = list(pool.map(scenario, moments))
+        faults = list(pool.map(scenario, moments[:: cluster.kill_at_each]))
     assert "".join(faults) == ""
 
 
