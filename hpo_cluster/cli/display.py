@@ -96,12 +96,16 @@ def error_lines(status: Mapping[str, Any], newest: int = 3) -> list[str]:
 
 def _ways_on(status: Mapping[str, Any]) -> list[str]:
     """Return the line with the commands for trials that did not succeed: its story, and another try for failed ones."""
-    folder, rows = status["dir"], status["errors"]
-    line = f"  more:  {command_line('why', folder, rows[-1]['trial'])}"
-    failed = [row["trial"] for row in rows if row["state"] == State.FAILED and row["trial"] > BASELINE]
-    if failed and status["driver"] and not status.get("simulated"):
-        line += f"    once its cause is gone:  {command_line('retry', folder, *failed[-RETRIED:])}"
+    line = f"  more:  {command_line('why', status['dir'], status['errors'][-1]['trial'])}"
+    if (again := retry_command(status)) and status["driver"] and not status.get("simulated"):
+        line += f"    once its cause is gone:  {again}"
     return [line]
+
+
+def retry_command(status: Mapping[str, Any]) -> str:
+    """Return the command that tries the newest failed trials again; empty if there is none."""
+    failed = [row["trial"] for row in status["errors"] if row["state"] == State.FAILED and row["trial"] > BASELINE]
+    return command_line("retry", status["dir"], *failed[-RETRIED:]) if failed else ""
 
 
 def running_line(row: Mapping[str, Any]) -> str:

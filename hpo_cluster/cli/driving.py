@@ -139,7 +139,7 @@ def _preview(config: Config, spec: CampaignSpec) -> int:
 
 
 def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrupts: _Interrupts, again: str) -> int:
-    from hpo_cluster.cli.display import number, summary_lines
+    from hpo_cluster.cli.display import number, retry_command, summary_lines
     from hpo_cluster.record.campaign_state import BY_STOP
     from hpo_cluster.record.item_pairs import confirmation_on_items
     from hpo_cluster.record.looks import count_look, looks_in_words
@@ -170,7 +170,8 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     if campaign.reason:
         all_failed = status["best"] is None and status["counts"].get("failed")
         other = " (another command or setting of the objective needs another campaign=NAME)" if all_failed else ""
-        tell(f"Go on, once that is fixed{other}:\n  {resume}")
+        retry = retry_command(status)  # resume alone spends what is left of the budget on other trials
+        tell(f"Go on, once that is fixed{other}:\n  {f'{retry} && ' if retry else ''}{resume}")
     elif confirmed:
         tell(f"The budget is not spent. Go on with:\n  {command_line('resume', folder)}")
     return BAD_END if campaign.reason or status["best"] is None else OK

@@ -44,11 +44,11 @@ def read_output(output: Mapping[str, Any], *needed: str) -> dict[str, Any]:
     """
     if output.get("error"):
         raise reported_error(output)
+    for name in needed:  # first: a training that diverged may measure nothing else
+        if _is_number(output.get(name)) and not math.isfinite(output[name]):
+            raise AttemptError(ErrorKind.DIVERGED, f"metric {name!r} is {output[name]}")
     if wrong := [name for name in needed if not _is_number(output.get(name))]:
         raise AttemptError(ErrorKind.BAD_RESULT, "; ".join(_not_a_number(name, output) for name in wrong))
-    for name in needed:
-        if not math.isfinite(output[name]):
-            raise AttemptError(ErrorKind.DIVERGED, f"metric {name!r} is {output[name]}")
     numbers = {str(name): float(number) for name, number in output.items() if _is_number(number)}
     rest = {str(name): _jsonable(field) for name, field in output.items() if not _is_number(field)}
     metrics: dict[str, float] = {}

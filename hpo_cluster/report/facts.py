@@ -134,6 +134,7 @@ def _objective(identity: Mapping[str, Any], goals: Goals | None, space: Space) -
         for key, value in flatten({k: v for k, v in recorded.items() if k not in NAMED_ELSEWHERE}).items()
         if value is not None
         and value != []
+        and not (key.rpartition(".")[2] == "metric" and len(metrics) > 1)
         and key.rpartition(".")[2] not in space.names
         and not (key in places and str(value).startswith("/"))  # a folder of one machine says nothing to a reader
     }

@@ -166,7 +166,7 @@ def test_a_campaign_that_has_hardly_begun(lines: int, tmp_path: Path) -> None:
 
 def test_several_objectives(tmp_path: Path) -> None:
     metrics = [{"name": "acc", "direction": "maximize"}, {"name": "s", "direction": "minimize"}]
-    objective = {"kind": "command", "command": "x", "direction": "maximize", "metrics": metrics}
+    objective = {"kind": "command", "command": "x", "direction": "maximize", "metric": "value", "metrics": metrics}
     objective["constraints"] = [{"name": "memory_gb", "at_most": 40.0, "at_least": None}]
     row = {"trial": 0, "seed": 1, "origin": "evaluated", "parameters": {"x": 1.0}}
     at = {"at": "2026-11-01T00:00:00Z", "epoch": 1}
@@ -181,6 +181,7 @@ def test_several_objectives(tmp_path: Path) -> None:
     assert "measured by `acc` (maximised) and `s` (minimised)" in text
     assert "Results had to satisfy `memory_gb` at most 40." in text
     assert "The Pareto front has 1 trial." in text
+    assert "| `metric` |" not in text
 
 
 def test_one_format_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

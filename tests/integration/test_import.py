@@ -103,6 +103,14 @@ def test_columns_with_other_names_are_mapped(capsys: pytest.CaptureFixture[str])
     assert load_history("campaigns/c")["lr"].tolist() == [0.01, 0.1, 1e-3]
 
 
+@pytest.mark.parametrize("name", ["acc", "value", "metric.acc"])
+def test_the_metric_s_column_may_have_another_name(name: str) -> None:
+    Path("mine.csv").write_text(TABLE.replace("acc", "score", 1))
+    columns = f"warm_start_columns={{score: {name}}}"
+    assert main(["import", "mine.csv", SPACE, "objective.metric=acc", columns, "campaign=c"]) == 0
+    assert load_history("campaigns/c")["value"].tolist() == [0.5, 0.75, 0.625]
+
+
 def test_json_lines_may_nest_parameters_and_metrics(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [
         {"parameters": {"lr": 0.1, "layers": 2, "kind": "a"}, "value": 0.5, "metrics": {"loss": 1}},

@@ -231,8 +231,10 @@ class _Reader:
     """The meaning of the columns of one file."""
 
     def __init__(self, space: Space, metric: str, goals: Goals | None, columns: dict[str, str]) -> None:
-        self.space, self.metric, self.goals, self.columns = space, metric, goals, columns
+        self.space, self.metric, self.goals = space, metric, goals
         self.needed = goals.names if goals is not None else ()
+        metrics = {metric, *self.needed} - {"value", *space.names}
+        self.columns = {name: METRIC_PREFIX * (target in metrics) + target for name, target in columns.items()}
         self.own = {*HISTORY_COLUMNS, *TAIL_COLUMNS, *RUNG_COLUMNS, *several_columns(goals), "error_message"}
         self.names: dict[str, str] = {}
         self.unused: list[str] = []
@@ -251,7 +253,7 @@ class _Reader:
         known = [*self.space.names, *self.own]
         faults += [
             f"columns: {name} is to be {target}, which is not a parameter; {did_you_mean(target, known)}accepted: "
-            f"{some_of(self.space.names)}, value, a column of a history, or metric.NAME"
+            f"{some_of(self.space.names)}, value, {METRIC_PREFIX}NAME, or a column of a history"
             for name, target in self.columns.items()
             if target not in known and not target.startswith(METRIC_PREFIX)
         ]

@@ -148,7 +148,7 @@ def differences_beside_optimizer(groups: Sequence[Group]) -> list[str]:
     ]
     lines = []
     for name, values in _differing(fields).items():
-        shown = [f"{group.name} {_shown(value)}" for group, value in zip(groups, values, strict=True)]
+        shown = [f"{group.name} {value}" for group, value in zip(groups, _told_apart(values), strict=True)]
         lines.append(f"{name} differs: {', '.join(shown)}")
     return lines
 
@@ -198,7 +198,8 @@ def _names(members: Sequence[Sequence[Run]], fields: Sequence[Mapping[str, Any]]
     for number, optimizer in enumerate(optimizers):
         alike = [i for i, other in enumerate(optimizers) if other == optimizer]
         differing = _differing([fields[i] for i in alike])
-        shown = [f"{_short(name)}={_shown(values[alike.index(number)])}" for name, values in differing.items()]
+        mine = alike.index(number)
+        shown = [f"{_short(name)}={_told_apart(values)[mine]}" for name, values in differing.items()]
         if len(shown) > IN_A_NAME:
             shown = [f"({_without_seed(members[number][0])})"]
         names.append(" ".join([optimizer, *shown]))
@@ -224,13 +225,20 @@ def _differing(fields: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def _by_value(runs: Sequence[Run], values: Sequence[Any]) -> str:
     """Return which campaigns have which value, in words."""
     found: dict[str, list[Run]] = {}
-    for run, value in zip(runs, values, strict=True):
-        found.setdefault(_shown(value), []).append(run)
+    for run, value in zip(runs, _told_apart(values), strict=True):
+        found.setdefault(value, []).append(run)
     return "; ".join(f"{value} in {_some(having)}" for value, having in found.items())
 
 
-def _shown(value: Any) -> str:
-    return shorten(f"{value:g}" if isinstance(value, float) else value, VALUE_WIDTH)
+def _told_apart(values: Sequence[Any]) -> list[str]:
+    """Return the texts of values; long ones that begin alike from the word on in which they differ."""
+    texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    if max(map(len, texts)) > VALUE_WIDTH:
+        words = [text.split(" ") for text in texts]
+        alike = sum(1 for _ in itertools.takewhile(lambda heads: len(set(heads)) == 1, zip(*words, strict=False)))
+        if first := min(alike, *(len(each) - 1 for each in words)):
+            texts = [f"… {' '.join(each[first:])}" for each in words]
+    return [shorten(text, VALUE_WIDTH) for text in texts]
 
 
 def _some(runs: Iterable[Run]) -> str:

@@ -124,7 +124,7 @@ def contours(campaign: Campaign) -> Figure | None:
 def _over(campaign: Campaign, model: Surrogate, base: NDArray[np.float64], pair: tuple[int, int]) -> Panel | None:
     """Return the panel of two parameters, by their places in the space; None if the model does not vary there."""
     space = campaign.space
-    names = [space.names[axis] for axis in pair]
+    names = [space.axes[axis] for axis in pair]
     values = []
     points = np.repeat(base[None], CELLS * CELLS, axis=0)
     for axis, name, grid in zip(pair, names, np.meshgrid(*[np.linspace(0, 1, CELLS)] * 2), strict=True):
@@ -180,7 +180,7 @@ def importance(campaign: Campaign) -> Figure | None:
     shares = total_effects(drawn.reshape(space.dim + 1, count, DRAWS))
     mean, (low, high) = shares.mean(axis=1), np.quantile(shares, ENDS, axis=1)
     order = np.argsort(mean, kind="stable")
-    ticks = tuple((float(row), shorten(space.names[axis], 30)) for row, axis in enumerate(order))
+    ticks = tuple((float(row), shorten(space.axes[axis], 30)) for row, axis in enumerate(order))
     bars = Bars(numbers(mean[order]), "completed", "", numbers(low[order]), numbers(high[order]))
     panel = Panel(
         Axis("share of the variance, with all interactions (total effect)", low=0, high=1.05),

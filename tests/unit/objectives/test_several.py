@@ -175,3 +175,6 @@ def test_a_black_box_reports_all_that_is_needed() -> None:
     with pytest.raises(AttemptError, match="metric 'down' is nan") as diverged:
         read_output({"up": 1.0, "down": math.nan}, "up", "down")
     assert diverged.value.kind == ErrorKind.DIVERGED
+    with pytest.raises(AttemptError, match="metric 'up' is nan") as diverged:  # and measured nothing else
+        read_output({"up": math.nan}, "down", "up")
+    assert diverged.value.kind == ErrorKind.DIVERGED

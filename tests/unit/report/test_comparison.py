@@ -137,6 +137,18 @@ def test_all_that_cannot_be_compared_is_named_at_once(tmp_path: Path) -> None:
     assert "have no parameter in common" in faults
 
 
+def test_long_values_are_shown_from_where_they_differ(tmp_path: Path) -> None:
+    command = "a long way to a program --lr={x} --with=what"
+    made = [
+        campaign(tmp_path / end, [0.1], objective={"kind": "command", "command": command + more, "metric": "u"})
+        for end, more in (("a", ""), ("b", " --sleep=6"))
+    ]
+    with pytest.raises(ConfigError) as caught:
+        compare_campaigns(made)
+    (fault,) = caught.value.faults
+    assert f"… --with=what in {made[0]}; … --with=what --sleep=6 in {made[1]}" in fault
+
+
 def test_another_folder_with_the_same_files_is_the_same_objective(tmp_path: Path) -> None:
     moved = {**LORA, "model": {"name": "m", "checkpoint_dir": "/elsewhere/bundle:m"}}
     other = {**LORA, "model": {"name": "m", "checkpoint_dir": "/elsewhere/n"}}

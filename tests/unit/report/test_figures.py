@@ -94,6 +94,26 @@ def test_one_parameter_alone_explains_all_within_the_axis(tmp_path: Path, seed: 
     assert panel.y.ticks[-1][1] == "x"
 
 
+def test_a_fixed_parameter_has_no_place_in_figures_of_the_model(tmp_path: Path) -> None:
+    space = Space({"batch": Integer(16, 16), "kind": Categorical(("a", "b")), "x": Float(0, 1), "y": Float(0, 1)})
+    random = np.random.default_rng(0)
+    parameters = [space.decode(random.random(space.dim)) for _ in range(12)]
+    trials = [
+        {"number": i, "parameters": at, "gpus": 1, "end": completed(-((float(at["y"]) - 0.3) ** 2))}  # type: ignore[arg-type]
+        for i, at in enumerate(parameters)
+    ]
+    campaign = read_campaign(make_campaign(tmp_path / "c", OBJECTIVE, space, trials, "maximize"))
+    importance, contours = model.importance(campaign), model.contours(campaign)
+    assert importance is not None
+    ticks = importance.panels[0].y.ticks
+    assert ticks is not None
+    assert {name for _, name in ticks} == {"kind", "x", "y"}
+    assert ticks[-1][1] == "y"
+    assert contours is not None
+    assert {panel.x.label for panel in contours.panels} == {"x"}
+    assert {panel.y.label for panel in contours.panels} == {"y"}
+
+
 @pytest.mark.parametrize(("low", "high"), [(1e-6, 1.0), (0.02, 0.09)])
 def test_logarithmic_axes_are_labelled_without_formulas(low: float, high: float) -> None:
     panel = Panel(Axis("x", True, low, high), Axis("$y$"), [Points((low, high), (1.0, 2.0), "completed", "")])
