@@ -115,7 +115,8 @@ def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_fil
 
     folder = arguments.folder(later=True)
     layout = CampaignLayout(folder)
-    if SIMULATION in (read_identity(layout.identity) or {}):
+    identity = read_identity(layout.identity) or {}
+    if SIMULATION in identity:
         fault = f"{folder}: is a simulated campaign, which nothing real can continue"
         raise ConfigError([*arguments.faults, fault], SIMULATE_AGAIN)
     record = Record.read(layout.events)
@@ -130,7 +131,7 @@ def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_fil
         )
     try:
         return compose_resume(
-            read_identity(layout.identity) or {},
+            identity,
             operation,
             overrides,
             campaign_dir=folder,
@@ -140,6 +141,8 @@ def recorded_config(arguments: Arguments, overrides: Sequence[str], *, check_fil
             **arguments.files,
         )
     except ConfigError as error:
+        if identity.get("objective", {}).get("kind") == "elsewhere":
+            raise  # it says what to type; nothing that is added to this command helps
         own = "".join(f"[{key}=...] " for key in COMMANDS[arguments.command].keys)
         again = f"{command_line(arguments.command, arguments.words[0])} {own}KEY=VALUE"
         raise ConfigError(error.faults, f"To go on:  {again}   (hpo-cluster {arguments.command} --help)") from None
