@@ -469,6 +469,12 @@ def test_one_wrong_objective_hides_no_other_fault() -> None:
     assert "4 faults:" in told  # and none that follows from another
 
 
+def test_a_wrong_direction_of_a_metric_is_one_fault() -> None:
+    words = ("objective=command", "objective.command='train {lr}'", "space={lr: {low: 1e-5, high: 1e-1}}")
+    told = faults_of(*words, "objective.metrics=[{name: acc, direction: max}, {name: s, direction: minimize}]")
+    assert "1 fault:\n  - objective.metrics.0.direction='max': accepted: 'maximize' or 'minimize'" in told
+
+
 def test_combinations_are_all_checked_before_the_first_starts() -> None:
     with pytest.raises(ConfigError) as caught:
         compose_all(expand(["experiment=quick", "optimizer=lhs,boo", "seed=0,-1"]))
