@@ -28,7 +28,7 @@ from hpo_cluster.trial import ErrorKind
 #: Number of last lines of each output stream in which the reason of a failure is searched.
 TAIL_LINES = 100
 #: The line of an exception below its traceback. More lines may follow: of its message, or of what ended after it.
-EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)(:|$)")
+EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)(:|$)")
 #: Most characters of that line in an error message.
 MOST_OF_REASON = 500
 #: Seconds to wait for output after the command has ended: a process that it left behind may hold the stream open.

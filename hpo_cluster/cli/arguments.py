@@ -90,7 +90,7 @@ COMMANDS: Mapping[str, Command] = {
         "DIR",
         ("--every",),
     ),
-    "why": Command("the story of a trial: attempts, jobs, nodes, errors, the end of its log", "look.why", "DIR TRIAL"),
+    "why": Command("the story of a trial: attempts, jobs, nodes, errors, its last output", "look.why", "DIR TRIAL"),
     "tail": Command("the log of a trial, as it grows", "look.tail", "DIR TRIAL"),
     "ls": Command(
         "all campaigns of a folder in one table: progress, best value, state", "overview.ls", "[FOLDER]", ("--json",)

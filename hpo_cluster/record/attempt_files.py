@@ -157,7 +157,7 @@ def curve_losses(result: Mapping[str, Any]) -> list[tuple[float, float]]:
 #: Names of the files with a job's standard output and standard error.
 OUT, ERR = "*out*", "*err*"
 
-#: What the runtime inside the job says: what it does next, and why an attempt failed. The journal says it as well.
+#: What the runtime inside a job says: what it does next, and why an attempt failed. The journal says it as well.
 _OF_THE_RUNTIME = re.compile(r"[\d-]{10} [\d:,]{12} INFO hpo_cluster\.objectives\.\w+ |attempt failed: \w+: ")
 
 
