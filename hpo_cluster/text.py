@@ -71,9 +71,27 @@ def counted(count: float | str, noun: str) -> str:
     return f"{text} {noun}" if text == "1" else f"{text} {noun}s"
 
 
+def in_bytes(count: int) -> str:
+    """Return a size such as ``1.5 MB``."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return counted(count, "byte")
+
+
 def listed(items: Sequence[str]) -> str:
     """Return ``a, b and c``."""
     return " and ".join([*([", ".join(items[:-1])] if len(items) > 1 else []), *items[-1:]])
+
+
+def first_line(text: str) -> str:
+    """Return the first line of a text that is not empty; empty if there is none."""
+    return next(iter(text.strip().splitlines()), "")
+
+
+def cut(text: str, width: int | None) -> str:
+    """Return a text that is `width` characters long at most, with ``…`` at its end if it was longer; None: no limit."""
+    return text if width is None or len(text) <= width else f"{text[: width - 1]}…"
 
 
 def command_line(*words: object) -> str:
@@ -82,7 +100,13 @@ def command_line(*words: object) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``did you mean WORD? `` with the known word closest to the one typed; empty if no word is close.
+    """Return ``did you mean WORD? `` with the known word closest to the one typed; empty if no word is close."""
+    close = nearest(word, known)
+    return f"did you mean {close}? " if close else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the known word closest to the one typed; empty if no word is close.
 
     The last parts of keys with dots or slashes must be close too. If no word is close, take a key with the same last
     part (`optimizer.initial` for `initial`, `task/acc` for `acc`), or a word that begins with the one typed.
@@ -93,7 +117,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     close = [other for other in alike if difflib.get_close_matches(tail, [_last_part(other)])] or [
         other for other in known if _last_part(other) == tail or other.startswith(word)
     ]
-    return f"did you mean {close[0]}? " if close else ""
+    return close[0] if close else ""
 
 
 #: Most characters of a list of names in a message: some three lines of a terminal.

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,8 +25,12 @@ from hpo_cluster.objectives.command_line import placeholders, render
 from hpo_cluster.record.processes import process_start
 from hpo_cluster.trial import ErrorKind
 
-#: Number of last lines of each output stream that are kept for an error message.
-TAIL_LINES = 30
+#: Number of last lines of each output stream in which the reason of a failure is searched.
+TAIL_LINES = 100
+#: The line of an exception below its traceback. More lines may follow: of its message, or of what ended after it.
+EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)(:|$)")
+#: Most characters of that line in an error message.
+MOST_OF_REASON = 500
 #: Seconds to wait for output after the command has ended: a process that it left behind may hold the stream open.
 DRAIN_S = 5.0
 #: Exit statuses of a command that SIGUSR2 or SIGTERM ended: -N for the command itself, 128 + N from a shell.
@@ -61,9 +66,10 @@ class Tail(threading.Thread):
             if text := line.decode(errors="replace").rstrip().rpartition("\r")[2]:
                 self.lines.append(text)
 
-    def text(self) -> str:
-        """Return the last lines of the stream, without empty ones."""
-        return "\n".join(self.lines)
+    def reason(self) -> str:
+        """Return the line that says most of why the command failed: the last exception, or else the last line."""
+        lines = [*reversed(self.lines)]
+        return next(filter(EXCEPTION.match, lines), lines[0] if lines else "")[:MOST_OF_REASON]
 
 
 def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
@@ -85,8 +91,9 @@ def run_for(attempt: worker.Attempt, share: float) -> dict[str, Any]:
             raise reported_error(output)
         if attempt.interrupted and status in SIGNALLED:
             raise attempt.interruption()
-        shown = err.text() or out.text() or "(no output)"
-        raise AttemptError(ErrorKind.CODE, f"{ending(status, settings['timeout_s'])}: {command}\n{shown[-3000:]}")
+        how, reason = ending(status, settings["timeout_s"]), err.reason() or out.reason() or "no output"
+        told = f"{reason} ({how}: {command})" if how.startswith("exit") else f"{how}: {reason} ({command})"
+        raise AttemptError(ErrorKind.CODE, told)
     if output is None:
         seen = repr(out.lines[-1][:200]) if out.lines else "nothing"
         message = f'the last line of standard output must be a JSON object such as {{"value": 0.5}}, not {seen}'

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpo_cluster.cli.commands import terminal_width
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.text import did_you_mean, instead_of
+from hpo_cluster.text import did_you_mean, instead_of, nearest
 
-#: Columns of the help.
-WIDTH = 118
+#: Fewest columns of the help, and most: those where the output is not a terminal.
+NARROW, WIDTH = 60, 118
 
 OVERRIDES = "[KEY=VALUE ...]"
 FILES = ("--config-dir", "--config-name")
@@ -89,7 +90,7 @@ COMMANDS: Mapping[str, Command] = {
         "DIR",
         ("--every",),
     ),
-    "why": Command("the story of a trial: attempts, jobs, nodes, errors, the end of its log", "look.why", "DIR TRIAL"),
+    "why": Command("the story of a trial: attempts, jobs, nodes, errors, its last output", "look.why", "DIR TRIAL"),
     "tail": Command("the log of a trial, as it grows", "look.tail", "DIR TRIAL"),
     "ls": Command(
         "all campaigns of a folder in one table: progress, best value, state", "overview.ls", "[FOLDER]", ("--json",)
@@ -127,19 +128,19 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "report": Command("write a campaign's page (HTML) and its figures (PNG, PDF)", "look.report", "DIR"),
     "describe": Command(
-        "the paragraph, the tables and the references that a paper's appendix needs",
+        "what a paper's appendix needs: the paragraph, the tables and the references",
         "describe.describe",
         "DIR",
         ("--latex", "--bibtex", "--json"),
     ),
     "verify": Command(
-        "derive every proposal again, and compare results with their files; changes nothing",
+        "derive every proposal again, compare results with their files; changes nothing",
         "verify.verify",
         "DIR",
         ("--json",),
     ),
     "confirm": Command(
-        "evaluate the best configurations again with new seeds, outside the budget: was the winner lucky?",
+        "evaluate the best configurations again with new seeds; outside the budget: was the winner lucky?",
         "confirm.confirm",
         f"DIR [top=3] [replicates=3] [trials=[7,3]] {OVERRIDES}",
         ("--config-dir", "--take-over"),
@@ -150,10 +151,10 @@ COMMANDS: Mapping[str, Command] = {
         },
     ),
     "repair": Command(
-        "rebuild a journal that was cut or damaged, from its whole lines and the jobs' files", "check.repair", "DIR"
+        "rebuild a journal that was cut or damaged: from its whole lines and the jobs' files", "check.repair", "DIR"
     ),
     "export-adapter": Command(
-        "write the model that a trial has fine-tuned as a Hugging Face model",
+        "write the model that a trial has fine-tuned: as a Hugging Face model",
         "look.export_adapter",
         "DIR TRIAL",
         ("--to",),
@@ -170,7 +171,7 @@ COMMANDS: Mapping[str, Command] = {
         },
     ),
     "import": Command(
-        "make a finished campaign of evaluations that were made elsewhere: a table, JSON lines or an Optuna study",
+        "make a campaign of evaluations that were made elsewhere: a table, JSON lines or an Optuna study",
         "exchange.import_evaluations",
         f"FILE {OVERRIDES}",
         ("--like", *FILES),
@@ -183,13 +184,13 @@ COMMANDS: Mapping[str, Command] = {
         {f"simulate.{key}": "" for key in SIMULATION_KEYS},  # the settings have their descriptions
     ),
     "doctor": Command(
-        "check commands, storage, clock, queue, files, and run one tiny job", "check.doctor", OVERRIDES, FILES
+        "check commands, storage, clock, queue and files; run one tiny job", "check.doctor", OVERRIDES, FILES
     ),
     "prepare": Command(
         "fetch model, data and tasks to shared storage, once", "check.prepare", OVERRIDES, (*LOOK, *FILES)
     ),
     "completion": Command(
-        "print the script that completes commands, keys, options and folders with the TAB key",
+        "print the script for the TAB key: it completes commands, keys, options and folders",
         "shell.completion",
         "bash|zsh|fish",
     ),
@@ -333,6 +334,11 @@ def trial_number(word: str) -> int | None:
     return int(digits) if digits.isdecimal() else None
 
 
+def help_width() -> int:
+    """Return the columns of the help: those of the terminal, within limits."""
+    return min(max(terminal_width() or WIDTH, NARROW), WIDTH)
+
+
 def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
     """Return the parser of the whole command line, and those of the commands by name."""
     top = argparse.ArgumentParser("hpo-cluster", add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -347,7 +353,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
             add_help=False,
             allow_abbrev=False,
             exit_on_error=False,
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=WIDTH),
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=help_width()),
         )
         group = parser.add_argument_group("options")
         for option in (*command.options, "--help"):
@@ -387,10 +393,23 @@ def parse(words: list[str]) -> Arguments:
         elif told := next((told for names, told in NOT_OURS.items() if flag in names), None):
             arguments.faults.append(f"{word}: is an option of Hydra's that is not needed here; {told}")
         else:
-            arguments.faults.append(f"{word}: is not an option of {command}; {instead_of(flag, accepted)}")
+            meant = "" if did_you_mean(flag, accepted) else _as_key(word, command)
+            instead = f"did you mean {meant}?" if meant else instead_of(flag, accepted)
+            arguments.faults.append(f"{word}: is not an option of {command}; {instead}")
     _check_own_keys(arguments)
     _check_values(arguments)
     return arguments
+
+
+def _as_key(option: str, command: str) -> str:
+    """Return the key that an option spells, as it is typed here: ``dry_run=true`` for ``--dryrun``; empty if none."""
+    from hpo_cluster.cli.completion import VALUES
+
+    if not COMMANDS[command].takes_overrides:
+        return ""
+    name, _, value = option.partition("=")
+    key = nearest(name.lstrip("-").replace("-", "_"), _words_of_campaign())
+    return f"{key}={value or ('true' if 'true' in VALUES.get(key, ()) else '...')}" if key else ""
 
 
 def _check_own_keys(arguments: Arguments) -> None:
@@ -400,18 +419,18 @@ def _check_own_keys(arguments: Arguments) -> None:
         key = word.lstrip("+").partition("=")[0]
         if key in own or not re.fullmatch(r"[A-Za-z_][\w.]*", key) or not (close := did_you_mean(key, own)):
             continue
-        if COMMANDS[arguments.command].takes_overrides and _is_of_campaign(key):
+        if COMMANDS[arguments.command].takes_overrides and key.partition(".")[0] in _words_of_campaign():
             continue
         arguments.words.remove(word)
         arguments.faults.append(f"{key}: is not a key; {close.strip()}")
 
 
-def _is_of_campaign(key: str) -> bool:
-    """Return whether a key, or its section, is one of a campaign's configuration."""
+def _words_of_campaign() -> tuple[str, ...]:
+    """Return the keys and the sections of a campaign's configuration."""
     from hpo_cluster.cli.config.groups import GROUPS
     from hpo_cluster.cli.config.schema import TOP_KEYS  # pydantic, which the TAB key need not import
 
-    return key.partition(".")[0] in (*TOP_KEYS, *GROUPS)
+    return (*TOP_KEYS, *GROUPS)
 
 
 def _check_values(arguments: Arguments) -> None:

@@ -7,6 +7,7 @@ else there is one line for each change of state, with fixed ``key=value`` pairs.
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import Any, Self
 from hpo_cluster.record.campaign_state import BETWEEN_TICKS
 from hpo_cluster.record.confirmed_front import front_table
 from hpo_cluster.record.item_pairs import sentences_on_items
-from hpo_cluster.text import command_line, counted, test_metrics, visible
+from hpo_cluster.text import command_line, counted, cut, first_line, in_bytes, test_metrics, visible
 from hpo_cluster.trial import BASELINE, Origin, State, trial_label
 
 BAR_WIDTH = 24
@@ -29,9 +30,14 @@ SCORES = 8
 FRONT_ROWS, FRONT_WIDTH = 12, 118
 
 
-def status_lines(status: Mapping[str, Any]) -> list[str]:
-    """Return a campaign's status as text: progress, best, baseline, what runs, what failed."""
-    lines = [f"{status['campaign']}: {state_text(status)}", progress_line(status)]
+def status_lines(status: Mapping[str, Any], width: int | None = None) -> list[str]:
+    """Return a campaign's status as text: progress, best, baseline, what runs, what failed.
+
+    Args:
+        status: of the campaign.
+        width: columns of the terminal, for which long reasons and errors are made to fit; None if nothing limits them.
+    """
+    lines = [*_first_lines(status, width), progress_line(status)]
     if "front" in status:
         lines += front_lines(status)
     elif status["best"]:
@@ -48,7 +54,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     if (status.get("scheduler") or {}).get("silent_since"):
         lines.append(f"  the scheduler has not answered since {status['scheduler']['silent_since']}; jobs may run on")
     lines += [f"  {notice}" for notice in status.get("notices", [])]
-    lines += error_lines(status)
+    lines += error_lines(status, width=width)
     if is_left(status):
         lines.append(f"go on with:  {command_line('resume', status['dir'])}")
     return lines
@@ -84,22 +90,24 @@ def progress_line(status: Mapping[str, Any]) -> str:
     return f"[{'#' * filled}{'-' * (BAR_WIDTH - filled)}] {' · '.join(parts)}"
 
 
-def error_lines(status: Mapping[str, Any], newest: int = 3) -> list[str]:
+def error_lines(status: Mapping[str, Any], newest: int = 3, width: int | None = None) -> list[str]:
     """Return the last errors, one line each, and the commands that tell more and try again."""
     rows = status["errors"]
     lines = [
-        f"  {trial_label(row['trial'])}  {row['kind']}: {_first_line(str(row['message']))}" for row in rows[-newest:]
+        cut(f"  {trial_label(row['trial'])}  {row['kind']}: {first_line(str(row['message']))}", width)
+        for row in rows[-newest:]
     ]
     lines += [f"  ... and {counted(len(rows) - newest, 'earlier error')}"] if len(rows) > newest else []
-    return lines + _ways_on(status) if rows and "dir" in status else lines
+    return lines + _ways_on(status, width) if rows and "dir" in status else lines
 
 
-def _ways_on(status: Mapping[str, Any]) -> list[str]:
-    """Return the line with the commands for trials that did not succeed: its story, and another try for failed ones."""
-    line = f"  more:  {command_line('why', status['dir'], status['errors'][-1]['trial'])}"
+def _ways_on(status: Mapping[str, Any], width: int | None) -> list[str]:
+    """Return the commands for trials that did not succeed, on one line if they fit: a story, another try."""
+    lines = [f"  more:  {command_line('why', status['dir'], status['errors'][-1]['trial'])}"]
     if (again := retry_command(status)) and status["driver"] and not status.get("simulated"):
-        line += f"    once its cause is gone:  {again}"
-    return [line]
+        lines.append(f"  once its cause is gone:  {again}")
+    whole = "  ".join(lines)
+    return [whole] if width is None or len(whole) <= width else lines
 
 
 def retry_command(status: Mapping[str, Any]) -> str:
@@ -130,7 +138,12 @@ def running_line(row: Mapping[str, Any]) -> str:
 
 
 def summary_lines(
-    status: Mapping[str, Any], metric: str | None, tests: tuple[str, ...], files: Mapping[str, Path], looked: str = ""
+    status: Mapping[str, Any],
+    metric: str | None,
+    tests: tuple[str, ...],
+    files: Mapping[str, Path],
+    looked: str = "",
+    width: int | None = None,
 ) -> list[str]:
     """Return the summary of a run: best configuration, its scores, the baseline, and where everything is.
 
@@ -140,14 +153,15 @@ def summary_lines(
         tests: lm-eval tasks that were only recorded; if there are none, all metrics are shown.
         files: label to path.
         looked: how often test scores were looked at, in words.
+        width: columns of the terminal; None if nothing limits the lines.
     """
-    lines = [f"{status['campaign']}: {state_text(status)}", progress_line(status)]
+    lines = [*_first_lines(status, width), progress_line(status)]
     lines += [f"  {notice}" for notice in status.get("notices", [])]
     best, baseline = status["best"], status["baseline"]
     if "front" in status:
-        lines += [*front_lines(status), *(error_lines(status) if best is None else ())]
+        lines += [*front_lines(status), *(error_lines(status, width=width) if best is None else ())]
     elif best is None:
-        lines += [none_line("best", status), *error_lines(status)]
+        lines += [none_line("best", status), *error_lines(status, width=width)]
     else:
         lines.append(_labelled("best", f"{trial_label(best['trial'])}  {parameters_text(best['parameters'])}"))
         lines += _scores(best, metric, tests)
@@ -210,7 +224,7 @@ def rung_lines(status: Mapping[str, Any]) -> list[str]:
         *(line.rstrip() for line in _aligned(rows)),
     ]
     if kept:
-        lines.append(_labelled("", f"the checkpoints of paused trials take {kept / 1e6:.3g} MB"))
+        lines.append(_labelled("", f"the checkpoints of paused trials take {in_bytes(kept)}"))
     return lines
 
 
@@ -418,15 +432,18 @@ def state_text(status: Mapping[str, Any]) -> str:
     if state == "running":
         state += f" on {driver.get('host')}, process {driver.get('pid')}"
     elif state == "stopped" and status.get("reason"):
-        state += f" ({status['reason']})"
+        state += f" ({first_line(str(status['reason']))})"
     simulated = " (simulated cluster and clock)" if status.get("simulated") else ""
     return f"{state}, {duration(status['elapsed_s'])}{simulated}"
 
 
+def _first_lines(status: Mapping[str, Any], width: int | None) -> list[str]:
+    """Return name and state of a campaign, on several lines if the reason why it stopped is too long for one."""
+    line = f"{status['campaign']}: {state_text(status)}"
+    return (
+        [line] if width is None else textwrap.wrap(line, max(width, 20), subsequent_indent="  ", break_on_hyphens=False)
+    )
+
+
 def _labelled(label: str, text: str) -> str:
     return f"{label:<{LABEL_WIDTH}}{text}"
-
-
-def _first_line(message: Any) -> str:
-    text = str(message)
-    return text.strip().splitlines()[0][:160] if text.strip() else ""

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hpo_cluster.cli.arguments import SHOWN, short_path
-from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say, tell
+from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say, tell, terminal_width
 from hpo_cluster.text import command_line, counted
 from hpo_cluster.trial import trial_label
 
@@ -163,7 +163,7 @@ def _finish(config: Config, campaign: Campaign, status: dict[str, Any], interrup
     short = {label: short_path(path) for label, path in files.items()}
     tests = config.objective.test_tasks or ()
     looked = looks_in_words(count_look(campaign.opened.layout, campaign.record, tests))
-    tell("\n".join(summary_lines(status, config.objective.metric, tests, short, looked)))
+    tell("\n".join(summary_lines(status, config.objective.metric, tests, short, looked, terminal_width())))
     if campaign.reason == BY_STOP:
         tell(f"Go on with:\n  {resume}")
         return OK

@@ -28,7 +28,7 @@ from hpo_cluster.cli.display import (
 )
 from hpo_cluster.record.trial_record import Place, TrialRecord
 from hpo_cluster.record.watched import JobSeen, Look
-from hpo_cluster.text import BLOCKS, command_line, counted, in_blocks, visible
+from hpo_cluster.text import BLOCKS, command_line, counted, cut, in_blocks, visible
 from hpo_cluster.trial import State, trial_label
 
 #: States of trials whose job has not begun.
@@ -132,8 +132,7 @@ def _fitted(sections: Sequence[Section], height: int | None) -> list[Line]:
 
 
 def _one_line(text: str, width: int | None) -> str:
-    text = visible(text).replace("\n", " ")
-    return text if width is None or len(text) <= width else f"{text[: width - 1]}…"
+    return cut(visible(text).replace("\n", " "), width)
 
 
 def _best_lines(look: Look, width: int, blocks: str) -> list[Line]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from hpo_cluster.cli.arguments import COMMANDS, OPEN_GROUPS, SETTLED_KEYS, WIDTH, make_parser
+from hpo_cluster.cli.arguments import COMMANDS, OPEN_GROUPS, SETTLED_KEYS, help_width, make_parser
 from hpo_cluster.cli.config.groups import GROUPS, conf_dir, key_lines, options, search_dirs
+from hpo_cluster.text import cut
 
 SECTION_KEYS = {
     "space.PARAMETER.high": "likewise low, log, choices, when, prior; ~space.NAME removes one, +space.NAME={} adds one",
@@ -21,6 +23,8 @@ OPEN_SECTIONS = {
     "fidelity.KEY": "eta, rule, linger_s and keep, in a campaign with rungs",
     "objective.KEY": "what changes no result, such as where files are; likewise model, data, tasks, train",
 }
+
+USAGE = "usage: hpo-cluster COMMAND [KEY=VALUE ...] [options]"
 
 EXAMPLES = """\
 examples:
@@ -36,16 +40,24 @@ examples:
 
 def main_help(cwd: Path) -> str:
     """Return the help of the program: commands, groups with their options, examples."""
-    lines = ["usage: hpo-cluster COMMAND [KEY=VALUE ...] [options]", "", "commands:"]
+    lines = [USAGE, "", "commands:"]
     lines += _table({name: command.summary for name, command in COMMANDS.items()})
     lines += ["", *groups_help(search_dirs(cwd)), "", "hpo-cluster help COMMAND says more; --version"]
     lines += ['the TAB key completes after: eval "$(hpo-cluster completion bash)"  (or zsh; fish: ... fish | source)']
-    return "\n".join([*lines, "", EXAMPLES])
+    return "\n".join([*_fitted(lines), "", EXAMPLES])
+
+
+def short_help() -> str:
+    """Return the commands, one line each, and how to get more."""
+    room = max(map(len, COMMANDS))
+    summaries = {name: re.split("[:;]", command.summary)[0] for name, command in COMMANDS.items()}
+    lines = [cut(f"  {name:<{room}}  {summary}", help_width()) for name, summary in summaries.items()]
+    return "\n".join([USAGE, "", *lines, "", "hpo-cluster help COMMAND says more; hpo-cluster help: everything"])
 
 
 def command_help(command: str, cwd: Path, config_dir: Path | None = None) -> str:
     """Return the help of one command: usage, options and, if overrides are accepted, keys and groups."""
-    lines = [make_parser()[1][command].format_help().rstrip()]
+    lines = make_parser()[1][command].format_help().rstrip().splitlines()
     if any(COMMANDS[command].keys.values()):
         lines += ["", "the command's own keys:", *_table(COMMANDS[command].keys)]
     if COMMANDS[command].takes_overrides:
@@ -59,7 +71,7 @@ def command_help(command: str, cwd: Path, config_dir: Path | None = None) -> str
             lines += _table({f"{key}={value}": text for key, value, text in keys} | SECTION_KEYS)
             lines += simulation_help() if command == "simulate" else []
             lines += ["", *groups_help(dirs)]
-    return "\n".join([*lines, "", EXAMPLES] if command == "run" else lines)
+    return "\n".join([*_fitted(lines), *(["", EXAMPLES] if command == "run" else [])])
 
 
 def simulation_help() -> list[str]:
@@ -83,11 +95,19 @@ def groups_help(dirs: list[Path], groups: Iterable[str] = GROUPS) -> list[str]:
 
 
 def _table(rows: Mapping[str, str], indent: int = 2) -> list[str]:
-    width = min(max((len(name) for name in rows), default=0), 24)
+    width, columns = min(max((len(name) for name in rows), default=0), 24), help_width()
     lines = []
     for name, text in rows.items():
         first = f"{' ' * indent}{name:<{width}}  "
-        lines += textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * len(first)) or [
+        if text and len(first) > columns // 2:
+            lines.append(first.rstrip())
+            first = " " * (indent + width + 2)
+        lines += textwrap.wrap(text, columns, initial_indent=first, subsequent_indent=" " * len(first)) or [
             first.rstrip()
         ]
     return lines
+
+
+def _fitted(lines: Iterable[str]) -> list[str]:
+    """Return the lines, those that are too long broken between words."""
+    return [part for line in lines for part in textwrap.wrap(line, help_width(), subsequent_indent="    ") or [""]]

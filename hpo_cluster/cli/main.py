@@ -12,10 +12,10 @@ from pathlib import Path
 import hpo_cluster
 from hpo_cluster.cli.arguments import COMMANDS, parse
 from hpo_cluster.cli.commands import BAD_END, BAD_INPUT, INTERRUPTED, OK, fill_closed_streams, flush, say, tell
-from hpo_cluster.cli.help import command_help, main_help
+from hpo_cluster.cli.help import command_help, main_help, short_help
 from hpo_cluster.errors import ConfigError, HpoClusterError, IdentityError, JournalError, LockedError
 from hpo_cluster.record.files import IN_THE_WAY, PASSING
-from hpo_cluster.text import PLAIN_SIGNS
+from hpo_cluster.text import PLAIN_SIGNS, command_line
 
 #: Threads that numpy and torch may take here, unless the user says otherwise; jobs get their own number.
 THREADS = "2"
@@ -75,16 +75,20 @@ def _end_of(words: list[str]) -> int:
 def _named_command(words: list[str]) -> list[str]:
     """Return the command that ``help COMMAND`` asks about. Raises ConfigError if there are more words."""
     if words[1:] and words[0] in COMMANDS:
-        raise ConfigError([f"{' '.join(words[1:])}: help takes one command"], f"hpo-cluster help {words[0]}")
+        fault = f"{' '.join(words[1:])!r}: is too much, help takes one command"
+        raise ConfigError([fault], f"Type:  {command_line('help', words[0])}")
     return words[:1]
 
 
 def _dispatch(words: list[str]) -> int:
     if words[1:] and words[0] in HELP:
         words = [*_named_command(words[1:]), "--help"]
-    if not words or words[0] in HELP:
+    if not words:
+        say(short_help())
+        return BAD_INPUT
+    if words[0] in HELP:
         say(main_help(Path.cwd()))
-        return OK if words else BAD_INPUT
+        return OK
     if words[0] in ("--version", "-V"):
         say(f"hpo-cluster {hpo_cluster.__version__}")
         return OK

@@ -22,6 +22,7 @@ from hpo_cluster.record.files import is_there, read_json, redact
 from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.record.trial_record import TrialRecord
 from hpo_cluster.settings import Settings
+from hpo_cluster.text import first_line
 from hpo_cluster.trial import ErrorKind, State
 
 #: ``retry``: another attempt, at most `retries` times; ``requeue``: another attempt, without a limit; the others name
@@ -276,4 +277,4 @@ def all_fail_alike(ended: Sequence[TrialRecord], limit: int) -> str:
     alike = {(error["kind"], _NUMBER.sub("#", error["message"])) for error in errors}
     if len(ended) < limit or len(errors) != len(ended) or len(alike) != 1:
         return ""
-    return f"the first {len(ended)} trials failed in the same way ({errors[0]['kind']}): {errors[0]['message']}"
+    return f"the first {len(ended)} trials failed alike ({errors[0]['kind']}): {first_line(errors[0]['message'])}"

@@ -36,7 +36,7 @@ from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CAMPAIGN_NAME_RULE, CampaignLayout, is_campaign_name
 from hpo_cluster.settings import faults_of
 from hpo_cluster.space import Configuration, Space
-from hpo_cluster.text import counted
+from hpo_cluster.text import counted, instead_of
 from hpo_cluster.trial import Origin, State
 
 if TYPE_CHECKING:
@@ -143,9 +143,9 @@ def optimize(
         >>> result.parameters, result.value, len(result.history)
         ({'x': 2}, 0.0, 3)
     """
-    faults = [f"{name}={n!r}: at least 1" for name, n in (("budget", budget), ("workers", workers)) if n < 1]
+    faults = [f"{name}={n!r}: must be at least 1" for name, n in (("budget", budget), ("workers", workers)) if n < 1]
     if direction not in ("maximize", "minimize"):
-        faults.append(f"direction={direction!r}: maximize or minimize")
+        faults.append(f"direction={direction!r}: {instead_of(direction, ('maximize', 'minimize'))}")
     if campaign is not None and not is_campaign_name(campaign):
         faults.append(f"campaign={campaign!r}: is not a name for a folder; accepted: {CAMPAIGN_NAME_RULE}")
     if warm_start and campaign is None:

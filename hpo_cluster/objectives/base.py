@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -134,7 +134,8 @@ class Objective(Settings, ABC):
             raise ValueError("\n".join(faults))
         if isinstance(goals := data.get("metrics"), tuple) and goals and all(isinstance(goal, dict) for goal in goals):
             data["metrics"] = tuple({**g, "direction": g.get("direction") or known(str(g.get("name")))} for g in goals)
-            data["direction"] = data["metrics"][0]["direction"] or "maximize"
+            first = data["metrics"][0]["direction"]
+            data["direction"] = first if first in get_args(Direction) else "maximize"
         return data
 
     @model_validator(mode="after")

@@ -267,14 +267,14 @@ def classify(error: BaseException) -> str:
 def described(error: BaseException, attempt: Attempt) -> dict[str, Any]:
     """Return kind, message, traceback (JSON) and what was used, of an exception that ends the attempt.
 
-    Called where the exception is handled. The traceback of a fault in the code is printed too.
+    Called where the exception is handled. The traceback of an exception that nobody expected is printed too.
     """
     kind, message = classify(error), str(error) or type(error).__name__
     if isinstance(error, KeyboardInterrupt):  # submitit's local executor ends a job with SIGINT at its walltime
         kind, message = ErrorKind.INTERRUPTED, f"SIGINT asked to end during {attempt.current_phase}"
     elif attempt.interrupted is not None and isinstance(error, SystemExit):
         kind = ErrorKind.INTERRUPTED
-    if kind == ErrorKind.CODE:
+    if kind == ErrorKind.CODE and not isinstance(error, AttemptError):
         traceback.print_exc()
     return {
         "kind": str(kind),
@@ -319,7 +319,7 @@ def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> i
 def _print_failure(kind: str, message: str) -> None:
     """Print the error as the last line of the log, where the driver looks if no file could be published."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"attempt failed: {kind}: {redact(message)}\n")
+        sys.stderr.write(f"attempt failed: {kind}: {' '.join(redact(message).split())}\n")
         sys.stderr.flush()
 
 

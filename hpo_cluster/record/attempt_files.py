@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -153,10 +154,39 @@ def curve_losses(result: Mapping[str, Any]) -> list[tuple[float, float]]:
     return curve_series(result).get("train_loss", [])
 
 
+#: Names of the files with a job's standard output and standard error.
+OUT, ERR = "*out*", "*err*"
+
+#: What the runtime inside a job says: what it does next, and why an attempt failed. The journal says it as well.
+_OF_THE_RUNTIME = re.compile(r"[\d-]{10} [\d:,]{12} INFO hpo_cluster\.objectives\.\w+ |attempt failed: \w+: ")
+
+
 def log_tail(files: AttemptLayout) -> str:
     """Return the end of the newest log of the attempt's job, standard error first; empty if there is none."""
-    for pattern in ("*err*", "*out*"):
-        for path in sorted(matching(files.job_dir, pattern), key=written_at, reverse=True):
-            if text := read_bytes(path, -TAIL_BYTES).decode(errors="replace").strip():
-                return text
-    return ""
+    return next((text for pattern in (ERR, OUT) if (text := _newest(files, pattern)[1])), "")
+
+
+def program_output(files: AttemptLayout, most: int) -> list[tuple[Path, list[str]]]:
+    """Return the last lines that the attempt's program wrote to standard output, then those to standard error.
+
+    Args:
+        files: of the attempt.
+        most: maximum number of lines of each stream.
+
+    Returns:
+        File and lines, without what the job's runtime says and without a stream that has nothing else.
+    """
+    ends = []
+    for path, text in (_newest(files, pattern) for pattern in (OUT, ERR)):
+        written = (line.rstrip().rpartition("\r")[2] for line in text.split("\n"))  # after \r: a bar, redrawn
+        lines = [line for line in written if line and not _OF_THE_RUNTIME.match(line)][-most:]
+        ends += [(path, lines)] if path is not None and lines else []
+    return ends
+
+
+def _newest(files: AttemptLayout, pattern: str) -> tuple[Path | None, str]:
+    """Return the newest log of the attempt's job that is not empty, and its end."""
+    for path in sorted(matching(files.job_dir, pattern), key=written_at, reverse=True):
+        if text := read_bytes(path, -TAIL_BYTES).decode(errors="replace").strip():
+            return path, text
+    return None, ""

@@ -224,6 +224,14 @@ def unnoticed_ends(record: Record, layout: CampaignLayout) -> dict[int, End]:
     return ends
 
 
+def waits_for_driver(record: Record, layout: CampaignLayout, trial: int) -> bool:
+    """Return whether a trial in flight has no job at work, and neither a driver nor ticks give it one."""
+    owner, attempt = read_lock(layout.lock), record.trials[trial].attempt
+    if record.trials[trial].state.ended or record.is_between_ticks or (owner and owner_lives(layout.lock, owner)):
+        return False
+    return attempt is None or attempt.job is None or trial in unnoticed_ends(record, layout)
+
+
 def _running(
     trial: TrialRecord,
     layout: CampaignLayout,

@@ -1,4 +1,4 @@
-"""The story of one trial: its attempts, jobs, nodes and errors, and the end of its log."""
+"""The story of one trial: its attempts, jobs, nodes and errors, and the end of what its program wrote."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.goals import Goals
-from hpo_cluster.record.attempt_files import curve_losses, log_tail
+from hpo_cluster.record.attempt_files import curve_losses, program_output
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
 from hpo_cluster.record.trial_record import AttemptRecord, TrialRecord
 from hpo_cluster.text import in_blocks
-from hpo_cluster.trial import Origin, trial_label
+from hpo_cluster.trial import Origin, State, trial_label
 
 LOG_LINES = 15
 
@@ -43,18 +43,18 @@ def trial_story(campaign_dir: Path, number: int) -> list[str]:
     for attempt in trial.attempts:
         lines += _attempt_lines(attempt, layout.attempt(number, attempt.number))
     if trial.error and not (trial.attempts and trial.attempts[-1].error):
-        lines.append(f"  {trial.error['kind']}: {trial.error['message']}")
+        lines += _indented(f"  {trial.error['kind']}: ", trial.error["message"])
     if not trial.attempts:
         lines.append("  it needs no job" if trial.state.ended else "  no job has been submitted for it yet")
         return lines
     last = layout.attempt(number, trial.attempts[-1].number)
-    tail = log_tail(last).splitlines()[-LOG_LINES:]
-    lines += [f"the end of its log ({last.job_dir}):", *(f"  | {line}" for line in tail)] if tail else []
+    for path, written in program_output(last, LOG_LINES):
+        lines += [f"the end of {path}:", *(f"  | {line}" for line in written)]
     return lines
 
 
 def _climb_lines(trial: TrialRecord) -> list[str]:
-    """Return the values at the rungs below the top, and how far the trial may climb; none without rungs."""
+    """Return the values at the rungs below the top, and how far the trial has climbed or may; none without rungs."""
     climb = trial.climb
     if climb is None:
         return []
@@ -63,8 +63,10 @@ def _climb_lines(trial: TrialRecord) -> list[str]:
         for rung, score in sorted(climb.scores.items())
         if rung < climb.top and score.value is not None
     ]
-    why = f" ({climb.why})" if climb.why else ""
-    return [*lines, f"  may climb to rung {climb.goal} of {climb.top}{why}"]
+    if trial.state is State.PAUSED:
+        return [*lines, f"  paused at rung {climb.reached} of {climb.top}"]
+    verb, why = "may climb to" if climb.reached < climb.goal else "reached", f" ({climb.why})" if climb.why else ""
+    return [*lines, f"  {verb} rung {climb.goal} of {climb.top}{why}"]
 
 
 def _goal_lines(trial: TrialRecord, goals: Goals) -> list[str]:
@@ -91,7 +93,7 @@ def _attempt_lines(attempt: AttemptRecord, files: AttemptLayout) -> list[str]:
     if attempt.rung is not None:
         lines.append(f"  ended     at rung {attempt.rung}, {attempt.ended_at}")
     elif attempt.error:
-        lines.append(f"  failed    {attempt.error['kind']}: {attempt.error['message']}")
+        lines += _indented(f"  failed    {attempt.error['kind']}: ", attempt.error["message"])
     elif not attempt.over and (progress := read_json(files.progress)):
         shown = ", ".join(f"{name} {value}" for name, value in progress.items() if value is not None)
         lines.append(f"  progress  {shown}")
@@ -99,6 +101,12 @@ def _attempt_lines(attempt: AttemptRecord, files: AttemptLayout) -> list[str]:
         lines.append(f"  ended     {result.get('ended_at')}")
         lines += _curve_line(result)
     return [*lines, f"  files     {files.dir}"]
+
+
+def _indented(label: str, message: str) -> list[str]:
+    """Return the lines of a message, those after the first one indented."""
+    first, *more = message.splitlines() or [""]
+    return [label + first, *(f"{'':12}{line}" for line in more)]
 
 
 def _curve_line(result: Mapping[str, Any]) -> list[str]:

@@ -414,11 +414,16 @@ class Space:
             good += all(holds)
             if good == (1 if small else LEAST_ALLOWED):
                 return None
-        shares = "; ".join(f"{c.text}: {count}" for c, count in zip(self.constraints, held, strict=True))
-        what = "configurations there are" if small else "random configurations"
+        counts = dict(zip((constraint.text for constraint in self.constraints), held, strict=True))
+        drawn_from = f"the {probes} configurations" if small else f"{probes} random configurations"
+        found = f"only {good} of {drawn_from} satisfy all"
+        if never := [text for text, count in counts.items() if not count]:
+            found = f"none of {drawn_from} satisfies {' or '.join(never)}"
+        elif len(counts) > 1:
+            found += f" ({', '.join(f'{count} satisfy {text}' for text, count in counts.items())})"
         return (
-            f"space.constraints: only {good} of {probes} {what} are allowed (each alone allows {shares}); widen the "
-            "ranges, or express one parameter by the others where an equality is meant"
+            f"space.constraints: {found}; widen the ranges, or express one parameter by the others where an equality "
+            "is meant"
         )
 
 

@@ -152,7 +152,7 @@ def test_failures_alike_stop_the_campaign_early(tmp_path: Path) -> None:
     status = drive(spec(tmp_path / "c", "nosuchprogram # {x}{k}", operation={"budget": 50, "workers": 1}))
     assert status["done"] == 3
     assert status["state"] == "stopped"
-    assert "failed in the same way" in status["reason"]
+    assert "trials failed alike" in status["reason"]
 
 
 def publish(campaign: Campaign, text: str) -> None:

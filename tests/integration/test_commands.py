@@ -166,6 +166,25 @@ def test_why_tells_the_story_and_tail_the_log(capsys: pytest.CaptureFixture[str]
     assert "working on" in capsys.readouterr().out
 
 
+def test_why_shows_what_the_program_wrote_without_what_the_job_says(capsys: pytest.CaptureFixture[str]) -> None:
+    program = """echo working on {x}; echo careful >&2; echo '{{\\"value\\": NaN}}'"""
+    words = ["objective=command", f'objective.command="{program}"', "campaign=c", "poll_s=0.1"]
+    main(["run", *words, "space={x: {low: 0.0, high: 1.0}}", "optimizer=random", "budget=1"])
+    capsys.readouterr()
+    assert main(["why", str(DIR), "0"]) == 0
+    out, errors = [part.splitlines()[1:] for part in capsys.readouterr().out.split("the end of ")[1:]]
+    assert [line.rpartition(" ")[0] for line in out] == ["  | working on", '  | {"value":']
+    assert errors == ["  | careful"]
+
+
+def test_tail_ends_if_nobody_will_give_the_trial_a_job(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["run", *QUICK, "budget=1", "objective.failure_rate=1", "retries=0"])
+    assert main(["retry", str(DIR), "0"]) == 0
+    capsys.readouterr()
+    assert main(["tail", str(DIR), "0"]) == 0
+    assert f"t0000 is proposed; no driver runs. Go on with:  hpo-cluster resume {DIR}" in capsys.readouterr().out
+
+
 def test_a_stop_lasts_over_ticks_until_somebody_resumes() -> None:
     assert main(["run", *QUICK, "budget=1"]) == 0
     more = ["budget=3", "workers=1"]

@@ -82,6 +82,8 @@ def test_campaigns_in_all_states(
     now = clock.now() + datetime.timedelta(days=3)
     lines = table_lines([overview(folder) for folder in campaigns_in(Path("campaigns"))], 80, now)
     assert [line.endswith("3 d") for line in lines] == [False, False, True, True, True]
+    long = {**overview(Path("campaigns/done")), "state": "stopped", "reason": f"{'no such program ' * 20}\nmore"}
+    assert max(map(len, table_lines([long], None, now))) < 160
 
 
 def test_a_campaign_whose_last_trial_is_paused_has_finished(

@@ -293,7 +293,8 @@ def test_status_why_and_report_show_the_rungs(tmp_path: Path) -> None:
     paused = next(trial.number for trial in record_of(directory).rows if trial.state is State.PAUSED)
     story = "\n".join(trial_story(directory, paused))
     assert "rung 0: " in story
-    assert "may climb to rung" in story
+    assert "  paused at rung " in story
+    assert "  reached rung 2 of 2 (" in "\n".join(trial_story(directory, status["best"]["trial"]))
     files = {path.name for path in write_report(directory)}
     assert "curves.png" in files
     page = (directory / "report" / "report.md").read_text()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo_cluster.text import LIST_WIDTH, PLAIN_SIGNS, did_you_mean, in_code, in_markdown, instead_of, visible
+from hpo_cluster.text import LIST_WIDTH, PLAIN_SIGNS, did_you_mean, in_bytes, in_code, in_markdown, instead_of, visible
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,11 @@ from hpo_cluster.text import LIST_WIDTH, PLAIN_SIGNS, did_you_mean, in_code, in_
 )
 def test_what_a_terminal_would_obey_is_written_out(text: str, shown: str) -> None:
     assert visible(text) == shown
+
+
+def test_a_size_has_the_unit_that_fits() -> None:
+    shown = [in_bytes(count) for count in (1, 999, 1500, 3_210_000_000)]
+    assert shown == ["1 byte", "999 bytes", "1.5 kB", "3.2 GB"]
 
 
 @given(st.text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import TextIO
@@ -29,6 +30,11 @@ def tell(*parts: object, file: TextIO | None = None) -> None:
     """Print at once, if that is possible: a driver goes on when its terminal is gone or its output has no space."""
     with contextlib.suppress(OSError):
         say(*parts, file=file, flush=True)
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal on which is printed; None if the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def fill_closed_streams() -> None:

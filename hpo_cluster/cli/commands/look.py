@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpo_cluster.cli.arguments import Arguments, short_path
-from hpo_cluster.cli.commands import OK, progress_bar, say
+from hpo_cluster.cli.commands import OK, progress_bar, say, terminal_width
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record.files import matching, read_bytes
+from hpo_cluster.text import command_line
 
 
 def status(arguments: Arguments) -> int:
@@ -20,7 +21,8 @@ def status(arguments: Arguments) -> int:
     from hpo_cluster.record.status import campaign_status
 
     status = campaign_status(arguments.folder())
-    say(json.dumps(status, indent=2) if arguments.option("--json") else "\n".join(status_lines(status)))
+    lines = status_lines(status, terminal_width())
+    say(json.dumps(status, indent=2) if arguments.option("--json") else "\n".join(lines))
     return OK
 
 
@@ -87,9 +89,10 @@ def why(arguments: Arguments) -> int:
 
 
 def tail(arguments: Arguments) -> int:
-    """Print the log of a trial as it grows, until the trial ends."""
+    """Print the log of a trial as it grows, until the trial ends, or waits for a driver while none is at work."""
     from hpo_cluster.record.campaign_state import Record
     from hpo_cluster.record.layout import CampaignLayout
+    from hpo_cluster.record.status import waits_for_driver
     from hpo_cluster.report.trial import find_trial
     from hpo_cluster.trial import trial_label
 
@@ -97,14 +100,16 @@ def tail(arguments: Arguments) -> int:
     layout = CampaignLayout(folder)
     seen: dict[Path, int] = {}
     while True:
-        trial = find_trial(Record.read(layout.events), folder, number)
+        record = Record.read(layout.events)
+        trial, waits = find_trial(record, folder, number), waits_for_driver(record, layout, number)
         for attempt in trial.attempts[-1:]:
             for path in matching(layout.attempt(number, attempt.number).job_dir, "*log*"):
                 text = read_bytes(path, seen.get(path, 0))
                 seen[path] = seen.get(path, 0) + len(text)
                 say(text.decode(errors="replace").replace("\r", "\n"), end="", flush=True)
-        if trial.state.ended:
-            say(f"{trial_label(number)} is {trial.state}")
+        if trial.state.ended or waits:
+            more = f"; no driver runs. Go on with:  {command_line('resume', folder)}" if waits else ""
+            say(f"{trial_label(number)} is {trial.state}{more}")
             return OK
         time.sleep(1.0)
 

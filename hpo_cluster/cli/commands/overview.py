@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hpo_cluster.cli.arguments import Arguments
-from hpo_cluster.cli.commands import OK, say
+from hpo_cluster.cli.commands import OK, say, terminal_width
 from hpo_cluster.cli.config.groups import conf_dir, key_lines
 from hpo_cluster.cli.display import number
 from hpo_cluster.errors import ConfigError
@@ -19,11 +17,13 @@ from hpo_cluster.record import clock
 from hpo_cluster.record.campaign_state import BETWEEN_TICKS
 from hpo_cluster.record.clock import moment
 from hpo_cluster.record.overview import campaigns_in, folders_of_campaigns, overview
-from hpo_cluster.text import command_line, visible
+from hpo_cluster.text import command_line, cut, first_line, visible
 
 COLUMNS = ("campaign", "optimizer", "objective", "done", "best", "state", "changed")
 #: By column: the number of characters that are left of it at least where a terminal is narrow, in the order of cutting.
 LEAST = {"objective": 8, "campaign": 18, "state": 12, "optimizer": 6}
+#: Most characters of a state: the reason why a campaign stopped may be long.
+STATE_AT_MOST = 90
 #: Number of other folders with campaigns that are named.
 FOLDERS = 4
 #: Numbers of seconds, and the unit in which a longer time is told.
@@ -47,13 +47,12 @@ def ls(arguments: Arguments) -> int:
     elif not rows:
         say(f"{folder} holds no campaign")
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         names = [
             row["campaign"] if campaigns else str(path.relative_to(folder))
             for row, path in zip(rows, shown, strict=True)
         ]
         named = [{**row, "campaign": name} for row, name in zip(rows, names, strict=True)]
-        say("\n".join(table_lines(named, width, clock.now())))
+        say("\n".join(table_lines(named, terminal_width(), clock.now())))
     if campaigns and below and not arguments.option("--json"):
         more = [command_line("ls", place) for place in below]
         say(f"more campaigns:  {',  '.join([*more[:FOLDERS], *(['...'] if more[FOLDERS:] else [])])}")
@@ -77,7 +76,7 @@ def table_lines(rows: Sequence[Mapping[str, Any]], width: int | None, now: datet
     whole = [COLUMNS, *(line for line in cells if len(line) == len(COLUMNS))]
     names = max(len(line[0]) for line in [COLUMNS, *cells])
     widths = dict(zip(COLUMNS, (max(map(len, column)) for column in zip(*whole, strict=True)), strict=True))
-    widths["campaign"] = names
+    widths |= {"campaign": names, "state": min(widths["state"], STATE_AT_MOST)}
     for column, least in LEAST.items():
         over = 0 if width is None else sum(widths.values()) + 2 * (len(COLUMNS) - 1) - width
         widths[column] -= max(0, min(over, widths[column] - least))
@@ -85,11 +84,10 @@ def table_lines(rows: Sequence[Mapping[str, Any]], width: int | None, now: datet
     for line in [COLUMNS, *cells]:
         name = _cut_inside(line[0], widths["campaign"]).ljust(widths["campaign"])
         rest = "  ".join(
-            _cut(cell, widths[column]).ljust(widths[column])
-            for column, cell in zip(COLUMNS[1:], line[1:], strict=False)
+            cut(cell, widths[column]).ljust(widths[column]) for column, cell in zip(COLUMNS[1:], line[1:], strict=False)
         )
         if len(line) < len(COLUMNS):
-            rest = line[1] if width is None else _cut(line[1], max(width - len(name) - 2, 10))
+            rest = line[1] if width is None else cut(line[1], max(width - len(name) - 2, 10))
         lines.append(f"{name}  {rest}".rstrip())
     return lines
 
@@ -122,7 +120,7 @@ def _plain_state(row: Mapping[str, Any]) -> str:
     if row["state"] == "running":
         return f"running on {row['host']}"
     if row["state"] == "stopped":
-        return str(row["reason"]) if row["reason"] == BETWEEN_TICKS else f"stopped: {row['reason']}"
+        return str(row["reason"]) if row["reason"] == BETWEEN_TICKS else f"stopped: {first_line(str(row['reason']))}"
     return str(row["state"])
 
 
@@ -133,10 +131,6 @@ def _age(at: str, now: datetime.datetime) -> str:
         if seconds >= size:
             return f"{seconds // size:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _cut_inside(name: str, width: int) -> str:

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TypeAlias
 
 from hpo_cluster.cli.arguments import Arguments
-from hpo_cluster.cli.commands import INTERRUPTED, OK, say
+from hpo_cluster.cli.commands import INTERRUPTED, OK, say, terminal_width
 from hpo_cluster.cli.display import is_left
 from hpo_cluster.cli.frame import PLAIN_BLOCKS, Line, frame
 from hpo_cluster.record.files import PASSING
@@ -43,8 +43,7 @@ def watch(arguments: Arguments) -> int:
     blocks = _blocks()
     alone = _reason_for_one_frame()
     if alone or is_over(first):
-        width = None if alone and not sys.stdout.isatty() else os.get_terminal_size(sys.stdout.fileno()).columns
-        say("\n".join(line.text for line in frame(first, width, blocks=blocks)))
+        say("\n".join(line.text for line in frame(first, terminal_width(), blocks=blocks)))
         say(what_next(first, folder) if is_over(first) else f"({alone}: one frame)")
         return OK
     with _Screen() as screen:

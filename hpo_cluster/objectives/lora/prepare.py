@@ -40,7 +40,7 @@ from hpo_cluster.objectives.lora.objective import LoraObjective
 from hpo_cluster.record.files import redact
 from hpo_cluster.record.layout import PACKAGE_DIR
 from hpo_cluster.record.processes import process_start
-from hpo_cluster.text import counted
+from hpo_cluster.text import counted, in_bytes
 
 Say = Callable[[str], object]
 
@@ -426,12 +426,7 @@ def _unreachable(what: str, accept: str, login: str, token_missing: bool) -> str
 
 
 def _size(count: int | None) -> str:
-    if count is None:
-        return "size unknown"
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count} B"
+    return "size unknown" if count is None else in_bytes(count)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from hpo_cluster.record.attempt_files import log_tail
+from hpo_cluster.record.attempt_files import program_output
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.trial_record import AttemptRecord, TrialRecord
 from hpo_cluster.report.data import Campaign
@@ -95,5 +95,5 @@ def _add_logs(campaign: Campaign, rows: list[dict[str, Any]]) -> None:
 
 
 def _log(layout: CampaignLayout, trial: int, attempt: int) -> str:
-    lines = log_tail(layout.attempt(trial, attempt)).splitlines()[-LOG_LINES:]
-    return visible("\n".join(lines), "\n\t")[-MOST_LOG:]
+    ends = program_output(layout.attempt(trial, attempt), LOG_LINES)
+    return visible("\n".join(line for _, lines in ends for line in lines), "\n\t")[-MOST_LOG:]

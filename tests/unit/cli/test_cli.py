@@ -94,6 +94,21 @@ def test_version_and_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("hpo-cluster 0.")
     assert main([]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == [*COMMANDS]
+    assert max(map(len, lines)) < 80
+    assert "hpo-cluster help COMMAND" in lines[-1]
+
+
+@pytest.mark.parametrize("words", [["help"], ["run", "--help"], ["best", "--help"], ["resume", "--help"]])
+@pytest.mark.parametrize(("terminal", "width"), [(20, 60), (80, 80), (200, 118)])
+def test_help_is_as_wide_as_the_terminal(
+    words: list[str], terminal: int, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hpo_cluster.cli.arguments.terminal_width", lambda: terminal)
+    assert main(words) == 0
+    text = capsys.readouterr().out.partition("examples:")[0]  # commands to copy are not broken
+    assert width - 20 < max(map(len, text.splitlines())) <= width
 
 
 @pytest.mark.parametrize(
@@ -102,7 +117,10 @@ def test_version_and_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         (["rnu"], "'rnu': is not a command; did you mean run? accepted: run, resume, status, watch, why, tail, ls"),
         (["budget=3"], "did you mean: hpo-cluster run budget=3?"),
         (["run", "--mulitrun"], "--mulitrun: is not an option of run; did you mean --multirun?"),
-        (["run", "--json"], "--json: is not an option of run"),
+        (["run", "--json"], "--json: is not an option of run; accepted: --multirun"),
+        (["run", "--dryrun"], "--dryrun: is not an option of run; did you mean dry_run=true?"),
+        (["run", "--budget=3"], "--budget=3: is not an option of run; did you mean budget=3?"),
+        (["status", "--budget=3"], "--budget=3: is not an option of status; accepted: --json"),
         (["run", "--cfg", "all"], "--cfg all: accepted: --cfg job; Hydra's own settings"),
         (["run", "-c"], "-c: accepted: --cfg job"),
         (["run", "--multirun=3"], "--multirun=3: accepted: --multirun"),
@@ -399,6 +417,19 @@ def test_a_status_as_text() -> None:
     assert "t0009  submitted" in text
     assert "t0004  code: ValueError: no" in text
     assert "  more:  hpo-cluster why campaigns/first 4    once its cause is gone:  hpo-cluster retry" in text
+
+
+def test_a_status_fits_its_terminal_and_is_whole_elsewhere() -> None:
+    reason = "the first 3 trials failed alike (code): ValueError: no (exit status 1: python train.py)\nmore"
+    message = "RuntimeError: CUDA error (exit status 1: python train.py --lr=0.00147 --layers=4 --seed=12345)"
+    errors = [{**STATUS["errors"][0], "message": message}]
+    status = {**STATUS, "state": "stopped", "reason": reason, "errors": errors, "running": [], "best": None}
+    narrow, whole = display.status_lines(status, 80), display.status_lines(status)
+    assert max(map(len, narrow[:2] + narrow[3:])) <= 80  # without the line of progress
+    assert whole[0] == f"first: stopped ({reason.splitlines()[0]}), 1 h 01 min"
+    assert " ".join(line.strip() for line in narrow[:2]) == whole[0]
+    assert any(line.startswith("  t0004  code: RuntimeError: CUDA error (exit status 1: python") for line in narrow)
+    assert f"  t0004  code: {message}" in whole
 
 
 def test_the_end_of_a_run_shows_validation_test_and_baseline() -> None:

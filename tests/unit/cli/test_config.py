@@ -469,6 +469,12 @@ def test_one_wrong_objective_hides_no_other_fault() -> None:
     assert "4 faults:" in told  # and none that follows from another
 
 
+def test_a_wrong_direction_of_a_metric_is_one_fault() -> None:
+    words = ("objective=command", "objective.command='train {lr}'", "space={lr: {low: 1e-5, high: 1e-1}}")
+    told = faults_of(*words, "objective.metrics=[{name: acc, direction: max}, {name: s, direction: minimize}]")
+    assert "1 fault:\n  - objective.metrics.0.direction='max': accepted: 'maximize' or 'minimize'" in told
+
+
 def test_combinations_are_all_checked_before_the_first_starts() -> None:
     with pytest.raises(ConfigError) as caught:
         compose_all(expand(["experiment=quick", "optimizer=lhs,boo", "seed=0,-1"]))
@@ -823,7 +829,7 @@ def test_all_faults_of_a_space_are_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["space.constraints=['lora_rank > 32']"], "only 0 of 10000 random configurations are allowed"),
+        (["space.constraints=['lora_rank > 32']"], "none of 10000 random configurations satisfies lora_rank > 32"),
         (["space.start=[{lora_rnak: 3}]"], "space.start[0].lora_rnak: is not a parameter of the space; did you mean"),
         (["space.start=[{lora_rank: 99}]"], "space.start[0].lora_rank: 99 is not an integer from 2 to 32"),
         (["space.constrains=[x]"], "space.constrains: is not a key; did you mean space.constraints?"),

@@ -41,7 +41,8 @@ def evaluate(
     attempt = write_attempt(tmp_path / "a0", objective.job_settings(Path), parameters or {})
     done = run_program("command.py", attempt)
     assert done.returncode == status, done.stderr
-    return {"log": done.stdout, **json.loads((attempt / ("error.json" if status else "result.json")).read_text())}
+    streams = {"log": done.stdout, "errors": done.stderr}
+    return {**streams, **json.loads((attempt / ("error.json" if status else "result.json")).read_text())}
 
 
 def test_values_are_quoted_and_braces_escape() -> None:
@@ -147,11 +148,18 @@ def test_the_command_may_write_beside_its_result(tmp_path: Path) -> None:
     assert (tmp_path / "a0" / "weights").exists()
 
 
-def test_a_failing_command_shows_the_end_of_its_errors(tmp_path: Path) -> None:
-    error = evaluate(tmp_path, "seq 100; seq 100 >&2; echo no such file >&2; exit 3", status=1)
-    assert error["kind"] == "code"
-    assert "exit status 3" in error["message"]
-    assert error["message"].endswith("99\n100\nno such file")
+def test_a_failing_command_is_named_by_the_last_line_of_its_errors(tmp_path: Path) -> None:
+    command = "seq 100; seq 100 >&2; echo no such file >&2; exit 3"
+    error = evaluate(tmp_path, command, status=1)
+    assert (error["kind"], error["message"]) == ("code", f"no such file (exit status 3: {command})")
+
+
+def test_a_failing_command_is_named_by_its_exception_whatever_follows(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("raise RuntimeError('CUDA error: no device\\nCompile with TORCH_USE_CUDA_DSA')")
+    error = evaluate(tmp_path, f"{sys.executable} train.py", status=1)
+    assert error["message"] == f"RuntimeError: CUDA error: no device (exit status 1: {sys.executable} train.py)"
+    assert error["errors"].count("Traceback") == 1  # the program's, without the job's own
+    assert error["errors"].splitlines()[-1] == f"attempt failed: code: {error['message']}"
 
 
 def test_a_failing_command_may_say_why_itself(tmp_path: Path) -> None:
