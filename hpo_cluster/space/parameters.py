@@ -412,7 +412,7 @@ def parameter_from_json(entry: Mapping[str, Any]) -> Parameter:
     fields = dict(entry)
     if isinstance(fields.get("ordered"), (list, tuple)) and "choices" not in fields:
         fields |= {"choices": fields["ordered"], "ordered": True}
-    low, high, step = fields.get("low"), fields.get("high"), fields.get("step")
+    low, high, step = (fields.get(name) for name in ("low", "high", "step"))
     kind = fields.pop("type", None)
     if kind is None:
         given = (low, high) if step is None else (low, high, step)
@@ -430,8 +430,11 @@ def parameter_from_json(entry: Mapping[str, Any]) -> Parameter:
         return Categorical(fields.get("choices"), ordered, when=when, prior=fields.get("prior"))  # type: ignore[arg-type]
     if missing := [end for end in ("low", "high") if fields.get(end) is None]:
         raise ValueError(f"needs {' and '.join(missing)}")
-    number = Float if kind == "float" else Integer
-    return number(low, high, fields.get("log", False), when=when, prior=_normal(fields.get("prior")), step=step)
+    number: Any = Float if kind == "float" else Integer
+    made: Parameter = number(
+        low, high, fields.get("log", False), when=when, prior=_normal(fields.get("prior")), step=step
+    )
+    return made
 
 
 def parameter_to_json(parameter: Parameter) -> dict[str, Any]:
