@@ -126,8 +126,8 @@ def _wrong_cells(columns: Columns, targets: Sequence[str]) -> list[str]:
         known = [str(word) for word in words]
         cells = [*map(str, columns[name].tolist())]
         for word in sorted({*cells} - {*known, "nan"}):
-            where = [f"trial {trial}" for trial, cell in zip(trials, cells, strict=True) if cell == word]
-            some = few_of(dict.fromkeys(where))
+            having = [f"trial {trial}" for trial, cell in zip(trials, cells, strict=True) if cell == word]
+            some = few_of(dict.fromkeys(having))
             faults.append(f"history: {name}={word!r} of {some}: is not known; {instead_of(word, known)}")
     return faults
 
