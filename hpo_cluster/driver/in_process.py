@@ -83,7 +83,8 @@ class Arguments(Settings):
     @field_validator("budget", "workers", mode="before")
     @classmethod
     def _plain(cls, number: Any) -> Any:
-        return int(number) if isinstance(number, Integral) and not isinstance(number, bool) else number  # of numpy
+        """Return an integer of numpy as an int."""
+        return int(number) if isinstance(number, Integral) and not isinstance(number, bool) else number
 
 
 @dataclass(frozen=True)
