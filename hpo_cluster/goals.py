@@ -51,6 +51,12 @@ class Bound:
     at_most: float | None = None
     at_least: float | None = None
 
+    @property
+    def text(self) -> str:
+        """The acceptable values in words: ``at least 3, at most 5``."""
+        ends = (("at least", self.at_least), ("at most", self.at_most))
+        return ", ".join(f"{word} {end:g}" for word, end in ends if end is not None)
+
     def slack(self, value: float) -> float:
         """Return how far a value is inside the bound; negative if the constraint does not hold."""
         below = math.inf if self.at_most is None else self.at_most - value

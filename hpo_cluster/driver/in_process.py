@@ -11,20 +11,23 @@ evaluations, unless it names a `campaign`.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from hpo_cluster.driver.failures import Failures
 from hpo_cluster.driver.function_calls import Alone, Answer, Crew, Function, call_function
 from hpo_cluster.driver.run_settings import Operation
 from hpo_cluster.errors import ConfigError, HpoClusterError
-from hpo_cluster.goals import Direction
+from hpo_cluster.goals import Direction, Goals
 from hpo_cluster.objectives.black_box import needed_metrics
 from hpo_cluster.objectives.function import FunctionObjective
 from hpo_cluster.optimizers.rungs.settings import Fidelity
@@ -34,9 +37,10 @@ from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.history import MemoryJournal
 from hpo_cluster.record.identity import read_identity
 from hpo_cluster.record.layout import CAMPAIGN_NAME_RULE, CampaignLayout, is_campaign_name
-from hpo_cluster.settings import faults_of
+from hpo_cluster.record.trial_record import TrialRecord
+from hpo_cluster.settings import Settings, faults_of
 from hpo_cluster.space import Configuration, Space
-from hpo_cluster.text import counted, instead_of
+from hpo_cluster.text import counted
 from hpo_cluster.trial import Origin, State
 
 if TYPE_CHECKING:
@@ -52,7 +56,35 @@ FAILURES = {"walltime": "infeasible"}
 
 
 class AllFailedError(HpoClusterError):
-    """No trial has a value. The message ends with the traceback of the first."""
+    """No trial has a value, or none satisfies the constraints: there is no result.
+
+    Args:
+        message: why; with the traceback of the first failure, or the values closest to the constraints.
+        history: all trials, as a result has them.
+    """
+
+    def __init__(self, message: str, history: pd.DataFrame) -> None:
+        super().__init__(message)
+        self.history = history
+
+
+class Arguments(Settings):
+    """The arguments of `optimize` that stand for themselves, so that their types can be checked."""
+
+    budget: int = Field(strict=True, ge=1)
+    workers: int = Field(strict=True, ge=1)
+    direction: Direction
+    metric: str = Field(min_length=1)
+    campaign: str | None
+    warm_start: tuple[str | Path, ...]
+    trial_timeout_s: float | None = Field(strict=True, gt=0, allow_inf_nan=False)
+    timeout_s: float | None = Field(strict=True, gt=0, allow_inf_nan=False)
+
+    @field_validator("budget", "workers", mode="before")
+    @classmethod
+    def _plain(cls, number: Any) -> Any:
+        """Return an integer of numpy as an int."""
+        return int(number) if isinstance(number, Integral) and not isinstance(number, bool) else number
 
 
 @dataclass(frozen=True)
@@ -88,6 +120,7 @@ def optimize(
     workers: int = 1,
     seed: int = 0,
     direction: Direction = "maximize",
+    metric: str = "value",
     metrics: Sequence[str | Mapping[str, Any]] = (),
     constraints: Sequence[Mapping[str, Any]] = (),
     campaign: str | None = None,
@@ -103,8 +136,8 @@ def optimize(
 
     Args:
         fn: called as ``fn(**parameters)``; an inactive parameter is left out, so give it a default. Returns a number,
-            or a dictionary whose field ``value`` is optimised; its other number fields are metrics, and ``value_sem``
-            is the standard error.
+            or a dictionary whose field `metric` is optimised; its other number fields are metrics, and ``value_sem``
+            is the standard error of ``value``.
         space: a Space, or its JSON form: ``{"lr": {"low": 1e-5, "high": 1e-1, "log": True}}``. Conditions,
             constraints, priors and starting points are described in ``docs/howto/describe_a_space.md``.
         optimizer: a name that `hpo_cluster.make_optimizer` knows.
@@ -112,12 +145,13 @@ def optimize(
         workers: number of evaluations at once. With 1, `fn` is called in this process. With more, it is called in that
             many forked processes, where the global generators of `random` and numpy are seeded from the trial's seed.
             The next evaluation is proposed as soon as one ends.
-        seed: seed of the optimizer and the trials.
+        seed: seed of the optimizer and the trials; a whole number, at least 0.
         direction: whether larger values are better ("maximize") or smaller ones ("minimize").
-        metrics: two or more fields of the dictionary to optimise at once, in place of ``value``:
+        metric: field of the dictionary that is optimised.
+        metrics: two or more fields of the dictionary to optimise at once, in place of `metric`:
             ``[{"name": "accuracy", "direction": "maximize"}, {"name": "size", "direction": "minimize"}]``.
         constraints: what a result must satisfy: ``[{"name": "memory_gb", "at_most": 40}]``, each a field of the
-            dictionary. If no result does, the best of those that do not is returned.
+            dictionary. A trial that does not is never the result.
         campaign: name of a campaign in ``campaigns/`` of the working directory. Each evaluation is then a job, and the
             same call continues where an earlier one ended. `fn` must be importable by its name.
         warm_start: folders of earlier campaigns with whose evaluations a `campaign` begins, outside its budget.
@@ -134,7 +168,7 @@ def optimize(
 
     Raises:
         ConfigError: naming every argument that is wrong.
-        AllFailedError: if no trial has a value.
+        AllFailedError: if no trial has a value, or none satisfies the constraints; its `history` holds the trials.
 
     Example:
         >>> result = optimize(
@@ -143,19 +177,19 @@ def optimize(
         >>> result.parameters, result.value, len(result.history)
         ({'x': 2}, 0.0, 3)
     """
-    faults = [f"{name}={n!r}: must be at least 1" for name, n in (("budget", budget), ("workers", workers)) if n < 1]
-    if direction not in ("maximize", "minimize"):
-        faults.append(f"direction={direction!r}: {instead_of(direction, ('maximize', 'minimize'))}")
-    if campaign is not None and not is_campaign_name(campaign):
+    limits = {"trial_timeout_s": trial_timeout_s, "timeout_s": timeout_s}
+    plain = {"budget": budget, "workers": workers, "direction": direction, "metric": metric, "campaign": campaign}
+    faults = list[str]()
+    try:
+        Arguments.model_validate({**plain, "warm_start": warm_start, **limits})
+    except ValidationError as error:
+        faults += map(str, faults_of(error, Arguments))
+    if isinstance(campaign, str) and not is_campaign_name(campaign):
         faults.append(f"campaign={campaign!r}: is not a name for a folder; accepted: {CAMPAIGN_NAME_RULE}")
     if warm_start and campaign is None:
         faults.append("warm_start: is only for campaigns; give campaign=NAME")
     if not callable(fn):
         faults.append(f"fn={fn!r} cannot be called")
-    limits = {"trial_timeout_s": trial_timeout_s, "timeout_s": timeout_s}
-    faults += [
-        f"{name}={limit!r}: must be above 0" for name, limit in limits.items() if limit is not None and limit <= 0
-    ]
     if campaign is not None:
         faults += [
             f"{name}: is not for campaigns; they have launcher.walltime_min and deadline instead"
@@ -166,7 +200,7 @@ def optimize(
             faults.append('failures="raise": is not for campaigns; they stop if the first trials fail in the same way')
     policy = Failures()
     try:
-        if not isinstance(failures, str):
+        if failures is None or isinstance(failures, Mapping):
             policy = Failures.model_validate({**(FAILURES if campaign is None else {}), **(failures or {})})
         elif failures != "raise":
             faults.append(f'failures={failures!r}: accepted: "raise", or a mapping such as {{"code": "failed"}}')
@@ -179,29 +213,30 @@ def optimize(
         faults += [str(fault).removeprefix("fidelity: ") for fault in faults_of(error, Fidelity, "fidelity")]
     if climbs.ladder is not None and campaign is None:
         faults.append("fidelity: is only for campaigns; give campaign=NAME")
-    several = {"metrics": metrics, "constraints": constraints}
+    goals = {"direction": direction, "metric": metric, "metrics": metrics, "constraints": constraints}
+    if metrics and metric != "value":
+        faults.append(f"metric={metric!r}: is one objective, and metrics names several; give one of the two")
+    shape = FunctionObjective(function="fn:fn")
     try:
-        shape = FunctionObjective.model_validate({"function": "fn:fn", "direction": direction, **several})
+        shape = FunctionObjective.model_validate({"function": shape.function, **goals})
     except ValidationError as error:
-        found = [fault for fault in faults_of(error, FunctionObjective) if fault.key != "direction"]
-        faults += [line.removeprefix("objective.") for fault in found for line in str(fault).splitlines()]
-    if faults:
-        raise ConfigError(faults)
-    if not isinstance(space, Space):
-        space = Space.from_json(space)
+        found = [fault for fault in faults_of(error, FunctionObjective) if fault.key not in Arguments.model_fields]
+        faults += [line for fault in found for line in str(fault).splitlines()]
 
     from hpo_cluster.driver.spec import choose_optimizer, rung_faults, several_objectives_faults
-    from hpo_cluster.optimizers.registry import make_settings
+    from hpo_cluster.optimizers.registry import read_arguments
 
+    own = [name for name in inspect.signature(optimize).parameters if name != "settings"]
+    typed, space = read_arguments(optimizer, space, seed, settings, own, _as_arguments(faults))
+    budget, workers, seed = int(budget), int(workers), int(seed)
     directory = None if campaign is None else Path("campaigns") / campaign
     recorded = None if directory is None else read_identity(CampaignLayout(directory).identity)
-    typed = make_settings(optimizer, settings)
-    objective = shape if campaign is None else FunctionObjective.of(fn, direction=direction, **several)
+    objective = shape if campaign is None else FunctionObjective.of(fn, **goals)
     operation = Operation(budget=budget, workers=workers, failures=policy)
     faults = several_objectives_faults(shape.goals, space, optimizer, typed)
     faults += rung_faults(climbs, objective, space, optimizer, operation)
     if faults:
-        raise ConfigError(faults)
+        raise ConfigError(_as_arguments(faults))
     chosen = choose_optimizer(optimizer, typed, space, seed, budget=budget, recorded=recorded)
     if directory is not None:
         earlier = {
@@ -222,6 +257,11 @@ def optimize(
     finally:
         crew.close()
     return _result(journal.record, journal.history(), shape, journal.first_trace)
+
+
+def _as_arguments(faults: Sequence[str]) -> list[str]:
+    """Return faults with the names that keys of a campaign have as arguments of `optimize`."""
+    return [re.sub(r"\b(objective\.(?=metric|constraints)|optimizer\.)", "", fault) for fault in faults]
 
 
 def _loop(optimizer: Optimizer, journal: _Journal, crew: Crew | Alone, budget: int, end: float | None) -> None:
@@ -284,7 +324,8 @@ def _in_campaign(
         for _ in campaign.drive():
             pass
         if campaign.reason:
-            raise AllFailedError(f"{campaign.reason}\nOnce that is fixed, continue with the same call")
+            message = f"{campaign.reason}\nOnce that is fixed, continue with the same call"
+            raise AllFailedError(message, load_history(directory))
     return _result(campaign.record, load_history(directory), objective)
 
 
@@ -330,12 +371,26 @@ class _Journal(MemoryJournal):
 
 
 def _result(record: Record, history: pd.DataFrame, objective: FunctionObjective, first_trace: str = "") -> Result:
-    """Return the best of the evaluated trials. Raise AllFailedError if none has a value."""
+    """Return the best of the evaluated trials that satisfy the constraints. Raise AllFailedError if there is none."""
     best = record.best(maximize=objective.direction == "maximize")
-    if objective.goals is not None and (front := record.front(objective.goals)):
-        best = front[0]
+    if objective.goals is not None:
+        if front := record.front(objective.goals):
+            best = front[0]
+        elif best is not None:
+            raise AllFailedError(_none_satisfies(record.valued, objective.goals), history)
     if best is None or best.value is None:
         errors = [trial.error for trial in record.rows if trial.error]
         first = first_trace or (errors[0]["message"] if errors else "")
-        raise AllFailedError(f"none of {counted(len(errors), 'trial')} has a value; the first one's error:\n{first}")
+        message = f"none of {counted(len(errors), 'trial')} has a value; the first one's error:\n{first}"
+        raise AllFailedError(message, history)
     return Result(best.parameters, best.value, best.number, history)
+
+
+def _none_satisfies(trials: Sequence[TrialRecord], goals: Goals) -> str:
+    """Return a message about the constraints that no completed trial satisfies all at once."""
+    lines = [f"none of {counted(len(trials), 'completed trial')} satisfies the constraints; the closest to each:"]
+    for bound in goals.constraints:
+        closest = max(trials, key=lambda trial: bound.slack(trial.metrics[bound.name]))
+        value = closest.metrics[bound.name]
+        lines.append(f"  {bound.name} {bound.text}: {value:g}, of trial {closest.number} {dict(closest.parameters)}")
+    return "\n".join([*lines, "all trials are in `history` of this exception"])

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from hpo_cluster.fidelity import Kind, Ladder
 from hpo_cluster.goals import GPU_SECONDS, Bound, Direction, Goal, Goals
@@ -94,6 +102,9 @@ class Objective(Settings, ABC):
     #: Metrics that messages suggest, in addition to those of tasks.
     KNOWN: ClassVar[tuple[str, ...]] = (GPU_SECONDS,)
 
+    #: The key that names what is optimised, if it can be chosen.
+    METRIC_KEY: ClassVar[str] = ""
+
     #: Kinds of fidelity that its evaluations can be looked at early with.
     FIDELITIES: ClassVar[tuple[Kind, ...]] = ()
 
@@ -119,6 +130,16 @@ class Objective(Settings, ABC):
         """Return which values of a metric are better; None if its name does not say."""
         return "minimize" if name == GPU_SECONDS else None
 
+    @field_validator("metrics", "constraints", mode="before")
+    @classmethod
+    def _listed(cls, entries: Any, info: ValidationInfo) -> Any:
+        if isinstance(entries, (list, tuple)):
+            return entries
+        if info.field_name == "constraints":
+            raise ValueError("must be a list, such as [{name: memory_gb, at_most: 40}]")
+        one = f"; to optimise one: {cls.METRIC_KEY}" if cls.METRIC_KEY else ""
+        raise ValueError(f"must be a list of two or more, such as [accuracy, gpu_seconds]{one}")
+
     @model_validator(mode="before")
     @classmethod
     def _written_out(cls, data: Any) -> Any:
@@ -141,7 +162,7 @@ class Objective(Settings, ABC):
     @model_validator(mode="after")
     def _several_make_sense(self) -> Self:
         faults = [
-            *goal_faults(self.metrics, self.KNOWN, constrained=bool(self.constraints)),
+            *goal_faults(self.metrics, self.KNOWN, constrained=bool(self.constraints), one=self.METRIC_KEY),
             *bound_faults(self.constraints),
         ]
         if faults:
@@ -298,6 +319,8 @@ class MetricByName(Objective):
 
     The field has another name in Python, because `Objective.metric` is a property.
     """
+
+    METRIC_KEY = "objective.metric"
 
     model_config = ConfigDict(serialize_by_alias=True)
 

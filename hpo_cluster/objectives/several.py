@@ -27,17 +27,17 @@ def key_faults(section: str, entries: Sequence[Any], accepted: Sequence[str]) ->
     return [f"objective.{section}: {key} is not a key of an entry; {instead_of(str(key), accepted)}" for key in unknown]
 
 
-def goal_faults(goals: Sequence[Goal], known: Sequence[str], *, constrained: bool) -> list[str]:
+def goal_faults(goals: Sequence[Goal], known: Sequence[str], *, constrained: bool, one: str) -> list[str]:
     """Return why these cannot be optimised at once; empty if they can, or if there are none.
 
-    One alone is accepted if there are constraints.
+    One alone is accepted if there are constraints. `one` is the key that names a single objective; empty: none does.
     """
     names = [goal.name for goal in goals]
     faults = [f"objective.metrics: {name} is named twice" for name in dict.fromkeys(names) if names.count(name) > 1]
     if len(goals) == 1 and not constrained:
+        how = f" with {one}={names[0].rpartition('/')[2]}" if one else ""
         faults.append(
-            f"objective.metrics=[{names[0]}]: several objectives are two or more; leave it out to optimise one "
-            "(objective.metric, or tasks.metric in a fine-tuning)"
+            f"objective.metrics=[{names[0]}]: several objectives are two or more; leave it out to optimise one{how}"
         )
     for goal in goals:
         if goal.direction is None:

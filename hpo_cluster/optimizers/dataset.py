@@ -16,7 +16,6 @@ replayed search keeps the first value, and an optimizer that reads the rows sees
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,14 +35,15 @@ from hpo_cluster.optimizers.columns import (
     Columns,
     columns_of_goals,
     columns_of_looks,
+    configuration_in,
     differ,
     read_columns,
     reference_of,
     sign_of,
 )
-from hpo_cluster.space import Categorical, Configuration, Float, Integer, Space, Value
+from hpo_cluster.space import Configuration, Space
 from hpo_cluster.space.sampling import Key, key_of
-from hpo_cluster.text import few_of
+from hpo_cluster.text import counted, few_of
 from hpo_cluster.trial import Origin, State
 
 if TYPE_CHECKING:
@@ -185,9 +185,9 @@ class Dataset:
 
         Raises:
             TypeError: the history is not a DataFrame.
-            ConfigError: with every fault: `n` is not a whole number above 0; there are values but no targets, so that
-                nobody can tell what is better; a parameter has no column; a trial has several rows, or a number that is
-                not whole; a target is infinite or no number; a state or an origin does not exist.
+            ConfigError: with every fault: `n` is not a whole number above 0; a completed trial has no target; a
+                parameter has no column; a trial has several rows, or a number that is not whole or below 0; a target
+                is infinite or no number; a state or an origin does not exist.
         """
         if not hasattr(history, "columns"):
             raise TypeError(
@@ -216,13 +216,17 @@ class Dataset:
             row = {name: column[i] for name, column in cells.items()}
             try:
                 found[index] = _row(space, row, several, sign)
-            except (KeyError, ConfigError) as error:
+            except ConfigError as error:
                 found[index] = None
                 if row["origin"] != Origin.IMPORTED:
-                    left_out.append(f"trial {row['trial']} ({'; '.join(getattr(error, 'faults', [str(error)]))})")
+                    left_out.append(f"trial {row['trial']} ({'; '.join(error.faults)})")
         if left_out:
-            fault = "rows of the history are not configurations of the space and are left out"
-            warnings.warn(f"{len(left_out)} {fault}: {few_of(left_out)}", stacklevel=2)
+            several_are, one_is = (
+                "are not configurations of the space and are",
+                "is not a configuration of the space and is",
+            )
+            fault = f"of the history {one_is if len(left_out) == 1 else several_are} left out"
+            warnings.warn(f"{counted(len(left_out), 'row')} {fault}: {few_of(left_out)}", stacklevel=2)
         return cls(space, columns, found, several)
 
     def _continued_by(self, space: Space, columns: Columns) -> bool:
@@ -368,12 +372,8 @@ class Dataset:
 
 
 def _row(space: Space, cells: Mapping[str, Any], several: Sequence[str], sign: float) -> Row:
-    """Read one row. Raises KeyError or ConfigError if its configuration is not in the space."""
-    found = Configuration()
-    for name in space.order:
-        if space.is_active(name, found):
-            found[name] = _plain(space, name, cells[name])
-    configuration = {name: found[name] for name in space.names if name in found}
+    """Read one row. Raises ConfigError if its configuration is not in the space."""
+    configuration = configuration_in(space, cells)
     point = space.encode(configuration)
     state, origin = (str(cells[name]) if isinstance(cells[name], str) else usual for name, usual in WORDS.items())
     return Row(
@@ -393,26 +393,3 @@ def _row(space: Space, cells: Mapping[str, Any], several: Sequence[str], sign: f
         paused=cells.get("paused_seq", math.nan),
         paused_target=sign * cells.get("paused_value", math.nan),
     )
-
-
-def _plain(space: Space, name: str, value: Any) -> Value:
-    """Return the Python value that a cell stands for (numpy scalars, and text if a CSV mixed types)."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    parameter = space.parameters[name]
-    if isinstance(parameter, Categorical):
-        same = [choice for choice in parameter.choices if choice == value and type(choice) is type(value)]
-        texts = {str(value), str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)}
-        alike = [choice for choice in parameter.choices if choice == value or str(choice) in texts]
-        return (same or alike or [value])[0]
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            raise KeyError(name) from None
-    if isinstance(parameter, Float) and parameter.step is not None:
-        with contextlib.suppress(ValueError):
-            return parameter.decode(parameter.encode(value))  # without rounding errors of whoever wrote it
-    integer = isinstance(value, float) and isinstance(parameter, Integer) and value.is_integer()
-    plain: Value = int(value) if integer else value
-    return plain

@@ -5,7 +5,8 @@ A new optimizer is one file next to the others and one row here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -32,7 +33,7 @@ from hpo_cluster.optimizers.rungs.hyperband import Hyperband, HyperbandSettings
 from hpo_cluster.optimizers.starting_points import Started
 from hpo_cluster.settings import faults_of
 from hpo_cluster.space import Space
-from hpo_cluster.text import instead_of
+from hpo_cluster.text import did_you_mean, instead_of
 
 
 class Entry(NamedTuple):
@@ -79,11 +80,11 @@ def make_optimizer(name: str, space: Space | Mapping[str, Any], seed: int = 0, *
     Args:
         name: a key of `OPTIMIZERS`.
         space: what to search, or its JSON form: ``{"lr": {"low": 1e-5, "high": 1e-1, "log": True}}``.
-        seed: every random number that the optimizer uses comes from it.
+        seed: every random number that the optimizer uses comes from it; a whole number, at least 0.
         settings: fields of the optimizer's settings class.
 
     Raises:
-        ConfigError: an unknown name; or every fault of the settings, or of the space.
+        ConfigError: with every fault: of the name, the settings, the space and the seed.
 
     Example:
         >>> import pandas as pd
@@ -91,8 +92,46 @@ def make_optimizer(name: str, space: Space | Mapping[str, Any], seed: int = 0, *
         >>> len(optimizer.ask(pd.DataFrame(), n=3).proposals)
         3
     """
-    typed = make_settings(name, settings)
-    return build_optimizer(name, space if isinstance(space, Space) else Space.from_json(space), typed, seed)
+    typed, space = read_arguments(name, space, seed, settings, ("name", "space", "seed"))
+    return build_optimizer(name, space, typed, int(seed))
+
+
+def read_arguments(
+    name: str,
+    space: Space | Mapping[str, Any],
+    seed: int,
+    settings: Mapping[str, Any],
+    own: Collection[str],
+    faults: Sequence[str] = (),
+) -> tuple[OptimizerSettings, Space]:
+    """Return the typed settings of an optimizer and the space, as a Python program gave them.
+
+    Args:
+        name: of the optimizer.
+        space: a space, or its JSON form.
+        seed: what everything random follows from.
+        settings: fields of the optimizer's settings class.
+        own: names of the function's other arguments, of which a setting that does not exist may be a misspelt one.
+        faults: those of the other arguments.
+
+    Raises:
+        ConfigError: with `faults`, and every fault of these arguments.
+    """
+    found = list(faults)
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
+        found.append(f"seed={seed!r}: must be an integer, at least 0")
+    typed, made = OptimizerSettings(), None
+    try:
+        typed = make_settings(name, settings, own)
+    except ConfigError as error:
+        found += [fault.removeprefix("optimizer.") for fault in error.faults]
+    try:
+        made = Space.of(space)
+    except ConfigError as error:
+        found += error.faults
+    if found or made is None:
+        raise ConfigError(found)
+    return typed, made
 
 
 def build_optimizer(name: str, space: Space, settings: OptimizerSettings, seed: int) -> Optimizer:
@@ -123,10 +162,14 @@ def _those_of_several() -> str:
     return "accepted: " + ", ".join(name for name, entry in OPTIMIZERS.items() if entry.several_objectives)
 
 
-def make_settings(name: str, settings: Mapping[str, Any]) -> OptimizerSettings:
-    """Return the typed settings of the optimizer of that name. Raises ConfigError with every fault."""
-    if name not in OPTIMIZERS:
-        raise ConfigError([f"optimizer: {name!r} is unknown; {instead_of(name, OPTIMIZERS)}"])
+def make_settings(name: str, settings: Mapping[str, Any], own: Collection[str] = ()) -> OptimizerSettings:
+    """Return the typed settings of the optimizer of that name; `own` are names that may be meant instead of a setting.
+
+    Raises:
+        ConfigError: with every fault.
+    """
+    if name not in list(OPTIMIZERS):
+        raise ConfigError([f"optimizer: {name!r} is unknown; {instead_of(str(name), OPTIMIZERS)}"])
     cls = OPTIMIZERS[name].settings
     try:
         return cls(**settings)
@@ -135,7 +178,10 @@ def make_settings(name: str, settings: Mapping[str, Any]) -> OptimizerSettings:
         faults = []
         for fault in faults_of(error, cls, "optimizer"):
             if fault.kind == "extra_forbidden":
-                some = instead_of(fault.loc[-1], accepted) if accepted else "it has none"
+                word = fault.loc[-1]
+                some = instead_of(word, accepted) if accepted else "it has none"
+                if not did_you_mean(word, accepted) and (close := did_you_mean(word, own)):
+                    some = close.strip()
                 faults.append(f"{fault.key}: is not a setting of {name}; {some}")
             else:
                 faults.append(str(fault))

@@ -65,12 +65,13 @@ class Conditional:
     when: Condition = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "when", {parent: _several(values) for parent, values in self.when.items()})
+        if isinstance(self.when, Mapping):  # if not, `faults` says so
+            object.__setattr__(self, "when", {parent: _several(values) for parent, values in self.when.items()})
 
     @property
     def conditions(self) -> Mapping[str, tuple[Value, ...]]:
         """For each parent, the values with which this parameter is active."""
-        return self.when  # type: ignore[return-value]  # made so above
+        return self.when if isinstance(self.when, Mapping) else {}  # type: ignore[return-value]  # made so above
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,11 @@ class Number(Conditional):
     log: bool = False
     prior: Prior | None = field(default=None, kw_only=True)
     step: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("low", "high", "step"):
+            object.__setattr__(self, name, _plain_number(getattr(self, name), whole=isinstance(self, Integer)))
 
     @property
     def cardinality(self) -> int | None:
@@ -111,6 +117,8 @@ class Number(Conditional):
 
     def faults(self) -> list[str]:
         """Return the faults of the range and the prior; empty if there are none."""
+        if found := _type_faults(self):
+            return found
         found = [*_range_faults(self.low, self.high, self.log), *_step_faults(self)]
         if isinstance(self, Integer) and max(abs(self.low), abs(self.high)) > 2**53:
             found.append(f"{self.low} to {self.high}: whole numbers beyond 2^53 cannot be distinguished")
@@ -300,6 +308,12 @@ class Categorical(Conditional):
     ordered: bool = False
     prior: tuple[float, ...] | None = field(default=None, kw_only=True)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("choices", "prior"):
+            if isinstance(entries := getattr(self, name), Sequence) and not isinstance(entries, str):
+                object.__setattr__(self, name, tuple(entries))
+
     @property
     def cardinality(self) -> int:
         """Number of choices."""
@@ -321,6 +335,8 @@ class Categorical(Conditional):
 
     def faults(self) -> list[str]:
         """Return the faults of the choices and the prior; empty if there are none."""
+        if found := _type_faults(self):
+            return found
         if not self.choices:
             return ["needs at least one choice, has none"]
         if faults := [fault for choice in self.choices if (fault := _choice_fault(choice))]:
@@ -396,7 +412,7 @@ def parameter_from_json(entry: Mapping[str, Any]) -> Parameter:
     fields = dict(entry)
     if isinstance(fields.get("ordered"), (list, tuple)) and "choices" not in fields:
         fields |= {"choices": fields["ordered"], "ordered": True}
-    low, high, step = fields.get("low"), fields.get("high"), fields.get("step")
+    low, high, step = (fields.get(name) for name in ("low", "high", "step"))
     kind = fields.pop("type", None)
     if kind is None:
         given = (low, high) if step is None else (low, high, step)
@@ -407,30 +423,18 @@ def parameter_from_json(entry: Mapping[str, Any]) -> Parameter:
     if unknown := sorted(set(fields) - _FIELDS[kind]):
         raise ValueError(f"{', '.join(unknown)}: unknown for type {kind}; accepted: {sorted(_FIELDS[kind])}")
     when = fields.get("when") or {}
-    if not isinstance(when, Mapping):
-        raise ValueError(f"when={when!r}: must be a mapping from parameter to value, such as {{schedule: cosine}}")
     if kind == "bool":
-        return Categorical((False, True), when=when, prior=_weights(fields.get("prior")))
+        return Categorical((False, True), when=when, prior=fields.get("prior"))
     if kind == "categorical":
-        if not isinstance(fields.get("choices"), (list, tuple)):
-            raise ValueError("choices must be a list")
         ordered = bool(fields.get("ordered", False))
-        return Categorical(tuple(fields["choices"]), ordered, when=when, prior=_weights(fields.get("prior")))
+        return Categorical(fields.get("choices"), ordered, when=when, prior=fields.get("prior"))  # type: ignore[arg-type]
     if missing := [end for end in ("low", "high") if fields.get(end) is None]:
         raise ValueError(f"needs {' and '.join(missing)}")
-    log = fields.get("log", False)
-    if not isinstance(log, bool):
-        raise ValueError(f"log={log!r} must be true or false")
-    ends, prior = (as_number(low), as_number(high)), _normal(fields.get("prior"))
-    stride = None if step is None else as_number(step)
-    if kind == "float":
-        return Float(*ends, log, when=when, prior=prior, step=stride)
-    if any(end != round(end) for end in ends):
-        raise ValueError(f"an int needs integer ends, not {low!r} and {high!r}")
-    if stride is not None and not stride.is_integer():
-        raise ValueError(f"an int needs an integer step, not {step!r}; for others: type: float")
-    whole = None if stride is None else int(stride)
-    return Integer(int(ends[0]), int(ends[1]), log, when=when, prior=prior, step=whole)
+    number: Any = Float if kind == "float" else Integer
+    made: Parameter = number(
+        low, high, fields.get("log", False), when=when, prior=_normal(fields.get("prior")), step=step
+    )
+    return made
 
 
 def parameter_to_json(parameter: Parameter) -> dict[str, Any]:
@@ -457,22 +461,56 @@ def _normal(prior: Any) -> Prior | None:
         return None
     if not isinstance(prior, Mapping) or set(prior) != {"center", "spread"}:
         raise ValueError(f"prior={prior!r}: a number's prior is {{center: VALUE, spread: SHARE OF THE RANGE}}")
-    return Prior(as_number(prior["center"]), as_number(prior["spread"]))
-
-
-def _weights(prior: Any) -> tuple[float, ...] | None:
-    if prior is None:
-        return None
-    if not isinstance(prior, (list, tuple)):
-        raise ValueError(f"prior={prior!r}: a choice's prior is a list of weights, one for each choice")
-    return tuple(as_number(weight) for weight in prior)
+    return Prior(prior["center"], prior["spread"])
 
 
 def as_number(value: Any) -> float:
     """Return a number of any type as a float. Raise ValueError for anything else, booleans included."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+    if not _is_number(value):
         raise ValueError(f"{value!r} is not a number")
     return float(value)
+
+
+def _plain_number(number: Any, *, whole: bool) -> Any:
+    """Return a number of any type as a float or as an int, if it is one; anything else as it is."""
+    if not _is_number(number) or (whole and not float(number).is_integer()):
+        return number
+    return int(number) if whole else float(number)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _type_faults(parameter: Number | Categorical) -> list[str]:
+    """Return what is wrong with the types of a parameter's fields; empty if nothing is."""
+    when, prior = parameter.when, parameter.prior
+    found = list[str]()
+    if not isinstance(when, Mapping):
+        found.append(f"when={when!r}: must be a mapping from parameter to value, such as {{schedule: cosine}}")
+    if isinstance(parameter, Categorical):
+        if not isinstance(parameter.choices, tuple):
+            found.append(f"choices={parameter.choices!r}: must be a list, such as ['adamw', 'sgd']")
+        if not isinstance(parameter.ordered, bool):
+            found.append(f"ordered={parameter.ordered!r}: must be true or false; the choices are one list")
+        if prior is not None and not (isinstance(prior, tuple) and all(map(_is_number, prior))):
+            found.append(f"prior={prior!r}: a choice's prior is a list of weights, one number for each choice")
+        return found
+    numbers: dict[str, Any] = {"low": parameter.low, "high": parameter.high}
+    if parameter.step is not None:
+        numbers["step"] = parameter.step
+    if isinstance(parameter, Integer):
+        for name, number in numbers.items():
+            if _is_number(number) and not isinstance(number, int):
+                needed = "an integer step" if name == "step" else "integer ends"
+                found.append(f"{name}={number!r}: an int needs {needed}; for other numbers: Float, or type: float")
+    if not isinstance(parameter.log, bool):
+        found.append(f"log={parameter.log!r}: must be true or false")
+    if isinstance(prior, Prior):
+        numbers |= {"prior.center": prior.center, "prior.spread": prior.spread}
+    elif prior is not None:
+        found.append(f"prior={prior!r}: a number's prior is Prior(center=VALUE, spread=SHARE OF THE RANGE)")
+    return [*(f"{name}={n!r}: is not a number" for name, n in numbers.items() if not _is_number(n)), *found]
 
 
 def _choice_fault(choice: Any) -> str:
@@ -536,8 +574,6 @@ def _step_faults(parameter: Number) -> list[str]:
         return []
     if not (math.isfinite(step) and step > 0):
         return [f"step={_text(step)}: must be above 0, such as {'8' if isinstance(parameter, Integer) else '0.05'}"]
-    if isinstance(parameter, Integer) and step != round(step):
-        return [f"step={_text(step)}: an int needs an integer step"]
     if parameter.log:
         values = "{ordered: [8, 16, 32, 64]}"
         return [f"step and log do not go together; leave one out, or list the values in their order: {values}"]

@@ -91,9 +91,12 @@ class Space:
         constraints: Sequence[str] = (),
         start: Sequence[Mapping[str, Value]] = (),
     ) -> None:
-        constraints = [constraints] if isinstance(constraints, str) else constraints
-        parsed, faults = _parsed(constraints, parameters, parameters)
-        faults = [*_faults(parameters, parameters), *faults]
+        if not isinstance(parameters, Mapping):
+            raise ConfigError([_not_a_space(parameters)])
+        texts, points, faults = _lists({"constraints": constraints, "start": start})
+        sound = {name: p for name, p in parameters.items() if isinstance(p, Parameter) and not p.faults()}
+        parsed, unread = _parsed(texts, sound, parameters)
+        faults = [*_faults(parameters, parameters), *faults, *unread]
         if faults:
             raise ConfigError(faults)
         self.parameters: dict[str, Parameter] = dict(parameters)
@@ -105,7 +108,7 @@ class Space:
             faults.append(fault)
         self.start: tuple[Configuration, ...] = ()
         if not faults:
-            self.start, faults = self._started(start)
+            self.start, faults = self._started(points)
         if faults:
             raise ConfigError(faults)
 
@@ -333,6 +336,11 @@ class Space:
         return out
 
     @classmethod
+    def of(cls, given: Space | Mapping[str, Any]) -> Space:
+        """Return a space as it is, or the one that a mapping describes (`from_json`). Raises ConfigError."""
+        return given if isinstance(given, Space) else cls.from_json(given)
+
+    @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Space:
         """Return a space from plain data, in the form of `to_json` or in a short form.
 
@@ -341,11 +349,14 @@ class Space:
         Without a `type`, choices make a categorical, two integer ends an int, anything else a float; ``type: bool``
         is a categorical of False and True; ``{"ordered": [2, 4, 8]}`` is one of ordered choices. ``when`` and
         ``prior`` are next to the range or the choices. A bare number, text or boolean, ``{"batch_size": 16}``, is a
-        fixed parameter. The keys ``constraints`` and ``start`` are not parameters.
+        fixed parameter. The keys ``constraints`` and ``start`` are not parameters. A parameter object stands for
+        itself.
 
         Raises:
             ConfigError: naming every fault of every parameter.
         """
+        if not isinstance(data, Mapping):
+            raise ConfigError([_not_a_space(data)])
         constraints, start, faults = _lists(data)
         parameters: dict[str, Parameter] = {}
         names = [name for name in data if name not in SPACE_KEYS]
@@ -354,8 +365,8 @@ class Space:
                 faults.append(f"space.{name}={data[name]!r}: {fault}")
                 continue
             try:
-                entry = data[name] if isinstance(data[name], Mapping) else {"choices": [data[name]]}
-                parameters[name] = parameter_from_json(entry)
+                entry = data[name] if isinstance(data[name], (Mapping, Parameter)) else {"choices": [data[name]]}
+                parameters[name] = entry if isinstance(entry, Parameter) else parameter_from_json(entry)
             except (ValueError, TypeError) as error:
                 faults.append(f"space.{name}: {error}")
         if faults:
@@ -452,12 +463,17 @@ def _is_parameter(entry: Mapping[str, Any]) -> bool:
     return bool(entry) and set(entry) <= set(PARAMETER_FIELDS)
 
 
+def _not_a_space(given: Any) -> str:
+    accepted = "a mapping from names to parameters, such as {lr: {low: 1e-5, high: 1e-1, log: true}}"
+    return f"space={given!r:.80}: is not a space; accepted: {accepted}"
+
+
 def _entry_fault(name: str, entry: Any) -> str:
     """Return why an entry of a space's JSON form is not a parameter; empty if it may be one.
 
     A bare value is a fixed parameter, but most likely a mistake if it has the name of a key that belongs elsewhere.
     """
-    if isinstance(entry, Mapping):
+    if isinstance(entry, (Mapping, Parameter)):
         return ""
     if isinstance(entry, (list, tuple)):
         values = ", ".join(map(str, entry))
@@ -480,8 +496,12 @@ def _faults(parameters: Mapping[str, Parameter], names: Mapping[str, Any] | Sequ
     """Return the faults of parameters and their conditions; `names` also holds parameters that could not be read."""
     faults = [] if names else ["the space has no parameter"]
     sound = set()
+    strange = {name: entry for name, entry in parameters.items() if not isinstance(entry, Parameter)}
+    accepted = "Float(0.0, 1.0), Integer(1, 8) or Categorical(['a', 'b']); plain data: Space.from_json"
+    faults += [f"space.{name}={entry!r}: is not a parameter; accepted: {accepted}" for name, entry in strange.items()]
+    parameters = {name: parameter for name, parameter in parameters.items() if name not in strange}
     for name, parameter in parameters.items():
-        if not name.isidentifier():
+        if not isinstance(name, str) or not name.isidentifier():
             faults.append(f"space.{name}: a parameter's name is letters, digits and underscores")
         if name in RESERVED_NAMES:
             faults.append(f"space.{name}: that name is a column of the history; choose another")
@@ -523,7 +543,7 @@ def _sorted(parameters: Mapping[str, Parameter]) -> tuple[tuple[str, ...], list[
     order: dict[str, None] = {}
     rest = list(parameters)
     while rest:
-        ready = [n for n in rest if all(p in order or p not in parameters for p in parameters[n].when)]
+        ready = [n for n in rest if all(p in order or p not in parameters for p in parameters[n].conditions)]
         if not ready:
             break
         order[ready[0]] = None
@@ -566,4 +586,4 @@ def _condition(parameter: Parameter) -> str:
 
 
 def _unknown(name: str, names: Mapping[str, Any] | Sequence[str]) -> str:
-    return f"{name}: is not a parameter of the space; {instead_of(name, names)}"
+    return f"{name}: is not a parameter of the space; {instead_of(str(name), map(str, names))}"

@@ -29,6 +29,7 @@ from hpo_cluster.record.journal import read_events
 from hpo_cluster.record.layout import PACKAGE_DIR
 
 SPACE = {"x": {"low": -5.0, "high": 5.0}, "n": {"low": 1, "high": 4}}
+X = {"name": "x", "direction": "minimize"}
 
 
 def bowl(x: float, n: int) -> float:
@@ -217,6 +218,91 @@ def test_all_faults_of_the_arguments_at_once() -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ({"budget": 2.5}, "budget=2.5: must be an integer"),
+        ({"budget": "3"}, "budget='3': must be an integer"),
+        ({"workers": True}, "workers=True: must be an integer"),
+        ({"timeout_s": "5"}, "timeout_s='5': must be a number"),
+        ({"trial_timeout_s": math.nan}, "trial_timeout_s=nan: must be finite"),
+        ({"seed": -1}, "seed=-1: must be an integer, at least 0"),
+        ({"seed": "a"}, "seed='a': must be an integer, at least 0"),
+        ({"optimizer": None}, "optimizer: None is unknown; accepted: random"),
+        ({"campaign": 3}, "campaign=3: must be text"),
+        ({"warm_start": "first", "campaign": "second"}, "warm_start='first': must be a list"),
+        ({"failures": 3}, 'failures=3: accepted: "raise"'),
+        ({"space": None}, "space=None: is not a space; accepted: a mapping"),
+        ({"space": [hpo_cluster.Float(0, 1)]}, "is not a space; accepted: a mapping"),
+        ({"worker": 2}, "  - worker: is not a setting of random; did you mean workers?"),
+        ({"optimizer": "bo", "initail": 2}, "  - initail: is not a setting of bo; did you mean initial?"),
+        (
+            {"metrics": [{"name": "acc", "direction": "minimize"}]},
+            "  - metrics=[acc]: several objectives are two or more; leave it out to optimise one with metric=acc",
+        ),
+        ({"metrics": "acc"}, "such as [accuracy, gpu_seconds]; to optimise one: metric"),
+        ({"metrics": [X, "gpu_seconds"], "metric": "x"}, "metric='x': is one objective, and metrics names several"),
+        ({"constraints": {"name": "n"}}, "  - constraints: must be a list, such as [{name: memory_gb, at_most: 40}]"),
+        ({"optimizer": "soo", "constraints": [{"name": "n", "at_most": 1}]}, "soo: cannot keep constraints; accepted"),
+        (
+            {"optimizer": "soo", "metrics": ["gpu_seconds", X]},
+            "optimizer=soo: has one objective only, and metrics names several; accepted: random",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_named_as_it_was_given(arguments: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        optimize(bowl, **{"space": SPACE, "optimizer": "random", "budget": 2, **arguments})
+    assert fault in str(error.value)
+    assert len(error.value.faults) == 1
+
+
+def test_arguments_optimizer_and_space_are_one_error() -> None:
+    with pytest.raises(ConfigError) as error:
+        optimize(3, {"x": 1.5, "y": {"low": 2, "high": 1}}, optimizer="rando", budget="2", seed=-1)  # type: ignore[arg-type]
+    parts = ("budget='2'", "fn=3", "seed=-1", "'rando' is unknown; did you mean random?", "space.y: empty range")
+    assert [part in fault for part, fault in zip(parts, error.value.faults, strict=True)] == [True] * 5
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    result = optimize(bowl, SPACE, optimizer="random", budget=np.int64(2), workers=np.int32(1), seed=np.int64(0))  # type: ignore[arg-type]
+    assert result.history["x"].tolist() == optimize(bowl, SPACE, optimizer="random", budget=2).history["x"].tolist()
+
+
+def test_another_field_can_be_optimised_alone() -> None:
+    def measured(x: float, n: int) -> dict[str, float]:
+        return {"loss": bowl(x, n), "loss_sem": 0.5, "size": n}
+
+    options: dict[str, Any] = {"optimizer": "random", "budget": 12, "direction": "minimize", "metric": "loss"}
+    result = optimize(measured, SPACE, **options)
+    assert result.value == result.history["metric.loss"].min() == bowl(**result.parameters)
+    assert result.history["value_sem"].tolist() == [0.5] * 12
+    bounded = optimize(measured, SPACE, constraints=[{"name": "size", "at_least": 4}], **options)
+    assert bounded.parameters["n"] == 4
+    assert bounded.value > result.value
+    with pytest.raises(AllFailedError, match="metric 'lost': missing; got loss, loss_sem, size"):
+        optimize(measured, SPACE, **{**options, "metric": "lost"})
+
+
+@pytest.mark.parametrize("metrics", [[], [{"name": "value", "direction": "maximize"}, "gpu_seconds"]])
+def test_what_is_outside_the_constraints_is_no_result(metrics: list[Any]) -> None:
+    constraints = [{"name": "n", "at_most": -5}, {"name": "x", "at_least": -5}]
+    with pytest.raises(AllFailedError, match="none of 4 completed trials satisfies the constraints") as error:
+        optimize(
+            lambda x, n: {"value": x, "n": n, "x": x},
+            {**SPACE, "n": {"low": 2, "high": 4}},
+            optimizer="grid",
+            levels={"x": 2},
+            budget=4,
+            metrics=metrics,
+            constraints=constraints,
+        )
+    history = error.value.history
+    assert history["state"].tolist() == ["completed"] * 4
+    closest = int(history["n"].idxmin())
+    assert f"\n  n at most -5: {history['n'].min()}, of trial {closest} " in str(error.value)
+
+
 def test_a_campaign_needs_a_function_that_can_be_imported() -> None:
     with pytest.raises(ConfigError, match="a lambda"):
         optimize(lambda x, n: x, SPACE, campaign="first")
@@ -305,6 +391,8 @@ def test_in_a_campaign_it_is_journaled_and_goes_on(module: Any, tmp_path: Path) 
     assert again.parameters == {name: again.history[name][again.trial] for name in SPACE}
     assert "metric.twice" in again.history
     assert status.campaign_status(tmp_path / "campaigns" / "first")["state"] == "finished"
+    twice = optimize(module.bowl, SPACE, metric="twice", **{**options, "budget": 2, "campaign": "twice"})
+    assert twice.value == 2 * twice.history["n"].min()
     plain = optimize(module.bowl, SPACE, optimizer="sobol", budget=5, direction="minimize")
     assert list(plain.history.value) == list(again.history.value)  # the same trials, with or without jobs
 
@@ -341,8 +429,9 @@ def test_a_conditional_space_goes_through_journal_resume_and_csv(module: Any, tm
 
 
 def test_a_campaign_that_only_fails_says_why(module: Any) -> None:
-    with pytest.raises(AllFailedError, match="no such file"):
+    with pytest.raises(AllFailedError, match="no such file") as error:
         optimize(module.broken, SPACE, optimizer="random", budget=9, campaign="bad")
+    assert error.value.history["state"].tolist() == ["failed"] * 3
     assert len(hpo_cluster.load_history("campaigns/bad")) == 3  # it stopped early
 
 

@@ -68,6 +68,7 @@ class LoraObjective(Objective):
     OPERATIONAL = ("train.tokens_at_once", "train.checkpoint_interval_s", "tasks.tokens_at_once", "keep_adapter")
     FORMER = ("train.physical_batch_size",)
     EXACT = ("trainable_parameters",)
+    METRIC_KEY = "tasks.metric"
     FIDELITIES = ("steps", "data", "items")
     KNOWN = (*MEASURES, *MORE_IS_BETTER, *LESS_IS_BETTER)
     PLACES = ("model.checkpoint_dir", "data.path", "tasks.include_path")

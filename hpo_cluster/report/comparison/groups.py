@@ -89,8 +89,7 @@ def _optimised(run: Run, *, several: bool) -> dict[str, str]:
         return {f"objective {campaign.metric}": direction}
     fields = {f"objective {goal.name}": str(goal.direction or direction) for goal in campaign.goals.metrics}
     for bound in campaign.goals.constraints:
-        ends = (("at least", bound.at_least), ("at most", bound.at_most))
-        fields[f"constraint on {bound.name}"] = ", ".join(f"{word} {end:g}" for word, end in ends if end is not None)
+        fields[f"constraint on {bound.name}"] = bound.text
     return fields
 
 

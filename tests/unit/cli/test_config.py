@@ -330,7 +330,7 @@ def test_all_faults_are_named_at_once() -> None:
         ),
         (["space.learning_rate.step=0.1"], "space.learning_rate: step and log do not go together"),
         (["space.warmup=16"], "space.warmup: is not a parameter of the space; to add it: '+space.warmup=16'"),
-        (["space.lora_rank.low=two"], "space.lora_rank: 'two' is not a number"),
+        (["space.lora_rank.low=two"], "space.lora_rank: low='two': is not a number"),
         (["space={}"], "has no space of its own"),
         (["space=own"], "space: objective=lora has no space of its own; give space=NAME"),
         (["space.learning_rate.low=0"], "a log scale needs low above 0"),
@@ -429,7 +429,7 @@ def test_what_the_command_never_gets_is_named_next_to_the_faults_of_the_space() 
         "space={lr: {low: 1e-5, high: 1e-1, log: tru}, b: {low: 3, hgh: 4}, constraints: ['b < 4']}",
     )
     for fault in (
-        "space.lr: log='tru' must be true or false",
+        "space.lr: log='tru': must be true or false",
         "space.b: hgh: unknown",
         "{lrr} is not a parameter of the space; did you mean {lr}?",
         "{y} is not a parameter of the space",
@@ -821,7 +821,7 @@ def test_all_faults_of_a_space_are_named_at_once() -> None:
         "space.constraints, 'lora_rank + 1': is not a comparison; write one such as a + b <= 1",
         "space.learning_rate: prior.center=3: is outside 0.0001 to 0.1",
         "space.lora_dropout.when.lora_mpl: is not a parameter of the space",
-        "space.lora_rank: 'two' is not a number",
+        "space.lora_rank: low='two': is not a number",
     ):
         assert expected in told
 

@@ -80,7 +80,10 @@ def test_a_test_function_may_bring_its_objectives_and_constraints() -> None:
     [
         (
             {"metrics": [UP]},
-            ["objective.metrics=[up]: several objectives are two or more; leave it out to optimise one"],
+            [
+                "objective.metrics=[up]: several objectives are two or more; leave it out to optimise one with "
+                "objective.metric=up"
+            ],
         ),
         ({"metrics": [UP, UP, DOWN]}, ["objective.metrics: up is named twice"]),
         (
@@ -99,7 +102,8 @@ def test_a_test_function_may_bring_its_objectives_and_constraints() -> None:
         ),
         ({"metrics": [UP, {**DOWN, "direction": "up"}]}, ["maximize"]),
         ({"metrics": [UP, {"direction": "minimize"}]}, ["name"]),
-        ({"metrics": "up,down"}, ["tuple"]),
+        ({"metrics": "up,down"}, ["must be a list of two or more, such as [accuracy, gpu_seconds]"]),
+        ({"constraints": {"name": "m", "at_most": 1}}, ["must be a list, such as [{name: memory_gb, at_most: 40}]"]),
         ({"metrics": [UP, {"name": "gpu_seconds", "direction": "maximize"}]}, ["less gpu_seconds is better"]),
     ],
 )

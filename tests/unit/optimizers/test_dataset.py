@@ -91,10 +91,13 @@ def test_what_is_no_history_is_refused_with_what_to_give() -> None:
 def test_rows_that_are_left_out_are_told() -> None:
     space = Space({"x": Float(0.0, 1.0)})
     history = pd.DataFrame({"x": [0.5, 7.0, 0.25], "value": [1.0, 2.0, 3.0], "target": [1.0, 2.0, 3.0]})
-    with pytest.warns(UserWarning, match=r"1 rows of the history .* left out: trial 1 \(x: .*7"):
+    with pytest.warns(UserWarning, match=r"1 row of the history is not .* is left out: trial 1 \(x: .*7"):
         data = Dataset.read(space, history)
     assert [row.trial for row in data] == [0, 2]
     assert data.outside == 1
+    texts = history.assign(x=["a", None, 0.25])
+    with pytest.warns(UserWarning, match=r"2 rows .* are not .* trial 0 \(x='a': is not .*, trial 1 \(x: has no value"):
+        assert Dataset.read(space, texts).outside == 2
 
 
 def test_all_faults_of_a_history_made_by_hand_are_one_error() -> None:
@@ -118,10 +121,11 @@ def test_all_faults_of_a_history_made_by_hand_are_one_error() -> None:
         "history: several rows of trial 1, trial 3; a trial has one",
         "history: target=inf of trial 1, target=-inf of trial 5: is not finite; accepted: a finite number, or NaN with "
         "the state diverged or failed for a trial without a value",
-        "history: state='done': is not known; accepted: proposed, submitted, running, completed, diverged, infeasible, "
-        "failed, cancelled, paused",
+        "history: state='done' of trial 1: is not known; accepted: proposed, submitted, running, completed, "
+        "diverged, infeasible, failed, cancelled, paused",
     )
-    sound = history.assign(x=0.5, trial=range(len(history)), state="completed", target=[1.0, math.nan, None] * 3)
+    states = ["completed", "failed", "running"] * 3
+    sound = history.assign(x=0.5, trial=range(len(history)), state=states, target=[1.0, math.nan, None] * 3)
     assert [row.observed for row in Dataset.read(space, sound, n=np.int64(2))] == [True, False, False] * 3
 
 
@@ -134,6 +138,7 @@ def test_the_infinite_targets_of_several_objectives_are_named() -> None:
     assert "target_b=inf of trial 0, target_b=inf of trial 1, target_b=inf of trial 2 and 2 more" in str(error.value)
 
 
+ORIGINS = ("confirmation", "baseline", "evaluated")
 LINE = Space({"x": Float(0.0, 1.0), "c": Categorical(("a", "b"), when={"on": True}), "on": Categorical((False, True))})
 
 
@@ -203,10 +208,54 @@ def test_a_frame_that_its_owner_changes_is_read_again() -> None:
 
 
 def test_a_frame_without_words_and_numbers_is_of_completed_trials() -> None:
-    data = Dataset.read(LINE, pd.DataFrame({"x": [0.1, 0.2], "on": [False, False]}))
-    assert [(row.trial, row.state, row.observed) for row in data] == [(i, State.COMPLETED, False) for i in range(2)]
+    frame = pd.DataFrame({"x": [0.1, 0.2], "on": [False, False], "target": [2, 3]})
+    data = Dataset.read(LINE, frame)
+    assert [(row.trial, row.state, row.observed) for row in data] == [(i, State.COMPLETED, True) for i in range(2)]
+    data = Dataset.read(LINE, frame.drop(columns="target").assign(state=["running", "failed"]))  # none has a value
+    assert len(data.rows) == 2
     assert math.isnan(data.worst)
     assert (data.best, data.incumbent, data.sign) == (None, None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "fault"),
+    [
+        ({"Target": 1.0}, r"has no column target, .*; did you mean Target\?\nrename it: .*\{'Target': 'target'\}"),
+        ({}, r"has no column target, .* makes more better\nadd it: history.assign\(target=SCORES\)"),
+        ({"state": ["running", "completed"]}, "has no column target"),
+        ({"state": ["running", None]}, "has no column target"),
+        ({"state": ["running", "paused"]}, "has no column target"),
+        ({"value": 1.0}, r"has a column value but no column target.*\nadd it: .*\(target=history.value\), or -history"),
+        ({"target_a": 1.0, "target_b": 1.0}, r"has no column target.*\nadd it, .* first .*history\['target_a'\]"),
+        (
+            {"target": [1.0, math.nan]},
+            "trial 1: completed without a target; .* failed, diverged; without a column state",
+        ),
+        (
+            {"target": [1.0, math.nan], "state": "completed"},
+            "trial 1: completed without a target; .* failed, diverged$",
+        ),
+        ({"target": 1.0, "target_a": [None, 1.0], "target_b": 1.0}, "trial 0: completed without a target_a"),
+        ({"target": 1.0, "trial": [-2, -1]}, "trial -2: trials are numbered from 0; -1 is the baseline"),
+        ({"target": 1.0, "state": ["done", "faild"]}, r"'faild' of trial 1: is not known; did you mean failed\?"),
+    ],
+)
+def test_what_would_be_ignored_is_a_fault(columns: dict[str, Any], fault: str) -> None:
+    history = pd.DataFrame({"x": [0.1, 0.2], "on": [False, False]}).assign(**columns)
+    with pytest.raises(ConfigError, match=fault):
+        Dataset.read(LINE, history)
+
+
+def test_a_conditional_parameter_needs_a_column_once_a_trial_has_it() -> None:
+    history = pd.DataFrame({"x": [0.1, 0.2], "on": [False, True], "target": 1.0})
+    with pytest.raises(ConfigError, match=r"1 fault:\n  - history: has no column c, but trial 1 has on=True$"):
+        Dataset.read(LINE, history)
+    assert len(Dataset.read(LINE, history.assign(on=False)).rows) == 2
+
+
+def test_confirmations_and_the_baseline_are_no_trials_of_the_search() -> None:
+    given = [r | {"trial": i - 2, "origin": o} for i, (r, o) in enumerate(zip(rows(3), ORIGINS, strict=True))]
+    assert [row.trial for row in Dataset.read(LINE, pd.DataFrame(given))] == [0]
 
 
 def test_an_empty_history_has_nothing() -> None:

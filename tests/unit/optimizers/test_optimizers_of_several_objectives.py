@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hpo_cluster.errors import ConfigError
 from hpo_cluster.goals import Bound, Goal, Goals
 from hpo_cluster.optimizers.base import Optimizer
 from hpo_cluster.optimizers.dataset import Dataset
@@ -93,9 +94,12 @@ def test_a_history_of_one_objective_has_no_matrix() -> None:
     assert Dataset.read(odd, frame).objectives == ()
 
 
-def test_a_row_without_one_of_the_values_is_not_observed() -> None:
+def test_a_row_without_one_of_the_values_is_a_fault_if_it_is_completed() -> None:
     frame = pd.DataFrame({"x": [0.1, 0.2], "k": [1, 2], "y": [0.1, 0.2], "value": 1.0, "target": 1.0})
     frame["target_a"], frame["target_b"] = [1.0, 1.0], [math.nan, 2.0]
+    with pytest.raises(ConfigError, match="trial 0: completed without a target_b"):
+        Dataset.read(SPACE, frame)
+    frame["state"] = ["diverged", "completed"]
     assert [row.observed for row in Dataset.read(SPACE, frame)] == [False, True]
 
 

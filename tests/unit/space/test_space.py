@@ -152,6 +152,60 @@ def test_faults_of_a_parameter(entry: dict[str, Any], fault: str) -> None:
     assert "space.bad" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("parameter", "fault"),
+    [
+        (Integer(1.5, 4), "low=1.5: an int needs integer ends"),  # type: ignore[arg-type]
+        (Integer("1", 8), "low='1': is not a number"),  # type: ignore[arg-type]
+        (Integer(0, 3, step=1.5), "step=1.5: an int needs an integer step"),  # type: ignore[arg-type]
+        (Float(None, True), "low=None: is not a number"),  # type: ignore[arg-type]
+        (Float(0, 1, log="yes"), "log='yes': must be true or false"),  # type: ignore[arg-type]
+        (Float(0, 1, when="a"), "when='a': must be a mapping from parameter to value"),  # type: ignore[arg-type]
+        (Float(0, 1, prior=0.5), "prior=0.5: a number's prior is Prior"),  # type: ignore[arg-type]
+        (Float(0, 1, prior=Prior("a", 0.1)), "prior.center='a': is not a number"),  # type: ignore[arg-type]
+        (Categorical("sgd"), "choices='sgd': must be a list"),  # type: ignore[arg-type]
+        (Categorical({"a"}), "choices={'a'}: must be a list"),  # type: ignore[arg-type]
+        (Categorical(("a", "b"), "c"), "ordered='c': must be true or false"),  # type: ignore[arg-type]
+        (Categorical(("a", "b"), prior=(1, "a")), "a list of weights"),  # type: ignore[arg-type]
+        ({"low": 0, "high": 1}, r"Float\(0.0, 1.0\), .*; plain data: Space.from_json"),
+        ("adamw", "is not a parameter; accepted"),
+    ],
+)
+def test_wrong_types_are_faults_next_to_others(parameter: Any, fault: str) -> None:
+    with pytest.raises(ConfigError, match=rf"space\.bad.*{fault}") as error:
+        Space({"bad": parameter, "good": Float(0, 1), "worse": Float(2, 1)}, ["bad + good <= 1"])
+    assert any("space.worse: empty range" in other for other in error.value.faults)
+
+
+@pytest.mark.parametrize("given", [None, [Float(0, 1)], "x"])
+def test_what_is_not_a_mapping_is_not_a_space(given: Any) -> None:
+    for make in (Space, Space.from_json, Space.of):
+        with pytest.raises(ConfigError, match="is not a space; accepted: a mapping"):
+            make(given)
+
+
+def test_names_constraints_and_starts_of_another_type_are_faults() -> None:
+    with pytest.raises(ConfigError) as error:
+        Space({3: Float(0, 1), "x": Float(0, 1)}, constraints=[1], start=2)  # type: ignore[dict-item, list-item, arg-type]
+    assert [fault.partition(":")[0] for fault in error.value.faults] == [
+        "space.3",
+        "space.constraints=[1]",
+        "space.start=2",
+    ]
+
+
+def test_types_that_mean_the_same_are_the_same() -> None:
+    space = Space({"n": Integer(1.0, np.int64(8), step=2.0 - 1), "c": Categorical(["a", "b"]), "x": Float(0, 1)})  # type: ignore[arg-type]
+    assert space == Space({"n": Integer(1, 8), "c": Categorical(("a", "b")), "x": Float(0.0, 1.0)})
+    assert type(space.to_json()["n"]["high"]) is int
+
+
+def test_a_mapping_may_hold_parameters() -> None:
+    space = Space.of({"x": Float(0, 1), "n": {"low": 1, "high": 8}, "constraints": ["x <= 0.5"]})
+    assert space == Space({"x": Float(0, 1), "n": Integer(1, 8)}, ["x <= 0.5"])
+    assert Space.of(space) is space
+
+
 def test_all_faults_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         Space({"value": Float(0, 1), "target": Float(0, 1), "a b": Float(2, 1)})
