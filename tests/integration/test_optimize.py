@@ -212,7 +212,7 @@ def test_all_faults_of_the_arguments_at_once() -> None:
         optimize(3, SPACE, budget=0, workers=0, direction="up")  # type: ignore[arg-type]
     assert len(caught.value.faults) == 4
     assert "budget=0: must be at least 1" in caught.value.faults
-    assert "direction='up': accepted: maximize, minimize" in caught.value.faults
+    assert "direction='up': accepted: 'maximize' or 'minimize'" in caught.value.faults
     with pytest.raises(ConfigError, match="unknown"):
         optimize(bowl, SPACE, optimizer="bayes", workers=2)
     assert not multiprocessing.active_children()
