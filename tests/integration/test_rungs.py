@@ -209,7 +209,7 @@ def test_a_larger_budget_and_a_smaller_eta_take_up_paused_trials(tmp_path: Path)
     again = climbing.drive(directory, **larger)
     check_climbs(again)
     asked = [event["trial"] if event["event"] == "promoted" else "new" for event in _after(directory, first.seq)]
-    assert asked[: len(going_on)] == [promotion.trial for promotion in going_on]  # whatever is new comes later
+    assert asked[:2] == [promotion.trial for promotion in going_on[:2]]  # who is next depends on how these two end
     assert again.spent > 2.5
     old = [again.trials[trial.number] for trial in first.rows if trial.state is State.PAUSED]
     assert any(len(trial.attempts) > 1 for trial in old)

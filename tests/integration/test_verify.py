@@ -258,7 +258,7 @@ def test_an_optimizer_that_this_version_cannot_make(finished: Path, capsys: pyte
     identity = finished / "campaign.yaml"
     identity.write_text(identity.read_text().replace("name: random", "name: random\n  forgotten: 1"))
     text = said(["verify", str(finished)], capsys, 1)
-    assert "the optimizer cannot be made by this version: optimizer.forgotten: is not a setting of random" in text
+    assert "the optimizer cannot be made by this version: forgotten: is not a setting of random" in text
 
 
 def test_ctrl_c_ends_a_long_verification_with_what_is_known(tmp_path: Path) -> None:
