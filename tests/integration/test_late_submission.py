@@ -42,10 +42,13 @@ def test_a_late_submission_finds_its_attempt_claimed(tmp_path: Path) -> None:
     (root / "go").touch()  # now both submissions act
     assert second.wait(timeout=60) == 0
 
+    written = [root / f"log-{n}" for n in (1, 2)]
+    for log in written:
+        wait_for(log)  # the first submission may act later than the second
     end = time.monotonic() + 20
     while list(root.glob("queued-*")) and time.monotonic() < end:
         time.sleep(0.05)
-    logs = [(root / f"log-{n}").read_text() for n in (1, 2)]
+    logs = [log.read_text() for log in written]
     assert sum("already claimed" in log for log in logs) == 1
     assert len(drivers.evaluations(directory)) == 1
     trial = Record.read(directory / "events.jsonl").rows[0]
