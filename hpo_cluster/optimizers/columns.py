@@ -140,7 +140,7 @@ def _without_value(columns: Columns, targets: Sequence[str], stated: bool) -> li
         lacking = [
             columns["trial"][i]
             for i in np.flatnonzero(np.isnan(columns[name])).tolist()
-            if _word(columns, "state", i) in valued and _word(columns, "origin", i) in measured
+            if word_in("state", columns["state"][i]) in valued and word_in("origin", columns["origin"][i]) in measured
         ]
         if lacking:
             how = "accepted: a finite number, or the state of a trial without a value: running, failed, diverged"
@@ -150,9 +150,8 @@ def _without_value(columns: Columns, targets: Sequence[str], stated: bool) -> li
     return faults
 
 
-def _word(columns: Columns, name: str, i: int) -> str:
-    """Return the word in a cell of a column of words, or the one that a missing cell stands for."""
-    cell = columns[name][i]
+def word_in(name: str, cell: Any) -> str:
+    """Return the word in a cell of a column of `WORDS`, or the one that a missing cell stands for."""
     return str(cell) if cell == cell else WORDS[name]
 
 

@@ -31,7 +31,6 @@ from hpo_cluster.errors import ConfigError
 from hpo_cluster.fidelity import as_share
 from hpo_cluster.optimizers.columns import (
     LOOK,
-    WORDS,
     Columns,
     columns_of_goals,
     columns_of_looks,
@@ -40,6 +39,7 @@ from hpo_cluster.optimizers.columns import (
     read_columns,
     reference_of,
     sign_of,
+    word_in,
 )
 from hpo_cluster.space import Configuration, Space
 from hpo_cluster.space.sampling import Key, key_of
@@ -375,7 +375,7 @@ def _row(space: Space, cells: Mapping[str, Any], several: Sequence[str], sign: f
     """Read one row. Raises ConfigError if its configuration is not in the space."""
     configuration = configuration_in(space, cells)
     point = space.encode(configuration)
-    state, origin = (str(cells[name]) if isinstance(cells[name], str) else usual for name, usual in WORDS.items())
+    state, origin = word_in("state", cells["state"]), word_in("origin", cells["origin"])
     return Row(
         trial=cells["trial"],
         state=State(state),

@@ -23,7 +23,7 @@ from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.item_pairs import confirmation_on_items
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.space import Space
-from hpo_cluster.text import test_metrics
+from hpo_cluster.text import cut, test_metrics
 from hpo_cluster.trial import BASELINE, WITHOUT_VALUE, Origin, State
 
 if TYPE_CHECKING:
@@ -285,5 +285,4 @@ def _sems(result: Mapping[str, Any]) -> dict[str, float]:
 
 def shorten(choice: Any, length: int = 12) -> str:
     """Return the text of `choice`, cut to `length` characters."""
-    text = str(choice)
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return cut(str(choice), length)
