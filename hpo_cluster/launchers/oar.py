@@ -211,7 +211,7 @@ class OarLauncher(SchedulerLauncher):
         if re.search(r"[^\w ./+,:=@~-]", str(submission.job_dir)):
             message = f"{submission.job_dir}: OAR cannot start a job in a directory with such characters in its path; "
             raise SubmissionError(f"{message}use letters, digits, blanks and ._-+,:=@~", retriable=False)
-        submission.job_dir.mkdir(parents=True, exist_ok=True)
+        submission.job_dir.mkdir(exist_ok=True)
         (submission.job_dir / "job.sh").write_text(self.script(submission))
         environment = {**os.environ, "PWD": str(submission.job_dir)}
         try:

@@ -199,7 +199,7 @@ class SlurmLauncher(SchedulerLauncher):
     def submit(self, submission: Submission) -> JobRef:
         """Write the script to the job's folder and submit it with sbatch."""
         text = self.script(submission)
-        submission.job_dir.mkdir(parents=True, exist_ok=True)
+        submission.job_dir.mkdir(exist_ok=True)
         (submission.job_dir / "submission.sh").write_text(text)
         try:
             output = _slurm(self.command(submission), overridden(text), timeout_s=SUBMIT_TIMEOUT_S)

@@ -179,7 +179,8 @@ class Attempt:
         folder = self.files.checkpoint_dir
         temporary = folder / f".{step}-{secrets.token_hex(4)}"
         try:
-            temporary.mkdir(parents=True)
+            folder.mkdir(exist_ok=True)  # not its parents: a campaign that was moved is not made again
+            temporary.mkdir()
             write(temporary)
             for path in temporary.iterdir():
                 with path.open("rb") as stream:

@@ -183,6 +183,19 @@ def test_checkpoints_stay_while_the_trial_may_come_back(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint" / "state").exists()
 
 
+def test_a_checkpoint_does_not_make_a_folder_that_was_moved(tmp_path: Path) -> None:
+    files = make_attempt(tmp_path / "c" / "a0")
+
+    def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
+        (tmp_path / "c").rename(tmp_path / "moved")
+        assert not attempt.save_checkpoint(5, lambda folder: (folder / "state").touch())
+        assert not (tmp_path / "c").exists()
+        (tmp_path / "moved").rename(tmp_path / "c")
+        return shares_as_values(attempt)
+
+    assert run(files, evaluate) == 0
+
+
 def test_a_copy_run_by_hand_does_not_wait_and_keeps_to_its_folder(tmp_path: Path) -> None:
     files = make_attempt(tmp_path / "a0", linger_s=600)
     (tmp_path / "checkpoint").mkdir()
