@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -217,7 +218,15 @@ def decide(
             f"; it had not begun to train (phase {progress['phase']}): its walltime is too short for its start. "
             "Raise launcher.walltime_min"
         )
+    elif state is State.FAILED and _out_of_time(failure):
+        error["message"] += "; it needs more than its walltime. Raise launcher.walltime_min"
     return Decision(state, error)
+
+
+def _out_of_time(failure: Failure) -> bool:
+    """Return whether an attempt ended with its walltime, or at the signal by which launchers have it warned before."""
+    warned = failure.kind == ErrorKind.INTERRUPTED and failure.message.startswith(signal.SIGUSR2.name)
+    return warned or failure.kind == ErrorKind.WALLTIME
 
 
 def fruitless_kinds(trial: TrialRecord) -> list[str]:

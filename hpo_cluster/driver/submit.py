@@ -126,10 +126,11 @@ class Submitter:
                     self._submissions.ask(functools.partial(self._submit_job, trials))
                     self.refused = ""
                 except SubmissionError as error:
-                    self.refused = str(error)
                     if not error.retriable:
+                        self.refused = ""
                         self.hopeless = f"the job of trial {trials[0].number} cannot be submitted: {error}"
                         return
+                    self.refused = str(error)
                     wait_s = self._submissions.wait_s
                     log.warning("trial=%d not submitted, again in %.0f s: %s", trials[0].number, wait_s, error)
                     return

@@ -62,3 +62,23 @@ def test_a_walltime_that_other_attempts_of_the_job_have_used_is_not_too_short(
     decision = decide(trial, failure, files, Failures(), 2, others_completed=True)
     assert decision.state is state
     assert ("Raise launcher.walltime_min" in decision.error["message"]) is (state is State.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (Failure("walltime", "job 3 ended (TIMEOUT)"), True),
+        (Failure("interrupted", "SIGUSR2 asked to end during command"), True),
+        (Failure("interrupted", "SIGTERM asked to end during command"), False),
+        (Failure("vanished", "job 3 ended"), False),
+    ],
+)
+@pytest.mark.parametrize(("retries", "ends"), [(0, True), (1, False)])
+def test_a_trial_that_fails_for_want_of_time_says_which_setting(
+    tmp_path: Path, failure: Failure, told: bool, retries: int, ends: bool
+) -> None:
+    trial = TrialRecord(0, {}, 0, Origin.EVALUATED, 0)
+    trial.attempts.append(AttemptRecord(0, "t", "t", "c"))
+    decision = decide(trial, failure, AttemptLayout(tmp_path), Failures(), retries, others_completed=True)
+    assert decision.state is (State.FAILED if ends else None)
+    assert ("Raise launcher.walltime_min" in decision.error["message"]) is (told and ends)

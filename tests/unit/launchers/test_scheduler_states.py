@@ -51,6 +51,31 @@ def test_slurms_words(state: str, code: str, log: str, expected: EndReason) -> N
     assert (status.state, status.reason, status.node) == (JobState.ENDED, expected, None)
 
 
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        ("PartitionTimeLimit", "launcher.walltime_min"),
+        ("QOSMaxWallDurationPerJobLimit", "launcher.walltime_min"),
+        ("QOSMaxCpuPerJobLimit", "launcher.gpus_per_trial"),
+        ("QOSMaxGRESPerNode", "launcher.gpus_per_trial"),
+        ("AssocGrpCPUMinutesLimit", "launcher.account"),
+        ("InvalidAccount", "launcher.account"),
+        ("JobHeldUser", "scontrol release"),
+        # these pass by themselves
+        *((reason, "") for reason in ("None", "Priority", "Resources", "BeginTime", "QOSMaxJobsPerUserLimit")),
+        *(
+            (reason, "")
+            for reason in ("AssocGrpCPURunMinutesLimit", "QOSMaxSubmitJobPerUserLimit", "AssocMaxJobsLimit")
+        ),
+    ],
+)
+def test_a_job_that_waits_for_ever_has_a_remedy(reason: str, remedy: str) -> None:
+    said = slurm.job_status("PENDING", detail=reason).remedy
+    assert remedy in said
+    assert bool(said) is bool(remedy)
+    assert slurm.job_status("RUNNING", detail=reason).remedy == ""
+
+
 @pytest.mark.parametrize("word", ["", "MELTED", "completed", "?"])
 def test_an_unknown_word_ends_nothing(word: str) -> None:
     assert slurm.job_status(word).state is JobState.UNKNOWN
