@@ -129,7 +129,7 @@ def awaits_reason(failure: Failure) -> bool:
     ended_at = failure.seen.get("ended_at")
     if failure.kind != ErrorKind.INTERRUPTED or not isinstance(ended_at, str):
         return False
-    return seconds_since(ended_at) < REASON_WITHIN_S
+    return abs(seconds_since(ended_at)) < REASON_WITHIN_S  # not for hours, if a clock was set back
 
 
 def explained(failure: Failure, status: JobStatus) -> Failure:
@@ -268,7 +268,7 @@ def rests_s(trial: TrialRecord, retry_wait_s: float) -> float:
     if not lost or not trial.attempts[-1].ended_at:
         return 0.0
     wait_s = min(retry_wait_s * 2 ** (lost - 1), LONGEST_REST_S)
-    return float(wait_s - seconds_since(trial.attempts[-1].ended_at))
+    return float(wait_s - abs(seconds_since(trial.attempts[-1].ended_at)))  # not for hours, if the clock was set back
 
 
 #: Numbers, with the characters attached to them, which differ between two messages of the same error.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo_cluster.driver.failures import Failure, Failures, awaits_reason, decide, explained
+from hpo_cluster.driver.failures import Failure, Failures, awaits_reason, decide, explained, rests_s
 from hpo_cluster.job import EndReason, JobState, JobStatus
 from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.record.trial_record import AttemptRecord, TrialRecord
@@ -48,6 +48,16 @@ def test_another_error_is_the_attempts_own_whatever_the_scheduler_says() -> None
 def test_the_reason_is_waited_for_but_not_for_ever() -> None:
     assert awaits_reason(interrupted(5))
     assert not awaits_reason(interrupted(300))
+    assert not awaits_reason(interrupted(-3600))  # by a clock that was set back since
+
+
+def test_a_clock_that_is_set_back_keeps_no_trial_waiting() -> None:
+    trial = TrialRecord(0, {}, 0, Origin.EVALUATED, 0)
+    trial.attempts.append(AttemptRecord(0, "t", "t", "c", error={"kind": "node"}))
+    for ahead_s, rests in ((0, True), (3600, False)):
+        ended_at = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=ahead_s)
+        trial.attempts[0].ended_at = ended_at.isoformat()
+        assert (rests_s(trial, 60) > 0) is rests
 
 
 @pytest.mark.parametrize(("turn", "state"), [(1, State.FAILED), (2, None)])
