@@ -55,10 +55,11 @@ class Tail(threading.Thread):
         """Copy until the stream ends, without buffers: a lock held here would keep the interpreter from ending."""
         rest = b""
         while chunk := os.read(self.stream.fileno(), 1 << 16):
-            self.onto.write(chunk)
-            self.onto.flush()
             *whole, rest = (rest + chunk).split(b"\n")
             self._keep(*whole)
+            with contextlib.suppress(OSError):  # the log's disk may be full: the command goes on, and its result counts
+                self.onto.write(chunk)
+                self.onto.flush()
         self._keep(rest)
 
     def _keep(self, *lines: bytes) -> None:
@@ -93,7 +94,7 @@ def run_for(attempt: worker.Attempt, share: float) -> dict[str, Any]:
             raise attempt.interruption()
         how, reason = ending(status, settings["timeout_s"]), err.reason() or out.reason() or "no output"
         told = f"{reason} ({how}: {command})" if how.startswith("exit") else f"{how}: {reason} ({command})"
-        raise AttemptError(ErrorKind.CODE, told)
+        raise AttemptError(ErrorKind.DISK if worker.DISK_WORDS.search(reason) else ErrorKind.CODE, told)
     if output is None:
         seen = repr(out.lines[-1][:200]) if out.lines else "nothing"
         message = f'the last line of standard output must be a JSON object such as {{"value": 0.5}}, not {seen}'
