@@ -101,7 +101,10 @@ KINDS_OF_WORDS: tuple[tuple[re.Pattern[str], ErrorKind], ...] = (
     (re.compile(r"DUE TO TIME LIMIT", re.I), ErrorKind.WALLTIME),
     (re.compile(r"DUE TO PREEMPTION", re.I), ErrorKind.PREEMPTED),
     (re.compile(r"Node failure|DUE TO NODE FAILURE|Communication connection failure", re.I), ErrorKind.NODE),
-    (re.compile(r"No space left on device|Disk quota exceeded|Stale file handle", re.I), ErrorKind.DISK),
+    (
+        re.compile(r"failed: disk:|No space left on device|Disk quota exceeded|Stale file handle", re.I),
+        ErrorKind.DISK,
+    ),
 )
 
 

@@ -57,6 +57,7 @@ from hpo_cluster.record.attempt_files import (
 )
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.files import (
+    PASSING,
     STORAGE,
     Reserve,
     dumps,
@@ -311,7 +312,7 @@ def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> i
     try:
         return _run(attempt, evaluate)
     except OSError as error:
-        if classify(error) != ErrorKind.DISK:
+        if classify(error) != ErrorKind.DISK and error.errno not in PASSING:
             raise
         _print_failure(ErrorKind.DISK, str(error))
         return NOTHING_WRITTEN_EXIT_STATUS
@@ -356,7 +357,7 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
             **result,
         }
         attempt.looks = True  # the work is done: a signal now ends the job before its next attempt, not this attempt
-        reserve.publish_once(attempt.files.result, dumps(document))
+        _publish(reserve, attempt.files.result, document, PUBLISH_WITHIN_S)
         if attempt.climb is None or "rung" not in result:  # the trial may go on after a rung
             attempt.remove_checkpoints()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
@@ -364,11 +365,34 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
         _print_failure(failure["kind"], failure["message"])
         failure["message"] = redact(failure["message"])[:4000]
         document = {**common, "ended_at": utc_now(), "seconds": attempt.seconds(), **failure}
-        reserve.publish_once(attempt.files.error, dumps(document))
+        # if it is the storage that ended the attempt, it has been waited for, or nothing is lost
+        _publish(reserve, attempt.files.error, document, 0.0 if isinstance(error, OSError) else PUBLISH_WITHIN_S)
         return 1
     finally:
-        reserve.release()
+        with contextlib.suppress(OSError):
+            reserve.release()
     return 0
+
+
+#: Seconds for which a job tries to publish its outcome while nothing can be written to its folder.
+PUBLISH_WITHIN_S = 600.0
+#: Seconds between two tries.
+PUBLISH_AGAIN_S = 2.0
+
+
+def _publish(reserve: Reserve, path: Path, document: Mapping[str, Any], within_s: float) -> None:
+    """Publish a document. While the storage does not take it, try again for `within_s`: it holds hours of work."""
+    end = time.monotonic() + within_s
+    while True:
+        try:
+            reserve.publish_once(path, dumps(document))
+        except OSError as error:
+            if error.errno not in PASSING or time.monotonic() >= end:
+                raise
+            log.warning("%s: %s; tried again every %g s", path, error.strerror, PUBLISH_AGAIN_S)
+            time.sleep(PUBLISH_AGAIN_S)
+        else:
+            return
 
 
 def package_versions() -> dict[str, str]:
