@@ -382,14 +382,16 @@ PUBLISH_AGAIN_S = 2.0
 
 def _publish(reserve: Reserve, path: Path, document: Mapping[str, Any], within_s: float) -> None:
     """Publish a document. While the storage does not take it, try again for `within_s`: it holds hours of work."""
-    end = time.monotonic() + within_s
+    end, told = time.monotonic() + within_s, False
     while True:
         try:
             reserve.publish_once(path, dumps(document))
         except OSError as error:
             if error.errno not in PASSING or time.monotonic() >= end:
                 raise
-            log.warning("%s: %s; tried again every %g s", path, error.strerror, PUBLISH_AGAIN_S)
+            if not told:
+                log.warning("%s: %s; tried again every %g s", path, error.strerror, PUBLISH_AGAIN_S)
+            told = True
             time.sleep(PUBLISH_AGAIN_S)
         else:
             return
