@@ -123,6 +123,21 @@ def test_a_job_that_oar_warned_ended_of_what_it_was_warned_of(who: str, code: in
     assert oar.job_status({"state": "Terminated", "exit_code": code, "events": events}).reason is expected
 
 
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("No enough matching resources (no_matching_slot)", "Waiting No enough matching resources (no_matching_slot)"),
+        ("R=1,W=0:2:0,J=B (Karma=0.000,quota_exceeded)", "Waiting R=1,W=0:2:0,J=B (Karma=0.000,quota_exceeded)"),
+        ("R=1,W=0:2:0,J=B (Karma=0.000,quota_ok)", "Waiting"),
+        ("R=1,W=0:2:0,J=B", "Waiting"),
+        ("", "Waiting"),
+        (None, "Waiting"),
+    ],
+)
+def test_oar_says_why_a_job_waits_only_if_it_does_not_wait_for_its_turn(message: str | None, said: str) -> None:
+    assert oar.job_status({"state": "Waiting", "message": message}).detail == said
+
+
 def test_the_back_off_doubles_up_to_a_minute_and_ends_with_an_answer() -> None:
     now = [100.0]
     backoff = Backoff(lambda: now[0])
