@@ -61,6 +61,7 @@ from hpo_cluster.record.files import (
     STORAGE,
     Reserve,
     dumps,
+    patiently,
     publish_once,
     read_json,
     redact,
@@ -357,7 +358,7 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
             **result,
         }
         attempt.looks = True  # the work is done: a signal now ends the job before its next attempt, not this attempt
-        _publish(reserve, attempt.files.result, document, PUBLISH_WITHIN_S)
+        patiently(functools.partial(reserve.publish_once, attempt.files.result, dumps(document)))
         if attempt.climb is None or "rung" not in result:  # the trial may go on after a rung
             attempt.remove_checkpoints()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
@@ -365,36 +366,16 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
         _print_failure(failure["kind"], failure["message"])
         failure["message"] = redact(failure["message"])[:4000]
         document = {**common, "ended_at": utc_now(), "seconds": attempt.seconds(), **failure}
-        # if it is the storage that ended the attempt, it has been waited for, or nothing is lost
-        _publish(reserve, attempt.files.error, document, 0.0 if isinstance(error, OSError) else PUBLISH_WITHIN_S)
+        publish = functools.partial(reserve.publish_once, attempt.files.error, dumps(document))
+        if isinstance(error, OSError):  # where the storage ended the attempt, it has been waited for
+            publish()
+        else:
+            patiently(publish)
         return 1
     finally:
         with contextlib.suppress(OSError):
             reserve.release()
     return 0
-
-
-#: Seconds for which a job tries to publish its outcome while nothing can be written to its folder.
-PUBLISH_WITHIN_S = 600.0
-#: Seconds between two tries.
-PUBLISH_AGAIN_S = 2.0
-
-
-def _publish(reserve: Reserve, path: Path, document: Mapping[str, Any], within_s: float) -> None:
-    """Publish a document. While the storage does not take it, try again for `within_s`: it holds hours of work."""
-    end, told = time.monotonic() + within_s, False
-    while True:
-        try:
-            reserve.publish_once(path, dumps(document))
-        except OSError as error:
-            if error.errno not in PASSING or time.monotonic() >= end:
-                raise
-            if not told:
-                log.warning("%s: %s; tried again every %g s", path, error.strerror, PUBLISH_AGAIN_S)
-            told = True
-            time.sleep(PUBLISH_AGAIN_S)
-        else:
-            return
 
 
 def package_versions() -> dict[str, str]:

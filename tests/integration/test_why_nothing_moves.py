@@ -7,6 +7,7 @@ import datetime
 import itertools
 import json
 import os
+import re
 import signal
 import stat
 import time
@@ -99,7 +100,7 @@ class Holding(LocalLauncher):
         return dict.fromkeys((ref.token for ref in refs), status)
 
 
-def test_jobs_that_wait_for_ever_are_told_together(tmp_path: Path) -> None:
+def test_jobs_that_wait_for_ever_are_told_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = drivers.spec(tmp_path / "c", {"operation": {"budget": 2, "workers": 2}})
     told: list[str] = []
     with Campaign(dataclasses.replace(made, launcher=Holding(LocalSettings(poll_period_s=0.1)))) as campaign:
@@ -109,6 +110,10 @@ def test_jobs_that_wait_for_ever_are_told_together(tmp_path: Path) -> None:
                 campaign.stop("seen")
     jobs = [str(row["job"]) for row in campaign_status(tmp_path / "c")["running"]]
     assert told == [f"2 jobs ({', '.join(jobs)}) will not start as submitted: PENDING PartitionTimeLimit. Ask for less"]
+    assert main(["why", str(tmp_path / "c"), "0"]) == 0
+    assert re.search(
+        r"waits     PENDING PartitionTimeLimit, as the scheduler said at .*Z\. Ask for less", capsys.readouterr().out
+    )
 
 
 def test_a_refusal_for_good_is_not_told_as_one_that_is_tried_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from hpo_cluster.record.attempt_files import SCHEMA
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.record.next_attempt import Next, publish_next
-from hpo_cluster.record.rung_files import publish_word, read_word, rung_file
+from hpo_cluster.record.rung_files import publish_rung, publish_word, read_word, rung_file
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARES = geometric(1 / 9, 3)
@@ -168,6 +169,23 @@ def test_a_bad_score_is_an_error_and_no_rung(tmp_path: Path) -> None:
     assert error["kind"] == "bad_result"
     assert error["message"].startswith("at rung 0: metrics.value")
     assert not rung_file(files, 0).exists()
+
+
+def test_a_rung_waits_for_storage_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = make_attempt(tmp_path / "a0")
+    refused: list[int] = []
+
+    def publish(files: AttemptLayout, rung: int, document: dict[str, Any]) -> bool:
+        if len(refused) < 2:
+            refused.append(rung)
+            raise OSError(errno.EROFS, "Read-only file system")
+        return publish_rung(files, rung, document)
+
+    monkeypatch.setattr("hpo_cluster.record.files.AGAIN_S", 0.01)
+    monkeypatch.setattr("hpo_cluster.objectives.climbing.publish_rung", publish)
+    assert run(files, shares_as_values) == 0
+    assert refused == [0, 0]
+    assert rung_file(files, 0).exists()
 
 
 def test_checkpoints_stay_while_the_trial_may_come_back(tmp_path: Path) -> None:
