@@ -180,9 +180,7 @@ def test_a_killed_command_is_named_by_its_signal(tmp_path: Path) -> None:
         ("echo RuntimeError: lost >&2; kill -6 $$", "killed by SIGABRT: RuntimeError: lost ("),
     ],
 )
-def test_what_a_killed_command_had_printed_is_not_told_as_the_cause(
-    tmp_path: Path, command: str, message: str
-) -> None:
+def test_what_a_killed_command_had_printed_is_not_told_as_the_cause(tmp_path: Path, command: str, message: str) -> None:
     assert evaluate(tmp_path, command, status=1)["message"].startswith(message)
 
 
