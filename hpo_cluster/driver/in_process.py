@@ -217,8 +217,8 @@ def optimize(
     if metrics and metric != "value":
         faults.append(f"metric={metric!r}: is one objective, and metrics names several; give one of the two")
     if metrics and direction != "maximize":
-        own = f"{{name: NAME, direction: {direction}}}"
-        faults.append(f"direction={direction!r}: each of the metrics has a direction of its own; give {own}")
+        entry = f"{{name: NAME, direction: {direction}}}"
+        faults.append(f"direction={direction!r}: each of the metrics has a direction of its own; give {entry}")
     shape = FunctionObjective(function="fn:fn")
     try:
         shape = FunctionObjective.model_validate({"function": shape.function, **goals})
