@@ -91,8 +91,12 @@ def run_for(attempt: worker.Attempt, share: float) -> dict[str, Any]:
             raise reported_error(output)
         if attempt.interrupted and status in SIGNALLED:
             raise attempt.interruption()
-        how, reason = ending(status, settings["timeout_s"]), err.reason() or out.reason() or "no output"
-        told = f"{reason} ({how}: {command})" if how.startswith("exit") else f"{how}: {reason} ({command})"
+        how, reason = ending(status, settings["timeout_s"]), err.reason() or out.reason()
+        if how.startswith("exit"):
+            told = f"{reason or 'no output'} ({how}: {command})"
+        else:  # what a program printed before it was killed or stopped is a cause only if it is an exception
+            last = reason if EXCEPTION.match(reason) else f"its last line was {reason!r}" if reason else "no output"
+            told = f"{how}: {last} ({command})"
         raise AttemptError(ErrorKind.CODE, told)
     if output is None:
         seen = repr(out.lines[-1][:200]) if out.lines else "nothing"

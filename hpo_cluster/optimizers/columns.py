@@ -240,6 +240,9 @@ def _missing_columns(space: Space, history: pd.DataFrame, several: Sequence[str]
         for name in always
         if name not in history.columns
     ]
+    if slack := next((name for name in others if name.startswith("slack_")), ""):
+        what = "is of a constraint, which needs its objective as a column target_NAME besides target"
+        faults.append(f"history: {slack} {what}: history.assign(target_score=history.target)")
     if "target" in history.columns:
         return faults, ""
     states = _cells(history["state"]).tolist() if "state" in history.columns else [State.COMPLETED]

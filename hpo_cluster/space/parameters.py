@@ -414,6 +414,9 @@ def parameter_from_json(entry: Mapping[str, Any]) -> Parameter:
         fields |= {"choices": fields["ordered"], "ordered": True}
     low, high, step = (fields.get(name) for name in ("low", "high", "step"))
     kind = fields.pop("type", None)
+    if kind is None and not fields.keys() & {"low", "high", "choices"}:
+        has = f"has only {', '.join(map(str, fields))}" if fields else "is empty"
+        raise ValueError(f"{has}; a parameter has low and high, choices, ordered (values in their order) or type: bool")
     if kind is None:
         given = (low, high) if step is None else (low, high, step)
         integers = all(isinstance(number, int) and not isinstance(number, bool) for number in given)

@@ -688,7 +688,8 @@ def test_resuming_changes_operational_keys_only() -> None:
     text = str(caught.value)
     assert text.startswith("6 faults:")
     assert "seed=1: belongs to the campaign's identity and cannot change; accepted: launcher, tracking, budget" in text
-    assert "hpo-cluster run optimizer=lhs campaign=NEW_NAME" in text
+    assert "for another campaign: hpo-cluster run ... seed=1 campaign=NEW_NAME\n" in text
+    assert "hpo-cluster run ... optimizer=lhs campaign=NEW_NAME 'warm_start=[campaigns/first]'" in text
     assert "wrokers: is not a key; did you mean workers?" in text
 
 
