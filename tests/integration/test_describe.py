@@ -14,8 +14,7 @@ from hpo_cluster.cli.main import main
 from hpo_cluster.report.appendix import appendix
 from hpo_cluster.report.facts import facts_of
 from hpo_cluster.report.markup import Latex, Markdown
-from hpo_cluster.space import Categorical, Float, Integer, Space
-from hpo_cluster.space.parameters import Prior
+from hpo_cluster.space import Categorical, Float, Integer, Prior, Space
 
 ODD = r"50%_of $\frac{1}{2}$ & #1 | <script> ~^"
 RICH = Space(
