@@ -22,8 +22,8 @@ from typing import Any, TypeAlias
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.goals import GPU_SECONDS
 from hpo_cluster.objectives.black_box import read_output
+from hpo_cluster.objectives.error_kinds import classify
 from hpo_cluster.objectives.function import more_arguments
-from hpo_cluster.objectives.worker import classify
 from hpo_cluster.space import Configuration
 from hpo_cluster.trial import ErrorKind
 

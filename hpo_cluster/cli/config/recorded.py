@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpo_cluster.cli.arguments import OPEN_GROUPS, short_path
+from hpo_cluster.cli.arguments import short_path
+from hpo_cluster.cli.command_table import OPEN_GROUPS
 from hpo_cluster.cli.config.compose import Composition, plain, section_of, text_of
 from hpo_cluster.cli.config.groups import GROUPS
 from hpo_cluster.cli.config.schema import NESTED, OPERATIONAL, PATH_KEYS, TOP_KEYS, Config

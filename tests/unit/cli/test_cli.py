@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from hpo_cluster.cli import display
-from hpo_cluster.cli.arguments import COMMANDS, OPEN_GROUPS, SETTLED_KEYS, campaigns_nearby
+from hpo_cluster.cli.arguments import campaigns_nearby
+from hpo_cluster.cli.command_table import COMMANDS, OPEN_GROUPS, SETTLED_KEYS
 from hpo_cluster.cli.config.groups import GROUPS, conf_dir, options
 from hpo_cluster.cli.config.schema import OPERATIONAL, TOP_KEYS
 from hpo_cluster.cli.main import main

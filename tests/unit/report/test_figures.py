@@ -252,7 +252,7 @@ def test_jobs_lie_on_lanes_that_do_not_overlap(tmp_path: Path) -> None:
 
 
 def test_failures_count_attempts(tmp_path: Path) -> None:
-    failed = {"state": "failed", "error": {"kind": "code", "message": "no\nluck"}}
+    failed = {"state": "failed", "error": {"kind": "code", "message": "\nno\nluck"}}
     lost = {"state": "failed", "error": {"kind": "node", "message": "gone"}}
     figure = jobs.failures(campaign_of(tmp_path / "c", [failed, completed(1.0), failed, lost]))
     assert figure is not None
