@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 Columns: TypeAlias = Mapping[str, NDArray[Any]]
 
-#: Columns of numbers, with NaN for a missing one, and columns of words, with the word for a missing one.
+#: Columns of numbers; a missing one is NaN.
 NUMBERS = ("value", "target", "asked_seq", "ended_seq")
 #: The same with rungs, besides a column `LOOK` and a share for each rung below the top.
 RUNG_NUMBERS = ("rung_value", "rung_target", "paused_seq", "paused_value")
 LOOK = "value@"
 #: Beginnings of the names of columns that are maximised.
 TARGETS = ("target", "rung_target")
+#: Columns of words, each with the word that a missing one stands for.
 WORDS: Mapping[str, str] = {"state": State.COMPLETED, "origin": Origin.EVALUATED}
 
 

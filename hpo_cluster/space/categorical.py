@@ -53,6 +53,11 @@ class Categorical(Conditional):
         """Whether there is only one value."""
         return len(self.choices) == 1
 
+    @property
+    def unordered(self) -> bool:
+        """Whether the choices have no order, so that none is nearer to one than to another."""
+        return not self.ordered
+
     def value(self, index: int) -> Value:
         """Return the choice with this index."""
         return self.choices[index]

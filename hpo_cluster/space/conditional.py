@@ -33,6 +33,11 @@ class Conditional:
         """For each parent, the values with which this parameter is active."""
         return self.when if isinstance(self.when, Mapping) else {}  # type: ignore[return-value]  # made so above
 
+    @property
+    def unordered(self) -> bool:
+        """Whether the values have no order, so that none is nearer to one than to another."""
+        return False
+
     def condition_faults(self) -> list[str]:
         """Return the fault of a condition that is not a mapping; empty if it is one."""
         if isinstance(self.when, Mapping):
