@@ -52,10 +52,15 @@ class Bound:
     at_least: float | None = None
 
     @property
+    def ends(self) -> list[tuple[str, float]]:
+        """The ends that are given, each after its words: ``[("at least", 3.0), ("at most", 5.0)]``."""
+        ends = (("at least", self.at_least), ("at most", self.at_most))
+        return [(words, end) for words, end in ends if end is not None]
+
+    @property
     def text(self) -> str:
         """The acceptable values in words: ``at least 3, at most 5``."""
-        ends = (("at least", self.at_least), ("at most", self.at_most))
-        return ", ".join(f"{word} {end:g}" for word, end in ends if end is not None)
+        return ", ".join(f"{words} {end:g}" for words, end in self.ends)
 
     def slack(self, value: float) -> float:
         """Return how far a value is inside the bound; negative if the constraint does not hold."""

@@ -22,6 +22,7 @@ from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.black_box import CHECKPOINT, needed_metrics, read_output, reported_error
 from hpo_cluster.objectives.climbing import at_each_rung
 from hpo_cluster.objectives.command_line import placeholders, render
+from hpo_cluster.objectives.error_kinds import DISK_WORDS
 from hpo_cluster.record.processes import process_start
 from hpo_cluster.trial import ErrorKind
 
@@ -92,9 +93,13 @@ def run_for(attempt: worker.Attempt, share: float) -> dict[str, Any]:
             raise reported_error(output)
         if attempt.interrupted and status in SIGNALLED:
             raise attempt.interruption()
-        how, reason = ending(status, settings["timeout_s"]), err.reason() or out.reason() or "no output"
-        told = f"{reason} ({how}: {command})" if how.startswith("exit") else f"{how}: {reason} ({command})"
-        raise AttemptError(ErrorKind.DISK if worker.DISK_WORDS.search(reason) else ErrorKind.CODE, told)
+        how, reason = ending(status, settings["timeout_s"]), err.reason() or out.reason()
+        if how.startswith("exit"):
+            told = f"{reason or 'no output'} ({how}: {command})"
+        else:  # what a program printed before it was killed or stopped is a cause only if it is an exception
+            last = reason if EXCEPTION.match(reason) else f"its last line was {reason!r}" if reason else "no output"
+            told = f"{how}: {last} ({command})"
+        raise AttemptError(ErrorKind.DISK if DISK_WORDS.search(reason) else ErrorKind.CODE, told)
     if output is None:
         seen = repr(out.lines[-1][:200]) if out.lines else "nothing"
         message = f'the last line of standard output must be a JSON object such as {{"value": 0.5}}, not {seen}'

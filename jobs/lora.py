@@ -35,6 +35,7 @@ from hpo_cluster.errors import AttemptError
 from hpo_cluster.goals import GPU_SECONDS
 from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.climbing import WAIT
+from hpo_cluster.objectives.error_kinds import classify
 from hpo_cluster.objectives.lora import kept, rank_processes
 from hpo_cluster.objectives.lora.inputs import (
     check_measurable,
@@ -584,7 +585,7 @@ def summed_loss(
             return total
         except (RuntimeError, MemoryError) as error:
             divisible = [len(part.tokens) for part in parts if len(part.lengths) > 1 and not whole]
-            if worker.classify(error) != ErrorKind.OUT_OF_MEMORY or not divisible:
+            if classify(error) != ErrorKind.OUT_OF_MEMORY or not divisible:
                 raise
         run.tokens_at_once = max(divisible) // 2
         log.warning("out of memory: continuing with at most %d tokens at once", run.tokens_at_once)

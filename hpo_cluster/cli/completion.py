@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hpo_cluster.cli.arguments import COMMANDS, INFO, OPEN_GROUPS, OPTIONS, SETTLED_KEYS, Command
+from hpo_cluster.cli.command_table import COMMANDS, INFO, OPEN_GROUPS, OPTIONS, SETTLED_KEYS, Command
 from hpo_cluster.cli.config.groups import (
     GROUPS,
     conf_dir,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import sys
 import time
@@ -73,7 +74,8 @@ def drive(config: Config, spec: CampaignSpec, confirmation: Wanted | None = None
     nothing_done = campaign.record.spent == spent_before and not campaign.opened.is_new and not status["exhausted"]
     if nothing_done and ended == OK and not campaign.reason and confirmation is None:
         budget = campaign.spec.operation.budget
-        more = command_line("resume", short_path(config.campaign_dir), f"budget={2 * budget}")
+        larger = 2 * max(budget, math.ceil(spent_before))
+        more = command_line("resume", short_path(config.campaign_dir), f"budget={larger}")
         tell(f"The budget of {budget} was spent before. A larger one goes on:  {more}")
     if left := campaign.tracking.left:
         export = campaign.tracking.export_command

@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from hpo_cluster.cli.arguments import COMMANDS, OPEN_GROUPS, SETTLED_KEYS, help_width, make_parser
+from hpo_cluster.cli.arguments import help_width, make_parser
+from hpo_cluster.cli.command_table import COMMANDS, OPEN_GROUPS, SETTLED_KEYS
 from hpo_cluster.cli.config.groups import GROUPS, conf_dir, key_lines, options, search_dirs
 from hpo_cluster.text import cut
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hpo_cluster
-from hpo_cluster.cli.arguments import COMMANDS, parse
+from hpo_cluster.cli.arguments import parse
+from hpo_cluster.cli.command_table import COMMANDS
 from hpo_cluster.cli.commands import BAD_END, BAD_INPUT, INTERRUPTED, OK, fill_closed_streams, flush, say, tell
 from hpo_cluster.cli.help import command_help, main_help, short_help
 from hpo_cluster.errors import ConfigError, HpoClusterError, IdentityError, JournalError, LockedError

@@ -47,7 +47,7 @@ from hpo_cluster.record.history import HistoryTable, write_history
 from hpo_cluster.record.journal import Event
 from hpo_cluster.record.status import has_jobs_to_submit, summarise
 from hpo_cluster.record.trial_record import may_be_retried
-from hpo_cluster.text import command_line
+from hpo_cluster.text import command_line, first_line
 from hpo_cluster.trial import BASELINE, Ask, Origin, State, derive_seed
 
 if TYPE_CHECKING:
@@ -410,6 +410,6 @@ class Campaign:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._failed = error is not None and not isinstance(error, KeyboardInterrupt)
         if error is not None and not self.reason:
-            self.reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.reason = f"{type(error).__name__}: {first_line(str(error))}"
         with contextlib.suppress(*([] if error is None else [LostCampaignError])):  # the first error counts
             self.close()

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from hpo_cluster.errors import AttemptError
 from hpo_cluster.goals import GPU_SECONDS
 from hpo_cluster.objectives.black_box import read_output
+from hpo_cluster.objectives.error_kinds import classify
 from hpo_cluster.objectives.function import more_arguments
-from hpo_cluster.objectives.worker import classify
 from hpo_cluster.space import Configuration
 from hpo_cluster.trial import ErrorKind
 
@@ -46,7 +47,7 @@ class Answer:
 
 def call_function(fn: Function, needed: Sequence[str], parameters: Configuration) -> Answer:
     """Call the function; `needed` are the fields of its result that are optimised or constrained."""
-    began = time.monotonic()
+    began, returned = time.monotonic(), False
     try:
         with contextlib.ExitStack() as stack:
             folder = tempfile.TemporaryDirectory
@@ -54,10 +55,13 @@ def call_function(fn: Function, needed: Sequence[str], parameters: Configuration
                 fn, parameters, None, lambda: Path(stack.enter_context(folder(prefix="hpo-cluster-")))
             )
             output = fn(**parameters, **more)
+        returned = True
         result = read_output(output if isinstance(output, Mapping) else {needed[0]: output}, *needed)
         return Answer({**result, GPU_SECONDS: round(time.monotonic() - began, 6)})
     except Exception as error:
-        return Answer(None, str(classify(error)), str(error) or type(error).__name__, traceback.format_exc())
+        # of a result that cannot be read the traceback shows no line of the function
+        trace = "" if returned and isinstance(error, AttemptError) else traceback.format_exc()
+        return Answer(None, str(classify(error)), str(error) or type(error).__name__, trace)
 
 
 class Alone:

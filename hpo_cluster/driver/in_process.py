@@ -216,6 +216,9 @@ def optimize(
     goals = {"direction": direction, "metric": metric, "metrics": metrics, "constraints": constraints}
     if metrics and metric != "value":
         faults.append(f"metric={metric!r}: is one objective, and metrics names several; give one of the two")
+    if metrics and direction != "maximize":
+        entry = f"{{name: NAME, direction: {direction}}}"
+        faults.append(f"direction={direction!r}: each of the metrics has a direction of its own; give {entry}")
     shape = FunctionObjective(function="fn:fn")
     try:
         shape = FunctionObjective.model_validate({"function": shape.function, **goals})
@@ -361,12 +364,12 @@ class _Journal(MemoryJournal):
             return
         if self._raises:
             parameters = self.record.trials[number].parameters
-            raise HpoClusterError(f"trial {number} failed at {dict(parameters)}:\n{answer.trace}")
+            raise HpoClusterError(f"trial {number} failed at {dict(parameters)}:\n{answer.trace or answer.message}")
         completed = self.record.counts[State.COMPLETED] > 0
         state = self._policy.verdict([answer.kind], 0, others_completed=completed) or State.FAILED
         error = {"kind": answer.kind, "message": answer.message}
         self.append("ended", trial=number, attempt=0, state=state, error=error)
-        self.first_trace = self.first_trace or answer.trace
+        self.first_trace = self.first_trace or answer.trace or answer.message
         log.warning("trial=%d state=%s error=%s: %s", number, state, answer.kind, answer.message)
 
 
@@ -380,7 +383,9 @@ def _result(record: Record, history: pd.DataFrame, objective: FunctionObjective,
             raise AllFailedError(_none_satisfies(record.valued, objective.goals), history)
     if best is None or best.value is None:
         errors = [trial.error for trial in record.rows if trial.error]
-        first = first_trace or (errors[0]["message"] if errors else "")
+        if not errors:
+            raise AllFailedError("no trial has a value: the search ended before any of its evaluations did", history)
+        first = first_trace or errors[0]["message"]
         message = f"none of {counted(len(errors), 'trial')} has a value; the first one's error:\n{first}"
         raise AllFailedError(message, history)
     return Result(best.parameters, best.value, best.number, history)

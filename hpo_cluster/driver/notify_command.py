@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from hpo_cluster.text import first_line
+
 #: Signs and words after which a command begins, and words before a command.
 _SEPARATORS, _BEFORE = frozenset({"|", "||", "&&", ";", "&", "|&"}), frozenset({"!", "time", "exec", "command"})
 #: Texts in which the beginnings of commands are not looked for: functions, subshells, substitutions, here-documents.
@@ -36,8 +38,8 @@ def command_faults(command: str) -> list[str]:
     if parsed is None:
         return []
     if parsed.returncode != 0:
-        why = parsed.stderr.strip().splitlines()[:1] or ["it cannot be parsed"]
-        return [f"notify.command: bash cannot read it: {re.sub(r'^bash: -c: line [0-9]+: ', '', why[0])}"]
+        why = first_line(parsed.stderr) or "it cannot be parsed"
+        return [f"notify.command: bash cannot read it: {re.sub(r'^bash: -c: line [0-9]+: ', '', why)}"]
     missing = dict.fromkeys(name for name in _programs(line) if not _is_command(name))
     return [
         f"notify.command: {shlex.quote(name)} is not a program here (not on PATH); give its path, or null for none"

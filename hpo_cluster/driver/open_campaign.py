@@ -17,7 +17,6 @@ from typing import Any
 from hpo_cluster.driver.code_snapshot import copy_code, current_code
 from hpo_cluster.driver.spec import CampaignSpec
 from hpo_cluster.errors import HpoClusterError
-from hpo_cluster.objectives.worker import package_versions
 from hpo_cluster.record.attempt_files import SCHEMA
 from hpo_cluster.record.campaign_state import Record, asked_rows, refuse_if_emptied
 from hpo_cluster.record.clock import utc_now
@@ -28,6 +27,7 @@ from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.lock import DriverLock
 from hpo_cluster.record.processes import cap_memory, uncap_memory
 from hpo_cluster.record.trial_record import Member, TrialRecord
+from hpo_cluster.record.versions import package_versions
 from hpo_cluster.record.writable import writing
 from hpo_cluster.trial import Ask
 

@@ -31,7 +31,6 @@ from hpo_cluster.errors import ConfigError, JournalError
 from hpo_cluster.goals import Goals
 from hpo_cluster.objectives.base import Objective
 from hpo_cluster.objectives.registry import parse_objective
-from hpo_cluster.objectives.worker import package_versions
 from hpo_cluster.optimizers.libraries import libraries_of
 from hpo_cluster.optimizers.registry import make_optimizer
 from hpo_cluster.record.attempt_files import result_faults
@@ -44,6 +43,7 @@ from hpo_cluster.record.items import ROUNDING, read_items
 from hpo_cluster.record.journal import Event, read_journal
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
 from hpo_cluster.record.trial_record import TrialRecord
+from hpo_cluster.record.versions import package_versions
 from hpo_cluster.space import Space
 from hpo_cluster.text import Progress, untold
 from hpo_cluster.trial import BASELINE, Origin, State, derive_seed

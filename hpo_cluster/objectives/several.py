@@ -56,7 +56,7 @@ def bound_faults(bounds: Sequence[Bound]) -> list[str]:
     names = [bound.name for bound in bounds]
     faults = [f"objective.constraints: {name} is named twice" for name in dict.fromkeys(names) if names.count(name) > 1]
     for bound in bounds:
-        ends = [end for end in (bound.at_least, bound.at_most) if end is not None]
+        ends = [end for _, end in bound.ends]
         if not ends or not all(map(math.isfinite, ends)):
             faults.append(f"objective.constraints: {bound.name} needs a number: at_most: 40, or at_least")
         elif ends != sorted(ends):

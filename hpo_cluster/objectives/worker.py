@@ -24,11 +24,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import importlib.metadata
 import logging
 import math
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -43,6 +41,7 @@ from typing import Any
 from hpo_cluster.errors import AttemptError
 from hpo_cluster.goals import GPU_SECONDS
 from hpo_cluster.objectives.climbing import WAIT, Climb
+from hpo_cluster.objectives.error_kinds import classify
 from hpo_cluster.objectives.one_after_another import next_attempt, noting_signals, start_program_again, write_log_of
 from hpo_cluster.objectives.signals import END_SIGNALS, handled, in_main_thread
 from hpo_cluster.record.attempt_files import (
@@ -58,7 +57,6 @@ from hpo_cluster.record.attempt_files import (
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.files import (
     PASSING,
-    STORAGE,
     Reserve,
     dumps,
     patiently,
@@ -70,6 +68,7 @@ from hpo_cluster.record.files import (
 )
 from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.record.next_attempt import has_another_turn, job_goes_on
+from hpo_cluster.record.versions import package_versions
 from hpo_cluster.trial import ErrorKind
 
 log = logging.getLogger(__name__)
@@ -78,13 +77,6 @@ PROGRESS_PERIOD_S = 1.0
 
 #: Phases whose seconds are not part of what an evaluation costs.
 UNCOUNTED = ("import", WAIT)
-
-#: Packages whose versions a result records, if they are installed.
-RECORDED_PACKAGES = (
-    *("torch", "litgpt", "lm_eval", "transformers", "tokenizers", "datasets", "numpy", "hpo_cluster"),
-    *("botorch", "gpytorch", "scipy"),  # of the driver: the models that propose
-    *("optuna", "cmaes", "nevergrad", "PyNomadBBO"),  # of the driver: the optimizers of other libraries
-)
 
 
 def values_of(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,21 +244,6 @@ def claim(attempt: Attempt, started_at: str) -> bool:
     return publish_once(attempt.files.claim, dumps(document))
 
 
-def classify(error: BaseException) -> str:
-    """Return the error kind of an exception that a program did not catch."""
-    if isinstance(error, AttemptError):
-        return error.kind
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return ErrorKind.OUT_OF_MEMORY
-    if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
-        return ErrorKind.OUT_OF_MEMORY
-    if any(isinstance(cause, OSError) and cause.errno in STORAGE for cause in _causes(error)):
-        return ErrorKind.DISK
-    if any(DISK_WORDS.search(str(cause)) for cause in _causes(error)):  # libraries may write without Python
-        return ErrorKind.DISK
-    return ErrorKind.CODE
-
-
 def described(error: BaseException, attempt: Attempt) -> dict[str, Any]:
     """Return kind, message, traceback (JSON) and what was used, of an exception that ends the attempt.
 
@@ -286,21 +263,6 @@ def described(error: BaseException, attempt: Attempt) -> dict[str, Any]:
         **attempt.used(),
         **getattr(error, "fields", {}),
     }
-
-
-#: Messages of torch, safetensors and programs started by the job if they cannot write.
-DISK_WORDS = re.compile(
-    r"No space left on device|Disk quota exceeded|Stale file handle"
-    r"|PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos"  # torch.save on a full disk
-)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and the exceptions that a traceback would show before it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
 def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> int:
@@ -376,17 +338,6 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
         with contextlib.suppress(OSError):
             reserve.release()
     return 0
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that affect a result."""
-    versions = {"python": sys.version.split()[0]}
-    for package in RECORDED_PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 @functools.cache

@@ -60,6 +60,14 @@ ENTRIES: Mapping[str, str] = {
   pages   = {281--305},
   year    = {2012}
 }""",
+    "daulton2021nehvi": r"""@inproceedings{daulton2021nehvi,
+  author    = {Daulton, Samuel and Balandat, Maximilian and Bakshy, Eytan},
+  title     = {Parallel {Bayesian} Optimization of Multiple Noisy Objectives with Expected Hypervolume Improvement},
+  booktitle = {Advances in Neural Information Processing Systems},
+  volume    = {34},
+  year      = {2021},
+  note      = {arXiv:2105.08195}
+}""",
     "deb2002nsga2": r"""@article{deb2002nsga2,
   author  = {Deb, Kalyanmoy and Pratap, Amrit and Agarwal, Sameer and Meyarivan, T.},
   title   = {A Fast and Elitist Multiobjective Genetic Algorithm: {NSGA-II}},
@@ -260,22 +268,27 @@ BY_SETTING: Mapping[tuple[str, str, str], tuple[str, ...]] = {
     ("optuna", "sampler", "nsga2"): ("deb2002nsga2",),
 }
 
+#: Most objectives whose hypervolume `bo` improves; it weights more of them at random.
+MOST_BY_VOLUME = 4
 #: Optimizers that weight what they maximise by the priors of the space.
 WITH_PRIORS = ("bo", "mosaic")
 
 
-def citations_of(optimizer: Mapping[str, Any], *, has_prior: bool = False) -> list[str]:
+def citations_of(optimizer: Mapping[str, Any], *, has_prior: bool = False, objectives: int = 1) -> list[str]:
     """Return the keys of what to cite for an optimizer.
 
     Args:
         optimizer: its name and its settings, as a campaign's identity has them.
         has_prior: whether the space has priors.
+        objectives: number of metrics that are optimised.
     """
     name = str(optimizer.get("name"))
     keys = list(CITATIONS.get(name, ()))
     for (whose, setting, value), more in BY_SETTING.items():
         if whose == name and optimizer.get(setting) == value:
             keys += more
+    if objectives > 1 and name == "bo" and optimizer.get("acquisition") == "qlognei":
+        keys.append("daulton2021nehvi" if objectives <= MOST_BY_VOLUME else "knowles2006parego")
     if has_prior and name in WITH_PRIORS:
         keys.append("hvarfner2022pibo")
     return list(dict.fromkeys(keys))

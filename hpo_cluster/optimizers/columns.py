@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 Columns: TypeAlias = Mapping[str, NDArray[Any]]
 
-#: Columns of numbers, with NaN for a missing one, and columns of words, with the word for a missing one.
+#: Columns of numbers; a missing one is NaN.
 NUMBERS = ("value", "target", "asked_seq", "ended_seq")
 #: The same with rungs, besides a column `LOOK` and a share for each rung below the top.
 RUNG_NUMBERS = ("rung_value", "rung_target", "paused_seq", "paused_value")
 LOOK = "value@"
 #: Beginnings of the names of columns that are maximised.
 TARGETS = ("target", "rung_target")
+#: Columns of words, each with the word that a missing one stands for.
 WORDS: Mapping[str, str] = {"state": State.COMPLETED, "origin": Origin.EVALUATED}
 
 
@@ -240,6 +241,9 @@ def _missing_columns(space: Space, history: pd.DataFrame, several: Sequence[str]
         for name in always
         if name not in history.columns
     ]
+    if slack := next((name for name in others if name.startswith("slack_")), ""):
+        what = "is of a constraint, which needs its objective as a column target_NAME besides target"
+        faults.append(f"history: {slack} {what}: history.assign(target_score=history.target)")
     if "target" in history.columns:
         return faults, ""
     states = _cells(history["state"]).tolist() if "state" in history.columns else [State.COMPLETED]

@@ -221,12 +221,10 @@ class Dataset:
                 if row["origin"] != Origin.IMPORTED:
                     left_out.append(f"trial {row['trial']} ({'; '.join(error.faults)})")
         if left_out:
-            several_are, one_is = (
-                "are not configurations of the space and are",
-                "is not a configuration of the space and is",
-            )
-            fault = f"of the history {one_is if len(left_out) == 1 else several_are} left out"
-            warnings.warn(f"{counted(len(left_out), 'row')} {fault}: {few_of(left_out)}", stacklevel=2)
+            one, many = "is not a configuration of the space and is", "are not configurations of the space and are"
+            what = one if len(left_out) == 1 else many
+            rows = f"{counted(len(left_out), 'row')} of the history"
+            warnings.warn(f"{rows} {what} left out: {few_of(left_out)}", stacklevel=2)
         return cls(space, columns, found, several)
 
     def _continued_by(self, space: Space, columns: Columns) -> bool:

@@ -168,7 +168,7 @@ def make_settings(name: str, settings: Mapping[str, Any], own: Collection[str] =
     Raises:
         ConfigError: with every fault.
     """
-    if name not in list(OPTIMIZERS):
+    if name not in list(OPTIMIZERS):  # a list: what a program passes as the name may not be hashable
         raise ConfigError([f"optimizer: {name!r} is unknown; {instead_of(str(name), OPTIMIZERS)}"])
     cls = OPTIMIZERS[name].settings
     try:

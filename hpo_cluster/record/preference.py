@@ -53,7 +53,8 @@ def read_preference(parts: Mapping[str, Any]) -> Preference:
         if key not in KEYS:
             faults.append(f"{key}: is not a key; {instead_of(key, KEYS)}")
         elif not isinstance(value, Mapping) or not value or not all(_is_finite(n) for n in value.values()):
-            faults.append(f"{key}={value!r}: give a number for each metric, such as {key}='{{gpu_seconds: -0.01}}'")
+            example = -0.01 if key == "weights" else 30
+            faults.append(f"{key}={value!r}: give a number for each metric, such as {key}='{{gpu_seconds: {example}}}'")
     if faults:
         raise ConfigError(faults)
     return Preference(**{key: {str(name): float(n) for name, n in value.items()} for key, value in parts.items()})

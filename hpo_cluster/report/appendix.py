@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hpo_cluster.goals import Bound
 from hpo_cluster.record.identity import SIMULATED
 from hpo_cluster.record.item_pairs import sentences_on_items
 from hpo_cluster.report.markup import Markup
@@ -69,10 +70,9 @@ def _search(facts: Mapping[str, Any], markup: Markup) -> list[str]:
     sentences += [markup.text(note) for note in objective["notes"]]
     if objective["constraints"]:
         bounds = [
-            f"{markup.name(bound['name'])} {words} {_number(bound[key])}"
-            for bound in objective["constraints"]
-            for key, words in (("at_most", "at most"), ("at_least", "at least"))
-            if bound[key] is not None
+            f"{markup.name(bound.name)} {words} {_number(end)}"
+            for bound in (Bound(**entry) for entry in objective["constraints"])
+            for words, end in bound.ends
         ]
         sentences.append(f"Results had to satisfy {listed(bounds)}.")
     if facts["constraints"]:

@@ -59,7 +59,9 @@ def references(identity: Mapping[str, Any], *, has_prior: bool) -> dict[str, lis
     kind = str(identity["objective"].get("kind"))
     return {
         "project": ["hpo_cluster", *(["davouse2025ola"] if kind == "lora" else [])],  # the study that it began with
-        "optimizer": citations_of(identity["optimizer"], has_prior=has_prior),
+        "optimizer": citations_of(
+            identity["optimizer"], has_prior=has_prior, objectives=len(identity["objective"].get("metrics") or [1])
+        ),
         "objective": list(OBJECTIVES.get(kind, ())),
     }
 

@@ -129,13 +129,13 @@ def _objective(identity: Mapping[str, Any], goals: Goals | None, space: Space) -
         [{"name": b.name, "at_most": b.at_most, "at_least": b.at_least} for b in goals.constraints] if goals else []
     )
     places = OBJECTIVES[recorded["kind"]].PLACES if recorded.get("kind") in OBJECTIVES else ()
+    said = {*space.names, *(["metric"] if len(metrics) > 1 else [])}  # of several, `metric` is the first one again
     fixed = {
         key: value
         for key, value in flatten({k: v for k, v in recorded.items() if k not in NAMED_ELSEWHERE}).items()
         if value is not None
         and value != []
-        and not (key.rpartition(".")[2] == "metric" and len(metrics) > 1)
-        and key.rpartition(".")[2] not in space.names
+        and key.rpartition(".")[2] not in said
         and not (key in places and str(value).startswith("/"))  # a folder of one machine says nothing to a reader
     }
     return {"kind": recorded.get("kind"), "metrics": metrics, "constraints": bounds, "settings": fixed, "notes": notes}

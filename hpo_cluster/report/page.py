@@ -97,9 +97,7 @@ def _directed(maximize: bool) -> str:
 def _constraints(campaign: Campaign) -> list[str]:
     """Return a paragraph about the constraints; empty if there are none."""
     bounds = campaign.goals.constraints if campaign.goals is not None else ()
-    ends = [(bound.name, "at most", bound.at_most) for bound in bounds]
-    ends += [(bound.name, "at least", bound.at_least) for bound in bounds]
-    held = ", ".join(f"`{name}` {which} {end:g}" for name, which, end in ends if end is not None)
+    held = ", ".join(f"`{bound.name}` {bound.text}" for bound in bounds)
     if not held:
         return []
     violated = int(campaign.ended["feasible"].eq(False).sum())

@@ -20,7 +20,6 @@ the priors make likely. *Starting points* are configurations to be evaluated fir
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,28 +29,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.space.constraints import Constraint, ConstraintError, Kind, parse_constraint
-from hpo_cluster.space.parameters import (
-    PARAMETER_FIELDS,
-    Categorical,
-    Parameter,
-    Value,
-    parameter_from_json,
-    parameter_to_json,
-    same,
+from hpo_cluster.space.conditional import Value, same
+from hpo_cluster.space.constraints import Constraint
+from hpo_cluster.space.definition import (
+    SPACE_KEYS,
+    entry_fault,
+    not_a_space,
+    parameter_faults,
+    parents_first,
+    read_constraints,
+    read_lists,
+    unknown_parameter,
 )
-from hpo_cluster.text import instead_of
+from hpo_cluster.space.parameters import Parameter, parameter_from_json, parameter_to_json
 
 Configuration: TypeAlias = dict[str, Value]
-
-#: Columns of the history; a parameter cannot have one of these names.
-RESERVED_NAMES = frozenset(
-    {"trial", "state", "origin", "value", "value_sem", "target", "attempts", "job", "node", "submitted_at"}
-    | {"started_at", "ended_at", "seed", "asked_seq", "ended_seq", "error"}
-)
-
-#: Keys of a space's JSON form that are not parameters.
-SPACE_KEYS = ("constraints", "start")
 
 #: Canonical coordinate of an inactive parameter.
 INACTIVE = 0.5
@@ -92,16 +84,16 @@ class Space:
         start: Sequence[Mapping[str, Value]] = (),
     ) -> None:
         if not isinstance(parameters, Mapping):
-            raise ConfigError([_not_a_space(parameters)])
-        texts, points, faults = _lists({"constraints": constraints, "start": start})
+            raise ConfigError([not_a_space(parameters)])
+        texts, points, faults = read_lists({"constraints": constraints, "start": start})
         sound = {name: p for name, p in parameters.items() if isinstance(p, Parameter) and not p.faults()}
-        parsed, unread = _parsed(texts, sound, parameters)
-        faults = [*_faults(parameters, parameters), *faults, *unread]
+        parsed, unread = read_constraints(texts, sound, parameters)
+        faults = [*parameter_faults(parameters, parameters), *faults, *unread]
         if faults:
             raise ConfigError(faults)
         self.parameters: dict[str, Parameter] = dict(parameters)
         self.constraints: tuple[Constraint, ...] = parsed
-        self._order, _ = _sorted(parameters)
+        self._order, _ = parents_first(parameters)
         self._conditions = {name: p.conditions for name, p in parameters.items() if p.when}
         self._axes = self._searched()
         if self.constraints and (fault := self._feasibility_fault()):
@@ -356,12 +348,12 @@ class Space:
             ConfigError: naming every fault of every parameter.
         """
         if not isinstance(data, Mapping):
-            raise ConfigError([_not_a_space(data)])
-        constraints, start, faults = _lists(data)
+            raise ConfigError([not_a_space(data)])
+        constraints, start, faults = read_lists(data)
         parameters: dict[str, Parameter] = {}
         names = [name for name in data if name not in SPACE_KEYS]
         for name in names:
-            if fault := _entry_fault(name, data[name]):
+            if fault := entry_fault(name, data[name]):
                 faults.append(f"space.{name}={data[name]!r}: {fault}")
                 continue
             try:
@@ -370,12 +362,12 @@ class Space:
             except (ValueError, TypeError) as error:
                 faults.append(f"space.{name}: {error}")
         if faults:
-            others = _faults(parameters, names) if names else []
-            raise ConfigError([*faults, *others, *_parsed(constraints, parameters, names)[1]])
+            others = parameter_faults(parameters, names) if names else []
+            raise ConfigError([*faults, *others, *read_constraints(constraints, parameters, names)[1]])
         return cls(parameters, constraints, start)
 
     def _value_faults(self, configuration: Mapping[str, Value]) -> list[str]:
-        faults = [_unknown(name, self.parameters) for name in configuration if name not in self.parameters]
+        faults = [unknown_parameter(name, self.parameters) for name in configuration if name not in self.parameters]
         for name, parameter in self.parameters.items():
             active = self.is_active(name, configuration) if name in self._conditions else True
             if name not in configuration:
@@ -396,7 +388,7 @@ class Space:
             where = f"space.start[{index}]"
             unknown = [name for name in partial if name not in self.parameters]
             if unknown:
-                faults += [f"{where}.{_unknown(name, self.parameters)}" for name in unknown]
+                faults += [f"{where}.{unknown_parameter(name, self.parameters)}" for name in unknown]
                 continue
             whole = self.complete(partial)
             try:
@@ -438,141 +430,9 @@ class Space:
         )
 
 
-def parameter_names(data: Mapping[str, Any]) -> list[str]:
-    """Return the names of the parameters in a space's JSON form."""
-    return [name for name in data if name not in SPACE_KEYS]
-
-
-def _lists(data: Mapping[str, Any]) -> tuple[list[str], list[Mapping[str, Value]], list[str]]:
-    """Return the constraints and the starting points of a space's JSON form, and the faults of their form."""
-    faults = []
-    constraints = data.get("constraints") or []
-    constraints = [constraints] if isinstance(constraints, str) else constraints
-    if not isinstance(constraints, (list, tuple)) or not all(isinstance(text, str) for text in constraints):
-        faults.append(f'space.constraints={constraints!r}: must be a list of comparisons, such as ["a + b <= 1"]')
-        constraints = []
-    start = data.get("start") or []
-    start = [start] if isinstance(start, Mapping) and not _is_parameter(start) else start
-    if not isinstance(start, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in start):
-        faults.append(f"space.start={start!r}: must be a list of configurations; no parameter can have that name")
-        start = []
-    return list(constraints), list(start), faults
-
-
-def _is_parameter(entry: Mapping[str, Any]) -> bool:
-    return bool(entry) and set(entry) <= set(PARAMETER_FIELDS)
-
-
-def _not_a_space(given: Any) -> str:
-    accepted = "a mapping from names to parameters, such as {lr: {low: 1e-5, high: 1e-1, log: true}}"
-    return f"space={given!r:.80}: is not a space; accepted: {accepted}"
-
-
-def _entry_fault(name: str, entry: Any) -> str:
-    """Return why an entry of a space's JSON form is not a parameter; empty if it may be one.
-
-    A bare value is a fixed parameter, but most likely a mistake if it has the name of a key that belongs elsewhere.
-    """
-    if isinstance(entry, (Mapping, Parameter)):
-        return ""
-    if isinstance(entry, (list, tuple)):
-        values = ", ".join(map(str, entry))
-        return f"is not a parameter; write {{choices: [{values}]}}, or {{ordered: [{values}]}} if neighbours are alike"
-    if not isinstance(entry, (str, bool, int, float)):
-        return "is not a parameter; accepted: a mapping such as {low: 1e-5, high: 1e-1, log: true}, or a fixed value"
-    if name in PARAMETER_FIELDS:
-        return f"{name} is a key of a parameter: indent it under one; to fix one of that name: {{choices: [VALUE]}}"
-    if isinstance(entry, str) and (close := difflib.get_close_matches(name, SPACE_KEYS, n=1, cutoff=0.8)):
-        return f"did you mean {close[0]}? To fix a parameter of that name: {{choices: [VALUE]}}"
-    return ""
-
-
 def _canonical(parameter: Parameter, coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the canonical coordinates (``n``) of the values at these coordinates."""
     return np.array([parameter.encode(parameter.decode(u)) for u in coordinates.tolist()], dtype=np.float64)
-
-
-def _faults(parameters: Mapping[str, Parameter], names: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    """Return the faults of parameters and their conditions; `names` also holds parameters that could not be read."""
-    faults = [] if names else ["the space has no parameter"]
-    sound = set()
-    strange = {name: entry for name, entry in parameters.items() if not isinstance(entry, Parameter)}
-    accepted = "Float(0.0, 1.0), Integer(1, 8) or Categorical(['a', 'b']); plain data: Space.from_json"
-    faults += [f"space.{name}={entry!r}: is not a parameter; accepted: {accepted}" for name, entry in strange.items()]
-    parameters = {name: parameter for name, parameter in parameters.items() if name not in strange}
-    for name, parameter in parameters.items():
-        if not isinstance(name, str) or not name.isidentifier():
-            faults.append(f"space.{name}: a parameter's name is letters, digits and underscores")
-        if name in RESERVED_NAMES:
-            faults.append(f"space.{name}: that name is a column of the history; choose another")
-        if name in SPACE_KEYS:
-            faults.append(f"space.{name}: that name is a key of the space; choose another")
-        found = parameter.faults()
-        faults += [f"space.{name}: {fault}" for fault in found]
-        if not found:
-            sound.add(name)
-    for name, parameter in parameters.items():
-        for parent, values in parameter.conditions.items():
-            where = f"space.{name}.when"
-            if parent not in names:
-                faults.append(f"{where}.{_unknown(parent, names)}")
-            elif parent in sound:
-                faults += [f"{where}.{parent}: {fault}" for fault in _parent_faults(parameters[parent], values)]
-    _, circle = _sorted(parameters)
-    if circle:
-        faults.append(f"space: the conditions of {', '.join(circle)} go round in a circle")
-    return faults
-
-
-def _parent_faults(parent: Parameter, values: Sequence[Value]) -> list[str]:
-    if parent.cardinality is None:
-        return ["a condition needs a parent with single values: choices, booleans, integers or numbers with a step"]
-    faults = [] if values else ["names no value"]
-    for value in values if not parent.fixed else ():  # of a fixed one the values that it might have had are named
-        try:
-            exact = parent.decode(parent.encode(value))
-            if exact != value:
-                faults.append(f"{value!r} is not exactly a value of it; write {exact!r}")
-        except (ValueError, TypeError) as error:
-            faults.append(str(error))
-    return faults
-
-
-def _sorted(parameters: Mapping[str, Parameter]) -> tuple[tuple[str, ...], list[str]]:
-    """Return the names with parents before children, and the names whose conditions form a circle."""
-    order: dict[str, None] = {}
-    rest = list(parameters)
-    while rest:
-        ready = [n for n in rest if all(p in order or p not in parameters for p in parameters[n].conditions)]
-        if not ready:
-            break
-        order[ready[0]] = None
-        rest.remove(ready[0])
-    return tuple(order), rest
-
-
-def _parsed(
-    constraints: Sequence[str], parameters: Mapping[str, Parameter], names: Mapping[str, Any] | Sequence[str]
-) -> tuple[tuple[Constraint, ...], list[str]]:
-    """Return the constraints that could be read, and the faults of the others."""
-    kinds: dict[str, Kind] = {n: _kind(parameters[n]) if n in parameters else "unknown" for n in names}
-    choices = {n: p.choices for n, p in parameters.items() if kinds[n] == "text" and isinstance(p, Categorical)}
-    found, faults = list[Constraint](), list[str]()
-    for text in constraints:
-        try:
-            found.append(parse_constraint(text, kinds, choices))
-        except ConstraintError as error:
-            faults += [f"space.constraints, {text!r}: {fault}" for fault in error.faults]
-    return tuple(found), faults
-
-
-def _kind(parameter: Parameter) -> Kind:
-    if not isinstance(parameter, Categorical):
-        return "number"
-    texts = [isinstance(choice, str) for choice in parameter.choices]
-    if any(texts):
-        return "text" if all(texts) else "mixed"
-    return "bool" if all(isinstance(choice, bool) for choice in parameter.choices) else "number"
 
 
 def _plain(parameter: Parameter, value: Value) -> Value:
@@ -583,7 +443,3 @@ def _plain(parameter: Parameter, value: Value) -> Value:
 def _condition(parameter: Parameter) -> str:
     parts = [f"{parent} is {' or '.join(map(str, values))}" for parent, values in parameter.conditions.items()]
     return " and ".join(parts)
-
-
-def _unknown(name: str, names: Mapping[str, Any] | Sequence[str]) -> str:
-    return f"{name}: is not a parameter of the space; {instead_of(str(name), map(str, names))}"

@@ -14,8 +14,7 @@ from hpo_cluster.cli.main import main
 from hpo_cluster.report.appendix import appendix
 from hpo_cluster.report.facts import facts_of
 from hpo_cluster.report.markup import Latex, Markdown
-from hpo_cluster.space import Categorical, Float, Integer, Space
-from hpo_cluster.space.parameters import Prior
+from hpo_cluster.space import Categorical, Float, Integer, Prior, Space
 
 ODD = r"50%_of $\frac{1}{2}$ & #1 | <script> ~^"
 RICH = Space(
@@ -167,7 +166,7 @@ def test_a_campaign_that_has_hardly_begun(lines: int, tmp_path: Path) -> None:
 def test_several_objectives(tmp_path: Path) -> None:
     metrics = [{"name": "acc", "direction": "maximize"}, {"name": "s", "direction": "minimize"}]
     objective = {"kind": "command", "command": "x", "direction": "maximize", "metric": "value", "metrics": metrics}
-    objective["constraints"] = [{"name": "memory_gb", "at_most": 40.0, "at_least": None}]
+    objective["constraints"] = [{"name": "memory_gb", "at_most": 40.0, "at_least": 8.0}]
     row = {"trial": 0, "seed": 1, "origin": "evaluated", "parameters": {"x": 1.0}}
     at = {"at": "2026-11-01T00:00:00Z", "epoch": 1}
     ended = {"state": "completed", "value": 0.5, "metrics": {"acc": 0.5, "s": 2.0, "memory_gb": 30.0}}
@@ -179,7 +178,7 @@ def test_several_objectives(tmp_path: Path) -> None:
     write_campaign(tmp_path / "c", events, Space({"x": Float(0.0, 1.0)}), {"name": "random"}, objective)
     text = "\n".join(appendix(facts_of(tmp_path / "c"), Markdown()))
     assert "measured by `acc` (maximised) and `s` (minimised)" in text
-    assert "Results had to satisfy `memory_gb` at most 40." in text
+    assert "Results had to satisfy `memory_gb` at least 8 and `memory_gb` at most 40." in text
     assert "The Pareto front has 1 trial." in text
     assert "| `metric` |" not in text
 

@@ -138,8 +138,9 @@ def test_where_all_fail_the_first_traceback_is_raised(workers: int) -> None:
 
 
 def test_a_function_that_returns_no_number_failed() -> None:
-    with pytest.raises(AllFailedError, match="metric 'value': None is not a number"):
+    with pytest.raises(AllFailedError, match="metric 'value': None is not a number") as caught:
         optimize(lambda x, n: None, SPACE, optimizer="random", budget=1)
+    assert "Traceback" not in str(caught.value)  # no line of the function is at fault
 
 
 def test_forked_workers_give_the_values_of_this_process() -> None:
@@ -242,6 +243,7 @@ def test_all_faults_of_the_arguments_at_once() -> None:
         ),
         ({"metrics": "acc"}, "such as [accuracy, gpu_seconds]; to optimise one: metric"),
         ({"metrics": [X, "gpu_seconds"], "metric": "x"}, "metric='x': is one objective, and metrics names several"),
+        ({"metrics": [X, "gpu_seconds"], "direction": "minimize"}, "direction='minimize': each of the metrics has"),
         ({"constraints": {"name": "n"}}, "  - constraints: must be a list, such as [{name: memory_gb, at_most: 40}]"),
         ({"optimizer": "soo", "constraints": [{"name": "n", "at_most": 1}]}, "soo: cannot keep constraints; accepted"),
         (
@@ -497,6 +499,12 @@ def test_a_search_ends_with_its_time_and_keeps_what_it_has() -> None:
     assert time.monotonic() - began < 29
     assert 0 < (result.history.state == "completed").sum() < 500
     assert set(result.history.state) <= {"completed", "cancelled"}
+
+
+def test_a_search_that_ends_before_its_evaluations_says_so() -> None:
+    with pytest.raises(AllFailedError, match="ended before any of its evaluations did") as caught:
+        optimize(lambda x, n: time.sleep(30), SPACE, optimizer="random", budget=2, workers=2, timeout_s=0.3)
+    assert len(caught.value.history) == 2
 
 
 def test_wrong_limits_are_faults() -> None:

@@ -12,7 +12,7 @@ import pytest
 from support.finished import campaign
 
 from hpo_cluster import load_history
-from hpo_cluster.cli.arguments import SIMULATION_KEYS
+from hpo_cluster.cli.command_table import SIMULATION_KEYS
 from hpo_cluster.cli.completion import candidates
 from hpo_cluster.cli.config.compose import compose
 from hpo_cluster.cli.config.spec import campaign_spec

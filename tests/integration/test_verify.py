@@ -21,10 +21,10 @@ from support.waiting import wait
 
 from hpo_cluster.cli.main import main
 from hpo_cluster.driver.verify import Verification
-from hpo_cluster.objectives.worker import package_versions
 from hpo_cluster.optimizers.libraries import LIBRARIES
 from hpo_cluster.optimizers.registry import OPTIMIZERS
 from hpo_cluster.record.journal import read_events
+from hpo_cluster.record.versions import package_versions
 
 QUICK = ["poll_s=0.05", "grace_s=0.5", "objective=synthetic"]
 #: Settings with which an optimizer soon does what it is for.

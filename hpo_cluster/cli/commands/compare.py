@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from hpo_cluster.cli.arguments import COMMANDS, Arguments, campaigns_nearby, short_path
+from hpo_cluster.cli.arguments import Arguments, campaigns_nearby, short_path
+from hpo_cluster.cli.command_table import COMMANDS
 from hpo_cluster.cli.commands import OK, progress_bar, say
 from hpo_cluster.errors import ConfigError
 from hpo_cluster.record.attempt_files import is_finite_number

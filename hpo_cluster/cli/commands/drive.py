@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo_cluster.cli.arguments import COMMANDS, Arguments, short_path
+from hpo_cluster.cli.arguments import Arguments, short_path
+from hpo_cluster.cli.command_table import COMMANDS
 from hpo_cluster.cli.commands import BAD_END, INTERRUPTED, OK, say, tell
 from hpo_cluster.cli.config.spec import campaign_spec
 from hpo_cluster.cli.driving import drive

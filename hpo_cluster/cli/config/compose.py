@@ -42,6 +42,9 @@ from hpo_cluster.text import did_you_mean, instead_of
 #: What is accepted as a value with `${`.
 LITERAL = r"accepted: ${KEY} of the configuration, ${oc.env:VARIABLE} of the shell; \${ is the text itself"
 
+#: What OmegaConf says of a mapping where a list is expected, and of a list where a mapping is.
+LIST_AND_MAPPING = "Cannot merge DictConfig with ListConfig"
+
 _SHELL = re.compile(r"(?<!\\)\$\{\{")
 _KEY = re.compile(r"(?:\+\+?|~)?([A-Za-z_][\w./@-]*)(?:=|$)")
 
@@ -236,6 +239,10 @@ class Composition:
             for value in values:
                 if problem := self._problem([*lines, _line(value)]):
                     wrong.append(value)
+                    if problem == LIST_AND_MAPPING:
+                        kind = "mapping, like {NAME: VALUE}" if isinstance(value.value(), list) else "list, like [A, B]"
+                        self.faults.append(f"{text_of(value)}: must be a {kind}")
+                        continue
                     hint = f"; {LITERAL}" if "${" in text_of(value) else ""
                     self.faults.append(f"{text_of(value)}: cannot be applied: {problem}{hint}")
             if wrong and not self._problem(lines):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpo_cluster.cli.arguments import OPEN_GROUPS
+from hpo_cluster.cli.arguments import short_path
+from hpo_cluster.cli.command_table import OPEN_GROUPS
 from hpo_cluster.cli.config.compose import Composition, plain, section_of, text_of
 from hpo_cluster.cli.config.groups import GROUPS
 from hpo_cluster.cli.config.schema import NESTED, OPERATIONAL, PATH_KEYS, TOP_KEYS, Config
@@ -85,7 +86,9 @@ class _Recorded(Composition):
             elif top in accepted or override.key_or_group in accepted:
                 allowed.append(override)
             elif top in GROUPS or top in TOP_KEYS:
-                other = command_line("run", text, "campaign=NEW_NAME")
+                # another optimizer goes on from what this one has found
+                more = [f"warm_start=[{short_path(campaign_dir)}]"] if top == "optimizer" else []
+                other = command_line("run", "...", text, "campaign=NEW_NAME", *more)
                 # those of the same section first
                 alike = sorted(accepted, key=lambda key: key.partition(".")[0] != top)
                 what = f"cannot change; accepted: {some_of(alike)}; for another campaign: {other}"

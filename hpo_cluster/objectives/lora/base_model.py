@@ -11,7 +11,7 @@ import torch
 from litgpt.lora import GPT, lora_filter, mark_only_lora_as_trainable
 
 from hpo_cluster.errors import AttemptError
-from hpo_cluster.objectives import worker
+from hpo_cluster.objectives.error_kinds import classify
 from hpo_cluster.objectives.lora import kept
 from hpo_cluster.objectives.lora.adapter import lora_settings, weights_dtype
 from hpo_cluster.objectives.lora.model_config import read_config
@@ -44,7 +44,7 @@ def read_base(model: Any, checkpoint_dir: Path) -> None:
         weights = kept.base_weights(checkpoint_dir / "lit_model.pth")
         loaded = model.load_state_dict(weights.get("model", weights), strict=False)
     except Exception as error:
-        if worker.classify(error) != ErrorKind.CODE:
+        if classify(error) != ErrorKind.CODE:
             raise
         message = f"{checkpoint_dir}/lit_model.pth is not a checkpoint of the model in model_config.yaml: {error}"
         raise AttemptError(ErrorKind.MISSING_MODEL, message) from error

@@ -24,7 +24,7 @@ from hpo_cluster.objectives.lora.metrics import MEASURES, OF_VALIDATION, lower_i
 from hpo_cluster.objectives.lora.objective import LoraObjective, Wanted, refused_test
 from hpo_cluster.objectives.lora.tasks import names_in
 from hpo_cluster.objectives.lora.tokenizers import Tokenizers
-from hpo_cluster.text import did_you_mean, instead_of
+from hpo_cluster.text import did_you_mean, first_line, instead_of
 from hpo_cluster.trial import ErrorKind
 
 CHECK_TIMEOUT_S = 300.0
@@ -290,8 +290,7 @@ def dropout_faults(objective: LoraObjective, checkpoint_dir: Path) -> list[Attem
 
 
 def _short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
+    return f"{type(error).__name__}: {first_line(str(error))[:200]}"
 
 
 def main() -> int:

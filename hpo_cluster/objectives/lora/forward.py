@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from hpo_cluster.objectives import worker
+from hpo_cluster.objectives.error_kinds import classify
 from hpo_cluster.objectives.lora.memory import free_bytes
 from hpo_cluster.objectives.lora.prefixes import Row
 from hpo_cluster.trial import ErrorKind
@@ -183,7 +183,7 @@ def in_batches(
         try:
             answered = answer(batch)
         except (RuntimeError, MemoryError) as error:
-            if worker.classify(error) != ErrorKind.OUT_OF_MEMORY or len(batch) == 1:
+            if classify(error) != ErrorKind.OUT_OF_MEMORY or len(batch) == 1:
                 raise
             tokens = len(batch) * length(batch[0]) // 2
         else:

@@ -40,7 +40,7 @@ from hpo_cluster.objectives.lora.objective import LoraObjective
 from hpo_cluster.record.files import redact
 from hpo_cluster.record.layout import PACKAGE_DIR
 from hpo_cluster.record.processes import process_start
-from hpo_cluster.text import counted, in_bytes
+from hpo_cluster.text import counted, first_line, in_bytes
 
 Say = Callable[[str], object]
 
@@ -413,7 +413,7 @@ def _hub_problems(repo_id: str, *, expect_gated: bool) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else "?"
         if status == 401:
             raise PrepareError(f"{what}: the hub does not accept the token; {login}") from error
-        raise PrepareError(f"{what}: the hub answers {status}: {str(error).splitlines()[0]}") from error
+        raise PrepareError(f"{what}: the hub answers {status}: {first_line(str(error))}") from error
     except (requests.ConnectionError, requests.Timeout) as error:
         raise PrepareError(_unreachable(what, accept, login, expect_gated and get_token() is None)) from error
     except requests.RequestException as error:

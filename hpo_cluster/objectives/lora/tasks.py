@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_cluster.errors import AttemptError
-from hpo_cluster.objectives import worker
+from hpo_cluster.objectives.error_kinds import classify
 from hpo_cluster.text import did_you_mean
 from hpo_cluster.trial import ErrorKind
 
@@ -66,14 +66,14 @@ def load_tasks(
     try:
         loaded: dict[str, Any] = manager.load(list(names))
     except (OSError, ValueError) as error:  # `datasets` raises these if network, file or split is missing
-        if worker.classify(error) != ErrorKind.CODE:
+        if classify(error) != ErrorKind.CODE:
             raise
         if "Duplicate task" in str(error):  # named itself and in a named group
             raise AttemptError(ErrorKind.BAD_CONFIG, f"tasks.validation, tasks.test: {error}; name it once") from error
         message = f"a data set of {', '.join(names)} cannot be read here ({error}); run: hpo-cluster prepare"
         raise AttemptError(ErrorKind.MISSING_TASK, message) from error
     except Exception as error:  # a task is a program in YAML: templates may not fit the documents
-        if worker.classify(error) != ErrorKind.CODE:
+        if classify(error) != ErrorKind.CODE:
             raise
         message = f"a task of {', '.join(names)} cannot be loaded: {type(error).__name__}: {error}"
         raise AttemptError(ErrorKind.BAD_CONFIG, message) from error

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpo_cluster.optimizers.bayesian.encoding import Features
-from hpo_cluster.optimizers.bayesian.gaussian_process import LEAST_VARIANCE, Array, Least, Process, tensor
+from hpo_cluster.optimizers.bayesian.gaussian_process import LEAST_VARIANCE, Array, LowerBounds, Process, tensor
 from hpo_cluster.space import Categorical
 
 #: Inputs (``b x 1 x c``) to values (``b``).
@@ -58,7 +58,7 @@ CAUTION = 8
 
 #: Lower bounds of the length-scales and noise variance of the process of labels, which would otherwise follow each
 #: step between labels.
-LABELS = Least(scale=0.3, noise=0.03)
+LABELS = LowerBounds(scale=0.3, noise=0.03)
 
 
 def noisy_improvement(
@@ -92,7 +92,7 @@ def improvement(process: Process, pending: Array, draws: int, seed: int, best: f
 
 def upper_bound(process: Process, pending: Array, beta: float) -> Acquisition:
     """Return the upper confidence bound; `beta` is the square of its width in standard deviations."""
-    return UpperConfidenceBound(process.believing(pending).gp, beta)  # type: ignore[no-any-return]
+    return UpperConfidenceBound(process.fantasizing(pending).gp, beta)  # type: ignore[no-any-return]
 
 
 def drawn(process: Process) -> Acquisition:
@@ -112,17 +112,21 @@ def feasibility(process: Process) -> Acquisition:
     return Sum([LogProbabilityOfFeasibility(Observed(process), {0: (zero, None)})], CAUTION)
 
 
-def doubt(feasible: Acquisition, power: float = CAUTION) -> Acquisition:
-    """Return the log feasibility minus that of a probability of one half, where that is negative; 0 elsewhere.
+def feasibility_penalty(feasible: Acquisition, power: float = CAUTION) -> Acquisition:
+    """Return what lowers an acquisition function that is no logarithm where feasibility is less likely than not.
 
-    `power` is that of the probability in `feasible`.
+    It is the logarithm of the probability minus that of one half, and 0 where the probability is above one half.
+
+    Args:
+        feasible: logarithm of the probability of feasibility, times `power`.
+        power: see `feasible`.
     """
     return lambda inputs: (feasible(inputs) + power * math.log(2)).clamp(max=0.0)
 
 
 def guided(acquisition: Acquisition, features: Features, weight: float) -> Acquisition:
     """Return the acquisition function plus the weighted logarithm of the priors' density (piBO)."""
-    whole = Sum([acquisition])
+    whole = Sum([acquisition])  # BoTorch wants a module, with the attribute `model`
     return PriorGuidedAcquisitionFunction(  # type: ignore[no-any-return]
         whole, LogPrior(features), log=True, prior_exponent=weight
     )
@@ -246,7 +250,7 @@ class LogPrior(nn.Module):
         return total
 
 
-def believed(process: Process, pending: Array, averaged: int, most: int) -> tuple[Process, Array]:
+def fantasized(process: Process, pending: Array, averaged: int, most: int) -> tuple[Process, Array]:
     """Return the process and the pending inputs (``p x c``) to average over.
 
     If more than `averaged` are pending, the process fantasizes its own mean at the `most` best of them, and no input is
@@ -255,7 +259,7 @@ def believed(process: Process, pending: Array, averaged: int, most: int) -> tupl
     if len(pending) <= averaged:
         return process, pending
     best = np.argsort(-process.means(pending), kind="stable")[:most]
-    return process.believing(pending[best]), pending[:0]
+    return process.fantasizing(pending[best]), pending[:0]
 
 
 def values_of(acquisition: Acquisition, inputs: Array) -> Array:

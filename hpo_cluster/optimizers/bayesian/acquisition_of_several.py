@@ -82,10 +82,10 @@ class Processes:
         ]
         return found or None
 
-    def believing(self, inputs: Array) -> Processes:
+    def fantasizing(self, inputs: Array) -> Processes:
         """Return the processes that fantasize their own means at `inputs` (``p x c``)."""
         objectives, slacks = (
-            tuple(process.believing(inputs) for process in processes) for processes in (self.objectives, self.slacks)
+            tuple(process.fantasizing(inputs) for process in processes) for processes in (self.objectives, self.slacks)
         )
         return replace(self, objectives=objectives, slacks=slacks, inputs=np.concatenate([self.inputs, inputs]))
 

@@ -194,7 +194,7 @@ class BO:
         self, trial: int, batch: Batch, surrogate: Surrogate | SeveralModels, feasibility: Acquisition | None
     ) -> Found | None:
         """Return the free canonical point of the highest acquisition value; None if none is free."""
-        from hpo_cluster.optimizers.bayesian.acquisition import Sum, doubt
+        from hpo_cluster.optimizers.bayesian.acquisition import Sum, feasibility_penalty
         from hpo_cluster.optimizers.bayesian.gaussian_process import computing
 
         settings = self.settings
@@ -216,8 +216,8 @@ class BO:
                 around = surrogate.observations.points[best, : self.space.dim]
                 acquisition = self._acquisition(surrogate, batch.pending, seed)
             if feasibility is not None:
-                doubted = settings.acquisition in NO_LOGARITHMS
-                acquisition = Sum([acquisition, doubt(feasibility) if doubted else feasibility])
+                penalised = settings.acquisition in NO_LOGARITHMS
+                acquisition = Sum([acquisition, feasibility_penalty(feasibility) if penalised else feasibility])
             found = search(
                 Goal(features, acquisition, batch.prior_weight(settings.prior_weight, settings.initial), low, high),
                 around,
@@ -231,8 +231,8 @@ class BO:
     def _acquisition(self, surrogate: Surrogate, pending: Points, seed: int, best: float | None = None) -> Acquisition:
         """Return the acquisition function, of the columns; log_ei improves on `best`, or on the highest outcome."""
         from hpo_cluster.optimizers.bayesian.acquisition import (
-            believed,
             drawn,
+            fantasized,
             improvement,
             noisy_improvement,
             upper_bound,
@@ -241,7 +241,7 @@ class BO:
         process, features, settings = surrogate.process, surrogate.features, self.settings
         if settings.acquisition == "thompson":
             return drawn(process)
-        process, columns = believed(process, features.encode(pending), AVERAGED, FANTASIZED)
+        process, columns = fantasized(process, features.encode(pending), AVERAGED, FANTASIZED)
         if settings.acquisition == "ucb":
             return upper_bound(process, columns, settings.beta)
         known = features.whole(process.inputs) if isinstance(features, RungFeatures) else None
@@ -255,7 +255,7 @@ class BO:
 
         Until a trial satisfies the constraints, it is the probability that they hold.
         """
-        from hpo_cluster.optimizers.bayesian.acquisition import Sum, doubt
+        from hpo_cluster.optimizers.bayesian.acquisition import Sum, feasibility_penalty
         from hpo_cluster.optimizers.bayesian.acquisition_of_several import (
             allowed_improvement,
             larger_front,
@@ -265,9 +265,9 @@ class BO:
 
         processes, columns, settings = models.processes(), self.features.encode(pending), self.settings
         if len(columns) > AVERAGED:
-            processes, columns = processes.believing(columns[-FANTASIZED:]), columns[:0]
+            processes, columns = processes.fantasizing(columns[-FANTASIZED:]), columns[:0]
         if models.best is None and processes.slacks:
-            return satisfied(processes.believing(columns))
+            return satisfied(processes.fantasizing(columns))
         draws = settings.mc_samples
         if len(models.objectives) > 1:
             many = len(models.objectives) > WEIGHTED or settings.acquisition == "parego"
@@ -279,4 +279,4 @@ class BO:
         if not processes.slacks:
             return made
         likely = satisfied(processes)
-        return Sum([made, doubt(likely, power=1) if settings.acquisition in NO_LOGARITHMS else likely])
+        return Sum([made, feasibility_penalty(likely, power=1) if settings.acquisition in NO_LOGARITHMS else likely])

@@ -9,10 +9,18 @@ from numpy.typing import NDArray
 
 from hpo_cluster.space import Categorical, Space
 
+#: Scale of the logarithm of a length-scale in its prior, which is a log-normal distribution (see `gaussian_process`).
+SCALE_SPREAD = math.sqrt(3)
+
+
+def scale_location(columns: int) -> float:
+    """Return the location of the logarithm of a length-scale in the prior of a process of that many columns."""
+    return math.sqrt(2) + 0.5 * math.log(columns)
+
 
 def likeliest_scale(columns: int) -> float:
-    """Return the mode of the prior of a length-scale in a process of that many columns (see `gaussian_process`)."""
-    return math.exp(math.sqrt(2) + 0.5 * math.log(columns) - math.sqrt(3) ** 2)
+    """Return the mode of the prior of a length-scale in a process of that many columns."""
+    return math.exp(scale_location(columns) - SCALE_SPREAD**2)
 
 
 class Features:
@@ -47,7 +55,7 @@ class Features:
         return len(self.names)
 
     def encode(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Columns (``n x c``) of canonical points (``n x d``)."""
+        """Return the columns (``n x c``) of canonical points (``n x d``)."""
         out = np.zeros((len(points), self.dim))
         active = self.space.active(points)
         for axis, (start, (first, last)) in enumerate(zip(self.start, self.ends, strict=True)):
@@ -60,7 +68,7 @@ class Features:
         return out
 
     def decode(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Canonical points (``n x d``) of columns (``n x c``), those of discrete parameters rounded to a value."""
+        """Return canonical points (``n x d``) of columns (``n x c``); discrete parameters are rounded to a value."""
         out = np.zeros((len(columns), self.space.dim))
         for axis, (start, (first, last)) in enumerate(zip(self.start, self.ends, strict=True)):
             if self.one_hot[axis]:
@@ -75,7 +83,7 @@ class Features:
         return np.where(np.repeat(self.one_hot, [self._count(axis) for axis in range(self.space.dim)]), 1.0, side)
 
     def bounds(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-        """Least and greatest columns (``c`` each) of a box between two points (``d`` each); one-hot: 0, 1."""
+        """Return least and greatest columns (``c`` each) of a box between two points (``d`` each); one-hot: 0, 1."""
         least, greatest = np.zeros(self.dim), np.ones(self.dim)
         for axis, (start, (first, last)) in enumerate(zip(self.start, self.ends, strict=True)):
             if not self.one_hot[axis]:
@@ -89,6 +97,6 @@ class Features:
         return np.minimum((u * count).astype(np.int64), count - 1)
 
     def _count(self, axis: int) -> int:
-        """Number of columns of a parameter."""
+        """Return the number of columns of a parameter."""
         ends = [*self.start[1:], self.dim]
         return ends[axis] - self.start[axis]

@@ -43,7 +43,7 @@ from linear_operator.utils.warnings import NumericalWarning
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo_cluster.optimizers.bayesian.encoding import likeliest_scale
+from hpo_cluster.optimizers.bayesian.encoding import SCALE_SPREAD, likeliest_scale, scale_location
 
 Array: TypeAlias = NDArray[np.float64]
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -54,8 +54,8 @@ MOST_SCALE, MOST_NOISE, STEPS = 100.0, 1.0, 60
 #: By what share the bounds of a fit are wider: the libraries keep them, and their logarithms, in single precision.
 ROUNDED = 1e-6
 
-#: Location and scale of the logarithm of the noise variance, and the scale of that of a length-scale.
-NOISE_PRIOR, SCALE_SPREAD = (-4.0, 2.0), math.sqrt(3)
+#: Location and scale of the logarithm of the noise variance.
+NOISE_PRIOR = (-4.0, 2.0)
 
 #: Logarithms of the noise variance that a fit starts from.
 NOISE_STARTS = (-8.0, -2.0)
@@ -68,7 +68,7 @@ FACTORISED, TRIES = 2000, 6
 AT_ONCE, LEAST_VARIANCE = 512, 1e-10
 
 
-class Least(NamedTuple):
+class LowerBounds(NamedTuple):
     """Lower bounds of the length-scales and of the noise variance in a fit."""
 
     scale: float = 0.02
@@ -76,7 +76,7 @@ class Least(NamedTuple):
 
 
 #: The bounds of a fit unless others are given.
-LEAST = Least()
+LEAST = LowerBounds()
 
 
 @contextmanager
@@ -115,8 +115,8 @@ class Process:
     spread: float
 
     @classmethod
-    def fitted(cls, inputs: Array, outcomes: Array, least: Least = LEAST, units: Array | None = None) -> Process:
-        """Maximum a posteriori from two fixed starts: one with little noise, one with much.
+    def fitted(cls, inputs: Array, outcomes: Array, least: LowerBounds = LEAST, units: Array | None = None) -> Process:
+        """Fit by maximum a posteriori from two fixed starts: one with little noise, one with much.
 
         The density often has one maximum with little noise and short length-scales, and one with much noise and long
         ones. Both starts have the length-scales at the modes of their priors. A batch of two processes is fitted, so
@@ -154,7 +154,7 @@ class Process:
 
     @classmethod
     def conditioned(cls, inputs: Array, outcomes: Array, scales: Sequence[float], noise: float) -> Process:
-        """The process of outcomes (in any units) with hyperparameters as they are, and the best mean."""
+        """Return the process of outcomes (in any units) with given hyperparameters, and the likeliest mean."""
         y, location, spread = _standardised(outcomes)
         return cls._with(inputs, y, None, torch.tensor(scales, dtype=torch.float64), noise, location, spread)
 
@@ -170,7 +170,7 @@ class Process:
         spread: float,
         mean: float | None = None,
     ) -> Process:
-        """The process of standardised outcomes; the mean is the likeliest one given the rest unless it is given."""
+        """Return the process of standardised outcomes; a mean that is None is the likeliest one given the rest."""
         gp = _made(inputs, y[:, None], units, LEAST)
         gp.covar_module.lengthscale = scales.clamp(LEAST.scale, MOST_SCALE)
         gp.likelihood.noise = min(max(noise, LEAST.noise), MOST_NOISE)
@@ -180,12 +180,12 @@ class Process:
         gp.eval()
         return cls(gp, inputs, y, units, location, spread)
 
-    def told(self, inputs: Array, outcomes: Array) -> Process:
+    def conditioned_on(self, inputs: Array, outcomes: Array) -> Process:
         """Return the process of other observations (``n x c`` and ``n``, in any units) with these hyperparameters."""
         y, location, spread = _standardised(outcomes)
         return self._with(inputs, y, self.units, self._lengthscale, self.noise, location, spread)
 
-    def believing(self, inputs: Array) -> Process:
+    def fantasizing(self, inputs: Array) -> Process:
         """Return the process that fantasizes its own mean at `inputs` (``m x c``; kriging believer)."""
         if len(inputs) == 0:
             return self
@@ -228,13 +228,13 @@ class Process:
         return found
 
     def means(self, inputs: Array) -> Array:
-        """Posterior mean (``m``) at inputs (``m x c``), standardised."""
+        """Return the posterior mean (``m``) at inputs (``m x c``), standardised."""
         with computing(0), torch.no_grad():
             weights, every = self.caches[0], tensor(self.inputs)
             return np.asarray((self.covariance(tensor(inputs), every) @ weights).numpy() + self.mean)
 
     def posterior(self, inputs: Array) -> tuple[Array, Array]:
-        """Mean and variance (``m`` each) of the noiseless function at inputs (``m x c``), standardised.
+        """Return mean and variance (``m`` each) of the noiseless function at inputs (``m x c``), standardised.
 
         BoTorch would compute the joint covariance of all inputs for it.
         """
@@ -249,7 +249,7 @@ class Process:
         return means, variances
 
     def sample(self, inputs: Array, normals: Array) -> Array:
-        """Joint draws (``m x k``) at inputs (``m x c``) from standard normal numbers (``m x k``)."""
+        """Return joint draws (``m x k``) at inputs (``m x c``) from standard normal numbers (``m x k``)."""
         with computing(0), torch.no_grad():
             posterior = self.gp.posterior(tensor(inputs))
             count = normals.shape[1]
@@ -278,14 +278,14 @@ def tensor(array: Array) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
 
 
-def _made(inputs: Array, y: Array, units: Array | None, least: Least) -> SingleTaskGP:
+def _made(inputs: Array, y: Array, units: Array | None, least: LowerBounds) -> SingleTaskGP:
     """Return an untrained process of standardised outcomes (``n x k``): k processes of the same inputs."""
     columns, batch = inputs.shape[1], torch.Size([y.shape[1]] if y.shape[1] > 1 else [])
     kernel = MaternKernel(
         nu=2.5,
         ard_num_dims=columns,
         batch_shape=batch,
-        lengthscale_prior=LogNormalPrior(_scale_location(columns), SCALE_SPREAD),
+        lengthscale_prior=LogNormalPrior(scale_location(columns), SCALE_SPREAD),
         lengthscale_constraint=_between(least.scale, MOST_SCALE),
     )
     likelihood = GaussianLikelihood(
@@ -321,11 +321,6 @@ def _freeable(module: Module) -> Module:
 def _between(low: float, high: float) -> LogTransformedInterval:
     """Return the bounds of a hyperparameter, which is fitted in its logarithm."""
     return LogTransformedInterval(low * (1 - ROUNDED), high * (1 + ROUNDED), initial_value=math.sqrt(low * high))
-
-
-def _scale_location(columns: int) -> float:
-    """Return the location of the logarithm of a length-scale."""
-    return math.sqrt(2) + 0.5 * math.log(columns)
 
 
 def _likeliest_mean(gp: SingleTaskGP) -> float:

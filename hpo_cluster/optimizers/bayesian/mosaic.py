@@ -57,7 +57,7 @@ from hpo_cluster.optimizers.bayesian.turbo import box_sides
 from hpo_cluster.optimizers.dataset import Dataset, Moment, Row
 from hpo_cluster.optimizers.designs.sequence import Design, lhs_block
 from hpo_cluster.optimizers.replay import Replay
-from hpo_cluster.space import Categorical, Space
+from hpo_cluster.space import Space
 from hpo_cluster.trial import Ask, Origin, derive_seed
 
 if TYPE_CHECKING:
@@ -75,6 +75,9 @@ LOCAL_MOST = 100
 #: Most cells that are searched side by side, the likelihood of each relative to the one before, and how far apart
 #: their centres lie.
 CENTRES, FADING, CLEARING = 16, 0.7, 1.5
+
+#: Best observations among which the centres are chosen.
+ELIGIBLE = 200
 
 #: A cell is not searched if the noise is more than `NOISY` of the variance around it, and the means inside it differ by
 #: less than `DROWNED` standard deviations of the noise.
@@ -175,12 +178,12 @@ class Mosaic:
         self.space, self.settings, self.seed = space, settings, seed
         self.features = Features(space)
         parameters = [parameter for _, parameter in space]
-        self._unordered = np.array([isinstance(p, Categorical) and not p.ordered for p in parameters])
+        self._unordered = np.array([parameter.unordered for parameter in parameters])
         self._step = np.array([1.0 / p.cardinality if p.cardinality else 0.0 for p in parameters])
         self._design = Design(space, lhs_block(settings.initial, space.dim, seed), seed)
+        self._outcomes = VARIED if settings.outcome == "varied" else (settings.outcome,)
         self._replay = Replay(lambda: Credit(settings, seed))  # a cache, like those below
         self._fitted = Fitted(CENTRES * len(VARIED))
-        self._outcomes = VARIED if settings.outcome == "varied" else (settings.outcome,)
         self._models = {outcome: FittedModels(self.features, outcome) for outcome in self._outcomes}
         self._feasibility = FittedFeasibility(self.features)
         self._data: Dataset | None = None
@@ -283,20 +286,19 @@ class Mosaic:
 
     def _improvement(self, process: Process, pending: Points, seed: int) -> Acquisition:
         """Return the acquisition function of an arm; `pending` are its inputs (``p x c``)."""
-        from hpo_cluster.optimizers.bayesian.acquisition import believed, noisy_improvement
+        from hpo_cluster.optimizers.bayesian.acquisition import fantasized, noisy_improvement
 
-        return noisy_improvement(*believed(process, pending, AVERAGED, FANTASIZED), DRAWS, seed)
+        return noisy_improvement(*fantasized(process, pending, AVERAGED, FANTASIZED), DRAWS, seed)
 
     def _centre(self, observations: Observations, capacity: int, most: int, rng: np.random.Generator) -> Points:
         """Draw one of the centres (``d``)."""
         points, widths, centres = observations.points, list[float](), list[Points]()
-        for i in np.argsort(-observations.targets, kind="stable")[:200]:
+        last = min(capacity, len(points) - 1)
+        for i in np.argsort(-observations.targets, kind="stable")[:ELIGIBLE]:
             if all(self._distances(points[i][None], c)[0] >= width for c, width in zip(centres, widths, strict=True)):
                 far = self._distances(points, points[i])
                 centres.append(points[i])
-                widths.append(
-                    CLEARING * float(np.partition(far, min(capacity, len(far) - 1))[min(capacity, len(far) - 1)])
-                )
+                widths.append(CLEARING * float(np.partition(far, last)[last]))
             if len(centres) == min(most, CENTRES):
                 break
         likely = FADING ** np.arange(len(centres))

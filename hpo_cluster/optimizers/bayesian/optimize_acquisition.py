@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hpo_cluster.optimizers.batch import Points
 from hpo_cluster.optimizers.bayesian.encoding import Features
-from hpo_cluster.space import Categorical, Parameter, Space
+from hpo_cluster.space import Parameter, Space
 from hpo_cluster.space.sampling import Key, free_point, key_of, remaining_points
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ STEPS = (0.1, 0.03, 0.01, 0.003)
 
 #: Steps to other values that the local search tries along an integer axis, in both directions.
 STRIDES = (1, 2, 4, 8)
+
+#: Most steps of the local search over discrete parameters.
+ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def box_around(space: Space, centre: Points, half: float) -> tuple[Points, Point
     """
     halves = np.full(space.dim, half)
     for axis, (_, parameter) in enumerate(space):
-        if isinstance(parameter, Categorical) and not parameter.ordered:
+        if parameter.unordered:
             halves[axis] = 1.0
         elif parameter.cardinality is not None:
             halves[axis] = max(half, 1 / parameter.cardinality)
@@ -280,12 +283,12 @@ def _wander(goal: Goal, starts: Points, rng: np.random.Generator) -> Points:
     return current
 
 
-def _improve(goal: Goal, starts: Points, rounds: int = 6) -> Points:
+def _improve(goal: Goal, starts: Points) -> Points:
     """Return canonical points (``k x d``) after a steepest local search over the values of discrete parameters."""
     score = goal.score
     current, values = starts.copy(), score(starts)
     active = list(range(len(current)))
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         moves = {i: _neighbours(goal, current[i]) for i in active}
         if not any(len(m) for m in moves.values()):
             break
@@ -327,8 +330,7 @@ def _neighbours(goal: Goal, point: Points) -> Points:
 def parameter_neighbours(parameter: Parameter, u: float) -> list[float]:
     """Return canonical coordinates near `u`: all other values of an unordered choice, else `STRIDES` to both sides."""
     here, count = parameter.index(u), parameter.cardinality or 0
-    unordered = isinstance(parameter, Categorical) and not parameter.ordered
-    indices = [index for index in range(count) if index != here] if unordered else _strides(here, count - 1)
+    indices = [index for index in range(count) if index != here] if parameter.unordered else _strides(here, count - 1)
     return [parameter.encode(parameter.value(index)) for index in indices]
 
 

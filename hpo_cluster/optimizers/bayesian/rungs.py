@@ -57,14 +57,14 @@ class RungFeatures(Features):
         self.places = tuple(1 - span * math.log(share) / math.log(shares[0]) for share in (*shares, 1.0))
 
     def encode(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Columns (``n x c``) of canonical points (``n x d``, or ``n x (d + 1)`` with the fidelity)."""
+        """Return the columns (``n x c``) of canonical points (``n x d``, or ``n x (d + 1)`` with the fidelity)."""
         dim = self.space.dim
         out = super().encode(points[:, :dim])
         out[:, self.columns] = points[:, dim] if points.shape[1] > dim else 1.0
         return out
 
     def bounds(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-        """Least and greatest columns (``c`` each) of a box between two points (``d`` each), at the top."""
+        """Return least and greatest columns (``c`` each) of a box between two points (``d`` each), at the top."""
         least, greatest = super().bounds(low, high)
         least[self.columns] = 1.0
         return least, greatest

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from hpo_cluster.optimizers.bayesian.acquisition import Acquisition
-    from hpo_cluster.optimizers.bayesian.gaussian_process import Least, Process
+    from hpo_cluster.optimizers.bayesian.gaussian_process import LowerBounds, Process
 
 #: Most observations that hyperparameters are fitted to, and that the process is conditioned on: of those of the last
 #: fit, and of those since.
@@ -77,7 +77,7 @@ class Surrogate:
             points: canonical points (``m x d``).
             pending: canonical points in flight (``p x d``, p may be 0).
         """
-        process = self.process.believing(self.features.encode(pending))
+        process = self.process.fantasizing(self.features.encode(pending))
         mean, variance = process.posterior(self.features.encode(points))
         return process.location + process.spread * mean, process.spread * np.sqrt(variance)
 
@@ -118,7 +118,7 @@ def conditioned(fitted: Surrogate, observations: Observations, outcome: Outcome)
     Raises:
         SurrogateError: too few different values.
     """
-    return _surrogate(fitted.features, observations, outcome, fitted.process.told)
+    return _surrogate(fitted.features, observations, outcome, fitted.process.conditioned_on)
 
 
 def _surrogate(
@@ -153,10 +153,10 @@ class Fitted:
         name: object,
         inputs: NDArray[np.float64],
         outcomes: NDArray[np.float64],
-        least: Least | None = None,
+        least: LowerBounds | None = None,
         units: NDArray[np.float64] | None = None,
     ) -> Process:
-        """See `hpo_cluster.optimizers.bayesian.gaussian_process.Process.fitted`."""
+        """Return the process of these arguments, fitted only if it is not remembered; see `Process.fitted`."""
         from hpo_cluster.optimizers.bayesian.gaussian_process import LEAST, Process
 
         key = name, inputs.tobytes() + outcomes.tobytes() + (b"" if units is None else units.tobytes())

@@ -27,7 +27,6 @@ infeasible count as the worst value of the region. Imported trials take the plac
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +41,7 @@ from hpo_cluster.optimizers.bayesian.surrogate import Fitted
 from hpo_cluster.optimizers.dataset import Dataset, Moment, Row
 from hpo_cluster.optimizers.designs.sequence import Design, lhs_block
 from hpo_cluster.optimizers.replay import Replay
-from hpo_cluster.space import Categorical, Space
+from hpo_cluster.space import Space
 from hpo_cluster.space.sampling import Key, key_of
 from hpo_cluster.trial import Ask, derive_seed
 
@@ -269,13 +268,13 @@ class Turbo:
         moved[np.arange(count), rng.integers(dim, size=count)] = True
         points = low + cube * (high - low)
         for axis, (_, parameter) in enumerate(self.space):
-            if isinstance(parameter, Categorical) and not parameter.ordered:
+            if parameter.unordered:
                 points[:, axis] = np.where(cube[:, axis] < min(length, 1.0), rng.random(count), centre[axis])
         points = self.space.snap(np.where(moved, points, centre))
         return points[self.space.allowed(points)] if self.space.constraints else points
 
 
-def box_sides(features: Features, length: float, scales: Points | Sequence[float]) -> Points:
+def box_sides(features: Features, length: float, scales: Points) -> Points:
     """Return the sides (``d``) of a box of volume ``length^d``, in proportion to length-scales (``c``), choices 1."""
     own = np.array([1.0 if hot else scales[start] for start, hot in zip(features.start, features.one_hot, strict=True)])
     return np.asarray(length * own / np.exp(np.log(own).mean()), dtype=np.float64)

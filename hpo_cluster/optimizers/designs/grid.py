@@ -28,7 +28,7 @@ from hpo_cluster.errors import ConfigError
 from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.batch import Batch, Found
 from hpo_cluster.optimizers.dataset import Dataset
-from hpo_cluster.space import Categorical, Space
+from hpo_cluster.space import Space
 from hpo_cluster.space.sampling import Key, axis_values, key_of
 from hpo_cluster.text import instead_of
 from hpo_cluster.trial import Ask, derive_seed
@@ -143,10 +143,9 @@ def _levels(space: Space, name: str, named: int | None, default: int) -> NDArray
     """Return the canonical coordinates of the levels of a parameter."""
     parameter = space.parameters[name]
     levels = named or default
-    if parameter.cardinality is not None:
-        whole = isinstance(parameter, Categorical) and not parameter.ordered and named is None
-        if whole or parameter.cardinality <= levels:
-            return axis_values(space, name)
+    whole = parameter.unordered and named is None
+    if parameter.cardinality is not None and (whole or parameter.cardinality <= levels):
+        return axis_values(space, name)
     ends = np.linspace(0.0, 1.0, levels) if levels > 1 else np.array([0.5])
     return np.array(
         list(dict.fromkeys(parameter.encode(parameter.decode(parameter.warp(float(u)))) for u in ends)),

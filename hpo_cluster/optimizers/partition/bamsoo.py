@@ -43,7 +43,7 @@ from hpo_cluster.optimizers.dataset import Row
 from hpo_cluster.optimizers.partition.replayed_search import Evaluation, SearchOptimizer, Status
 from hpo_cluster.optimizers.partition.soo import SOOSettings, SOOTree
 from hpo_cluster.space import Space
-from hpo_cluster.space.sampling import Key, key_of
+from hpo_cluster.space.sampling import Key
 from hpo_cluster.trial import Origin, Proposal, Settled
 
 #: Approximations in a row, for each part of a cut, before one is evaluated.
@@ -139,21 +139,20 @@ class BaMSOOTree(SOOTree):
 
     def asked(self, rows: Sequence[Row]) -> None:
         """Apply the rows of one ask, with the decisions that the history holds."""
-        keys = [key_of(self.space, row.point) for row in rows]
-        for row, key in zip(rows, keys, strict=True):
+        for row in rows:
             if row.origin is Origin.APPROXIMATED:
-                self._past.setdefault(key, deque()).append(row.target)
+                self._past.setdefault(row.key, deque()).append(row.target)
             elif row.origin is Origin.EVALUATED:
-                self._proposed.add(key)
+                self._proposed.add(row.key)
         while self._proposed or any(self._past.values()):
             evaluation = self.head()
             if evaluation is None or evaluation.key not in self._proposed:
                 break
             self._proposed.remove(evaluation.key)
             self.issue(evaluation)
-        for row, key in zip(rows, keys, strict=True):
-            known = row.origin is Origin.EVALUATED and key not in self._proposed
-            if not known and (row.origin is not Origin.APPROXIMATED or self._past[key]):
+        for row in rows:
+            known = row.origin is Origin.EVALUATED and row.key not in self._proposed
+            if not known and (row.origin is not Origin.APPROXIMATED or self._past[row.key]):
                 self.adopt(row)
         self._past, self._proposed = {}, set()
 

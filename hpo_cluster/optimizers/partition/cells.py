@@ -27,7 +27,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_cluster.space import Categorical, Space, Value
+from hpo_cluster.space import Space, Value
 from hpo_cluster.space.sampling import axis_values
 
 Side: TypeAlias = tuple[int, int]
@@ -177,9 +177,8 @@ class Partition:
             if parameter.cardinality is None:
                 self.axes.append(RealAxis(sections, resolution))
             else:
-                unordered = isinstance(parameter, Categorical) and not parameter.ordered
                 coordinates = [float(u) for u in axis_values(space, name)]
-                self.axes.append(FiniteAxis(coordinates, None if unordered else sections))
+                self.axes.append(FiniteAxis(coordinates, None if parameter.unordered else sections))
         self.whole: Cell = tuple(axis.whole for axis in self.axes)
         self._needed = [_needed(space, name) for name in space.axes]
         self._always = not any(self._needed)

@@ -22,7 +22,7 @@ ask for the same.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from hpo_cluster.optimizers.base import OptimizerSettings
 from hpo_cluster.optimizers.batch import Batch, Found, Points
 from hpo_cluster.optimizers.dataset import Dataset, Row
 from hpo_cluster.optimizers.rungs.hyperband import first_rung
-from hpo_cluster.space import Categorical, Space
+from hpo_cluster.space import Parameter, Space
 from hpo_cluster.space.sampling import free_point, key_of
 from hpo_cluster.trial import Ask, derive_seed
 
@@ -177,10 +177,10 @@ class Density:
         return self.space.snap(out)
 
 
-def _choices(parameter: Any) -> int:
+def _choices(parameter: Parameter) -> int:
     """Return the number of choices of an unordered parameter; 0 for one whose values are in order."""
-    unordered = isinstance(parameter, Categorical) and not parameter.ordered and (parameter.cardinality or 0) > 1
-    return (parameter.cardinality or 0) if unordered else 0
+    count = parameter.cardinality or 0
+    return count if parameter.unordered and count > 1 else 0
 
 
 def _other(width: float, count: int) -> float:

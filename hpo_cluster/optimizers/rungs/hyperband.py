@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hpo_cluster.optimizers.dataset import Dataset
 from hpo_cluster.optimizers.designs.random_search import RandomSearch, RandomSettings
 from hpo_cluster.trial import Ask
 
@@ -39,7 +38,8 @@ class Hyperband(RandomSearch):
     def ask(self, history: pd.DataFrame, n: int) -> Ask:
         """Return at most `n` proposals; see `hpo_cluster.optimizers.base.Optimizer.ask`."""
         asked = super().ask(history, n)
-        data = self._data or Dataset.read(self.space, history)
+        data = self._data
+        assert data is not None  # the base class has read it
         proposals = tuple(
             replace(proposal, info={**proposal.info, "rung": first_rung(trial, data.shares)})
             for trial, proposal in enumerate(asked.proposals, data.next_trial)

@@ -18,7 +18,7 @@ from hpo_cluster.record.exchange.facts import RUNG_VALUE, TRAIN_LOSS, Outline, T
 from hpo_cluster.record.exchange.libraries import need
 from hpo_cluster.record.history import METRIC_PREFIX
 from hpo_cluster.space import Categorical, Float, Integer, Parameter, Space
-from hpo_cluster.text import instead_of
+from hpo_cluster.text import first_line, instead_of
 from hpo_cluster.trial import BASELINE, Origin, State
 
 #: Attributes of a study that say which campaign it holds.
@@ -61,7 +61,7 @@ def _storage(place: str) -> Any:
     except OSError:
         raise
     except Exception as error:  # of Optuna, SQLAlchemy or the driver of a database: any
-        why = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+        why = first_line(str(getattr(error, "orig", None) or error))
         raise ConfigError([f"{place}: cannot be opened as an Optuna storage: {why}"]) from error
 
 

@@ -12,7 +12,7 @@ from hpo_cluster.record.clock import moment
 from hpo_cluster.report.data import Campaign, shorten
 from hpo_cluster.report.figures.description import Axis, Bars, Figure, Layer, Line, Panel, Spans
 from hpo_cluster.report.figures.shared import time_unit
-from hpo_cluster.text import in_markdown
+from hpo_cluster.text import first_line, in_markdown
 from hpo_cluster.trial import BASELINE, Origin, State
 
 #: Most attempts and lanes drawn; of more, the last ones.
@@ -167,7 +167,7 @@ def failures(campaign: Campaign) -> Figure | None:
     )
     messages: dict[tuple[str, str], list[int]] = {}
     for trial, error in errors:
-        text = next(iter(str(error.get("message") or "").splitlines()), "")[:160]
+        text = first_line(str(error.get("message") or ""))[:160]
         messages.setdefault((str(error["kind"]), text), []).append(trial.number)
     table = ["| attempts | kind | message | trials |", "| ---: | --- | --- | --- |"]
     for (kind, text), trials in sorted(messages.items(), key=lambda item: -len(item[1]))[:MOST_ERRORS]:

@@ -41,25 +41,26 @@ def score_by_parameter(campaign: Campaign) -> Figure | None:
         ended = drawn[drawn[name].notna()]  # where the parameter is active
         x = parameter_positions(parameter, list(ended[name]))
         layers = [*values.layers, *baseline_rule(campaign), *state_points(values, x, ended)]
-        layers += _ring(campaign, dict(zip(ended["trial"], x, strict=True)), None)
+        layers += _marks(campaign, dict(zip(ended["trial"], x, strict=True)), None)
         panels.append(Panel(parameter_axis(name, parameter), values.axis, layers, height=2.7))
+    marked = "the diamonds are the Pareto front" if campaign.several else "the ring is the best one"
     reading = (
-        "Each marker is one evaluation, at its value of the parameter; the ring is the best one. A slope that all "
+        f"Each marker is one evaluation, at its value of the parameter; {marked}. A slope that all "
         "markers share says that the parameter matters by itself; a cloud says that others decide, or luck."
     )
     return Figure("Score by each parameter", reading, panels, columns_for(len(panels)))
 
 
-def _ring(campaign: Campaign, x: dict[int, float], y: dict[int, float] | None) -> list[Layer]:
-    """Return the mark of the best trial, if it is drawn."""
-    if campaign.several or campaign.ranked.empty:
+def _marks(campaign: Campaign, x: dict[int, float], y: dict[int, float] | None) -> list[Layer]:
+    """Return the marks of the best trial, or of the Pareto front; empty if none of them is drawn."""
+    best = campaign.front if campaign.several else campaign.ranked.head(1)
+    best = best[best["trial"].isin(list(x))]
+    if best.empty:
         return []
-    row = campaign.ranked.iloc[0]
-    trial = int(row["trial"])
-    if trial not in x:
-        return []
-    height = float(row["value"]) if y is None else y[trial]
-    return [Points((x[trial],), (height,), "best", "best", (trial,))]
+    trials = tuple(int(trial) for trial in best["trial"])
+    heights = numbers(best["value"]) if y is None else tuple(y[trial] for trial in trials)
+    style, label = ("front", "Pareto front") if campaign.several else ("best", "best")
+    return [Points(tuple(x[trial] for trial in trials), heights, style, label, trials)]
 
 
 def parameters_over_time(campaign: Campaign) -> Figure | None:
@@ -80,7 +81,7 @@ def parameters_over_time(campaign: Campaign) -> Figure | None:
             chosen = tuple(trials[i] for i in mine)
             layers.append(Points(numbers(chosen), tuple(y[i] for i in mine), str(state), str(state), chosen))
         at = dict(zip(trials, numbers(trials), strict=True))
-        layers += _ring(campaign, at, dict(zip(trials, y, strict=True)))
+        layers += _marks(campaign, at, dict(zip(trials, y, strict=True)))
         panels.append(Panel(axis, parameter_axis(name, parameter), layers, height=2.7))
     reading = (
         "The values that the optimizer tried, in the order of the trials. Markers that draw together say that it has "

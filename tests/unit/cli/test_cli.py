@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from hpo_cluster.cli import display
-from hpo_cluster.cli.arguments import COMMANDS, OPEN_GROUPS, SETTLED_KEYS, campaigns_nearby
+from hpo_cluster.cli.arguments import campaigns_nearby
+from hpo_cluster.cli.command_table import COMMANDS, OPEN_GROUPS, SETTLED_KEYS
 from hpo_cluster.cli.config.groups import GROUPS, conf_dir, options
 from hpo_cluster.cli.config.schema import OPERATIONAL, TOP_KEYS
 from hpo_cluster.cli.main import main
@@ -314,6 +315,7 @@ def test_a_budget_that_is_spent_already_ends_the_campaign() -> None:
     done = run("resume", "campaigns/first", "budget=2")
     assert done.returncode == 0, done.stderr
     assert "3/2 done" in done.stdout
+    assert "A larger one goes on:  hpo-cluster resume campaigns/first budget=6" in done.stdout
 
 
 def test_a_finished_campaign_says_how_to_go_on_and_stays_finished(here: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo_cluster.cli.arguments import COMMANDS
+from hpo_cluster.cli.command_table import COMMANDS
 from hpo_cluster.cli.completion import PARAMETER_FIELDS, SCRIPTS, candidates
 from hpo_cluster.cli.main import main
 from hpo_cluster.space import PARAMETER_FIELDS as FIELDS_OF_A_PARAMETER

@@ -635,8 +635,18 @@ def test_a_configuration_of_one_s_own(here: Path) -> None:
 
 
 def test_every_value_that_hydra_refuses_is_named() -> None:
-    told = faults_of("launcher=slurm", "launcher.setup.x=3", "data.fields.a.b=1", "~launcher.extra.no", "seed=-1")
+    told = faults_of(
+        "launcher=slurm",
+        "launcher.setup.x=3",
+        "data.fields.a.b=1",
+        "~launcher.extra.no",
+        "seed=-1",
+        "objective.metrics={acc: maximize}",
+        "launcher.extra=[gres]",
+    )
     for expected in (
+        "objective.metrics={acc: maximize}: must be a list, like [A, B]",
+        "launcher.extra=[gres]: must be a mapping, like {NAME: VALUE}",
         "launcher.setup.x=3: cannot be applied",
         "~launcher.extra.no: cannot be applied",
         "seed=-1: must be",
@@ -688,7 +698,8 @@ def test_resuming_changes_operational_keys_only() -> None:
     text = str(caught.value)
     assert text.startswith("6 faults:")
     assert "seed=1: belongs to the campaign's identity and cannot change; accepted: launcher, tracking, budget" in text
-    assert "hpo-cluster run optimizer=lhs campaign=NEW_NAME" in text
+    assert "for another campaign: hpo-cluster run ... seed=1 campaign=NEW_NAME\n" in text
+    assert "hpo-cluster run ... optimizer=lhs campaign=NEW_NAME 'warm_start=[campaigns/first]'" in text
     assert "wrokers: is not a key; did you mean workers?" in text
 
 

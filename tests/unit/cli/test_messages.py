@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from support.compared import campaign
 
-from hpo_cluster.cli.arguments import COMMANDS, parse
+from hpo_cluster.cli.arguments import parse
+from hpo_cluster.cli.command_table import COMMANDS
 from hpo_cluster.cli.completion import candidates
 from hpo_cluster.cli.main import main
 from hpo_cluster.text import command_line, counted

@@ -187,7 +187,18 @@ def test_a_failing_command_may_say_why_itself(tmp_path: Path) -> None:
 
 def test_a_killed_command_is_named_by_its_signal(tmp_path: Path) -> None:
     error = evaluate(tmp_path, "kill -9 $$", status=1)
-    assert "killed by SIGKILL (out of memory?)" in error["message"]
+    assert error["message"] == "killed by SIGKILL (out of memory?): no output (kill -9 $$)"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("echo step 3; kill -9 $$", "killed by SIGKILL (out of memory?): its last line was 'step 3' ("),
+        ("echo RuntimeError: lost >&2; kill -6 $$", "killed by SIGABRT: RuntimeError: lost ("),
+    ],
+)
+def test_what_a_killed_command_had_printed_is_not_told_as_the_cause(tmp_path: Path, command: str, message: str) -> None:
+    assert evaluate(tmp_path, command, status=1)["message"].startswith(message)
 
 
 @pytest.mark.parametrize("command", ["true", "echo done", "echo [1]", """printf '{{\\n"value": 1\\n}}'"""])

@@ -18,11 +18,11 @@ from hpo_cluster.optimizers.bayesian.acquisition import (
     LOOKS,
     Acquisition,
     Sum,
-    believed,
     climbed,
-    doubt,
     drawn,
+    fantasized,
     feasibility,
+    feasibility_penalty,
     guided,
     improvement,
     noisy_improvement,
@@ -59,7 +59,7 @@ ALL: dict[str, Callable[[], Acquisition]] = {
     "ucb": lambda: upper_bound(PROCESS, PENDING, 4.0),
     "thompson": lambda: draw(1),
     "feasibility": lambda: feasibility(LABELLED),
-    "doubt": lambda: doubt(feasibility(LABELLED)),
+    "feasibility penalty": lambda: feasibility_penalty(feasibility(LABELLED)),
     "sum": lambda: Sum([noisy_improvement(PROCESS, NOBODY, 64, 0), feasibility(LABELLED)]),
 }
 
@@ -156,8 +156,10 @@ def test_feasibility_is_high_where_it_was_seen() -> None:
     feasible = feasibility(LABELLED)
     assert np.exp(values_of(feasible, sure)[0] / CAUTION) > 0.9
     assert np.exp(values_of(feasible, lost)[0] / CAUTION) < 0.1
-    assert values_of(doubt(feasible), sure)[0] == 0.0
-    assert values_of(doubt(feasible), lost)[0] == pytest.approx(values_of(feasible, lost)[0] + CAUTION * math.log(2))
+    assert values_of(feasibility_penalty(feasible), sure)[0] == 0.0
+    assert values_of(feasibility_penalty(feasible), lost)[0] == pytest.approx(
+        values_of(feasible, lost)[0] + CAUTION * math.log(2)
+    )
 
 
 def test_only_points_that_may_be_the_best_are_compared_with() -> None:
@@ -176,8 +178,8 @@ def test_only_some_points_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_too_many_pending_points_are_believed() -> None:
-    assert believed(PROCESS, PENDING, averaged=5, most=3) == (PROCESS, PENDING)
-    process, rest = believed(PROCESS, PENDING, averaged=4, most=3)
+    assert fantasized(PROCESS, PENDING, averaged=5, most=3) == (PROCESS, PENDING)
+    process, rest = fantasized(PROCESS, PENDING, averaged=4, most=3)
     assert len(rest) == 0
     best = PENDING[np.argsort(-PROCESS.posterior(PENDING)[0])[:3]]
     assert process.inputs[len(X) :] == pytest.approx(best)

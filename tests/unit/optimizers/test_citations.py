@@ -15,7 +15,10 @@ FIELDS = {"@article": {"journal"}, "@inproceedings": {"booktitle"}, "@misc": set
 
 def test_every_optimizer_of_the_registry_has_a_row() -> None:
     assert set(CITATIONS) == set(OPTIMIZERS)
-    named = {key for keys in (*CITATIONS.values(), *BY_SETTING.values()) for key in keys} | {"hvarfner2022pibo"}
+    named = {key for keys in (*CITATIONS.values(), *BY_SETTING.values()) for key in keys} | {
+        "hvarfner2022pibo",
+        "daulton2021nehvi",
+    }
     assert named == set(ENTRIES)
 
 
@@ -44,6 +47,8 @@ def test_an_entry_is_well_formed(key: str) -> None:
 
 def test_settings_and_priors_add_what_they_use() -> None:
     assert citations_of({"name": "bo", "acquisition": "qlognei"})[-1] == "ament2023logei"
+    assert citations_of({"name": "bo", "acquisition": "qlognei"}, objectives=4)[-1] == "daulton2021nehvi"
+    assert citations_of({"name": "bo", "acquisition": "qlognei"}, objectives=5)[-1] == "knowles2006parego"
     assert "ament2023logei" not in citations_of({"name": "bo", "acquisition": "thompson"})
     assert citations_of({"name": "bo"}, has_prior=True)[-1] == "hvarfner2022pibo"
     assert citations_of({"name": "soo"}, has_prior=True) == ["munos2011soo"]

@@ -227,6 +227,7 @@ def test_a_frame_without_words_and_numbers_is_of_completed_trials() -> None:
         ({"state": ["running", "paused"]}, "has no column target"),
         ({"value": 1.0}, r"has a column value but no column target.*\nadd it: .*\(target=history.value\), or -history"),
         ({"target_a": 1.0, "target_b": 1.0}, r"has no column target.*\nadd it, .* first .*history\['target_a'\]"),
+        ({"target": 1.0, "slack_m": 0.5}, r"slack_m is of a constraint, which needs .*assign\(target_score=history"),
         (
             {"target": [1.0, math.nan]},
             "trial 1: completed without a target; .* failed, diverged; without a column state",

@@ -132,7 +132,7 @@ def test_the_fit_finds_a_high_top(seed: int) -> None:
 def test_other_observations_keep_the_hyperparameters(process: Process) -> None:
     """The mean is the likeliest one of theirs."""
     x = np.random.default_rng(5).random((60, 3))
-    told = process.told(x, waves(x))
+    told = process.conditioned_on(x, waves(x))
     assert np.array_equal(told.scales, process.scales)
     assert told.noise == process.noise
     gram = kernel(told.scales, x, x) + told.noise * np.eye(60)
@@ -146,12 +146,12 @@ def test_believing_is_conditioning_on_what_was_expected(process: Process) -> Non
     there, at = rng.random((5, 3)), rng.random((40, 3))
     inputs = np.concatenate([process.inputs, there])
     expected, covariance = predicted(process, inputs, np.append(process.outcomes, process.means(there)), at)
-    mean, variance = process.believing(there).posterior(at)
+    mean, variance = process.fantasizing(there).posterior(at)
     assert mean == pytest.approx(expected, abs=1e-5)
     assert mean == pytest.approx(process.means(at), abs=1e-5)
     assert variance == pytest.approx(np.diag(covariance), abs=1e-5)
     assert (variance < process.posterior(at)[1] + 1e-9).all()
-    assert process.believing(there[:0]) is process
+    assert process.fantasizing(there[:0]) is process
 
 
 def test_samples_have_the_posteriors_moments(process: Process) -> None:
@@ -163,14 +163,14 @@ def test_samples_have_the_posteriors_moments(process: Process) -> None:
 
 
 def test_a_tiny_cell_is_seen_in_its_units() -> None:
-    """Inputs of a box of one millionth, with points that nearly coincide, and many believed between them."""
+    """Inputs of a box of one millionth, with points that nearly coincide, and many fantasized between them."""
     x = np.random.default_rng(7).random((60, 3))
     x[30:] = x[:30] + 1e-7
     side = np.full(3, 1e-6)
     plain, tiny = Process.fitted(x, waves(x)), Process.fitted(0.5 + 1e-6 * x, waves(x), units=side)
     at = np.random.default_rng(8).random((90, 3))
     assert tiny.posterior(0.5 + 1e-6 * at)[0] == pytest.approx(plain.posterior(at)[0], abs=0.02)
-    assert np.isfinite(tiny.believing(0.5 + 1e-6 * at).posterior(0.5 + 1e-6 * at)[0]).all()
+    assert np.isfinite(tiny.fantasizing(0.5 + 1e-6 * at).posterior(0.5 + 1e-6 * at)[0]).all()
 
 
 def living() -> int:
@@ -184,7 +184,7 @@ def test_models_are_freed_without_the_garbage_collector(process: Process) -> Non
     gc.disable()
     try:
         before = living()
-        one, other = Process.fitted(x, waves(x)), process.believing(x)
+        one, other = Process.fitted(x, waves(x)), process.fantasizing(x)
         lists = together([one, other])
         lists.posterior(tensor(x))
         assert living() == before + 3  # that with the two starts of the fit is gone

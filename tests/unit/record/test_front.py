@@ -165,6 +165,7 @@ def test_of_trials_equally_good_the_best_is_one_that_no_other_dominates(parts: d
         ({"at_most": {"cost": 3}}, "none of 4 trials is within the bounds: cost goes from 10 to 40"),
         ({"weights": [1, 2]}, "weights=[1, 2]: give a number for each metric"),
         ({"weights": {"acc": "much"}}, "give a number for each metric"),
+        ({"at_most": "cost"}, "such as at_most='{gpu_seconds: 30}'"),
         ({"weihgts": {"acc": 1}}, "weihgts: is not a key; did you mean weights?"),
     ],
 )

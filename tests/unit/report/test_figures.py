@@ -39,6 +39,25 @@ def completed(value: float) -> dict[str, Any]:
     return {"state": "completed", "value": value, "metrics": {"score": value, "other": -value}}
 
 
+def test_with_several_objectives_the_front_is_marked_by_each_parameter(tmp_path: Path) -> None:
+    goals = [{"name": "score", "direction": "maximize"}, {"name": "cost", "direction": "minimize"}]
+    ends = [
+        {"state": "completed", "value": score, "metrics": {"score": score, "cost": cost}}
+        for score, cost in [(0.9, 3.0), (0.8, 3.0), (0.7, 1.0)]
+    ]
+    campaign = campaign_of(tmp_path / "c", ends, {**OBJECTIVE, "metrics": goals})
+    by_value, over_time = parameters.score_by_parameter(campaign), parameters.parameters_over_time(campaign)
+    assert by_value is not None
+    assert over_time is not None
+    assert "the diamonds are the Pareto front" in by_value.reading
+    for panel in (*by_value.panels, *over_time.panels):
+        assert {0, 2} == {
+            n for layer in panel.layers if isinstance(layer, Points) and layer.style == "front" for n in layer.trials
+        }
+    (marks,) = [layer for layer in by_value.panels[0].layers if isinstance(layer, Points) and layer.style == "front"]
+    assert marks.y == (0.9, 0.7)
+
+
 def test_a_trial_that_violates_a_constraint_is_never_the_best_of_the_other_metrics(tmp_path: Path) -> None:
     goals = [{"name": "score", "direction": "maximize"}, {"name": "cost", "direction": "minimize"}]
     objective = {**OBJECTIVE, "metrics": goals, "constraints": [{"name": "memory", "at_most": 4.0}]}
@@ -233,7 +252,7 @@ def test_jobs_lie_on_lanes_that_do_not_overlap(tmp_path: Path) -> None:
 
 
 def test_failures_count_attempts(tmp_path: Path) -> None:
-    failed = {"state": "failed", "error": {"kind": "code", "message": "no\nluck"}}
+    failed = {"state": "failed", "error": {"kind": "code", "message": "\nno\nluck"}}
     lost = {"state": "failed", "error": {"kind": "node", "message": "gone"}}
     figure = jobs.failures(campaign_of(tmp_path / "c", [failed, completed(1.0), failed, lost]))
     assert figure is not None

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from hpo_cluster.cli.config.compose import compose
 from hpo_cluster.errors import ConfigError
-from hpo_cluster.space import Space
-from hpo_cluster.space.parameters import Categorical
+from hpo_cluster.space import Categorical, Space
 
 SCALARS = st.one_of(
     st.none(),

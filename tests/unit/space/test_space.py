@@ -142,6 +142,8 @@ def test_size() -> None:
         ({"low": 0, "high": 3, "step": 1.5, "type": "int"}, "integer step"),
         ({"low": 0, "high": 3, "step": "1"}, "not a number"),
         ({"choices": [1, 2], "step": 1}, "step: unknown for type categorical"),
+        ({"values": ["a", "b"]}, "has only values; a parameter has low and high, choices, ordered"),
+        ({}, "is empty; a parameter has low and high"),
         ({"choices": ["a", "a"]}, "twice"),
         ({"choices": "ab"}, "must be a list"),
     ],
