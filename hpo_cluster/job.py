@@ -61,9 +61,11 @@ class JobStatus:
         reason: why the job ended; None if it has not ended, or if the reason is not known.
         detail: state and reason in the scheduler's own words.
         node: node on which the job runs or ran.
+        remedy: what the user can do about a job that waits and will not start as it is; empty if nothing is known.
     """
 
     state: JobState
     reason: EndReason | None = None
     detail: str = ""
     node: str | None = None
+    remedy: str = ""

@@ -22,6 +22,7 @@ from hpo_cluster.objectives import worker
 from hpo_cluster.objectives.black_box import CHECKPOINT, needed_metrics, read_output, reported_error
 from hpo_cluster.objectives.climbing import at_each_rung
 from hpo_cluster.objectives.command_line import placeholders, render
+from hpo_cluster.objectives.error_kinds import DISK_WORDS
 from hpo_cluster.record.processes import process_start
 from hpo_cluster.trial import ErrorKind
 
@@ -55,10 +56,11 @@ class Tail(threading.Thread):
         """Copy until the stream ends, without buffers: a lock held here would keep the interpreter from ending."""
         rest = b""
         while chunk := os.read(self.stream.fileno(), 1 << 16):
-            self.onto.write(chunk)
-            self.onto.flush()
             *whole, rest = (rest + chunk).split(b"\n")
             self._keep(*whole)
+            with contextlib.suppress(OSError):  # the log's disk may be full: the command goes on, and its result counts
+                self.onto.write(chunk)
+                self.onto.flush()
         self._keep(rest)
 
     def _keep(self, *lines: bytes) -> None:
@@ -97,7 +99,7 @@ def run_for(attempt: worker.Attempt, share: float) -> dict[str, Any]:
         else:  # what a program printed before it was killed or stopped is a cause only if it is an exception
             last = reason if EXCEPTION.match(reason) else f"its last line was {reason!r}" if reason else "no output"
             told = f"{how}: {last} ({command})"
-        raise AttemptError(ErrorKind.CODE, told)
+        raise AttemptError(ErrorKind.DISK if DISK_WORDS.search(reason) else ErrorKind.CODE, told)
     if output is None:
         seen = repr(out.lines[-1][:200]) if out.lines else "nothing"
         message = f'the last line of standard output must be a JSON object such as {{"value": 0.5}}, not {seen}'

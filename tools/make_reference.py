@@ -97,6 +97,10 @@ def _failure_lines() -> Iterator[str]:
     yield "## Exit codes of Slurm jobs that FAILED\n"
     codes = [(f"`{code}`", f"{why}") for code, why in slurm.EXIT_CODES.items()]
     yield from _table(("exit code", "ended because"), codes)
+    yield "## Slurm jobs that wait until somebody acts\n"
+    yield "By squeue's reason, a regular expression: the first that matches counts. `status` shows what to do.\n"
+    stuck = [(f"`{pattern}`", remedy) for pattern, remedy in slurm.STUCK]
+    yield from _table(("reason", "what to do"), stuck)
     yield "## Events of OAR jobs in Error\n"
     yield from _table(("event", "ended because"), [(f"`{event}`", f"{why}") for event, why in oar.EVENTS.items()])
 

@@ -166,6 +166,7 @@ class Campaign:
             self.tick()
         except OSError as error:
             if error.errno not in PASSING:
+                lock.check()  # if the folder was moved in the middle of a pass, that is what to say
                 raise
             wait_s = self._storage.begin()
             log.warning("storage: %s; tried again in %.0f s", error, wait_s)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -100,7 +101,10 @@ KINDS_OF_WORDS: tuple[tuple[re.Pattern[str], ErrorKind], ...] = (
     (re.compile(r"DUE TO TIME LIMIT", re.I), ErrorKind.WALLTIME),
     (re.compile(r"DUE TO PREEMPTION", re.I), ErrorKind.PREEMPTED),
     (re.compile(r"Node failure|DUE TO NODE FAILURE|Communication connection failure", re.I), ErrorKind.NODE),
-    (re.compile(r"No space left on device|Disk quota exceeded|Stale file handle", re.I), ErrorKind.DISK),
+    (
+        re.compile(r"failed: disk:|No space left on device|Disk quota exceeded|Stale file handle", re.I),
+        ErrorKind.DISK,
+    ),
 )
 
 
@@ -128,7 +132,7 @@ def awaits_reason(failure: Failure) -> bool:
     ended_at = failure.seen.get("ended_at")
     if failure.kind != ErrorKind.INTERRUPTED or not isinstance(ended_at, str):
         return False
-    return seconds_since(ended_at) < REASON_WITHIN_S
+    return abs(seconds_since(ended_at)) < REASON_WITHIN_S  # not for hours, if a clock was set back
 
 
 def explained(failure: Failure, status: JobStatus) -> Failure:
@@ -217,7 +221,15 @@ def decide(
             f"; it had not begun to train (phase {progress['phase']}): its walltime is too short for its start. "
             "Raise launcher.walltime_min"
         )
+    elif state is State.FAILED and _out_of_time(failure):
+        error["message"] += "; it needs more than its walltime. Raise launcher.walltime_min"
     return Decision(state, error)
+
+
+def _out_of_time(failure: Failure) -> bool:
+    """Return whether an attempt ended with its walltime, or at the signal by which launchers have it warned before."""
+    warned = failure.kind == ErrorKind.INTERRUPTED and failure.message.startswith(signal.SIGUSR2.name)
+    return warned or failure.kind == ErrorKind.WALLTIME
 
 
 def fruitless_kinds(trial: TrialRecord) -> list[str]:
@@ -259,7 +271,7 @@ def rests_s(trial: TrialRecord, retry_wait_s: float) -> float:
     if not lost or not trial.attempts[-1].ended_at:
         return 0.0
     wait_s = min(retry_wait_s * 2 ** (lost - 1), LONGEST_REST_S)
-    return float(wait_s - seconds_since(trial.attempts[-1].ended_at))
+    return float(wait_s - abs(seconds_since(trial.attempts[-1].ended_at)))  # not for hours, if the clock was set back
 
 
 #: Numbers, with the characters attached to them, which differ between two messages of the same error.

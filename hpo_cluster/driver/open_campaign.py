@@ -37,6 +37,17 @@ log = logging.getLogger(__name__)
 LOGGED = ("trial", "attempt", "rung", "state", "value", "token", "host", "reason")
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that leaves out what it cannot write, instead of a traceback for each line on a full disk."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # submitit's import closes all handlers, and this one opens its file again
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Say nothing."""
+
+
 class OpenCampaign:
     """An open campaign, new or existing, which this process keeps locked until `close`.
 
@@ -94,8 +105,7 @@ class OpenCampaign:
         folder = self.layout.drivers_dir / ("ticks" if self.spec.tick else utc_now().replace(":", "").replace("-", ""))
         folder.mkdir(parents=True, exist_ok=True)
         self.log_path = folder / "driver.log"
-        handler = logging.FileHandler(self.log_path, encoding="utf-8")
-        handler.handleError = lambda record: None  # type: ignore[method-assign]  # no traceback for each line on a full disk
+        handler = _LogFile(self.log_path, encoding="utf-8")
         formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
         formatter.converter = time.gmtime
         handler.setFormatter(formatter)

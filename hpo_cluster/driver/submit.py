@@ -10,11 +10,12 @@ ended, a second intent gives the attempt a new token and a job of its own.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from hpo_cluster.launchers.base import Submission, make_ref
 from hpo_cluster.launchers.commands import Backoff
 from hpo_cluster.record import clock
 from hpo_cluster.record.attempt_files import SCHEMA, document_of
-from hpo_cluster.record.files import PASSING, dumps, replace_text
+from hpo_cluster.record.files import IN_THE_WAY, PASSING, dumps, replace_text
 from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.next_attempt import END, Next, publish_next, read_next
 from hpo_cluster.record.trial_record import Member, TrialRecord
@@ -125,10 +126,11 @@ class Submitter:
                     self._submissions.ask(functools.partial(self._submit_job, trials))
                     self.refused = ""
                 except SubmissionError as error:
-                    self.refused = str(error)
                     if not error.retriable:
+                        self.refused = ""
                         self.hopeless = f"the job of trial {trials[0].number} cannot be submitted: {error}"
                         return
+                    self.refused = str(error)
                     wait_s = self._submissions.wait_s
                     log.warning("trial=%d not submitted, again in %.0f s: %s", trials[0].number, wait_s, error)
                     return
@@ -210,21 +212,33 @@ class Submitter:
                 return
         self._write_params(members)
         self._unsure.add(submission.token)
-        self._note(members, self._in_background(lambda: spec.launcher.submit(submission)), adopted=False)
+        with self._writing():
+            job = self._in_background(lambda: spec.launcher.submit(submission))
+        self._note(members, job, adopted=False)
 
     def _write_params(self, members: Sequence[Member]) -> None:
-        """Write what the attempts' jobs read. Raise SubmissionError if something is in the way."""
+        """Write what the attempts' jobs read."""
         campaign = self._campaign
         campaign.lock.check()  # without the lock, no journal would know of what is written and submitted from here on
-        for member in members:
-            try:
+        with self._writing():
+            for member in members:
                 write_params(campaign.spec, campaign.layout, member)
-            except OSError as error:
-                if error.errno in PASSING:
-                    raise
-                campaign.lock.check()  # if the whole folder is gone, nothing is in the way
-                what = f"{error.filename}: {error.strerror}; remove what is in the way"
-                raise SubmissionError(what, retriable=False) from error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Write an attempt's files in this context. Raise SubmissionError if they cannot be written there.
+
+        Trouble of the storage, which may pass, and a campaign that was moved are errors of their own.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno in PASSING:
+                raise
+            self._campaign.lock.check()  # if the whole folder is gone, nothing is in the way
+            blocked = error.errno in IN_THE_WAY
+            what = f"{error.filename}: {error.strerror}" + ("; remove what is in the way" if blocked else "")
+            raise SubmissionError(what, retriable=not blocked) from error
 
     def _note(self, members: Sequence[Member], job: JobRef, *, adopted: bool) -> None:
         note_job(self._campaign, members, job, adopted=adopted)
@@ -242,9 +256,7 @@ class Submitter:
             if attempt is not None and attempt.job is not None and attempt.job_name not in shared:
                 jobs[attempt.job_name] = attempt.job
             elif attempt is not None:
-                files = campaign.layout.attempt(trial.number, attempt.number)
-                files.dir.mkdir(parents=True, exist_ok=True)
-                files.cancel.touch()
+                campaign.layout.make_attempt(trial.number, attempt.number).cancel.touch()
         with campaign.holding(trials):
             for job in jobs.values():
                 campaign.lock.check()
@@ -281,8 +293,7 @@ def make_submission(
 def write_params(spec: CampaignSpec, layout: CampaignLayout, member: Member) -> None:
     """Write ``params.json``, which a job reads in its attempt's directory."""
     trial, attempt = member
-    files = layout.attempt(trial.number, attempt.number)
-    files.dir.mkdir(parents=True, exist_ok=True)
+    files = layout.make_attempt(trial.number, attempt.number)
     params = {
         "schema": SCHEMA,
         "campaign": layout.dir.name,

@@ -156,9 +156,10 @@ class Launcher(Protocol):
         ...
 
     def submit(self, submission: Submission) -> JobRef:
-        """Submit one job.
+        """Submit one job. Make `job_dir` if needed, but no parent: a campaign that was moved is not made again.
 
         Raises:
+            OSError: if the job's files cannot be written.
             SubmissionError: if the scheduler did not accept the job, or did not answer. The job may exist even so:
                 look for its token before submitting again.
         """

@@ -60,6 +60,7 @@ def call(
     Raises:
         SubmissionError: if the command cannot be started, takes longer than `timeout_s` seconds, or if too many
             abandoned commands still hang.
+        OSError: if `cwd` does not exist, or if the machine is at its limits.
         CommandError: if the command fails.
     """
     global _let_go
@@ -79,6 +80,8 @@ def call(
                 start_new_session=True,
             )
         except FileNotFoundError as error:
+            if error.filename != command[0]:  # it is `cwd`
+                raise
             message = f"{command[0]}: command not found; is this a frontend of the cluster?"
             raise SubmissionError(message, retriable=False) from error
         try:

@@ -83,7 +83,7 @@ class LocalLauncher:
         """Start the job's process, which is running when this returns."""
         devices = self._free_devices()
         try:
-            submission.job_dir.mkdir(exist_ok=True)  # not its parents: a campaign that was moved is not made again
+            submission.job_dir.mkdir(exist_ok=True)
             process = self._start_controller(submission, devices)
         except OSError as error:
             raise SubmissionError(f"the job's process did not start: {error}") from error

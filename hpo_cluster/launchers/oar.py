@@ -89,6 +89,9 @@ EVENTS: Mapping[str, EndReason] = {
     "SERVER_EPILOGUE_TIMEOUT": EndReason.NODE,
 }
 
+#: What OAR says of a job that waits for its turn.
+USUAL = re.compile(r"(R=\S*( \(Karma=[\d.]+,quota_ok\))?)?")
+
 #: Messages with which oarsub refuses a job: the first that matches counts.
 REFUSALS = (
     Refusal(r"could not connect|connection refused|server closed|database|too many (jobs|connections)|quota", True, ""),
@@ -211,7 +214,7 @@ class OarLauncher(SchedulerLauncher):
         if re.search(r"[^\w ./+,:=@~-]", str(submission.job_dir)):
             message = f"{submission.job_dir}: OAR cannot start a job in a directory with such characters in its path; "
             raise SubmissionError(f"{message}use letters, digits, blanks and ._-+,:=@~", retriable=False)
-        submission.job_dir.mkdir(parents=True, exist_ok=True)
+        submission.job_dir.mkdir(exist_ok=True)
         (submission.job_dir / "job.sh").write_text(self.script(submission))
         environment = {**os.environ, "PWD": str(submission.job_dir)}
         try:
@@ -285,6 +288,9 @@ def job_status(job: Mapping[str, Any]) -> JobStatus:
     nodes = job.get("assigned_network_address") or []
     events = {str(event.get("type")): event for event in job.get("events") or [] if isinstance(event, dict)}
     said = [word]
+    message = str(job.get("message") or "")
+    if ours is JobState.PENDING and not USUAL.fullmatch(message):
+        said.append(message)  # why it does not start: a quota, no node that is up
     if ours is JobState.ENDED:
         reason, words = exit_reason(job.get("exit_code"))
         why = next((event for event in EVENTS if event in events), None) if word == "Error" else None

@@ -104,6 +104,19 @@ REFUSALS = (
     Refusal(r"Access/permission denied|invalid user id|user .* not found", False, "Ask the site for access."),
 )
 
+_AGAIN = "Resume with {}; then end the job (scancel), and it is submitted again"
+#: Reasons for which a job waits until somebody does something, and what: the first that matches counts.
+STUCK = (
+    (r"PartitionTimeLimit|MaxWall", _AGAIN.format("a lower launcher.walltime_min")),
+    (r"Grp\w*(?<!Run)Minutes", _AGAIN.format("another launcher.account: the hours of this one are used up")),
+    (r"PerJob|PerNode|PartitionNodeLimit", _AGAIN.format("fewer launcher.gpus_per_trial, cpus_per_trial or mem_gb")),
+    (r"AccountNotAllowed|InvalidAccount", _AGAIN.format("another launcher.account")),
+    (r"QOSNotAllowed|InvalidQOS", _AGAIN.format("another launcher.qos")),
+    (r"BadConstraints", _AGAIN.format("other launcher.constraint, partition or extra: no node has all of it")),
+    (r"DependencyNeverSatisfied", _AGAIN.format("other launcher.extra")),
+    (r"JobHeld", "It is held; let it go on:  scontrol release JOB"),
+)
+
 #: Options that would submit one attempt twice, or hide the job from the launcher.
 _OURS = ("job-name", "requeue", "array", "wrap", "output", "error", "parsable", "test-only")
 
@@ -199,7 +212,7 @@ class SlurmLauncher(SchedulerLauncher):
     def submit(self, submission: Submission) -> JobRef:
         """Write the script to the job's folder and submit it with sbatch."""
         text = self.script(submission)
-        submission.job_dir.mkdir(parents=True, exist_ok=True)
+        submission.job_dir.mkdir(exist_ok=True)
         (submission.job_dir / "submission.sh").write_text(text)
         try:
             output = _slurm(self.command(submission), overridden(text), timeout_s=SUBMIT_TIMEOUT_S)
@@ -280,4 +293,6 @@ def job_status(state: str, *, exit_code: str = "", detail: str = "", node: str =
     if word == "FAILED":
         reason = EXIT_CODES.get(exit_code, EndReason.NODE if NODE_WORDS.search(log) else EndReason.EXIT)
     said = " ".join(part for part in (state, exit_code, "" if detail == "None" else detail) if part)
-    return JobStatus(ours, reason, said, None if node in ("", "None assigned", "(null)") else node)
+    waits = ours is JobState.PENDING
+    remedy = next((what for pattern, what in STUCK if waits and re.search(pattern, detail)), "")
+    return JobStatus(ours, reason, said, None if node in ("", "None assigned", "(null)") else node, remedy)

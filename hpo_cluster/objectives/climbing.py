@@ -21,7 +21,7 @@ from hpo_cluster.goals import GPU_SECONDS
 from hpo_cluster.objectives.one_after_another import look_for
 from hpo_cluster.record.attempt_files import SCHEMA, is_finite_number, result_faults
 from hpo_cluster.record.clock import utc_now
-from hpo_cluster.record.files import read_json
+from hpo_cluster.record.files import patiently, read_json
 from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.record.rung_files import publish_rung, publish_word, read_word, rung_file
 from hpo_cluster.trial import ErrorKind
@@ -118,7 +118,7 @@ class Climb:
             GPU_SECONDS: attempt.gpu_seconds(),
             "at": utc_now(),
         }
-        publish_rung(attempt.files, rung, document)
+        patiently(lambda: publish_rung(attempt.files, rung, document))
         before = attempt.current_phase
         attempt.phase(WAIT)
         go_on = self._word(rung)

@@ -10,7 +10,7 @@ from hpo_cluster.record.files import STORAGE
 from hpo_cluster.trial import ErrorKind
 
 #: Messages of torch, safetensors and programs started by the job if they cannot write.
-_DISK_WORDS = re.compile(
+DISK_WORDS = re.compile(
     r"No space left on device|Disk quota exceeded|Stale file handle"
     r"|PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos"  # torch.save on a full disk
 )
@@ -26,7 +26,7 @@ def classify(error: BaseException) -> str:
         return ErrorKind.OUT_OF_MEMORY
     if any(isinstance(cause, OSError) and cause.errno in STORAGE for cause in _causes(error)):
         return ErrorKind.DISK
-    if any(_DISK_WORDS.search(str(cause)) for cause in _causes(error)):  # libraries may write without Python
+    if any(DISK_WORDS.search(str(cause)) for cause in _causes(error)):  # libraries may write without Python
         return ErrorKind.DISK
     return ErrorKind.CODE
 

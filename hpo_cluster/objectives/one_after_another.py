@@ -105,7 +105,7 @@ def write_log_of(directory: Path) -> None:
     folder, name = AttemptLayout(directory).job_dir, f"{job_identity()['job']}_log"
     log.info("the job goes on with %s, and writes its log there", directory)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         for stream, end in ((sys.stdout, "out"), (sys.stderr, "err")):
             stream.flush()
             opened = os.open(folder / f"{name}.{end}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

@@ -89,7 +89,7 @@ class Lane:
     def __init__(self, program: Path, directory: Path, devices: str | None, cores: set[int]) -> None:
         self.files = AttemptLayout(directory)
         self.followed = False  # whether it has gone on with another attempt
-        self.files.job_dir.mkdir(parents=True, exist_ok=True)
+        self.files.job_dir.mkdir(exist_ok=True)
         out, err = (self.files.job_dir / f"{LOG_NAME}.{end}" for end in ("out", "err"))
         environment = {**os.environ, **({} if devices is None else {"CUDA_VISIBLE_DEVICES": devices})}
         with out.open("ab") as out_stream, err.open("ab") as err_stream:

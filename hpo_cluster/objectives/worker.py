@@ -56,8 +56,10 @@ from hpo_cluster.record.attempt_files import (
 )
 from hpo_cluster.record.clock import utc_now
 from hpo_cluster.record.files import (
+    PASSING,
     Reserve,
     dumps,
+    patiently,
     publish_once,
     read_json,
     redact,
@@ -171,7 +173,8 @@ class Attempt:
         folder = self.files.checkpoint_dir
         temporary = folder / f".{step}-{secrets.token_hex(4)}"
         try:
-            temporary.mkdir(parents=True)
+            folder.mkdir(exist_ok=True)  # not its parents: a campaign that was moved is not made again
+            temporary.mkdir()
             write(temporary)
             for path in temporary.iterdir():
                 with path.open("rb") as stream:
@@ -272,7 +275,7 @@ def run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> i
     try:
         return _run(attempt, evaluate)
     except OSError as error:
-        if classify(error) != ErrorKind.DISK:
+        if classify(error) != ErrorKind.DISK and error.errno not in PASSING:
             raise
         _print_failure(ErrorKind.DISK, str(error))
         return NOTHING_WRITTEN_EXIT_STATUS
@@ -317,7 +320,7 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
             **result,
         }
         attempt.looks = True  # the work is done: a signal now ends the job before its next attempt, not this attempt
-        reserve.publish_once(attempt.files.result, dumps(document))
+        patiently(functools.partial(reserve.publish_once, attempt.files.result, dumps(document)))
         if attempt.climb is None or "rung" not in result:  # the trial may go on after a rung
             attempt.remove_checkpoints()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
@@ -325,10 +328,15 @@ def _run(attempt: Attempt, evaluate: Callable[[Attempt], Mapping[str, Any]]) -> 
         _print_failure(failure["kind"], failure["message"])
         failure["message"] = redact(failure["message"])[:4000]
         document = {**common, "ended_at": utc_now(), "seconds": attempt.seconds(), **failure}
-        reserve.publish_once(attempt.files.error, dumps(document))
+        publish = functools.partial(reserve.publish_once, attempt.files.error, dumps(document))
+        if isinstance(error, OSError):  # where the storage ended the attempt, it has been waited for
+            publish()
+        else:
+            patiently(publish)
         return 1
     finally:
-        reserve.release()
+        with contextlib.suppress(OSError):
+            reserve.release()
     return 0
 
 

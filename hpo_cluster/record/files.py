@@ -6,13 +6,19 @@ import contextlib
 import errno
 import fnmatch
 import json
+import logging
 import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: The disk or the quota is full.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -91,6 +97,28 @@ def publish_once(path: Path, text: str) -> bool:
         except FileExistsError:
             return path.samefile(temporary)
     return True
+
+
+#: Seconds for which `patiently` tries, and seconds between two tries.
+PATIENCE_S, AGAIN_S = 600.0, 2.0
+
+
+def patiently(write: Callable[[], T]) -> T:
+    """Return what `write` returns; while the storage does not take it, try again for ten minutes.
+
+    For what hours of work are in, in a job that has nothing else to do.
+    """
+    end, told = time.monotonic() + PATIENCE_S, False
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if error.errno not in PASSING or time.monotonic() >= end:
+                raise
+            if not told:
+                log.warning("storage: %s; tried again every %g s", error, AGAIN_S)
+            told = True
+            time.sleep(AGAIN_S)
 
 
 class Reserve:

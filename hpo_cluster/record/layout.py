@@ -167,6 +167,17 @@ class CampaignLayout:
             self._attempts[trial, attempt] = known
         return known
 
+    def make_attempt(self, trial: int, attempt: int) -> AttemptLayout:
+        """Make the folder of an attempt of a trial, and return its files.
+
+        Raises:
+            FileNotFoundError: if the campaign's folder is gone: one that was moved is not made again.
+        """
+        files = self.attempt(trial, attempt)
+        for folder in (self.trials_dir, files.dir.parent, files.dir):
+            folder.mkdir(exist_ok=True)
+        return files
+
     @cached_property
     def _attempts(self) -> dict[tuple[int, int], AttemptLayout]:
         """The layouts that `attempt` has returned, kept because a driver asks for the same ones twice a second."""

@@ -26,7 +26,7 @@ from hpo_cluster.record.layout import CampaignLayout
 from hpo_cluster.record.lock import heartbeat_age_s, owner_lives, read_lock
 from hpo_cluster.record.processes import is_alive, is_stopped
 from hpo_cluster.record.trial_record import TrialRecord
-from hpo_cluster.text import command_line, counted
+from hpo_cluster.text import command_line, counted, some_of
 from hpo_cluster.trial import BASELINE, State, trial_label
 from hpo_cluster.window import LaunchHours
 
@@ -123,6 +123,7 @@ def summarise(
             *_driver_notices(record, layout, driver_alive=driver_alive, exhausted=exhausted),
             *([EXHAUSTED] if exhausted else []),
             *_notices(running, layout, operation.get("unknown_after_s", math.inf)),
+            *_stuck(running),
             *_stalled(running, layout, operation.get("stalled_after_s", math.inf)),
         ],
         "exhausted": exhausted,
@@ -240,6 +241,7 @@ def _running(
     end: End | None,
 ) -> dict[str, Any]:
     attempt = trial.attempt
+    job = {} if attempt is None else jobs.get(attempt.job_name) or {}
     progress: dict[str, Any] = {}
     if attempt is not None and trial.state is State.RUNNING and end is None:
         progress = read(layout.attempt(trial.number, attempt.number).progress) or {}
@@ -250,8 +252,9 @@ def _running(
         "job": None if attempt is None else attempt.job_id,
         "turn": None if attempt is None else attempt.turn,
         "node": None if attempt is None else attempt.node,
-        "scheduler": _scheduler_says(jobs.get(attempt.job_name)) if attempt is not None and end is None else None,
-        "unknown_since": (jobs.get(attempt.job_name) or {}).get("unknown_since") if attempt is not None else None,
+        "scheduler": _scheduler_says(job) if end is None else None,
+        "remedy": str(job.get("remedy") or "") if end is None else "",
+        "unknown_since": job.get("unknown_since"),
         **_sound(progress),
         **_climb(trial.climb),
         "silent_s": _silent_s(trial, progress) if end is None else None,
@@ -371,9 +374,21 @@ def _notices(running: list[dict[str, Any]], layout: CampaignLayout, unknown_afte
     return notices
 
 
-def _scheduler_says(job: Mapping[str, Any] | None) -> str | None:
+def _stuck(running: list[dict[str, Any]]) -> list[str]:
+    """Return a notice for the jobs that wait and will not start as they are, one for each reason."""
+    jobs: dict[tuple[str, str], dict[str, None]] = {}
+    for row in running:
+        if row["remedy"] and row["job"]:
+            jobs.setdefault((row["scheduler"], row["remedy"]), {})[row["job"]] = None
+    return [
+        f"{counted(len(ids), 'job')} ({some_of(ids)}) will not start as submitted: {said}. {remedy}"
+        for (said, remedy), ids in jobs.items()
+    ]
+
+
+def _scheduler_says(job: Mapping[str, Any]) -> str | None:
     """Return what the scheduler last said about a job, in its own words if they are recorded."""
-    return None if job is None else str(job.get("detail") or job.get("state"))
+    return None if not job else str(job.get("detail") or job.get("state"))
 
 
 def _seconds_since(text: str) -> float:

@@ -13,6 +13,7 @@ from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.identity import identity_of_campaign
 from hpo_cluster.record.layout import AttemptLayout, CampaignLayout
+from hpo_cluster.record.status import scheduler_view
 from hpo_cluster.record.trial_record import AttemptRecord, TrialRecord
 from hpo_cluster.text import in_blocks
 from hpo_cluster.trial import Origin, State, trial_label
@@ -40,8 +41,9 @@ def trial_story(campaign_dir: Path, number: int) -> list[str]:
     elif trial.value is not None:
         lines.append(f"  value {trial.value:.6g}")
     lines += _climb_lines(trial)
+    view = scheduler_view(read_json(layout.scheduler))
     for attempt in trial.attempts:
-        lines += _attempt_lines(attempt, layout.attempt(number, attempt.number))
+        lines += _attempt_lines(attempt, layout.attempt(number, attempt.number), view)
     if trial.error and not (trial.attempts and trial.attempts[-1].error):
         lines += _indented(f"  {trial.error['kind']}: ", trial.error["message"])
     if not trial.attempts:
@@ -78,7 +80,7 @@ def _goal_lines(trial: TrialRecord, goals: Goals) -> list[str]:
     return lines
 
 
-def _attempt_lines(attempt: AttemptRecord, files: AttemptLayout) -> list[str]:
+def _attempt_lines(attempt: AttemptRecord, files: AttemptLayout, view: Mapping[str, Any]) -> list[str]:
     where = f" on {attempt.node}" if attempt.node else ""
     lines = [
         f"attempt {attempt.number}: " + (f"job {attempt.job_id}{where}" if attempt.job_id else "not submitted yet")
@@ -88,6 +90,10 @@ def _attempt_lines(attempt: AttemptRecord, files: AttemptLayout) -> list[str]:
     if attempt.after is not None:
         before = f"attempt {attempt.after[1]} of {trial_label(attempt.after[0])}"
         lines.append(f"  number {attempt.turn} in its job, after {before}")
+    job = view.get("jobs", {}).get(attempt.job_name) or {}
+    if job.get("detail") and not attempt.over and not attempt.started_at:
+        remedy = f". {job['remedy']}" if job.get("remedy") else ""
+        lines.append(f"  waits     {job['detail']}, as the scheduler said at {view.get('at')}{remedy}")
     if attempt.started_at:
         lines.append(f"  started   {attempt.started_at}")
     if attempt.rung is not None:

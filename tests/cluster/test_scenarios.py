@@ -352,6 +352,26 @@ def test_a_submission_outlives_its_driver_and_acts_when_the_next_has_looked(
     one.check(reference)
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_the_folder_is_moved_in_the_moment_of_a_submission(
+    cluster: Cluster, campaign: Make, reference: Reference, moment: str
+) -> None:
+    one = campaign()
+    moved = one.folder / "moved"
+    move = f"mv {one.directory} {moved}"
+    first_call = f'{move}; real "$@"' if moment == "before" else f'real "$@"; status=$?; {move}; exit $status'
+    first = one.start(path=wrapper(cluster, one.folder, first_call))
+    assert first.wait(timeout=60) == 1, one.story()
+    assert "was moved or deleted" in one.story()
+    tokens = [event["token"] for event in read_events(moved / "events.jsonl") if event["event"] == "intent"]
+    assert tokens
+    wait(lambda: not any(cluster.jobs(token) for token in tokens), 60, "the end of its job")
+    assert not one.directory.exists()
+    moved.rename(one.directory)
+    assert one.run() == 0, one.story()
+    one.check(reference)
+
+
 # --------------------------------------------------------------------------------------------------------- result files
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
@@ -11,10 +12,15 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import drivers
 
+from hpo_cluster.driver.campaign import Campaign
+from hpo_cluster.errors import LostCampaignError
+from hpo_cluster.launchers import LAUNCHERS, make_launcher
+from hpo_cluster.launchers.base import Submission
 from hpo_cluster.record.campaign_state import Record
 from hpo_cluster.record.journal import read_journal
 from hpo_cluster.record.status import campaign_status
@@ -94,3 +100,25 @@ def test_a_folder_that_goes_away_is_not_made_again(tmp_path: Path, how: str) -> 
         assert "no longer belongs to this driver" in last_log(moved)
         assert drivers.run(moved, operation={"budget": 6}) == 0
         assert campaign_status(moved)["counts"]["completed"] >= 6
+
+
+@pytest.mark.parametrize("backend", ["local", "slurm", "oar"])
+def test_a_folder_that_goes_away_in_the_moment_of_a_submission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    directory, moved = tmp_path / "c", tmp_path / "moved"
+    launcher = make_launcher(LAUNCHERS[backend][0](gpus_per_trial=0))
+    submit = launcher.submit
+
+    def submit_late(submission: Submission) -> Any:
+        directory.rename(moved)
+        return submit(submission)
+
+    monkeypatch.setattr(launcher, "submit", submit_late)
+    made = dataclasses.replace(drivers.spec(directory, {}), launcher=launcher)
+    with pytest.raises(LostCampaignError, match="was moved or deleted"), Campaign(made) as campaign:
+        for _ in campaign.drive():
+            pass
+    assert not directory.exists()
+    assert drivers.run(moved) == 0
+    assert campaign_status(moved)["counts"] == {"completed": 4}

@@ -7,9 +7,11 @@ import datetime
 import itertools
 import json
 import os
+import re
 import signal
 import stat
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from support import drivers
 from hpo_cluster.cli.main import main
 from hpo_cluster.driver.campaign import Campaign
 from hpo_cluster.errors import SubmissionError
+from hpo_cluster.job import JobRef, JobState, JobStatus
+from hpo_cluster.launchers import make_launcher
 from hpo_cluster.launchers.base import Submission
 from hpo_cluster.launchers.local import LocalLauncher, LocalSettings
 from hpo_cluster.record.campaign_state import Record
@@ -86,6 +90,39 @@ def test_a_space_that_is_exhausted_is_told_everywhere(
     assert (status["state"], status["exhausted"], status["done"]) == ("finished", True, 3)
     assert main(["status", "campaigns/c"]) == 0
     assert EXHAUSTED in capsys.readouterr().out
+
+
+class Holding(LocalLauncher):
+    """Says that jobs wait for what nobody can give."""
+
+    def poll(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
+        status = JobStatus(JobState.PENDING, detail="PENDING PartitionTimeLimit", remedy="Ask for less")
+        return dict.fromkeys((ref.token for ref in refs), status)
+
+
+def test_jobs_that_wait_for_ever_are_told_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = drivers.spec(tmp_path / "c", {"operation": {"budget": 2, "workers": 2}})
+    told: list[str] = []
+    with Campaign(dataclasses.replace(made, launcher=Holding(LocalSettings(poll_period_s=0.1)))) as campaign:
+        for status in campaign.drive():
+            told += [notice for notice in status["notices"] if "2 jobs" in notice]
+            if told or not status["running"]:
+                campaign.stop("seen")
+    jobs = [str(row["job"]) for row in campaign_status(tmp_path / "c")["running"]]
+    assert told == [f"2 jobs ({', '.join(jobs)}) will not start as submitted: PENDING PartitionTimeLimit. Ask for less"]
+    assert main(["why", str(tmp_path / "c"), "0"]) == 0
+    assert re.search(
+        r"waits     PENDING PartitionTimeLimit, as the scheduler said at .*Z\. Ask for less", capsys.readouterr().out
+    )
+
+
+def test_a_refusal_for_good_is_not_told_as_one_that_is_tried_again(tmp_path: Path) -> None:
+    launcher = make_launcher(LocalSettings(gpus_per_trial=2, gpu_devices=(0,)))
+    made = dataclasses.replace(drivers.spec(tmp_path / "c", {}), launcher=launcher)
+    with Campaign(made) as campaign:
+        told = [notice for status in campaign.drive() for notice in status["notices"]]
+    assert told == []
+    assert "cannot be submitted: launcher.gpus_per_trial=2" in campaign_status(tmp_path / "c")["reason"]
 
 
 def test_a_job_that_has_long_said_nothing_is_told(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo_cluster.driver.failures import Failure, Failures, awaits_reason, decide, explained
+from hpo_cluster.driver.failures import Failure, Failures, awaits_reason, decide, explained, rests_s
 from hpo_cluster.job import EndReason, JobState, JobStatus
 from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.record.trial_record import AttemptRecord, TrialRecord
@@ -48,6 +48,16 @@ def test_another_error_is_the_attempts_own_whatever_the_scheduler_says() -> None
 def test_the_reason_is_waited_for_but_not_for_ever() -> None:
     assert awaits_reason(interrupted(5))
     assert not awaits_reason(interrupted(300))
+    assert not awaits_reason(interrupted(-3600))  # by a clock that was set back since
+
+
+def test_a_clock_that_is_set_back_keeps_no_trial_waiting() -> None:
+    trial = TrialRecord(0, {}, 0, Origin.EVALUATED, 0)
+    trial.attempts.append(AttemptRecord(0, "t", "t", "c", error={"kind": "node"}))
+    for ahead_s, rests in ((0, True), (3600, False)):
+        ended_at = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=ahead_s)
+        trial.attempts[0].ended_at = ended_at.isoformat()
+        assert (rests_s(trial, 60) > 0) is rests
 
 
 @pytest.mark.parametrize(("turn", "state"), [(1, State.FAILED), (2, None)])
@@ -62,3 +72,23 @@ def test_a_walltime_that_other_attempts_of_the_job_have_used_is_not_too_short(
     decision = decide(trial, failure, files, Failures(), 2, others_completed=True)
     assert decision.state is state
     assert ("Raise launcher.walltime_min" in decision.error["message"]) is (state is State.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (Failure("walltime", "job 3 ended (TIMEOUT)"), True),
+        (Failure("interrupted", "SIGUSR2 asked to end during command"), True),
+        (Failure("interrupted", "SIGTERM asked to end during command"), False),
+        (Failure("vanished", "job 3 ended"), False),
+    ],
+)
+@pytest.mark.parametrize(("retries", "ends"), [(0, True), (1, False)])
+def test_a_trial_that_fails_for_want_of_time_says_which_setting(
+    tmp_path: Path, failure: Failure, told: bool, retries: int, ends: bool
+) -> None:
+    trial = TrialRecord(0, {}, 0, Origin.EVALUATED, 0)
+    trial.attempts.append(AttemptRecord(0, "t", "t", "c"))
+    decision = decide(trial, failure, AttemptLayout(tmp_path), Failures(), retries, others_completed=True)
+    assert decision.state is (State.FAILED if ends else None)
+    assert ("Raise launcher.walltime_min" in decision.error["message"]) is (told and ends)

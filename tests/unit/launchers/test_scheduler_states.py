@@ -51,6 +51,31 @@ def test_slurms_words(state: str, code: str, log: str, expected: EndReason) -> N
     assert (status.state, status.reason, status.node) == (JobState.ENDED, expected, None)
 
 
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        ("PartitionTimeLimit", "launcher.walltime_min"),
+        ("QOSMaxWallDurationPerJobLimit", "launcher.walltime_min"),
+        ("QOSMaxCpuPerJobLimit", "launcher.gpus_per_trial"),
+        ("QOSMaxGRESPerNode", "launcher.gpus_per_trial"),
+        ("AssocGrpCPUMinutesLimit", "launcher.account"),
+        ("InvalidAccount", "launcher.account"),
+        ("JobHeldUser", "scontrol release"),
+        # these pass by themselves
+        *((reason, "") for reason in ("None", "Priority", "Resources", "BeginTime", "QOSMaxJobsPerUserLimit")),
+        *(
+            (reason, "")
+            for reason in ("AssocGrpCPURunMinutesLimit", "QOSMaxSubmitJobPerUserLimit", "AssocMaxJobsLimit")
+        ),
+    ],
+)
+def test_a_job_that_waits_for_ever_has_a_remedy(reason: str, remedy: str) -> None:
+    said = slurm.job_status("PENDING", detail=reason).remedy
+    assert remedy in said
+    assert bool(said) is bool(remedy)
+    assert slurm.job_status("RUNNING", detail=reason).remedy == ""
+
+
 @pytest.mark.parametrize("word", ["", "MELTED", "completed", "?"])
 def test_an_unknown_word_ends_nothing(word: str) -> None:
     assert slurm.job_status(word).state is JobState.UNKNOWN
@@ -96,6 +121,21 @@ def test_a_job_that_oar_warned_ended_of_what_it_was_warned_of(who: str, code: in
         {"type": "CHECKPOINT", "description": f"User oar ({who}) requested a checkpoint on the job 19 on chiclet-1"}
     ]
     assert oar.job_status({"state": "Terminated", "exit_code": code, "events": events}).reason is expected
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("No enough matching resources (no_matching_slot)", "Waiting No enough matching resources (no_matching_slot)"),
+        ("R=1,W=0:2:0,J=B (Karma=0.000,quota_exceeded)", "Waiting R=1,W=0:2:0,J=B (Karma=0.000,quota_exceeded)"),
+        ("R=1,W=0:2:0,J=B (Karma=0.000,quota_ok)", "Waiting"),
+        ("R=1,W=0:2:0,J=B", "Waiting"),
+        ("", "Waiting"),
+        (None, "Waiting"),
+    ],
+)
+def test_oar_says_why_a_job_waits_only_if_it_does_not_wait_for_its_turn(message: str | None, said: str) -> None:
+    assert oar.job_status({"state": "Waiting", "message": message}).detail == said
 
 
 def test_the_back_off_doubles_up_to_a_minute_and_ends_with_an_answer() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from hpo_cluster.record.attempt_files import SCHEMA
 from hpo_cluster.record.files import read_json
 from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.record.next_attempt import Next, publish_next
-from hpo_cluster.record.rung_files import publish_word, read_word, rung_file
+from hpo_cluster.record.rung_files import publish_rung, publish_word, read_word, rung_file
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARES = geometric(1 / 9, 3)
@@ -170,6 +171,23 @@ def test_a_bad_score_is_an_error_and_no_rung(tmp_path: Path) -> None:
     assert not rung_file(files, 0).exists()
 
 
+def test_a_rung_waits_for_storage_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = make_attempt(tmp_path / "a0")
+    refused: list[int] = []
+
+    def publish(files: AttemptLayout, rung: int, document: dict[str, Any]) -> bool:
+        if len(refused) < 2:
+            refused.append(rung)
+            raise OSError(errno.EROFS, "Read-only file system")
+        return publish_rung(files, rung, document)
+
+    monkeypatch.setattr("hpo_cluster.record.files.AGAIN_S", 0.01)
+    monkeypatch.setattr("hpo_cluster.objectives.climbing.publish_rung", publish)
+    assert run(files, shares_as_values) == 0
+    assert refused == [0, 0]
+    assert rung_file(files, 0).exists()
+
+
 def test_checkpoints_stay_while_the_trial_may_come_back(tmp_path: Path) -> None:
     files = make_attempt(tmp_path / "a0")
 
@@ -181,6 +199,19 @@ def test_checkpoints_stay_while_the_trial_may_come_back(tmp_path: Path) -> None:
     assert run(files, evaluate) == 0
     assert (files.checkpoint_dir / "5" / "state").exists()
     assert (tmp_path / "checkpoint" / "state").exists()
+
+
+def test_a_checkpoint_does_not_make_a_folder_that_was_moved(tmp_path: Path) -> None:
+    files = make_attempt(tmp_path / "c" / "a0")
+
+    def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
+        (tmp_path / "c").rename(tmp_path / "moved")
+        assert not attempt.save_checkpoint(5, lambda folder: (folder / "state").touch())
+        assert not (tmp_path / "c").exists()
+        (tmp_path / "moved").rename(tmp_path / "c")
+        return shares_as_values(attempt)
+
+    assert run(files, evaluate) == 0
 
 
 def test_a_copy_run_by_hand_does_not_wait_and_keeps_to_its_folder(tmp_path: Path) -> None:

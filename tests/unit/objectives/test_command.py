@@ -162,6 +162,23 @@ def test_a_failing_command_is_named_by_its_exception_whatever_follows(tmp_path: 
     assert error["errors"].splitlines()[-1] == f"attempt failed: code: {error['message']}"
 
 
+def test_a_failing_command_whose_disk_is_full_is_tried_again(tmp_path: Path) -> None:
+    error = evaluate(tmp_path, "echo weights > /dev/full", status=1)
+    assert error["kind"] == "disk"
+    assert "No space left on device" in error["message"]
+
+
+@pytest.mark.parametrize("lines", [1, 50_000])
+def test_a_result_counts_although_the_disk_of_the_log_is_full(tmp_path: Path, lines: int) -> None:
+    command = f"seq {lines}; seq {lines} >&2; " + """echo '{{"value": 0.5}}'"""
+    objective = CommandObjective(command=command, cwd=str(tmp_path))
+    attempt = write_attempt(tmp_path / "a0", objective.job_settings(Path), {})
+    program = [sys.executable, resources_dir() / "jobs" / "command.py", attempt]
+    with Path("/dev/full").open("w") as full:
+        subprocess.run(program, stdout=full, stderr=full, timeout=60, check=False)
+    assert json.loads((attempt / "result.json").read_text())["metrics"] == {"value": 0.5}
+
+
 def test_a_failing_command_may_say_why_itself(tmp_path: Path) -> None:
     command = """echo '{{"error": "out_of_memory", "message": "80 GB"}}'; exit 1"""
     error = evaluate(tmp_path, command, status=1)

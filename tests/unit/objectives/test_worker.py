@@ -175,6 +175,50 @@ def test_a_disk_that_is_full_from_the_beginning_is_one_line_of_the_log(
     assert lines[0].startswith("attempt failed: disk: [Errno 28] No space left on device")
 
 
+def remount(disk: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+@pytest.mark.parametrize("ends", ["well", "badly"])
+def test_an_outcome_waits_for_storage_that_cannot_be_written(
+    attempt_dir: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ends: str
+) -> None:
+    monkeypatch.setattr("hpo_cluster.record.files.AGAIN_S", 0.1)
+    (small_disk / "params.json").write_bytes((attempt_dir / "params.json").read_bytes())
+    back = threading.Timer(1.0, remount, (small_disk, "rw"))
+
+    def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
+        remount(small_disk, "ro")
+        back.start()
+        if ends == "badly":
+            raise AttemptError("diverged", "the loss is NaN")
+        return {"metrics": {"value": 1.0}}
+
+    assert worker.main(evaluate, [str(small_disk)]) == (1 if ends == "badly" else 0)
+    assert caplog.text.count("tried again every 0.1 s") == 1
+    back.join()
+    assert (small_disk / ("error.json" if ends == "badly" else "result.json")).exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+def test_storage_that_stays_away_is_one_line_of_the_log(
+    attempt_dir: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hpo_cluster.record.files.PATIENCE_S", 0.2)
+    monkeypatch.setattr("hpo_cluster.record.files.AGAIN_S", 0.1)
+    (small_disk / "params.json").write_bytes((attempt_dir / "params.json").read_bytes())
+
+    def evaluate(attempt: worker.Attempt) -> dict[str, Any]:
+        remount(small_disk, "ro")
+        return {"metrics": {"value": 1.0}}
+
+    assert worker.main(evaluate, [str(small_disk)]) == worker.NOTHING_WRITTEN_EXIT_STATUS
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("attempt failed: disk: [Errno 30] Read-only file system")
+
+
 def test_a_second_job_on_the_attempt_does_nothing(attempt_dir: Path) -> None:
     assert worker.main(lambda attempt: {"metrics": {"value": 1}}, [str(attempt_dir)]) == 0
     assert worker.main(fails_with(AssertionError("worked")), [str(attempt_dir)]) == worker.CLAIMED_EXIT_STATUS

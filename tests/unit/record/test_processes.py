@@ -106,3 +106,10 @@ def test_what_a_command_says_is_told(quick: None) -> None:
         call(["sh", "-c", "echo out; echo on the error stream >&2; exit 3"], timeout_s=10)
     assert caught.value.output == "out\non the error stream"
     assert call(["printf", "\\377x"], timeout_s=10) == "\ufffdx"
+
+
+def test_a_folder_to_run_in_that_is_gone_is_not_a_missing_command(quick: None, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="gone"):
+        call(["true"], timeout_s=10, cwd=tmp_path / "gone")
+    with pytest.raises(SubmissionError, match="nosuchcommand: command not found"):
+        call(["nosuchcommand"], timeout_s=10, cwd=tmp_path)
