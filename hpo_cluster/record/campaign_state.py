@@ -67,6 +67,7 @@ class Record:
         self.created: Event | None = None
         self.starts: list[Event] = []
         self.stopped: Event | None = None
+        self.rested_s = 0.0  # between the end of a finished campaign and what it was given to do after that
         self.commands: set[str] = set()
         self.halted = False  # stopped from another terminal: ticks submit nothing until `resume`
         self.left_out = 0  # stale lines of the journal, by drivers that had lost the campaign
@@ -159,8 +160,10 @@ class Record:
 
     def _advance(self, event: Event) -> list[tuple[TrialRecord, State | None]]:
         """Update all but sums and lists by one event; return the trials that have changed, with their states before."""
-        self.last = event
         kind = event["event"]
+        if kind in ("asked", "started") and self.last and (self.stopped or {}).get("reason") == "finished":
+            self.rested_s += max(0.0, seconds_between(self.last["at"], event["at"]))
+        self.last = event
         if kind == "created":
             self.created = event
             self.ladder = Ladder.from_json(event.get("fidelity"))

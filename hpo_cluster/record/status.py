@@ -396,11 +396,14 @@ def _seconds_since(text: str) -> float:
 
 
 def _elapsed_s(record: Record, *, driver_alive: bool) -> float:
-    """Return the seconds from the first start until now, or without a driver to the last event of the journal."""
+    """Return the seconds from the first start until now, or without a driver to the last event of the journal.
+
+    The time for which a finished campaign waited for a larger budget, or for a confirmation, does not count.
+    """
     if not record.starts or record.last is None:
         return 0.0
     end = clock.now() if driver_alive else moment(record.last["at"])
-    return round((end - moment(record.starts[0]["at"])).total_seconds(), 1)
+    return round((end - moment(record.starts[0]["at"])).total_seconds() - record.rested_s, 1)
 
 
 def _eta_s(record: Record, budget: int, workers: int) -> float | None:

@@ -288,3 +288,16 @@ def test_gpu_hours_of_a_job_with_several_attempts_have_no_gaps() -> None:
     now = datetime.datetime(2027, 2, 1, tzinfo=datetime.UTC)
     assert log.record.gpu_hours(now) == 2 * 2.5  # from 18:30 to 21:00, with the wait from 19:00 to 20:30
     assert log.record.longest_evaluation_s == 1800
+
+
+def test_the_rest_of_a_finished_campaign_does_not_count_as_run_time() -> None:
+    log = Log()
+    log.add("started", at="2027-01-31T18:00:00Z")
+    log.add("stopped", at="2027-01-31T18:00:40Z", reason="stopped")
+    log.add("started", at="2027-01-31T18:01:00Z")
+    log.add("stopped", at="2027-01-31T18:02:00Z", reason="finished")
+    log.add("asked", at="2027-01-31T18:12:00Z", trials=[], decision={})  # the confirmation of the best
+    log.add("started", at="2027-01-31T18:12:01Z")
+    log.add("stopped", at="2027-01-31T18:13:00Z", reason="finished")
+    log.add("started", at="2027-01-31T18:14:00Z")  # a larger budget
+    assert log.record.rested_s == 10 * 60 + 1 + 60
