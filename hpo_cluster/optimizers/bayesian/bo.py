@@ -30,6 +30,8 @@ With several objectives, qlognei is the expected gain of hypervolume and parego 
 constraints on what is measured are kept by all (`hpo_cluster.optimizers.bayesian.acquisition_of_several`). Without
 constraints, one of the proposals that are in flight together is then sought in the whole space, and the others near a
 point of the front: the gain beyond the ends of a front has no bound, so that all would go to the edges of the space.
+With several objectives or such constraints the initial design goes on until `initial` trials have ended; otherwise they
+need only have begun.
 In a campaign with rungs the process has the fidelity as one more column, and what is improved upon are its predictions
 at the top: see `hpo_cluster.optimizers.bayesian.rungs`.
 
@@ -162,9 +164,11 @@ class BO:
             "pending": len(batch.pending),
             "incumbent": data.incumbent,
         }
+        # models of several outcomes that have seen next to nothing send all that is in flight to corners of the space
+        too_few = bool(data.objectives) and sum(row.state.ended for row in data) < self.settings.initial
         for trial in batch.trials:
             found: Found | None
-            if batch.begun < self.settings.initial:
+            if too_few or batch.begun < self.settings.initial:
                 found = self._design.next(batch.taken, trial, phase="initial")
             else:
                 try:

@@ -150,6 +150,13 @@ def test_a_metric_without_noise_is_given_next_to_none() -> None:
     assert 0.05 < models["acc"]["noise"] < 0.2
 
 
+@pytest.mark.parametrize("ended", [4, 5])
+def test_the_initial_design_goes_on_until_its_trials_have_ended(ended: int) -> None:
+    journal = run(make_optimizer("bo", CUBE, 0, **QUICK), TWO, two_of_zdt1, ended, pending=3)
+    phases = [p.info["phase"] for p in make_optimizer("bo", CUBE, 0, **QUICK).ask(journal.history(), 2).proposals]
+    assert phases == ["initial" if ended < QUICK["initial"] else "model"] * 2
+
+
 def test_trials_in_flight_change_the_proposal() -> None:
     journal = run(make_optimizer("bo", CUBE, 0, **QUICK), TWO, two_of_zdt1, 6)
     frame = journal.history()
