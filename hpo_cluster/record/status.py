@@ -324,7 +324,7 @@ def _driver_notices(record: Record, layout: CampaignLayout, *, driver_alive: boo
     if not driver_alive and not record.halted and not exhausted and record.is_between_ticks:
         notices += _hours(record)
     if record.halted and not driver_alive:
-        notices.append(f"{BY_STOP}: ticks submit nothing.  {command_line('resume', layout.dir)}")
+        notices.append(f"{BY_STOP}: it submits nothing until it goes on.  {command_line('resume', layout.dir)}")
     if record.left_out:
         notices.append(
             f"not counted in {layout.events.name}: {counted(record.left_out, 'line')} that a driver wrote after "

@@ -238,11 +238,12 @@ def _serve(arguments: Arguments, *, driven: bool) -> int:
     except LockedError:
         say(sent)
         return OK
+    stopped = "ticks submit nothing more" if by_ticks else "no driver was running"
     done = {
         "cancel": "cancelled",
         "promote": f"will climb to the top; go on with:  {resume}",
         "retry": f"will be tried again; go on with:  {resume}",
-        "stop": f"stopped: ticks submit nothing more; go on with:  {resume}",
+        "stop": f"stopped: {stopped}; go on with:  {resume}",
     }
     say(f"{' '.join([*map(trial_label, arguments.trials()), done[arguments.command]])}")
     return OK
