@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from support import drivers
+from support.waiting import wait
 
 from hpo_cluster.cli.main import main
 from hpo_cluster.record.status import campaign_status
@@ -197,20 +198,21 @@ needs_setpriv = pytest.mark.skipif(bool(ORDINARY) and shutil.which("setpriv") is
 
 
 @needs_setpriv
-def test_a_job_that_locks_its_own_folder_harms_its_trial_alone(tmp_path: Path) -> None:
-    (tmp_path / "job.sh").write_text('chmod 000 x/trials/t0000/a*; echo "{\\"value\\": 1}" # $1\n')
+def test_a_job_that_locks_its_own_folder_publishes_its_result_once_it_can(tmp_path: Path) -> None:
+    (tmp_path / "job.sh").write_text('chmod 000 x/trials/t0000/a0; echo "{\\"value\\": 1}" # $1\n')
     (tmp_path / "conf/space").mkdir(parents=True)
     (tmp_path / "conf/space/mine.yaml").write_text("x: {type: float, low: 0, high: 1}\n")
     command = "hpo-cluster run campaign=x campaigns_dir=. objective=command 'objective.command=\"bash job.sh {x}\"'"
-    quick = "space=mine optimizer=random budget=2 workers=1 retries=0 poll_s=0.1 grace_s=0.5"
-    ended = shell(f"{ORDINARY}{command} {quick}", tmp_path)
-    try:
-        assert campaign_status(tmp_path / "x")["counts"] == {"completed": 1, "failed": 1}, ended.stdout
-        for look in ("why x 0", "tail x 0"):
-            looked = shell(f"{ORDINARY}hpo-cluster {look}", tmp_path)
-            assert looked.returncode == 0, looked.stderr
-    finally:
-        (tmp_path / "x/trials/t0000/a0").chmod(0o700)
+    quick = "space=mine optimizer=random budget=2 workers=1 retries=0 poll_s=0.1"
+    line, folder = f"{ORDINARY}{command} {quick}".replace("hpo-cluster", COMMAND), tmp_path / "x/trials/t0000/a0"
+    with subprocess.Popen(["bash", "-c", line], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL) as driver:
+        wait(lambda: folder.exists() and folder.stat().st_mode & 0o777 == 0, 60)
+        time.sleep(2)  # the result is there by now, and cannot be published
+        looked = shell(f"{ORDINARY}hpo-cluster why x 0", tmp_path)
+        folder.chmod(0o700)
+        assert driver.wait(60) == 0
+    assert looked.returncode == 0, looked.stderr
+    assert campaign_status(tmp_path / "x")["counts"] == {"completed": 2}
 
 
 @needs_setpriv
