@@ -164,7 +164,7 @@ class BO:
             "pending": len(batch.pending),
             "incumbent": data.incumbent,
         }
-        # models of several outcomes that have seen next to nothing send all that is in flight to corners of the space
+        # models of several outcomes that know a few values only mislead all that is in flight: see the measurements
         too_few = bool(data.objectives) and sum(row.state.ended for row in data) < self.settings.initial
         for trial in batch.trials:
             found: Found | None
