@@ -103,8 +103,10 @@ def test_a_view_ends_when_nothing_more_will_change(tmp_path: Path) -> None:
 
 def test_ten_thousand_trials_are_no_burden(tmp_path: Path) -> None:
     watched = WatchedCampaign(campaign(tmp_path / "long", 10_000, 200, 20))
+    began = time.process_time()
     watched.look()
+    first = time.process_time() - began
     began = time.process_time()
     for _ in range(10):
         assert len(frame(watched.look(), 80, 24)) == 24
-    assert (time.process_time() - began) / 10 < 0.1
+    assert (time.process_time() - began) / 10 < first / 3  # what has not changed is not read again
