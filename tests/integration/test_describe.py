@@ -44,6 +44,7 @@ def test_a_campaign_of_real_jobs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["run", "objective=synthetic", "optimizer=lhs", "campaign=c", "poll_s=0.05", "workers=2", "retries=0"]
+    words += ["objective.duration_s=0.1"]  # seconds are told to a tenth: on a fast machine there would be none
     assert main([*words, "budget=3", "seed=7"]) == 0
     assert main(["resume", "campaigns/c", "budget=4"]) == 0
     capsys.readouterr()
