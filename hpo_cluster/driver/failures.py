@@ -17,8 +17,9 @@ from typing import Any, Literal, TypeAlias
 from pydantic import Field
 
 from hpo_cluster.job import EndReason, JobStatus
+from hpo_cluster.objectives.error_kinds import STORAGE_WORDS
 from hpo_cluster.record.attempt_files import checkpoint_step, document_of, log_tail, result_faults, sound_fields
-from hpo_cluster.record.clock import seconds_since
+from hpo_cluster.record.clock import seconds_from
 from hpo_cluster.record.files import is_there, read_json, redact
 from hpo_cluster.record.layout import AttemptLayout
 from hpo_cluster.record.trial_record import TrialRecord
@@ -101,10 +102,7 @@ KINDS_OF_WORDS: tuple[tuple[re.Pattern[str], ErrorKind], ...] = (
     (re.compile(r"DUE TO TIME LIMIT", re.I), ErrorKind.WALLTIME),
     (re.compile(r"DUE TO PREEMPTION", re.I), ErrorKind.PREEMPTED),
     (re.compile(r"Node failure|DUE TO NODE FAILURE|Communication connection failure", re.I), ErrorKind.NODE),
-    (
-        re.compile(r"failed: disk:|No space left on device|Disk quota exceeded|Stale file handle", re.I),
-        ErrorKind.DISK,
-    ),
+    (re.compile(rf"failed: disk:|{STORAGE_WORDS}", re.I), ErrorKind.DISK),
 )
 
 
@@ -132,7 +130,7 @@ def awaits_reason(failure: Failure) -> bool:
     ended_at = failure.seen.get("ended_at")
     if failure.kind != ErrorKind.INTERRUPTED or not isinstance(ended_at, str):
         return False
-    return abs(seconds_since(ended_at)) < REASON_WITHIN_S  # not for hours, if a clock was set back
+    return seconds_from(ended_at) < REASON_WITHIN_S
 
 
 def explained(failure: Failure, status: JobStatus) -> Failure:
@@ -271,7 +269,7 @@ def rests_s(trial: TrialRecord, retry_wait_s: float) -> float:
     if not lost or not trial.attempts[-1].ended_at:
         return 0.0
     wait_s = min(retry_wait_s * 2 ** (lost - 1), LONGEST_REST_S)
-    return float(wait_s - abs(seconds_since(trial.attempts[-1].ended_at)))  # not for hours, if the clock was set back
+    return float(wait_s - seconds_from(trial.attempts[-1].ended_at))
 
 
 #: Numbers, with the characters attached to them, which differ between two messages of the same error.

@@ -59,9 +59,10 @@ def call_function(fn: Function, needed: Sequence[str], parameters: Configuration
         result = read_output(output if isinstance(output, Mapping) else {needed[0]: output}, *needed)
         return Answer({**result, GPU_SECONDS: round(time.monotonic() - began, 6)})
     except Exception as error:
+        message = str(error) or type(error).__name__
         # of a result that cannot be read the traceback shows no line of the function
-        trace = "" if returned and isinstance(error, AttemptError) else traceback.format_exc()
-        return Answer(None, str(classify(error)), str(error) or type(error).__name__, trace)
+        trace = message if returned and isinstance(error, AttemptError) else traceback.format_exc()
+        return Answer(None, str(classify(error)), message, trace)
 
 
 class Alone:

@@ -364,12 +364,12 @@ class _Journal(MemoryJournal):
             return
         if self._raises:
             parameters = self.record.trials[number].parameters
-            raise HpoClusterError(f"trial {number} failed at {dict(parameters)}:\n{answer.trace or answer.message}")
+            raise HpoClusterError(f"trial {number} failed at {dict(parameters)}:\n{answer.trace}")
         completed = self.record.counts[State.COMPLETED] > 0
         state = self._policy.verdict([answer.kind], 0, others_completed=completed) or State.FAILED
         error = {"kind": answer.kind, "message": answer.message}
         self.append("ended", trial=number, attempt=0, state=state, error=error)
-        self.first_trace = self.first_trace or answer.trace or answer.message
+        self.first_trace = self.first_trace or answer.trace
         log.warning("trial=%d state=%s error=%s: %s", number, state, answer.kind, answer.message)
 
 

@@ -21,7 +21,7 @@ from hpo_cluster.errors import SubmissionError
 from hpo_cluster.job import EndReason, JobRef, JobState, JobStatus
 from hpo_cluster.launchers.base import LauncherSettings, Submission, make_ref, warning_s
 from hpo_cluster.launchers.commands import Backoff, CommandError
-from hpo_cluster.record.clock import seconds_since
+from hpo_cluster.record.clock import seconds_from
 
 #: Seconds after its submission in which a job that was never listed counts as pending.
 FRESH_S = 15.0
@@ -162,7 +162,7 @@ def _best(jobs: Iterable[Listed], job_id: str) -> Listed | None:
 def _is_fresh(ref: JobRef) -> bool:
     """Return whether a job was submitted just now, allowing for clocks that differ a little."""
     try:
-        return abs(seconds_since(ref.submitted_at)) < FRESH_S
+        return seconds_from(ref.submitted_at) < FRESH_S
     except (ValueError, TypeError):
         return False
 

@@ -9,10 +9,12 @@ from hpo_cluster.errors import AttemptError
 from hpo_cluster.record.files import STORAGE
 from hpo_cluster.trial import ErrorKind
 
+#: What the system says of a storage that takes nothing more.
+STORAGE_WORDS = r"No space left on device|Disk quota exceeded|Stale file handle"
 #: Messages of torch, safetensors and programs started by the job if they cannot write.
 DISK_WORDS = re.compile(
-    r"No space left on device|Disk quota exceeded|Stale file handle"
-    r"|PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos"  # torch.save on a full disk
+    STORAGE_WORDS
+    + r"|PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos"  # torch.save on a full disk
 )
 
 

@@ -268,19 +268,19 @@ BY_SETTING: Mapping[tuple[str, str, str], tuple[str, ...]] = {
     ("optuna", "sampler", "nsga2"): ("deb2002nsga2",),
 }
 
-#: Most objectives whose hypervolume `bo` improves; it weights more of them at random.
+#: Most objectives whose hypervolume `bo` improves (its `WEIGHTED`); it weights more of them at random.
 MOST_BY_VOLUME = 4
 #: Optimizers that weight what they maximise by the priors of the space.
 WITH_PRIORS = ("bo", "mosaic")
 
 
-def citations_of(optimizer: Mapping[str, Any], *, has_prior: bool = False, objectives: int = 1) -> list[str]:
+def citations_of(optimizer: Mapping[str, Any], *, has_prior: bool = False, objectives: int = 0) -> list[str]:
     """Return the keys of what to cite for an optimizer.
 
     Args:
         optimizer: its name and its settings, as a campaign's identity has them.
         has_prior: whether the space has priors.
-        objectives: number of metrics that are optimised.
+        objectives: number of metrics that are optimised together, if they are several.
     """
     name = str(optimizer.get("name"))
     keys = list(CITATIONS.get(name, ()))

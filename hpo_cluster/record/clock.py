@@ -76,6 +76,14 @@ def seconds_since(at: str) -> float:
     return (now() - moment(at)).total_seconds()
 
 
+def seconds_from(at: str) -> float:
+    """Return how many seconds lie between `at` (ISO 8601) and now, which comes before it if a clock was set back.
+
+    For a wait that ends some time after `at`, and must not last as long as the clock was set back.
+    """
+    return abs(seconds_since(at))
+
+
 def is_time(value: object) -> bool:
     """Return whether a value is a time in ISO 8601 with an offset from UTC, the format of our files."""
     try:

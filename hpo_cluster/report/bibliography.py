@@ -60,7 +60,7 @@ def references(identity: Mapping[str, Any], *, has_prior: bool) -> dict[str, lis
     return {
         "project": ["hpo_cluster", *(["davouse2025ola"] if kind == "lora" else [])],  # the study that it began with
         "optimizer": citations_of(
-            identity["optimizer"], has_prior=has_prior, objectives=len(identity["objective"].get("metrics") or [1])
+            identity["optimizer"], has_prior=has_prior, objectives=len(identity["objective"].get("metrics") or ())
         ),
         "objective": list(OBJECTIVES.get(kind, ())),
     }

@@ -239,12 +239,11 @@ class Composition:
             for value in values:
                 if problem := self._problem([*lines, _line(value)]):
                     wrong.append(value)
+                    what = f"cannot be applied: {problem}" + (f"; {LITERAL}" if "${" in text_of(value) else "")
                     if problem == LIST_AND_MAPPING:
-                        kind = "mapping, like {NAME: VALUE}" if isinstance(value.value(), list) else "list, like [A, B]"
-                        self.faults.append(f"{text_of(value)}: must be a {kind}")
-                        continue
-                    hint = f"; {LITERAL}" if "${" in text_of(value) else ""
-                    self.faults.append(f"{text_of(value)}: cannot be applied: {problem}{hint}")
+                        given_list = isinstance(value.value(), list)
+                        what = "must be a " + ("mapping, like {NAME: VALUE}" if given_list else "list, like [A, B]")
+                    self.faults.append(f"{text_of(value)}: {what}")
             if wrong and not self._problem(lines):
                 return self.apply(lines, [value for value in values if value not in wrong])
             what = (

@@ -113,9 +113,9 @@ def feasibility(process: Process) -> Acquisition:
 
 
 def feasibility_penalty(feasible: Acquisition, power: float = CAUTION) -> Acquisition:
-    """Return what lowers an acquisition function that is no logarithm where feasibility is less likely than not.
+    """Return a penalty, to be added to acquisition functions that are not logarithms.
 
-    It is the logarithm of the probability minus that of one half, and 0 where the probability is above one half.
+    It is the logarithm of the probability of feasibility minus that of one half, and 0 where that would be positive.
 
     Args:
         feasible: logarithm of the probability of feasibility, times `power`.

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from hpo_cluster.optimizers.citations import BY_SETTING, CITATIONS, ENTRIES, citations_of
+from hpo_cluster.optimizers.bayesian.bo import WEIGHTED
+from hpo_cluster.optimizers.citations import BY_SETTING, CITATIONS, ENTRIES, MOST_BY_VOLUME, citations_of
 from hpo_cluster.optimizers.registry import OPTIMIZERS
 from hpo_cluster.report.bibliography import OWN
 
@@ -43,6 +44,10 @@ def test_an_entry_is_well_formed(key: str) -> None:
     assert fields >= {"author", "title", "year", *FIELDS[kind]}
     assert re.search(r"year += \{(19|20)\d\d\}", entry)
     assert entry.isascii()
+
+
+def test_what_several_objectives_cite_changes_where_bo_does() -> None:
+    assert MOST_BY_VOLUME == WEIGHTED
 
 
 def test_settings_and_priors_add_what_they_use() -> None:
